@@ -1,0 +1,236 @@
+"""Multi-head attention from packed q, k, v (Vaswani et al., 1706.03762, section 3.2), one head at a time within a thread's cache.
+
+    l = scale·q·kᵀ + bias,   p = softmax(l) over keys,   y = p·v
+
+Backward recomputes p = exp(l - lse) from the saved log-sum-exp of each row. With dp = dy·vᵀ (+ what arrives at p itself):
+
+    dv = pᵀ·dy,   dl = p·(dp - Σ p·dp) (+ what arrives at l itself),   dbias = dl,   dq = scale·dl·k,   dk = scale·dlᵀ·q
+
+Letters: B batch, N tokens, H heads, D head size. qkv is (B, N, 3, H, D), in timm's order; bias is (B, H, N, N) or has 1 for B or H.
+"""
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from .cpu import kernel, routine, threads
+from .cpu.math import exp
+from .cpu.product import item_bytes, plain_product, product_entry, scratch_bytes, view
+from .device import empty, like
+from .op import Cost, Implementation, Op, launch
+from .shaping import reduce_sum
+
+
+# -------------------------------------------------------------------------------------------------------------------- reference
+def _heads(qkv):
+    return qkv.transpose(2, 0, 3, 1, 4)                 # (3, B, H, N, D)
+
+
+def _logits(qkv, bias, scale):
+    q, k, _ = _heads(qkv)
+    logits = scale * (q @ k.swapaxes(-1, -2))           # (B, H, N, N)
+    return logits if bias is None else logits + bias
+
+
+def forward_reference(y, logits, probabilities, lse, qkv, bias, scale, keep_logits, keep_probabilities):
+    values = _logits(qkv, bias, scale)
+    highest = values.max(-1, keepdims=True)
+    powers = np.exp(values - highest)
+    sums = powers.sum(-1, keepdims=True)
+    lse[...] = (highest + np.log(sums))[..., 0]
+    y[...] = ((powers / sums) @ _heads(qkv)[2]).transpose(0, 2, 1, 3)
+    if keep_logits:
+        logits[...] = values
+    if keep_probabilities:
+        probabilities[...] = powers / sums
+
+
+def backward_reference(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale, keep_logits, keep_probabilities):
+    q, k, v = _heads(qkv)
+    p = np.exp(_logits(qkv, bias, scale) - lse[..., None])              # (B, H, N, N)
+    dy = np.zeros_like(q) if dy is None else dy.transpose(0, 2, 1, 3)   # (B, H, N, D)
+    dp = dy @ v.swapaxes(-1, -2)
+    if dprobabilities is not None:
+        dp = dp + dprobabilities
+    dl = p * (dp - (p * dp).sum(-1, keepdims=True))
+    if dlogits is not None:
+        dl = dl + dlogits
+    if dbias is not None:
+        axes = tuple(a for a in (0, 1) if bias.shape[a] == 1)
+        dbias[...] = dl.sum(axes, keepdims=True)
+    if dqkv is not None:
+        d = _heads(dqkv)
+        d[0] = scale * (dl @ k)
+        d[1] = scale * (dl.swapaxes(-1, -2) @ q)
+        d[2] = p.swapaxes(-1, -2) @ dy
+
+
+# -------------------------------------------------------------------------------------------------------------------------- CPU
+@routine
+def _scale_and_bias(scores, N, bias, start, scale, biased):
+    """scores = scale·scores + bias[start:]; both (N, N) in order."""
+    for j in range(N * N):
+        scores[j] *= scale
+    if biased:
+        for j in range(N * N):
+            scores[j] += bias[start + j]
+
+
+@kernel
+def _forward(band, bands, entry, y, logits, probabilities, lse, qkv, bias, scratch, bias_batch, bias_head, scale, keep_logits, keep_probabilities):
+    B, N, _, H, D = qkv.shape
+    zero = qkv.dtype.type(0)
+    item = item_bytes(zero)
+    row = 3 * H * D
+    room = scratch.ctypes.data + band * scratch.shape[1]
+    address = room + scratch.shape[1] - N * N * item
+    scores = view(zero, address)
+    for head in range(B * H * band // bands, B * H * (band + 1) // bands):
+        b, h = head // H, head % H
+        q = qkv.ctypes.data + (b * N * row + h * D) * item
+        k, v = q + H * D * item, q + 2 * H * D * item
+        plain_product(entry, room, N, N, D, q, row, 1, k, 1, row, address, N)
+        _scale_and_bias(scores, N, bias, b * bias_batch + h * bias_head, type(zero)(scale), bias_batch + bias_head >= 0)
+        if keep_logits:
+            for j in range(N * N):
+                logits[head * N * N + j] = scores[j]
+        for i in range(N):
+            start = i * N
+            highest = scores[start]
+            for j in range(1, N):
+                highest = max(highest, scores[start + j])
+            total = zero
+            for j in range(start, start + N):
+                scores[j] = exp(scores[j] - highest)
+                total += scores[j]
+            lse[head * N + i] = highest + np.log(total)
+            inverse = type(zero)(1) / total
+            for j in range(start, start + N):
+                scores[j] *= inverse
+        if keep_probabilities:
+            for j in range(N * N):
+                probabilities[head * N * N + j] = scores[j]
+        out = y.ctypes.data + (b * N * H * D + h * D) * item
+        plain_product(entry, room, N, D, N, address, N, 1, v, row, 1, out, H * D)
+
+
+@kernel
+def _backward(band, bands, entry, dqkv, dl, dy, dlogits, dprobabilities, qkv, bias, lse, scratch, bias_batch, bias_head, scale, write_dl,
+              add_logits, add_probabilities):
+    B, N, _, H, D = qkv.shape
+    zero = qkv.dtype.type(0)
+    item = item_bytes(zero)
+    row = 3 * H * D
+    room = scratch.ctypes.data + band * scratch.shape[1]
+    p_address = room + scratch.shape[1] - 2 * N * N * item
+    g_address = p_address + N * N * item
+    p, g = view(zero, p_address), view(zero, g_address)
+    for head in range(B * H * band // bands, B * H * (band + 1) // bands):
+        b, h = head // H, head % H
+        shift = (b * N * row + h * D) * item
+        q, dq = qkv.ctypes.data + shift, dqkv.ctypes.data + shift
+        k, v = q + H * D * item, q + 2 * H * D * item
+        dout = dy.ctypes.data + (b * N * H * D + h * D) * item
+        plain_product(entry, room, N, N, D, q, row, 1, k, 1, row, p_address, N)
+        _scale_and_bias(p, N, bias, b * bias_batch + h * bias_head, type(zero)(scale), bias_batch + bias_head >= 0)
+        for i in range(N):
+            for j in range(i * N, (i + 1) * N):
+                p[j] = exp(p[j] - lse[head * N + i])
+        plain_product(entry, room, N, D, N, p_address, 1, N, dout, H * D, 1, dq + 2 * H * D * item, row)
+        plain_product(entry, room, N, N, D, dout, H * D, 1, v, 1, row, g_address, N)
+        if add_probabilities:
+            for j in range(N * N):
+                g[j] += dprobabilities[head * N * N + j]
+        for i in range(N):
+            total = zero
+            for j in range(i * N, (i + 1) * N):
+                total += p[j] * g[j]
+            for j in range(i * N, (i + 1) * N):
+                g[j] = p[j] * (g[j] - total)
+        if add_logits:
+            for j in range(N * N):
+                g[j] += dlogits[head * N * N + j]
+        if write_dl:
+            for j in range(N * N):
+                dl[head * N * N + j] = g[j]
+        for j in range(N * N):
+            g[j] *= type(zero)(scale)
+        plain_product(entry, room, N, D, N, g_address, N, 1, k, row, 1, dq, row)
+        plain_product(entry, room, N, D, N, g_address, 1, N, q, row, 1, dq + H * D * item, row)
+
+
+@kernel
+def _zero(band, bands, x):
+    for i in range(len(x) * band // bands, len(x) * (band + 1) // bands):
+        x[i] = 0
+
+
+def _scratch(qkv, squares):
+    """For each band: what `product` needs, then so many (N, N) matrices at the end."""
+    B, N, _, H, D = qkv.shape
+    needed = scratch_bytes(N, max(N, D), max(N, D)) + squares * N * N * qkv.itemsize
+    return empty((min(threads(), B * H), -(-needed // 64) * 64), np.uint8)
+
+
+def _bias_steps(bias, shape):
+    """Elements from one sample, and one head, of the bias to the next; -1 for both where there is none."""
+    if bias is None:
+        return -1, -1
+    B, N, _, H, _ = shape
+    return (0 if bias.shape[0] == 1 else bias.shape[1] * N * N), (0 if bias.shape[1] == 1 else N * N)
+
+
+def _flat(array, instead):
+    return (instead if array is None else array).reshape(-1)
+
+
+def forward_cpu(y, logits, probabilities, lse, qkv, bias, scale, keep_logits, keep_probabilities):
+    scratch = _scratch(qkv, 1)
+    launch(_forward, len(scratch), product_entry(qkv.dtype), y.reshape(-1), _flat(logits, y), _flat(probabilities, y), lse.reshape(-1), qkv, _flat(bias, y), scratch,
+           *_bias_steps(bias, qkv.shape), float(scale), keep_logits, keep_probabilities)
+
+
+def backward_cpu(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale, keep_logits, keep_probabilities):
+    B, N, _, H, D = qkv.shape
+    dqkv = like(qkv) if dqkv is None else dqkv
+    if dy is None:
+        dy = empty((B, N, H, D), qkv.dtype)
+        launch(_zero, threads(), dy.reshape(-1))
+    whole = bias is not None and bias.shape == (B, H, N, N)
+    dl = None if dbias is None else dbias if whole else empty((B, H, N, N), qkv.dtype)
+    scratch = _scratch(qkv, 2)
+    launch(_backward, len(scratch), product_entry(qkv.dtype), dqkv.reshape(-1), _flat(dl, dqkv), dy.reshape(-1), _flat(dlogits, dy), _flat(dprobabilities, dy),
+           qkv, _flat(bias, dy), lse.reshape(-1), scratch, *_bias_steps(bias, qkv.shape), float(scale), dl is not None,
+           dlogits is not None, dprobabilities is not None)
+    if dbias is not None and not whole:
+        reduce_sum.forward.cpu(dbias, dl, tuple(a for a in (0, 1) if bias.shape[a] == 1), True, 1.0)
+
+
+# ------------------------------------------------------------------------------------------------------------------------- spec
+def _outputs(qkv, bias, scale, keep_logits, keep_probabilities):
+    B, N, _, H, D = qkv
+    square = (B, H, N, N)
+    return {"y": (B, N, H, D), "logits": square if keep_logits else None, "probabilities": square if keep_probabilities else None,
+            "lse": (B, H, N)}
+
+
+def _cost(qkv, *_):
+    B, N, _, H, D = qkv
+    return Cost(forward=B * H * N * N * (4 * D + 5), backward=B * H * N * N * (10 * D + 8))
+
+
+attention = Op(
+    "attention",
+    shapes={"qkv": "B N 3 H D", "bias": "B H N N"},
+    constants={"scale": 0.5, "keep_logits": False, "keep_probabilities": False},
+    outputs=_outputs,
+    forward=Implementation(forward_reference, forward_cpu),
+    backward=Implementation(backward_reference, backward_cpu),
+    results=("y", "logits", "probabilities"),
+    saves=("qkv", "bias", "lse"),
+    cases=[dict(B=2, N=5, H=3, D=4), dict(B=2, N=7, H=2, D=5, bias="1 H N N", keep_logits=True, keep_probabilities=True),
+           dict(B=3, N=6, H=2, D=3, bias="B 1 N N", keep_logits=True), dict(B=2, N=17, H=3, D=16, bias=None, keep_probabilities=True),
+           dict(B=64, N=65, H=3, D=64, bias=None, scale=0.125)],
+    cost=_cost,
+)

@@ -1,0 +1,133 @@
+"""Training images from stored ones: geometry, mixing, normalisation and the move to channels first, in one pass.
+
+Every crop, flip and affine warp is an affine map from an output pixel (j, i) to the place (u, v) it is read from in the stored image,
+where pixel centres are the integers:
+
+    (u, v) = M · (j, i, 1),     S(image, M)[i, j] = Σ over the four pixels (q, p) around (u, v) of (1 - |u - q|)·(1 - |v - p|)·image[p, q]
+
+Pixels outside the image are 0 (black). An integer (u, v) reads one pixel with weight 1: such a map copies exactly. Two images then mix:
+
+    y[b] = (w·S(own) + (1 - w)·S(partner) - mean) / std,     w = 0 inside the sample's box, lam[b] elsewhere
+
+so that mixup (Zhang et al., 1710.09412) is an empty box, CutMix (Yun et al., 1905.04899) is lam = 1, and neither is both. Stored bytes
+count as 0..1. The partner of b is another sample of the batch, seen as that sample itself sees it (its image, its M); boxes are
+(top, left, bottom, right), the last two exclusive. Nothing here has a gradient.
+
+Letters: n stored images, B batch, H, W height and width, C channels.
+"""
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from .cpu import kernel, routine, threads
+from .op import Cost, Implementation, Op, launch
+
+
+def unit(images: np.ndarray) -> float:
+    """What one step of a stored value is worth on the scale 0..1."""
+    return 1 / 255 if images.dtype == np.uint8 else 1.0
+
+
+# ---------------------------------------------------------------------------------------------------------------- reference
+def sample_reference(image, matrix):
+    """S(image, M) of one image (H, W, C)."""
+    H, W, C = image.shape
+    padded = np.zeros((H + 2, W + 2, C), matrix.dtype)  # a black frame stands for everything outside
+    padded[1:-1, 1:-1] = image
+    i, j = np.mgrid[:H, :W]
+    u, v = np.einsum("rk,khw->rhw", matrix, np.stack([j, i, np.ones_like(i)]).astype(matrix.dtype))
+    u, v = np.clip(u, -1, W), np.clip(v, -1, H)
+    q, p = np.floor(u).astype(int), np.floor(v).astype(int)
+    total = np.zeros_like(padded[1:-1, 1:-1])           # (H, W, C)
+    for dp in (0, 1):
+        for dq in (0, 1):
+            weight = (1 - abs(u - q - dq)) * (1 - abs(v - p - dp))          # (H, W)
+            total += weight[..., None] * padded[np.minimum(p + dp, H) + 1, np.minimum(q + dq, W) + 1]
+    return total
+
+
+def forward_reference(y, images, index, partner, matrices, lam, boxes, mean, std):
+    B, _, H, W = y.shape
+    own = np.stack([sample_reference(images[k], m) for k, m in zip(index, matrices)]) * y.dtype.type(unit(images))    # (B, H, W, C)
+    weight = np.broadcast_to(lam[:, None, None], (B, H, W)).copy()
+    for b, (top, left, bottom, right) in enumerate(boxes):
+        weight[b, top:bottom, left:right] = 0
+    mixed = weight[..., None] * own + (1 - weight[..., None]) * own[partner]
+    y[...] = ((mixed - mean) / std).transpose(0, 3, 1, 2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- CPU
+@routine
+def _axis(place, size):
+    """The two pixels around a place on an axis, and their weights: 0 outside the image."""
+    zero = place * 0
+    if not -1 < place < size:                           # also NaN
+        return 0, 0, zero, zero
+    below = int(np.floor(place))
+    part = place - np.floor(place)
+    return max(below, 0), min(below + 1, size - 1), (1 - part if below >= 0 else zero), (part if below + 1 < size else zero)
+
+
+@kernel
+def _forward(band, bands, y, images, index, partner, matrices, lam, boxes, mean, std, unit):
+    B, C, H, W = y.shape
+    number = y.dtype.type
+    for row in range(band * B * H // bands, (band + 1) * B * H // bands):
+        b, i = row // H, row % H
+        banded = boxes[b, 0] <= i < boxes[b, 2]
+        for j in range(W):
+            for c in range(C):
+                y[b, c, i, j] = 0
+            inside = banded and boxes[b, 1] <= j < boxes[b, 3]
+            weight = number(0) if inside else lam[b]
+            for turn in range(2):
+                s = partner[b] if turn else b
+                share = number(1) - weight if turn else weight
+                if share != 0:
+                    m, k = matrices[s], index[s]
+                    left, right, w_left, w_right = _axis(m[0, 0] * number(j) + m[0, 1] * number(i) + m[0, 2], W)
+                    top, bottom, w_top, w_bottom = _axis(m[1, 0] * number(j) + m[1, 1] * number(i) + m[1, 2], H)
+                    for c in range(C):
+                        above = w_left * images[k, top, left, c] + w_right * images[k, top, right, c]
+                        below = w_left * images[k, bottom, left, c] + w_right * images[k, bottom, right, c]
+                        y[b, c, i, j] += share * (w_top * above + w_bottom * below)
+            for c in range(C):
+                y[b, c, i, j] = (y[b, c, i, j] * number(unit) - mean[c]) / std[c]
+
+
+def forward_cpu(y, images, index, partner, matrices, lam, boxes, mean, std):
+    launch(_forward, threads(), y, images, index, partner, matrices, lam, boxes, mean, std, unit(images))
+
+
+# --------------------------------------------------------------------------------------------------------------------- spec
+def _matrices(rng, shape, sizes):
+    return np.eye(2, 3) + rng.normal(0, (0.1, 0.1, 1), shape)
+
+
+def _boxes(rng, shape, sizes):
+    corners = np.sort(rng.integers(0, (sizes["H"] + 1, sizes["W"] + 1), (shape[0], 2, 2)), axis=1)      # (B, 2, 2)
+    return corners.reshape(shape)
+
+
+augment = Op(
+    "augment",
+    shapes={"images": "n H W C", "index": "B", "partner": "B", "matrices": "B 2 3", "lam": "B", "boxes": "B 4", "mean": "C", "std": "C"},
+    outputs=lambda images, index, partner, matrices, lam, boxes, mean, std: {"y": (*index, images[3], images[1], images[2])},
+    forward=Implementation(forward_reference, forward_cpu),
+    results=(),
+    gradients=(),
+    cases=[dict(n=5, B=3, H=8, W=8, C=1), dict(n=300, B=64, H=32, W=32, C=3)],
+    values={
+        "images": lambda rng, shape, sizes: rng.integers(0, 256, shape, np.uint8),
+        "index": lambda rng, shape, sizes: rng.integers(0, sizes["n"], shape),
+        "partner": lambda rng, shape, sizes: rng.integers(0, sizes["B"], shape),
+        "matrices": _matrices,
+        "lam": lambda rng, shape, sizes: rng.uniform(0, 1, shape),
+        "boxes": _boxes,
+        "mean": lambda rng, shape, sizes: rng.uniform(0.3, 0.7, shape),
+        "std": lambda rng, shape, sizes: rng.uniform(0.1, 0.4, shape),
+    },
+    cost=lambda images, index, *_: Cost(forward=20 * index[0] * prod(images[1:])),
+)

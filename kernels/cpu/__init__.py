@@ -1,0 +1,204 @@
+"""How a CPU kernel is compiled, cached and run.
+
+    @kernel
+    def _scale(band, bands, y, x, factor):              # one of `bands` equal parts of the work, all independent
+        for i in range(band * len(x) // bands, (band + 1) * len(x) // bands):
+            y[i] = x[i] * factor
+
+    launch(_scale, bands, y, x, 2.0)                    # op.launch: the bands are shared among the threads, as a CUDA grid is
+
+Every kernel is compiled to the one C signature `void(int64 band, int64 *table)`; the table holds the number of bands, then address and shape of every array
+and the value of every number. So one small parallel loop, `run`, drives all kernels, a recorded step is an array of such calls that
+`replay` executes without Python, and a kernel costs a third of the compile time of its own `prange`.
+
+Kernels are compiled for the argument types they first meet, and cached in the user's cache folder, in a folder named by a hash of all
+kernel sources: Numba notices an edited function, but not an edited callee in another file.
+"""
+from __future__ import annotations
+
+import hashlib
+import types as python_types
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import get_num_threads, njit, prange, types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+from numba.np import arrayobj
+
+from ..paths import cache_folder
+
+# Reassociation lets sums vectorise. Not nnan or ninf: a NaN must stay visible.
+OPTIONS: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
+I64 = ir.IntType(64)
+
+
+@cache
+def kernel_cache() -> Path:
+    """The folder of the compiled kernels of exactly these sources."""
+    folder = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return cache_folder() / "kernels" / digest.hexdigest()[:16]
+
+
+def _cached(compile: Callable, function: Callable) -> Any:
+    """`compile(function)` with Numba's cache in our folder, and nobody else's functions there."""
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(kernel_cache())        # Numba reads it while it decorates
+    try:
+        return compile(function)
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+def routine(function: Callable) -> Callable:
+    """A function that kernels call inside their bands. Its body becomes part of theirs, which compiles fastest."""
+    return njit(inline="always", **OPTIONS)(function)
+
+
+# ------------------------------------------------------------------------------------------------------- the table of arguments
+class Arguments(types.Type):
+    """The address of a table that holds arguments of these Numba types."""
+
+    def __init__(self, members: tuple[types.Type, ...]) -> None:
+        self.members = members
+        super().__init__(name=f"Arguments({', '.join(map(str, members))})")
+
+
+@register_model(Arguments)
+class _ArgumentsModel(models.PrimitiveModel):
+    def __init__(self, manager, type_) -> None:
+        super().__init__(manager, type_, I64)
+
+
+@intrinsic
+def _arguments(typing_context, table):
+    """The tuple of arguments that a table describes: arrays without an owner, int64 and float64."""
+    def generate(context, builder, signature, values):
+        address = builder.inttoptr(values[0], I64.as_pointer())
+        place = 0
+
+        def following():
+            nonlocal place
+            place += 1
+            return builder.load(builder.gep(address, [ir.Constant(I64, place - 1)]))
+
+        members = []
+        for member in table.members:
+            if isinstance(member, types.Array):
+                data = builder.inttoptr(following(), context.get_data_type(member.dtype).as_pointer())
+                shape = [following() for _ in range(member.ndim)]
+                item = context.get_abi_sizeof(context.get_data_type(member.dtype))
+                strides = [ir.Constant(I64, item)]
+                for length in shape[:0:-1]:
+                    strides.insert(0, builder.mul(strides[0], length))
+                array = arrayobj.make_array(member)(context, builder)
+                arrayobj.populate_array(array, data=data, shape=cgutils.pack_array(builder, shape), itemsize=ir.Constant(I64, item),
+                                        strides=cgutils.pack_array(builder, strides), meminfo=None)
+                members.append(array._getvalue())
+            else:
+                members.append(builder.bitcast(following(), context.get_value_type(member)))
+        return context.make_tuple(builder, signature.return_type, members)
+
+    return types.Tuple(table.members)(table), generate
+
+
+def _entry(band, table):
+    body(band, *_arguments(table))                      # noqa: F821  `body` is put into the copy's globals by Kernel.compile
+
+
+def _member(value: Any) -> types.Type:
+    if isinstance(value, np.ndarray):
+        return types.Array(numba.from_dtype(value.dtype), value.ndim, "C")
+    return types.float64 if isinstance(value, float) else types.int64
+
+
+class Kernel:
+    """A compiled-when-needed kernel; its function's first arguments are `band, bands`."""
+
+    def __init__(self, function: Callable) -> None:
+        self.function = function
+        self.__name__, self.__doc__ = function.__name__, function.__doc__
+        self.body = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function)
+        self.entries: dict[tuple, Any] = {}             # argument types -> the compiled C function
+
+    def prepare(self, bands: int, arguments: Sequence[Any]) -> tuple[int, np.ndarray]:
+        """The address of the compiled entry for these arguments, and their table."""
+        key = tuple((a.dtype.char, a.ndim) if isinstance(a, np.ndarray) else isinstance(a, float) for a in arguments)
+        entry = self.entries.get(key)
+        if entry is None:
+            entry = self.entries[key] = self.compile(tuple(map(_member, arguments)))
+        table: list[int] = [bands]
+        for a in arguments:
+            if isinstance(a, np.ndarray):
+                if not a.flags.c_contiguous:
+                    raise ValueError(f"{self.__name__} wants C-contiguous arrays, not strides {a.strides} of shape {a.shape}")
+                table += a.__array_interface__["data"][0], *a.shape
+            else:
+                table.append(int(np.float64(a).view(np.int64)) if isinstance(a, float) else int(a))
+        return entry.address, np.array(table, np.int64)
+
+    def compile(self, members: tuple[types.Type, ...]) -> Any:
+        # Numba files a compiled function under its file, name and line: lend the shared entry those of this kernel.
+        own = self.function.__code__
+        code = _entry.__code__.replace(co_filename=own.co_filename, co_name=own.co_name, co_firstlineno=own.co_firstlineno)
+        entry = python_types.FunctionType(code, globals() | {"body": self.body}, own.co_name)
+        entry.__module__ = self.function.__module__
+        entry.__qualname__ = self.function.__qualname__
+        signature = types.void(types.int64, Arguments((types.int64, *members)))
+        return _cached(numba.cfunc(signature, cache=True, **OPTIONS), entry)
+
+    def __repr__(self) -> str:
+        return f"<kernel {self.function.__module__}.{self.__name__}>"
+
+
+def kernel(function: Callable) -> Kernel:
+    """Decorator: see the head of this file."""
+    return Kernel(function)
+
+
+# ------------------------------------------------------------------------------------------------------------------------- running
+@intrinsic
+def call(typing_context, address, band, table):
+    """Run one band of a compiled kernel."""
+    def generate(context, builder, signature, values):
+        function = builder.inttoptr(values[0], ir.FunctionType(ir.VoidType(), [I64, I64]).as_pointer())
+        builder.call(function, values[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+def _run(address, bands, table):
+    if bands == 1:
+        call(address, 0, table)
+    else:
+        for band in prange(bands):
+            call(address, band, table)
+
+
+def _replay(addresses, bands, tables):
+    for i in range(len(addresses)):
+        run_bands(addresses[i], bands[i], tables[i])
+
+
+run_bands = _cached(njit("void(int64, int64, int64)", parallel=True, nogil=True, cache=True), _run)
+replay = _cached(njit("void(int64[::1], int64[::1], int64[::1])", nogil=True, cache=True), _replay)
+
+
+def run(kernel: Kernel, bands: int, arguments: Sequence[Any]) -> None:
+    """Run all bands of a kernel."""
+    address, table = kernel.prepare(bands, arguments)
+    run_bands(address, bands, table.__array_interface__["data"][0])
+
+
+def threads() -> int:
+    """How many threads share a kernel's bands."""
+    return get_num_threads()

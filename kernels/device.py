@@ -1,0 +1,94 @@
+"""The only file that knows where arrays live: their allocation, and the recording of a step."""
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ALIGNMENT = 64                                          # bytes: a cache line, and the widest vector
+
+
+class View(NamedTuple):
+    """A part of a buffer that was allocated during the recording, by the buffer's serial number."""
+
+    serial: int
+    offset: int                                         # bytes
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: Any
+
+
+class Recording:
+    """The kernel calls of one step, in order, and the buffers they use.
+
+    Holds no reference to a buffer of the step, so that recording needs no more memory than running.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, int, tuple]] = []   # (kernel, bands, arguments)
+        self.sizes: list[int] = []                      # bytes of each buffer, by serial number
+        self.kept: set[int] = set()                     # buffers that are read after the step
+        self._alive: dict[int, tuple[weakref.ref, int, int]] = {}       # id of a root -> (root, serial number, address)
+
+    def register(self, root: np.ndarray, array: np.ndarray) -> None:
+        self._alive[id(root)] = weakref.ref(root), len(self.sizes), array.ctypes.data
+        self.sizes.append(array.nbytes)
+
+    def describe(self, value: Any) -> Any:
+        """A View where `value` lies in a buffer of this step, `value` itself where it is anything else."""
+        if not isinstance(value, np.ndarray):
+            return value
+        root = value
+        while isinstance(root.base, np.ndarray):
+            root = root.base
+        reference, serial, address = self._alive.get(id(root), (None, 0, 0))
+        if reference is None or reference() is not root:
+            return value
+        return View(serial, value.ctypes.data - address, value.shape, value.strides, value.dtype)
+
+    def add(self, kernel: Any, bands: int, arguments: tuple) -> None:
+        self.calls.append((kernel, bands, tuple(map(self.describe, arguments))))
+
+    def keep(self, array: np.ndarray) -> Any:
+        """Mark the buffer of `array` as read after the step; returns its description."""
+        view = self.describe(array)
+        if isinstance(view, View):
+            self.kept.add(view.serial)
+        return view
+
+
+recording: Recording | None = None                      # what launch() and empty() report to while a step is recorded
+
+
+@contextmanager
+def record() -> Iterator[Recording]:
+    """Everything launched and allocated inside is recorded."""
+    global recording
+    if recording is not None:
+        raise RuntimeError("a step is being recorded already")
+    recording = Recording()
+    try:
+        yield recording
+    finally:
+        recording = None
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An uninitialised C-contiguous array whose data starts on a cache line."""
+    dtype = np.dtype(dtype)
+    size = prod(shape) * dtype.itemsize
+    root = np.empty(size + ALIGNMENT, np.uint8)
+    start = -root.ctypes.data % ALIGNMENT
+    array = root[start:start + size].view(dtype).reshape(shape)
+    if recording is not None:
+        recording.register(root, array)
+    return array
+
+
+def like(array: np.ndarray) -> np.ndarray:
+    """An uninitialised array of the shape and dtype of `array`."""
+    return empty(array.shape, array.dtype)

@@ -1,0 +1,218 @@
+"""Matrix products: `gemm`, the one place that chooses how a product is computed, and the ops `matmul` and `linear`.
+
+    matmul:  y = a·b                        da = dy·bᵀ,  db = aᵀ·dy
+    linear:  y = residual + f(x·wᵀ + bias)  with p = x·wᵀ + bias and f the identity or GELU,
+             dp = dy·f'(p),  dx = dp·w,  dw = dpᵀ·x,  dbias = Σ dp,  dresidual = dy
+
+Letters: M rows of y, N columns, K the inner length, B batch, T tokens, C channels in, O channels out.
+"""
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from .cpu import kernel, threads
+from .cpu import product as tiles
+from .cpu.product import item_bytes, product
+from .device import empty, like
+from .op import Cost, Implementation, Op, launch
+from .pointwise import gelu
+
+TALL = 48                                               # rows below which a thread's share is cut by columns rather
+
+
+# ------------------------------------------------------------------------------------------------------------------ the product
+@kernel
+def _gemm(band, bands, entry, c, a, b, bias, pre, extra, scratch, batch, rows, columns, depth, a_batch, a_row, a_column, b_batch, b_row, b_column,
+          sum_batch, flags, column_bands):
+    zero = c.dtype.type(0)
+    item = item_bytes(zero)
+    row_bands = bands // column_bands
+    row_band, column_band = band // column_bands, band % column_bands
+    width = tiles.ROW_BYTES // item
+    panels = (columns + width - 1) // width
+    j = min(columns, panels * column_band // column_bands * width)
+    wide = min(columns, panels * (column_band + 1) // column_bands * width) - j
+    tall_tiles = (rows + tiles.ROWS - 1) // tiles.ROWS
+    number = tall_tiles if sum_batch else tall_tiles * batch
+    tile, stop = number * row_band // row_bands, number * (row_band + 1) // row_bands
+    room = scratch.ctypes.data + band * scratch.shape[1]
+    while tile < stop and wide > 0:
+        sample = tile // tall_tiles
+        last = min(stop, (sample + 1) * tall_tiles)
+        i = (tile - sample * tall_tiles) * tiles.ROWS
+        tall = min(rows, (last - sample * tall_tiles) * tiles.ROWS) - i
+        out = ((sample * rows + i) * columns + j) * item
+        shift = j * item if flags & tiles.BIAS_COLUMN else i * item
+        for part in range(batch if sum_batch else 1):
+            at = part if sum_batch else sample
+            product(entry, room, tall, wide, depth,
+                    a.ctypes.data + (at * a_batch + i * a_row) * item, a_row, a_column,
+                    b.ctypes.data + (at * b_batch + j * b_column) * item, b_row, b_column,
+                    c.ctypes.data + out, columns, part, flags, bias.ctypes.data + shift, pre.ctypes.data + out, extra.ctypes.data + out,
+                    columns)
+        tile = last
+
+
+def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, flags=0, bias=None, pre=None, extra=None):
+    """c = epilogue(a·b), or of the transposes. Each of a and b is a matrix or a batch of them, c likewise.
+
+    sum_batch: c is one matrix, the sum over the batch. flags and bias, pre, extra: the epilogue of `cpu/product.py`; pre and extra are
+    shaped as c.
+    """
+    rows, columns = c.shape[-2:]
+    depth = a.shape[-2] if transpose_a else a.shape[-1]
+    batch = max([len(m) for m in (a, b) if m.ndim == 3], default=1)
+    a_row, a_column = (1, rows) if transpose_a else (depth, 1)
+    b_row, b_column = (1, depth) if transpose_b else (columns, 1)
+    bands, column_bands = threads(), 1
+    while bands % (2 * column_bands) == 0 and rows * (1 if sum_batch else batch) * column_bands < TALL * bands:
+        column_bands *= 2
+    scratch = empty((bands, tiles.scratch_bytes(rows, columns, depth)), np.uint8)
+    bias, pre, extra = (c if m is None else m for m in (bias, pre, extra))
+    launch(_gemm, bands, tiles.product_entry(c.dtype), *(m.reshape(-1) for m in (c, a, b, bias, pre, extra)), scratch, batch, rows, columns, depth,
+           rows * depth if a.ndim == 3 else 0, a_row, a_column, depth * columns if b.ndim == 3 else 0, b_row, b_column,
+           sum_batch, flags, column_bands)
+
+
+@kernel
+def _column_sums(band, bands, out, x):
+    R, C = x.shape
+    first, last = C * band // bands, C * (band + 1) // bands
+    for j in range(first, last):
+        out[j] = 0
+    for i in range(R):
+        for j in range(first, last):
+            out[j] += x[i, j]
+
+
+def column_sums(out, x):
+    """out (C,) = the sums of x (..., C) over all rows."""
+    launch(_column_sums, threads(), out, x.reshape(-1, x.shape[-1]))
+
+
+# ----------------------------------------------------------------------------------------------------------------------- matmul
+def _swapped(x):
+    return x.swapaxes(-1, -2)
+
+
+def matmul_forward_reference(y, a, b):
+    y[...] = a @ b
+
+
+def matmul_backward_reference(da, db, dy, a, b):
+    if da is not None:
+        da[...] = dy @ _swapped(b)
+    if db is not None:
+        db[...] = _flat(a, b).T @ _flat(dy, b) if b.ndim == 2 else _swapped(a) @ dy
+
+
+def _flat(x, b):
+    """A batch of matrices as one matrix where b is one, as a plain batch otherwise."""
+    return x.reshape(-1, x.shape[-1]) if b.ndim == 2 else x.reshape(-1, *x.shape[-2:])
+
+
+def matmul_forward_cpu(y, a, b):
+    gemm(_flat(y, b), _flat(a, b), _flat(b, b))
+
+
+def matmul_backward_cpu(da, db, dy, a, b):
+    if da is not None:
+        gemm(_flat(da, b), _flat(dy, b), _flat(b, b), transpose_b=True)
+    if db is not None:
+        gemm(_flat(db, b), _flat(a, b), _flat(dy, b), transpose_a=True)
+
+
+def _matmul_outputs(a, b):
+    if len(a) < 2 or len(b) < 2 or a[-1] != b[-2] or (len(b) > 2 and a[:-2] != b[:-2]):
+        raise ValueError(f"matmul: (..., M, K) and (K, N) or (..., K, N) with equal leading lengths, not {a} and {b}")
+    return {"y": (*a[:-1], b[-1])}
+
+
+matmul = Op(
+    "matmul",
+    shapes={"a": "B M K", "b": "B K N"},
+    outputs=_matmul_outputs,
+    forward=Implementation(matmul_forward_reference, matmul_forward_cpu),
+    backward=Implementation(matmul_backward_reference, matmul_backward_cpu),
+    saves=("a", "b"),
+    cases=[dict(B=3, M=7, K=5, N=9), dict(B=2, M=130, K=300, N=40), dict(B=2, M=33, K=17, N=50, b="K N"), dict(B=4, M=197, K=64, N=197)],
+    cost=lambda a, b: Cost(forward=2 * prod(a) * b[-1], backward=4 * prod(a) * b[-1]),
+)
+
+
+# ----------------------------------------------------------------------------------------------------------------------- linear
+ACTIVATIONS = {"none": 0, "gelu": tiles.GELU, "gelu_tanh": tiles.GELU | tiles.TANH}
+APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
+
+
+def forward_reference(y, pre, x, weight, bias, residual, activation):
+    p = x @ weight.T if bias is None else x @ weight.T + bias           # (B, T, O)
+    y[...] = p
+    if activation != "none":
+        pre[...] = p
+        gelu.forward.reference(y, p, APPROXIMATE[activation])
+    if residual is not None:
+        y += residual
+
+
+def backward_reference(dx, dweight, dbias, dy, x, weight, pre, activation):
+    dp = dy                                             # (B, T, O)
+    if activation != "none":
+        dp = np.empty_like(dy)
+        gelu.backward.reference(dp, dy, pre, APPROXIMATE[activation])
+    rows = dp.reshape(-1, dp.shape[-1])                 # (B·T, O)
+    if dx is not None:
+        dx[...] = dp @ weight
+    if dweight is not None:
+        dweight[...] = rows.T @ x.reshape(-1, x.shape[-1])
+    if dbias is not None:
+        dbias[...] = rows.sum(0)
+
+
+def _rows(x):
+    return None if x is None else x.reshape(-1, x.shape[-1])
+
+
+def forward_cpu(y, pre, x, weight, bias, residual, activation):
+    flags = ACTIVATIONS[activation]
+    flags |= tiles.BIAS_COLUMN if bias is not None else 0
+    flags |= tiles.RESIDUAL if residual is not None else 0
+    gemm(_rows(y), _rows(x), weight, transpose_b=True, flags=flags, bias=bias, pre=_rows(pre), extra=_rows(residual))
+
+
+def backward_cpu(dx, dweight, dbias, dy, x, weight, pre, activation):
+    dp = dy
+    if activation != "none":
+        dp = like(dy)
+        gelu.backward.cpu(dp, dy, pre, APPROXIMATE[activation])
+    if dx is not None:
+        gemm(_rows(dx), _rows(dp), weight)
+    if dweight is not None:
+        gemm(dweight, _rows(dp), _rows(x), transpose_a=True)
+    if dbias is not None:
+        column_sums(dbias, dp)
+
+
+def _linear_outputs(x, weight, bias, residual, activation):
+    if x[-1] != weight[1]:
+        raise ValueError(f"linear: x has {x[-1]} channels, the weight of shape {weight} takes {weight[1]}")
+    y = (*x[:-1], weight[0])
+    return {"y": y, "pre": None if activation == "none" else y}
+
+
+linear = Op(
+    "linear",
+    shapes={"x": "B T C", "weight": "O C", "bias": "O", "residual": "B T O"},
+    constants={"activation": "none"},
+    outputs=_linear_outputs,
+    forward=Implementation(forward_reference, forward_cpu),
+    backward=Implementation(backward_reference, backward_cpu),
+    saves=("x", "weight", "pre"),
+    same={"residual": "dy"},
+    cases=[dict(B=2, T=5, C=7, O=3), dict(B=2, T=5, C=7, O=3, bias=None, residual=None), dict(B=3, T=37, C=40, O=50, activation="gelu"),
+           dict(B=2, T=9, C=33, O=19, activation="gelu_tanh", residual=None), dict(B=64, T=65, C=192, O=768, activation="gelu", residual=None),
+           dict(B=64, T=65, C=768, O=192)],
+    cost=lambda x, weight, bias, residual, activation: Cost(forward=2 * prod(x) * weight[0], backward=4 * prod(x) * weight[0]),
+)

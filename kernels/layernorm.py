@@ -1,0 +1,172 @@
+"""Layer normalisation over the last axis, alone and fused with the residual addition before it (Ba et al., 1607.06450).
+
+    m = mean(x),  r = 1 / sqrt(mean((x - m)²) + eps),  h = (x - m)·r,  y = h·w + b
+
+With g = dy·w, since h depends on x directly, through m and through r:
+
+    dx = r·(g - mean(g) - h·mean(g·h)),     dw = Σ dy·h,     db = Σ dy       (sums over rows)
+
+`layernorm` adds dx to the gradient that already runs to x, which is the skip connection's. `add_layernorm` computes s = x + branch and
+y = LN(s) in one pass; s carries a gradient ds of its own, so dx = dbranch = ds + the dx above.
+
+Letters: R rows, C channels.
+"""
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from .cpu import kernel, threads
+from .device import empty, like
+from .op import Cost, Implementation, Op, launch
+
+BLOCKS = 64                                             # parts of the sums over rows: fixed, so that no result depends on the threads
+
+
+# ---------------------------------------------------------------------------------------------------------------- reference
+def forward_reference(y, mean, rstd, x, w, b, eps):
+    mean[...] = x.mean(-1)
+    rstd[...] = 1 / np.sqrt(x.var(-1) + eps)
+    y[...] = (x - mean[..., None]) * rstd[..., None] * w + b
+
+
+def backward_reference(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
+    h = (x - mean[..., None]) * rstd[..., None]         # (..., C)
+    g = dy * w
+    rows = tuple(range(x.ndim - 1))
+    if dx is not None:
+        dx[...] = rstd[..., None] * (g - g.mean(-1, keepdims=True) - h * (g * h).mean(-1, keepdims=True))
+        if dx_sum is not None:
+            dx += dx_sum
+    if dw is not None:
+        dw[...] = (dy * h).sum(rows)
+    if db is not None:
+        db[...] = dy.sum(rows)
+
+
+def add_forward_reference(s, y, mean, rstd, x, branch, w, b, eps):
+    s[...] = x + branch
+    forward_reference(y, mean, rstd, s, w, b, eps)
+
+
+def add_backward_reference(dx, dw, db, ds, dy, s, w, mean, rstd, eps):
+    if dy is None:
+        dy = np.zeros_like(s)
+    backward_reference(dx, dw, db, dy, ds, s, w, mean, rstd, eps)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- CPU
+@kernel
+def _forward(band, bands, y, s, mean, rstd, x, branch, w, b, eps, add):
+    R, C = x.shape
+    number = x.dtype.type
+    for i in range(band * R // bands, (band + 1) * R // bands):
+        if add:
+            for j in range(C):
+                s[i, j] = x[i, j] + branch[i, j]
+        total = number(0)
+        for j in range(C):
+            total += s[i, j]
+        m = total / number(C)
+        squares = number(0)
+        for j in range(C):
+            squares += (s[i, j] - m) * (s[i, j] - m)
+        r = number(1) / np.sqrt(squares / number(C) + number(eps))
+        mean[i] = m
+        rstd[i] = r
+        for j in range(C):
+            y[i, j] = (s[i, j] - m) * r * w[j] + b[j]
+
+
+@kernel
+def _backward(band, bands, dx, partial, dy, dx_sum, x, w, mean, rstd, add):
+    R, C = x.shape
+    number = x.dtype.type
+    dw, db = partial[band, 0], partial[band, 1]         # this band's share
+    dw[:] = 0
+    db[:] = 0
+    for i in range(band * R // bands, (band + 1) * R // bands):
+        m, r = mean[i], rstd[i]
+        total = number(0)
+        product = number(0)
+        for j in range(C):
+            h = (x[i, j] - m) * r
+            g = dy[i, j] * w[j]
+            total += g
+            product += g * h
+            dw[j] += dy[i, j] * h
+            db[j] += dy[i, j]
+        total /= number(C)
+        product /= number(C)
+        for j in range(C):
+            dx[i, j] = r * (dy[i, j] * w[j] - total - (x[i, j] - m) * r * product)
+        if add:
+            for j in range(C):
+                dx[i, j] += dx_sum[i, j]
+
+
+@kernel
+def _sum_partial(band, bands, dw, db, partial):
+    dw[:] = 0
+    db[:] = 0
+    for part in range(partial.shape[0]):
+        for j in range(len(dw)):
+            dw[j] += partial[part, 0, j]
+            db[j] += partial[part, 1, j]
+
+
+def forward_cpu(y, mean, rstd, x, w, b, eps):
+    C = x.shape[-1]
+    rows = x.reshape(-1, C)                             # (R, C)
+    launch(_forward, threads(), y.reshape(-1, C), rows, mean.reshape(-1), rstd.reshape(-1), rows, rows, w, b, eps, False)
+
+
+def add_forward_cpu(s, y, mean, rstd, x, branch, w, b, eps):
+    C = x.shape[-1]
+    launch(_forward, threads(), y.reshape(-1, C), s.reshape(-1, C), mean.reshape(-1), rstd.reshape(-1), x.reshape(-1, C), branch.reshape(-1, C),
+           w, b, eps, True)
+
+
+def backward_cpu(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
+    C = x.shape[-1]
+    rows = x.reshape(-1, C)                             # (R, C)
+    dx, dw, db = (like(a) if d is None else d for d, a in ((dx, x), (dw, w), (db, w)))
+    partial = empty((max(1, min(BLOCKS, len(rows))), 2, C), x.dtype)
+    running = dy if dx_sum is None else dx_sum
+    launch(_backward, len(partial), dx.reshape(-1, C), partial, dy.reshape(-1, C), running.reshape(-1, C), rows, w,
+           mean.reshape(-1), rstd.reshape(-1), dx_sum is not None)
+    launch(_sum_partial, 1, dw, db, partial)
+
+
+def add_backward_cpu(dx, dw, db, ds, dy, s, w, mean, rstd, eps):
+    backward_cpu(dx, dw, db, dy, ds, s, w, mean, rstd, eps)
+
+
+# --------------------------------------------------------------------------------------------------------------------- spec
+layernorm = Op(
+    "layernorm",
+    shapes={"x": "B N C", "w": "C", "b": "C"},
+    constants={"eps": 1e-6},
+    outputs=lambda x, w, b, eps: {"y": x, "mean": x[:-1], "rstd": x[:-1]},
+    forward=Implementation(forward_reference, forward_cpu),
+    backward=Implementation(backward_reference, backward_cpu),
+    saves=("x", "w", "mean", "rstd"),
+    accumulates=("x",),
+    cases=[dict(B=2, N=5, C=8), dict(B=64, N=65, C=192)],
+    cost=lambda x, w, b, eps: Cost(forward=8 * prod(x), backward=14 * prod(x)),
+)
+
+add_layernorm = Op(
+    "add_layernorm",
+    shapes={"x": "B N C", "branch": "B N C", "w": "C", "b": "C"},
+    constants={"eps": 1e-6},
+    outputs=lambda x, branch, w, b, eps: {"s": x, "y": x, "mean": x[:-1], "rstd": x[:-1]},
+    forward=Implementation(add_forward_reference, add_forward_cpu),
+    backward=Implementation(add_backward_reference, add_backward_cpu),
+    results=("s", "y"),
+    saves=("s", "w", "mean", "rstd"),
+    same={"branch": "dx"},
+    cases=[dict(B=2, N=5, C=8), dict(B=64, N=65, C=192)],
+    cost=lambda x, branch, w, b, eps: Cost(forward=9 * prod(x), backward=15 * prod(x)),
+)

@@ -1,0 +1,174 @@
+"""The MLPs of a transformer and of a mixer, each one op (2105.01601, equation 1; 2010.11929, equation 3).
+
+    channel mixing:  h = x·w1ᵀ + b1,   y = residual + gelu(h)·w2ᵀ + b2            over the channels of each token
+    token mixing:    h = w1·x + b1,    y = residual + w2·gelu(h) + b2             over the tokens of each channel, a sample at a time
+
+so a token-mixing product reads x where it lies: a weight times a matrix, no transpose. Backward, with a = gelu(h):
+
+    channel:  dh = (dy·w2)·gelu'(h),   dw2 = dyᵀ·a,   dw1 = dhᵀ·x,   dx = dh·w1,   db = Σ over rows
+    token:    dh = (w2ᵀ·dy)·gelu'(h),  dw2 = Σ dy·aᵀ, dw1 = Σ dh·xᵀ, dx = w1ᵀ·dh,  db = Σ over samples and channels
+
+Only h is kept: the product that makes dh writes a again on its way, at no cost beyond the store. dresidual = dy.
+
+Letters: B batch, N tokens, C channels, F hidden length.
+"""
+from __future__ import annotations
+
+from math import prod
+
+from .cpu import kernel, threads
+from .cpu import product as tiles
+from .device import like
+from .gemm import column_sums, gemm
+from .op import Cost, Implementation, Op, launch
+from .pointwise import gelu
+
+
+# -------------------------------------------------------------------------------------------------------------------- reference
+def _gelu(h, approximate):
+    a = h.copy()
+    gelu.forward.reference(a, h, approximate)
+    return a
+
+
+def channel_forward_reference(y, h, x, w1, b1, w2, b2, residual, approximate):
+    h[...] = x @ w1.T + b1                              # (B, N, F)
+    y[...] = _gelu(h, approximate) @ w2.T + b2
+    if residual is not None:
+        y += residual
+
+
+def token_forward_reference(y, h, x, w1, b1, w2, b2, residual, approximate):
+    h[...] = w1 @ x + b1[:, None]                       # (B, F, C)
+    y[...] = w2 @ _gelu(h, approximate) + b2[:, None]
+    if residual is not None:
+        y += residual
+
+
+def _set(gradients, values):
+    for gradient, value in zip(gradients, values):
+        if gradient is not None:
+            gradient[...] = value
+
+
+def channel_backward_reference(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
+    dh = h.copy()                                       # (B, N, F)
+    gelu.backward.reference(dh, dy @ w2, h, approximate)
+    dy_rows, dh_rows, x_rows, a_rows = (m.reshape(-1, m.shape[-1]) for m in (dy, dh, x, _gelu(h, approximate)))
+    _set((dx, dw1, db1, dw2, db2), (dh @ w1, dh_rows.T @ x_rows, dh_rows.sum(0), dy_rows.T @ a_rows, dy_rows.sum(0)))
+
+
+def token_backward_reference(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
+    dh = h.copy()                                       # (B, F, C)
+    gelu.backward.reference(dh, w2.T @ dy, h, approximate)
+    dw1_each, dw2_each = dh @ x.swapaxes(1, 2), dy @ _gelu(h, approximate).swapaxes(1, 2)
+    _set((dx, dw1, db1, dw2, db2), (w1.T @ dh, dw1_each.sum(0), dh.sum((0, 2)), dw2_each.sum(0), dy.sum((0, 2))))
+
+
+# -------------------------------------------------------------------------------------------------------------------------- CPU
+TANH = {"none": 0, "tanh": tiles.TANH}
+
+
+@kernel
+def _row_sums(band, bands, out, x):
+    B, N, C = x.shape
+    for i in range(N * band // bands, N * (band + 1) // bands):
+        total = x.dtype.type(0)
+        for b in range(B):
+            part = x.dtype.type(0)
+            for j in range(C):
+                part += x[b, i, j]
+            total += part
+        out[i] = total
+
+
+def channel_forward_cpu(y, h, x, w1, b1, w2, b2, residual, approximate):
+    rows, hidden, out = x.reshape(-1, x.shape[-1]), h.reshape(-1, h.shape[-1]), y.reshape(-1, y.shape[-1])
+    a = like(hidden)                                    # (B·N, F)
+    extra = None if residual is None else residual.reshape(out.shape)
+    gemm(a, rows, w1, transpose_b=True, flags=tiles.BIAS_COLUMN | tiles.GELU | TANH[approximate], bias=b1, pre=hidden)
+    gemm(out, a, w2, transpose_b=True, flags=tiles.BIAS_COLUMN | (0 if extra is None else tiles.RESIDUAL), bias=b2, extra=extra)
+
+
+def token_forward_cpu(y, h, x, w1, b1, w2, b2, residual, approximate):
+    a = like(h)                                         # (B, F, C)
+    gemm(a, w1, x, flags=tiles.BIAS_ROW | tiles.GELU | TANH[approximate], bias=b1, pre=h)
+    gemm(y, w2, a, flags=tiles.BIAS_ROW | (0 if residual is None else tiles.RESIDUAL), bias=b2, extra=residual)
+
+
+def channel_backward_cpu(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
+    dy, x, h = (m.reshape(-1, m.shape[-1]) for m in (dy, x, h))
+    dh, a = like(h), like(h)                            # (B·N, F)
+    gemm(dh, dy, w2, flags=tiles.GELU_GRADIENT | TANH[approximate], pre=h, extra=a)
+    if dw2 is not None:
+        gemm(dw2, dy, a, transpose_a=True)
+    if db2 is not None:
+        column_sums(db2, dy)
+    if dw1 is not None:
+        gemm(dw1, dh, x, transpose_a=True)
+    if db1 is not None:
+        column_sums(db1, dh)
+    if dx is not None:
+        gemm(dx.reshape(x.shape), dh, w1)
+
+
+def token_backward_cpu(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
+    dh, a = like(h), like(h)                            # (B, F, C)
+    gemm(dh, w2, dy, transpose_a=True, flags=tiles.GELU_GRADIENT | TANH[approximate], pre=h, extra=a)
+    if dw2 is not None:
+        gemm(dw2, dy, a, transpose_b=True, sum_batch=True)
+    if db2 is not None:
+        launch(_row_sums, threads(), db2, dy)
+    if dw1 is not None:
+        gemm(dw1, dh, x, transpose_b=True, sum_batch=True)
+    if db1 is not None:
+        launch(_row_sums, threads(), db1, dh)
+    if dx is not None:
+        gemm(dx, w1, dh, transpose_a=True)
+
+
+# ------------------------------------------------------------------------------------------------------------------------- spec
+def _check(name, length, x, w1, w2):
+    if w1[1] != length or w2 != w1[::-1]:
+        raise ValueError(f"{name}: x {x} wants w1 (F, {length}) and w2 ({length}, F), not {w1} and {w2}")
+
+
+def _channel_outputs(x, w1, b1, w2, b2, residual, approximate):
+    _check("channel_mixing", x[-1], x, w1, w2)
+    return {"y": x, "h": (*x[:-1], w1[0])}
+
+
+def _token_outputs(x, w1, b1, w2, b2, residual, approximate):
+    _check("token_mixing", x[1], x, w1, w2)
+    return {"y": x, "h": (x[0], w1[0], x[2])}
+
+
+def _cost(x, w1, *_):
+    return Cost(forward=4 * prod(x) * w1[0], backward=8 * prod(x) * w1[0])
+
+
+channel_mixing = Op(
+    "channel_mixing",
+    shapes={"x": "B N C", "w1": "F C", "b1": "F", "w2": "C F", "b2": "C", "residual": "B N C"},
+    constants={"approximate": "none"},
+    outputs=_channel_outputs,
+    forward=Implementation(channel_forward_reference, channel_forward_cpu),
+    backward=Implementation(channel_backward_reference, channel_backward_cpu),
+    saves=("x", "w1", "w2", "h"),
+    same={"residual": "dy"},
+    cases=[dict(B=2, N=5, C=7, F=11), dict(B=3, N=9, C=20, F=33, residual=None, approximate="tanh"), dict(B=64, N=65, C=192, F=768)],
+    cost=_cost,
+)
+
+token_mixing = Op(
+    "token_mixing",
+    shapes={"x": "B N C", "w1": "F N", "b1": "F", "w2": "N F", "b2": "N", "residual": "B N C"},
+    constants={"approximate": "none"},
+    outputs=_token_outputs,
+    forward=Implementation(token_forward_reference, token_forward_cpu),
+    backward=Implementation(token_backward_reference, token_backward_cpu),
+    saves=("x", "w1", "w2", "h"),
+    same={"residual": "dy"},
+    cases=[dict(B=2, N=5, C=7, F=11), dict(B=3, N=9, C=20, F=33, residual=None, approximate="tanh"), dict(B=64, N=64, C=256, F=128)],
+    cost=_cost,
+)

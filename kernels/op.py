@@ -1,0 +1,113 @@
+"""What an operation is.
+
+An `Op` says everything about one operation: the symbolic shapes of its inputs, its constants, the shapes of its outputs, its forward and
+backward in every implementation, what backward needs, the sizes to test and benchmark it with, and its arithmetic. The tape, the
+recorded plan, every test and the kernel benchmark read nothing else.
+
+    shapes = {"x": "B N C", "w": "C"}     an entry an input, in the order of the kernels' arguments; letters are sizes, and an
+                                          expression of letters and constants is one too ("3*C")
+    cases = [{"B": 2, "N": 5, "C": 8}, {"B": 2, "N": 5, "C": 8, "w": None, "eps": 1e-3}, {"B": 2, "N": 5, "C": 8, "w": "1"}]
+                                          a case gives each letter a size; a constant by name another value than its default; an input by
+                                          name None where it is absent, or a symbolic shape instead of its own. Constants may stand
+                                          in expressions ("(G-1)*stride+P", "kernel[0]"), which hold no spaces; "" is a scalar's shape
+
+    forward(*outputs, *inputs, *constants)
+    backward(*d<gradients>, *d<results>, *<accumulates>_sum, *saves, *constants)
+
+Backward is not handed the gradients that are the `same` as another one. A gradient that nobody needs is None, in and out; so is an
+optional input or output that is absent. A kernel writes every element of what it is given to write, allocates nothing but through
+`device.empty`, never synchronises, and is handed C-contiguous arrays.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from . import cpu, device
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Array:
+    """An output whose dtype is not that of the op's first floating input."""
+
+    shape: Shape
+    dtype: Any
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One direction of an op: the NumPy specification, and the kernels held against it."""
+
+    reference: Callable
+    cpu: Callable
+    cuda: Callable | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations of an op (a multiply-add is two); the least bytes follow from the arrays it touches."""
+
+    forward: int
+    backward: int = 0
+
+
+@dataclass(frozen=True)
+class Op:
+    name: str
+    shapes: Mapping[str, str]                           # the inputs, in order, with their symbolic shapes
+    outputs: Callable                                   # (*input shapes, *constants) -> {name: shape | Array | None}
+    forward: Implementation
+    cases: Sequence[Mapping[str, Any]]                  # letters to sizes; also constants, and inputs that are None
+    cost: Callable                                      # (*input shapes, *constants) -> Cost
+    backward: Implementation | None = None
+    constants: Mapping[str, Any] = field(default_factory=dict)      # with their defaults, in order
+    results: tuple[str, ...] = ("y",)                   # the outputs that carry a gradient; they come first
+    gradients: tuple[str, ...] | None = None            # the inputs that have one; None: all
+    saves: tuple[str, ...] = ()                         # inputs and outputs that backward reads
+    same: Mapping[str, str] = field(default_factory=dict)           # {"residual": "dy"}: that gradient is another one; nothing runs
+    accumulates: tuple[str, ...] = ()                   # inputs to whose running gradient backward adds at no cost
+    # input -> (rng, shape, sizes) -> array, where standard normal draws do not do; `sizes` holds letters and constants
+    values: Mapping[str, Callable] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(self.shapes)
+
+    @property
+    def differentiable(self) -> tuple[str, ...]:
+        return self.inputs if self.gradients is None else self.gradients
+
+    def describe(self, inputs: Sequence, constants: Mapping[str, Any]) -> dict[str, Array | None]:
+        """Shape and dtype of each output for these input arrays (or None) and constants; nothing runs."""
+        dtype = next(a.dtype for a in inputs if a is not None and a.dtype.kind == "f")
+        shapes = [None if a is None else a.shape for a in inputs]
+        described = self.outputs(*shapes, *constants.values())
+        return {name: Array(tuple(s), dtype) if isinstance(s, tuple) else s for name, s in described.items()}
+
+    def complete(self, constants: Mapping[str, Any]) -> dict[str, Any]:
+        """All constants in their order, defaults filled in."""
+        unknown = constants.keys() - self.constants.keys()
+        if unknown:
+            raise TypeError(f"{self.name} has no constant {', '.join(sorted(unknown))}")
+        return {name: constants.get(name, default) for name, default in self.constants.items()}
+
+    def least_bytes(self, inputs: Sequence, constants: Mapping[str, Any]) -> tuple[int, int]:
+        """(forward, backward) bytes when every array that must be read or written is so once."""
+        size = {n: prod(a.shape) * np.dtype(a.dtype).itemsize for n, a in zip(self.inputs, inputs) if a is not None}
+        size |= {n: prod(a.shape) * np.dtype(a.dtype).itemsize for n, a in self.describe(inputs, constants).items() if a is not None}
+        read = [n for n in self.results + self.saves if n in size]
+        written = [n for n in self.differentiable if n in size and n not in self.same]
+        return sum(size.values()), sum(size[n] for n in read + written)
+
+
+def launch(kernel: cpu.Kernel, bands: int, *arguments) -> None:
+    """Run a kernel in `bands` independent parts: the one gate that every kernel call passes, so that a plan can record it."""
+    cpu.run(kernel, bands, arguments)
+    if device.recording is not None:
+        device.recording.add(kernel, bands, arguments)

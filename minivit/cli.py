@@ -1,0 +1,267 @@
+"""The command line: minivit train | eval | predict | gradcheck | info.
+
+Results go to standard output, progress and errors to standard error. Exit status: 0; 1 where a gradient check fails; 2 for a mistake of
+the user's, told in one line; 130 for an interrupt. Nothing heavy is imported before a command needs it.
+"""
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
+
+from . import __version__
+from .errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .data import Dataset
+    from .module import Module
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake as a UserError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help tells more")
+
+
+@dataclass(frozen=True)
+class Command:
+    help: str
+    configure: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line, by default this process's; returns the exit status."""
+    try:
+        options = _parse(sys.argv[1:] if arguments is None else list(arguments))
+        return COMMANDS[options.command].run(options)
+    except UserError as error:
+        print(f"minivit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"minivit: {interrupt or 'interrupted'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:                             # `minivit ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser("minivit", description="Train and run small vision transformers and mixers.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"minivit {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    name = arguments[0] if arguments else ""
+    if not name:
+        parser.print_help()
+        raise SystemExit(0)
+    if not name.startswith("-") and name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}: choose {', '.join(COMMANDS)}")
+    subparsers = {n: commands.add_parser(n, help=c.help, description=c.help, allow_abbrev=False) for n, c in COMMANDS.items()}
+    if name in COMMANDS:                                # the others' options need not be known, nor what they import
+        COMMANDS[name].configure(subparsers[name])
+        subparsers[name].add_argument("--json", action="store_true", help="print the result as JSON")
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        known = [option for action in subparsers[name]._actions for option in action.option_strings]
+        raise UserError(f"unknown option {unknown[0]}{nearest(unknown[0], known)}; minivit {name} --help lists them")
+    return options
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+# ------------------------------------------------------------------------------------------------------------------------ train
+NOT_OPTIONS = {"model_options", "progress"}             # of train(): the first is --model-option, the second depends on --quiet
+
+
+def _configure_train(parser: argparse.ArgumentParser) -> None:
+    """An option for each keyword of `train`, told by its docstring."""
+    from .training import train
+
+    hints, told = get_type_hints(train), dict(_arguments_told(train))
+    for name, parameter in inspect.signature(train).parameters.items():
+        if name in NOT_OPTIONS:
+            continue
+        flag, kind = "--" + name.replace("_", "-"), _simplest(hints[name])
+        if kind is bool:
+            parser.add_argument(flag, action="store_true", help=told[name])
+        else:
+            parser.add_argument(flag, type=kind, default=parameter.default, metavar=kind.__name__.upper(), help=told[name])
+    parser.add_argument("--model-option", action="append", default=[], metavar="NAME=VALUE", help=told["model_options"] + "; may be repeated")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+
+
+def _simplest(hint: Any) -> Any:
+    """The type that a word of the command line is turned into: the first of int, float, bool and str that the annotation allows."""
+    allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return next((t for t in (bool, int, float) if t in allowed), str)
+
+
+def _arguments_told(function: Callable) -> Iterator[tuple[str, str]]:
+    """(name, text) of each "name: text" line of a docstring, and the lines indented below it."""
+    for match in re.finditer(r"^( *)(\w+): (.*(?:\n\1 +.*)*)", inspect.getdoc(function) or "", re.MULTILINE):
+        yield match[2], " ".join(match[3].split()).replace("%", "%%")
+
+
+def _run_train(options: argparse.Namespace) -> int:
+    from .training import train
+
+    given = vars(options)
+    keywords = {name: given[name] for name in inspect.signature(train).parameters if name in given}
+    run = train(**keywords, model_options=dict(map(_assignment, options.model_option)), progress=not options.quiet)
+    if options.json:
+        _print_json({"test_accuracy": run.test_accuracy, "folder": str(run.folder), "history": run.history})
+    else:
+        print(f"test accuracy {100 * run.test_accuracy:.1f} % · {run.folder}")
+    return 0
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """("depth", 4) from "depth=4"; a value that is no JSON is a string."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise UserError(f"--model-option takes NAME=VALUE, as depth=4, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+# ------------------------------------------------------------------------------------------------------------- eval and predict
+def _configure_eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run folder, its name below runs/, or a .safetensors file of minivit")
+    parser.add_argument("--data", metavar="STR", help="test images: a name, folder or .npz file (default: those of the run)")
+    parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read, and name them")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+
+
+def _run_eval(options: argparse.Namespace) -> int:
+    from .predict import evaluate, load
+
+    classifier = load(options.run)
+    dataset = _test_data(options, classifier.preprocessing)
+    if dataset.class_names != classifier.class_names:
+        raise UserError(f"the classes of {dataset.name} ({', '.join(dataset.class_names[:5])}, ...) are not the model's "
+                        f"({', '.join(classifier.class_names[:5])}, ...): give the data that it was trained for")
+    kept = classifier.preprocessing
+    loss, accuracy = evaluate(classifier.predictor, dataset.test_images, dataset.test_labels, kept.mean, kept.std, dataset.num_classes)
+    number = len(dataset.test_images)
+    if options.json:
+        _print_json({"test_accuracy": accuracy, "test_loss": loss, "images": number, "data": dataset.name})
+    else:
+        print(f"test accuracy {100 * accuracy:.1f} % · test loss {loss:.4f} · {number} images of {dataset.name}")
+    return 0
+
+
+def _test_data(options: argparse.Namespace, preprocessing: Any) -> Dataset:
+    """The data that the options name, or else the run's, at the model's size."""
+    from .checkpoint import CONFIG, RunFolder, find_model
+    from .data import load_data
+
+    split = {}
+    if options.data is None:
+        folder = RunFolder(find_model(Path(options.run)).parent)
+        if not (folder.path / CONFIG).is_file():
+            raise UserError(f"{options.run} does not tell which data it was trained on: give --data")
+        config = folder.read_config()
+        options.data = config.get("data")
+        if options.data is None:
+            raise UserError(f"{options.run} was trained on arrays, which are not kept: give --data, an .npz file for one")
+        split = {name: config[name] for name in ("test_fraction", "split_seed") if name in config}
+        options.skip_bad_images |= bool(config.get("skip_bad_images"))
+    return load_data(options.data, image_size=preprocessing.image_size, in_channels=preprocessing.in_channels,
+                     skip_bad_images=options.skip_bad_images, progress=not options.quiet, **split)
+
+
+def _configure_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run folder, its name below runs/, or a .safetensors file of minivit")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+
+
+def _run_predict(options: argparse.Namespace) -> int:
+    from .predict import load
+
+    prediction = load(options.run).predict(options.images)
+    rows = list(zip(options.images, prediction.names, prediction.confidence.tolist()))
+    if options.json:
+        _print_json([{"path": path, "label": label, "probability": probability,
+                      "probabilities": dict(zip(prediction.class_names, all_of_it))}
+                     for (path, label, probability), all_of_it in zip(rows, prediction.probabilities.tolist())])
+    else:
+        for path, label, probability in rows:
+            print(f"{path}\t{label}\t{probability:.4f}")
+    return 0
+
+
+# ----------------------------------------------------------------------------------------------------------- gradcheck and info
+def _configure_gradcheck(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", metavar="OP|MODEL", nargs="*", help="what to check (default: every op, and a small model of each family)")
+
+
+def _run_gradcheck(options: argparse.Namespace) -> int:
+    from .checking import check
+    from .models import list_models
+
+    models = {name: _model_to_check(name) for name in list_models("*" if options.names else "*_nano_*")}
+    reports = []
+    header = f"{'':6} {'name':<24} {'backend':<9} {'dtype':<8} {'against':<11} {'directions':>10} {'elements':>9}  worst relative error"
+    for report in check(options.names, models):
+        if not options.json:
+            if not reports:
+                print(header)
+            verdict = "ok" if report.passed else "FAILED"
+            print(f"{verdict:<6} {report.name:<24} {report.backend:<9} {report.dtype:<8} {report.against:<11} {report.directions:>10} "
+                  f"{report.elements:>9}  {report.worst:.1e}", flush=True)
+        reports.append(report)
+    failures = [report.failure for report in reports if not report.passed]
+    if options.json:
+        _print_json([{**asdict(report), "passed": report.passed} for report in reports])
+    for failure in failures:
+        print(f"minivit: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _model_to_check(name: str) -> Callable[[], tuple[Module, np.ndarray]]:
+    def make() -> tuple[Module, np.ndarray]:
+        import numpy as np
+
+        from .models import create_model
+
+        model = create_model(name, dtype="float64")
+        config = model.config
+        images = np.random.default_rng(0).standard_normal((2, config.in_channels, config.image_size, config.image_size))
+        return model.eval(), images
+
+    return make
+
+
+def _run_info(options: argparse.Namespace) -> int:
+    from . import info
+
+    found = info.collect()
+    if options.json:
+        _print_json(found)
+    else:
+        print(info.describe(found))
+    return 0
+
+
+COMMANDS = {
+    "train": Command("train a model; without options, a small ViT on handwritten digits", _configure_train, _run_train),
+    "eval": Command("test accuracy of a trained model", _configure_eval, _run_eval),
+    "predict": Command("label images: path, label and probability, a line each", _configure_predict, _run_predict),
+    "gradcheck": Command("check the kernels' gradients and accuracy on this machine", _configure_gradcheck, _run_gradcheck),
+    "info": Command("what minivit sees of this machine", lambda parser: None, _run_info),
+}

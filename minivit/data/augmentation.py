@@ -1,0 +1,129 @@
+"""How training images are varied: geometry described by plain data, mixup and CutMix, all drawn for a batch at once.
+
+A policy is a sequence of (transform, parameters), in the order in which they act on an image. A transform draws a 3×3 matrix for each
+image of a batch: it maps an output pixel (j, i, 1) to the place (u, v, 1) it is read from, pixel centres being the integers. So a policy
+is a product of matrices, and `minivit.kernels.augment` carries it out in one pass. Letters: B batch.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import UserError, nearest
+
+Policy = Sequence[tuple[str, dict[str, float]]]
+
+
+def _shifts(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    matrices = np.tile(np.eye(3), (len(u), 1, 1))       # (B, 3, 3)
+    matrices[:, 0, 2], matrices[:, 1, 2] = u, v
+    return matrices
+
+
+def flip(random: np.random.Generator, count: int, size: int, probability: float) -> np.ndarray:
+    """Mirror left and right."""
+    matrices = np.tile(np.eye(3), (count, 1, 1))        # (B, 3, 3)
+    chosen = random.random(count) < probability
+    matrices[chosen, 0, 0] = -1
+    matrices[chosen, 0, 2] = size - 1
+    return matrices
+
+
+def crop(random: np.random.Generator, count: int, size: int, padding: float) -> np.ndarray:
+    """Pad with black by `padding` · size pixels, rounded down, and cut a window of the old size out at a random place."""
+    largest = int(padding * size)
+    return _shifts(*random.integers(-largest, largest, (2, count), endpoint=True))
+
+
+def affine(random: np.random.Generator, count: int, size: int, rotation: float, scale: float, shift: float) -> np.ndarray:
+    """Turn about the centre by up to `rotation` degrees, resize by up to `scale`, move by up to `shift` · size, each way and uniformly."""
+    angle = np.deg2rad(rotation) * random.uniform(-1, 1, count)     # (B,)
+    factor = 1 + scale * random.uniform(-1, 1, count)
+    u, v = shift * size * random.uniform(-1, 1, (2, count))
+    turn = np.zeros((count, 3, 3))
+    turn[:, 0, 0] = turn[:, 1, 1] = np.cos(angle) / factor
+    turn[:, 1, 0] = np.sin(angle) / factor
+    turn[:, 0, 1] = -turn[:, 1, 0]
+    turn[:, 2, 2] = 1
+    centre = np.full(count, (size - 1) / 2)
+    return _shifts(centre + u, centre + v) @ turn @ _shifts(-centre, -centre)
+
+
+TRANSFORMS: dict[str, Callable[..., np.ndarray]] = {"flip": flip, "crop": crop, "affine": affine}
+
+POLICIES: dict[str, Policy] = {
+    "none": (),
+    "flip": (("flip", {"probability": 0.5}),),
+    "crop-flip": (("crop", {"padding": 1 / 8}), ("flip", {"probability": 0.5})),
+    "affine": (("affine", {"rotation": 10, "scale": 0.1, "shift": 1 / 8}),),
+}
+
+
+def find_policy(augmentation: str | Policy) -> Policy:
+    """The policy of a name, or a policy of one's own, checked. Raises UserError."""
+    if isinstance(augmentation, str):
+        if augmentation not in POLICIES:
+            raise UserError(f"unknown augmentation {augmentation!r}{nearest(augmentation, POLICIES)}: choose {', '.join(POLICIES)}")
+        return POLICIES[augmentation]
+    for name, parameters in augmentation:
+        if name not in TRANSFORMS:
+            raise UserError(f"unknown transform {name!r}{nearest(name, TRANSFORMS)}: choose {', '.join(TRANSFORMS)}")
+        try:
+            TRANSFORMS[name](np.random.default_rng(0), 1, 8, **parameters)
+        except TypeError as error:
+            raise UserError(f"transform {name!r}: {error}") from error
+    return augmentation
+
+
+def draw_matrices(random: np.random.Generator, policy: Policy, count: int, size: int) -> np.ndarray:
+    """(B, 2, 3) float32: where each output pixel of each image is read from."""
+    matrices = np.tile(np.eye(3), (count, 1, 1))        # (B, 3, 3)
+    for name, parameters in policy:
+        matrices = matrices @ TRANSFORMS[name](random, count, size, **parameters)
+    return matrices[:, :2].astype(np.float32)
+
+
+# -------------------------------------------------------------------------------------------------------------------------- mixing
+class Mixing(NamedTuple):
+    """How each image of a batch is mixed with its partner."""
+
+    partner: np.ndarray                                 # (B,) int64: places in the batch
+    lam: np.ndarray                                     # (B,) float32: the image's weight outside the box
+    boxes: np.ndarray                                   # (B, 4) int64: top, left, bottom, right of the partner's patch
+    share: np.ndarray                                   # (B,) float32: the weight of the image's own label
+
+
+def no_mixing(count: int) -> Mixing:
+    ones = np.ones(count, np.float32)
+    return Mixing(np.arange(count), ones, np.zeros((count, 4), np.int64), ones)
+
+
+def draw_mixing(random: np.random.Generator, count: int, size: int, mixup: float, cutmix: float) -> Mixing:
+    """Mixup (Zhang et al., 1710.09412) or CutMix (Yun et al., 1905.04899), chosen evenly for the whole batch where both are on.
+
+    Each image has a weight of its own, from Beta(alpha, alpha) with alpha = `mixup` or `cutmix`; 0 turns that one off. A CutMix box of
+    area 1 - weight, centred anywhere, is clipped to the image, and the label's share corrected to what is left.
+    """
+    if not (mixup or cutmix):
+        return no_mixing(count)
+    cut = cutmix > 0 and (mixup == 0 or random.random() < 0.5)
+    partner = random.permutation(count)
+    lam = random.beta(*(cutmix if cut else mixup,) * 2, count)      # (B,)
+    if not cut:
+        lam = lam.astype(np.float32)
+        return Mixing(partner, lam, np.zeros((count, 4), np.int64), lam)
+    side = size * np.sqrt(1 - lam)                      # (B,)
+    centre = random.uniform(0, size, (2, count))
+    first = np.rint(centre - side / 2).clip(0, size).astype(np.int64)
+    last = np.rint(centre + side / 2).clip(0, size).astype(np.int64)
+    share = 1 - (last - first).prod(0) / size ** 2
+    return Mixing(partner, np.ones(count, np.float32), np.concatenate([first, last]).T.copy(), share.astype(np.float32))
+
+
+def check_mixing(**alphas: Any) -> None:
+    """Raises UserError for a negative or not finite alpha."""
+    for name, alpha in alphas.items():
+        if not 0 <= alpha < float("inf"):
+            raise UserError(f"{name} must be 0 (off) or the positive alpha of a Beta distribution, got {alpha}")

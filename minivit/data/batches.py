@@ -1,0 +1,91 @@
+"""Batches for training and evaluation: which images, in which order, how varied."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ..errors import UserError
+from .augmentation import Policy, check_mixing, draw_matrices, draw_mixing, find_policy
+from .dataset import check_labels, check_seed
+
+ORDER, BATCH = 0, 1                                     # what random numbers are for: the last word of their counter
+
+
+class Batches:
+    """Normalised batches of a set of images, epoch by epoch.
+
+    Every random number is a function of (seed, epoch, batch) alone, from a counter-based generator (Philox; Salmon et al., 2011): an epoch
+    comes out the same bit for bit whenever it is asked for, and may be started in its middle.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, *, batch_size: int, num_classes: int, mean: Sequence[float],
+                 std: Sequence[float], seed: int = 0, augmentation: str | Policy = "none", mixup: float = 0.0, cutmix: float = 0.0,
+                 shuffle: bool = True, drop_last: bool = True) -> None:
+        """
+        images: (n, H, W, C) C-contiguous, uint8 or float32 in 0..1; H = W.   labels: (n,) integers below `num_classes`.
+        mean, std: (C,), on the scale 0..1.   augmentation: a name in POLICIES, or a policy.
+        mixup, cutmix: the alphas of their Beta distributions; 0 is off. With either on, targets are soft.
+        drop_last: leave out the images that do not fill a batch; with `shuffle`, others each epoch.
+
+        Raises UserError for labels out of range, and where no batch can be filled.
+        """
+        self.images = images
+        self.labels = check_labels(labels, len(images))
+        self.batch_size, self.num_classes = batch_size, num_classes
+        self.mean, self.std = np.array(mean, np.float32), np.array(std, np.float32)         # (C,)
+        self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
+        self.policy = find_policy(augmentation)
+        self.mixup, self.cutmix = mixup, cutmix
+        check_mixing(mixup=mixup, cutmix=cutmix)
+        check_seed(seed)
+        if batch_size < 1:
+            raise UserError(f"batch_size must be 1 or more, got {batch_size}")
+        if len(self) == 0:
+            raise UserError(f"batch_size {batch_size} is larger than the {len(images)} images: choose {len(images)} or less")
+        if self.labels.max() >= num_classes:
+            first = int(np.argmax(self.labels >= num_classes))
+            raise UserError(f"labels[{first}] is {self.labels[first]}, out of range for {num_classes} classes: labels must be "
+                            f"0..{num_classes - 1}")
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        full, rest = divmod(len(self.images), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def _counter(self, epoch: int, batch: int, use: int) -> np.random.Philox:
+        return np.random.Philox(key=[self.seed, epoch], counter=[0, 0, batch, use])
+
+    def order(self, epoch: int) -> np.ndarray:
+        """(n,) int64: the images in the order of an epoch."""
+        if not self.shuffle:
+            return np.arange(len(self.images))
+        return np.argsort(self._counter(epoch, 0, ORDER).random_raw(len(self.images)), kind="stable")
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(images, targets) of each batch from the `start`-th on.
+
+        Images are (B, C, H, W) float32, normalised; targets (B,) int64, or with mixup or CutMix (B, num_classes) float32, in
+        rows that sum to 1. The arrays are fresh each time.
+        """
+        order = self.order(epoch)
+        for number in range(start, len(self)):
+            yield self._batch(epoch, number, order[number * self.batch_size:(number + 1) * self.batch_size])
+
+    def _batch(self, epoch: int, number: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        from ..kernels.augment import augment  # here, for importing the kernels brings Numba in
+
+        random = np.random.Generator(self._counter(epoch, number, BATCH))
+        count, (_, H, W, C) = len(index), self.images.shape
+        matrices = draw_matrices(random, self.policy, count, W)     # (B, 2, 3)
+        mixing = draw_mixing(random, count, W, self.mixup, self.cutmix)
+        images = np.empty((count, C, H, W), np.float32)
+        augment.forward.cpu(images, self.images, index, mixing.partner, matrices, mixing.lam, mixing.boxes, self.mean, self.std)
+        labels = self.labels[index]                     # (B,)
+        if not (self.mixup or self.cutmix):
+            return images, labels
+        targets = np.zeros((count, self.num_classes), np.float32)
+        rows = np.arange(count)
+        targets[rows, labels] = mixing.share
+        targets[rows, labels[mixing.partner]] += 1 - mixing.share   # each row is met once, so += loses nothing
+        return images, targets

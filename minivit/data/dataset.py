@@ -1,0 +1,176 @@
+"""What training reads: images and labels in arrays, their class names, and how to normalise and augment them."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import UserError
+from .decode import check_pixels, fit
+
+SMALLEST_STD = 1 / 255                                  # of a channel: a constant one is not divided by 0
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images for training and testing, all of one square size, and what belongs to them."""
+
+    name: str
+    train_images: np.ndarray = field(repr=False)        # (n, H, W, C) uint8, or float32 in 0..1; C-contiguous, perhaps a memory map
+    train_labels: np.ndarray = field(repr=False)        # (n,) int64 in 0..num_classes - 1
+    test_images: np.ndarray = field(repr=False)         # (m, H, W, C), as train_images
+    test_labels: np.ndarray = field(repr=False)         # (m,) int64
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]                             # of each channel over the training images, on the scale 0..1
+    std: tuple[float, ...]                              # likewise, at least 1/255
+    augmentation: str = "none"                          # the policy that suits these images
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_size(self) -> int:
+        return self.train_images.shape[1]
+
+    @property
+    def in_channels(self) -> int:
+        return self.train_images.shape[3]
+
+    def summary(self) -> str:
+        """One line: "digits: 1438 training and 359 test images, 8×8×1, 10 classes"."""
+        size = f"{self.image_size}×{self.image_size}×{self.in_channels}"
+        return f"{self.name}: {len(self.train_images)} training and {len(self.test_images)} test images, {size}, {self.num_classes} classes"
+
+    def resized(self, image_size: int | None = None, in_channels: int | None = None) -> Dataset:
+        """These images at another size or number of channels (1 or 3), with statistics of their own; None keeps."""
+        size, channels = image_size or self.image_size, in_channels or self.in_channels
+        if (size, channels) == (self.image_size, self.in_channels):
+            return self
+        train_images = fit(self.train_images, size, channels)
+        mean, std = channel_statistics(train_images)
+        return replace(self, train_images=train_images, test_images=fit(self.test_images, size, channels), mean=mean, std=std)
+
+
+def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of (n, H, W, C) images on the scale 0..1; bytes are summed exactly."""
+    channels, count = images.shape[3], images[..., 0].size
+    if images.dtype == np.uint8:
+        levels = np.arange(256) / 255
+        histogram = np.zeros((channels, 256), np.int64)
+        for start in range(0, len(images), 1024):       # no copy of a whole memory map
+            for c in range(channels):
+                histogram[c] += np.bincount(images[start:start + 1024, ..., c].ravel(), minlength=256)
+        mean = histogram @ levels / count
+        variance = np.array([h @ (levels - m) ** 2 for h, m in zip(histogram, mean)]) / count
+    else:
+        parts = [images[start:start + 1024] for start in range(0, len(images), 1024)]
+        mean = sum(part.sum((0, 1, 2), np.float64) for part in parts) / count
+        variance = sum(((part - mean) ** 2).sum((0, 1, 2)) for part in parts) / count
+    std = np.maximum(np.sqrt(variance), SMALLEST_STD)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+class Split(NamedTuple):
+    """A choice of test images where the data makes none."""
+
+    test_fraction: float = 0.2
+    seed: int = 0
+
+    def divide(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Indices (train, test), each ascending, with `test_fraction` of every class in test, rounded, one at least; a sole one in train.
+
+        The choice is made by the ranks of Philox words keyed by the seed, which no version of NumPy changes.
+        """
+        check_seed(self.seed)
+        if not 0 < self.test_fraction < 1:
+            raise UserError(f"test_fraction must lie between 0 and 1, got {self.test_fraction}: 0.2 keeps a fifth for testing")
+        rank = np.random.Philox(key=self.seed).random_raw(len(labels))          # (n,) uint64
+        chosen = np.zeros(len(labels), bool)
+        for k in np.unique(labels):
+            members = np.flatnonzero(labels == k)
+            number = min(max(1, round(self.test_fraction * len(members))), len(members) - 1)
+            chosen[members[np.argsort(rank[members], kind="stable")][:number]] = True
+        if not chosen.any():
+            raise UserError(f"none of the {len(labels)} images can be kept for testing: each class needs two or more")
+        return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+    def describe(self, train: int, test: int) -> str:
+        return (f"split by chance within each class: {train} for training, {test} for testing (test_fraction {self.test_fraction:g}, "
+                f"seed {self.seed})")
+
+
+def check_seed(seed: int) -> None:
+    if not 0 <= seed < 2 ** 64:
+        raise UserError(f"a seed must be an integer from 0 to 2**64 - 1, got {seed}")
+
+
+def check_labels(labels: Any, count: int, what: str = "labels") -> np.ndarray:
+    """`labels` as int64 (count,), none negative; raises UserError."""
+    labels = np.asarray(labels)
+    if labels.shape != (count,):
+        raise UserError(f"{what} must have the shape ({count},), one for each image, got {labels.shape}")
+    if labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
+        labels = labels.astype(np.int64)
+    if labels.dtype.kind not in "iu":
+        raise UserError(f"{what} must be integers, got {labels.dtype}: number the classes 0, 1, 2, ...")
+    if count and labels.min() < 0:
+        first = int(np.argmax(labels < 0))
+        raise UserError(f"{what}[{first}] is {labels[first]}: labels must be 0 or more")
+    return labels.astype(np.int64)
+
+
+def check_class_names(class_names: Sequence[str] | None, labels: np.ndarray) -> tuple[str, ...]:
+    """The names of the classes; without any, "0", "1", ..., where each must occur among the training labels."""
+    largest = int(labels.max())
+    if class_names is None:
+        counts = np.bincount(labels) if largest < 10 * len(labels) + 1000 else np.zeros(1, np.int64)
+        missing = int(np.argmin(counts > 0)) if not counts.all() else None
+        if missing is not None:
+            raise UserError(f"labels run to {largest}, but no training image has label {missing}: number the classes 0, 1, 2, ... "
+                            "(numpy.unique with return_inverse=True does), or give class_names")
+        class_names = [str(k) for k in range(largest + 1)]
+    names = tuple(str(name) for name in class_names)
+    if len(names) < 2:
+        raise UserError(f"training needs two classes or more, got {len(names)}")
+    if largest >= len(names):
+        raise UserError(f"a training label is {largest}, out of range for {len(names)} classes: labels must be 0..{len(names) - 1}")
+    return names
+
+
+def from_arrays(name: str, train: tuple[Any, Any], test: tuple[Any, Any], class_names: Sequence[str] | None = None,
+                augmentation: str = "none", image_size: int | None = None) -> Dataset:
+    """A checked Dataset from (images, labels) pairs; images are (n, H, W, C) or (n, H, W), cropped and resized to `image_size`, or square.
+
+    Raises UserError.
+    """
+    checked = []
+    for part, (images, labels) in (("train", train), ("test", test)):
+        images = check_pixels(images, f"{part}_images")
+        images = images[..., None] if images.ndim == 3 else images
+        check_shape(images, f"{part}_images", square=image_size is None)
+        images = fit(images, image_size, images.shape[3]) if image_size else images
+        checked += [images, check_labels(labels, len(images), f"{part}_labels")]
+    train_images, train_labels, test_images, test_labels = checked
+    if train_images.shape[1:] != test_images.shape[1:] or train_images.dtype != test_images.dtype:
+        raise UserError(f"train_images are {train_images.dtype} {train_images.shape[1:]}, but test_images {test_images.dtype} "
+                        f"{test_images.shape[1:]}: they must agree")
+    names = check_class_names(class_names, train_labels)
+    if test_labels.max() >= len(names):
+        first = int(np.argmax(test_labels >= len(names)))
+        raise UserError(f"test_labels[{first}] is {test_labels[first]}, out of range: the training labels make {len(names)} classes, "
+                        f"0..{len(names) - 1}")
+    mean, std = channel_statistics(train_images)
+    return Dataset(name, train_images, train_labels, test_images, test_labels, names, mean, std, augmentation)
+
+
+def check_shape(images: np.ndarray, what: str, square: bool) -> None:
+    if images.ndim != 4 or 0 in images.shape:
+        raise UserError(f"{what} must have the shape (n, H, W, C) or (n, H, W) and hold an image, got {images.shape}")
+    _, height, width, channels = images.shape
+    if channels > 4 and height in (1, 3):
+        raise UserError(f"{what} of shape {images.shape} have their channels first: pass images.transpose(0, 2, 3, 1)")
+    if square and height != width:
+        raise UserError(f"{what} must be square, got {height}×{width}: give image_size=N to crop and resize them")

@@ -1,0 +1,187 @@
+"""A folder of images: `train/<class>/*` and `test/<class>/*` (or `val`), or `<class>/*` alone.
+
+The classes are the names of the folders, in the order of their names; the images of a class are ordered by path, and may lie in folders of
+their own. Decoded once, in parallel, into one array file in the cache folder; as long as no name, size or time of a file changes, later
+runs map that file into memory.
+"""
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import UserError, nearest
+from .cache import cache_key, data_folder, load_cached, say, store, with_progress
+from .dataset import Dataset, Split
+from .decode import SUFFIXES, Header, Unreadable, in_threads, read_header, read_image
+
+DEFAULT_SIZE = 32                                       # of images of many sizes: what the small models take
+TEST_FOLDERS = ("test", "val", "valid", "validation")
+
+
+class File(NamedTuple):
+    """An image file, by its path below the dataset's folder, with what would change if it were written anew."""
+
+    path: str
+    size: int                                           # bytes
+    time: int                                           # ns
+
+
+class Item(NamedTuple):
+    """An image of the dataset."""
+
+    file: File
+    label: int
+    train: bool
+
+
+class Listing(NamedTuple):
+    """What a folder holds."""
+
+    items: list[Item]                                   # the training images first
+    class_names: list[str]
+    split: str                                          # how test images were chosen
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    except OSError as error:
+        raise UserError(f"cannot list folder {folder}: {error.strerror}") from error
+
+
+def _class_folders(folder: Path) -> list[str]:
+    return [entry.name for entry in _visible(folder) if entry.is_dir()]
+
+
+def _files_in(root: Path, folder: str) -> list[File]:
+    """All image files in `folder` of `root` and below, by path."""
+    found = []
+    for entry in _visible(root / folder):
+        path = f"{folder}/{entry.name}"
+        if entry.is_dir():
+            found += _files_in(root, path)
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            try:
+                status = entry.stat()
+                found.append(File(path, status.st_size, status.st_mtime_ns))
+            except OSError:                             # a dangling link: decoding will tell
+                found.append(File(path, 0, 0))
+    return found
+
+
+def _files_by_class(root: Path, folder: str) -> dict[str, list[File]]:
+    """The image files of each class folder in `folder` of `root`; raises UserError where a class has none."""
+    place = root / folder
+    classes = {name: _files_in(root, f"{folder}/{name}") for name in _class_folders(place)}
+    if not any(classes.values()):
+        loose = len(_files_in(root, folder))
+        where = f"{loose} images lie in it directly" if loose else f"no file ends in {', '.join(sorted(SUFFIXES))}"
+        raise UserError(f"{place} has no class folders with images: {where}; put each class into a folder of its own")
+    empty = [name for name, members in classes.items() if not members]
+    if empty:
+        raise UserError(f"class folder {place / empty[0]} holds no images: remove it, or add some")
+    if len(classes) < 2:
+        raise UserError(f"{place} holds one class, {next(iter(classes))!r}: training needs two or more")
+    return classes
+
+
+def list_images(root: Path, split: Split) -> Listing:
+    """The images below `root`, in the order in which they are decoded. Raises UserError."""
+    folders = _class_folders(root)
+    if "train" not in folders or not _class_folders(root / "train"):
+        return _split_by_chance(_files_by_class(root, "."), split)
+    train = _files_by_class(root, "train")
+    tests = [name for name in TEST_FOLDERS if name in folders]
+    if not tests:
+        return _split_by_chance(train, split)
+    label = {name: k for k, name in enumerate(train)}
+    items = [Item(file, label[name], True) for name, members in train.items() for file in members]
+    for name in _class_folders(root / tests[0]):
+        members = _files_in(root, f"{tests[0]}/{name}")
+        if members and name not in label:
+            known = f"no class of {root / 'train'}{nearest(name, label)}"
+            raise UserError(f"class {name!r} of {root / tests[0]} is {known}: rename or remove it")
+        items += [Item(file, label[name], False) for file in members]
+    if items[-1].train:
+        raise UserError(f"{root / tests[0]} has no class folders with images: add some, or remove it to have train split")
+    return Listing(items, list(train), f"{tests[0]} is the folder for testing" + (f"; {tests[1]} is not used" if tests[1:] else ""))
+
+
+def _split_by_chance(classes: dict[str, list[File]], split: Split) -> Listing:
+    everything = [file for members in classes.values() for file in members]
+    labels = np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()])     # (n,)
+    train, test = split.divide(labels)
+    items = [Item(everything[i], int(labels[i]), part is train) for part in (train, test) for i in part]
+    return Listing(items, list(classes), split.describe(len(train), len(test)))
+
+
+def _choose_shape(root: Path, items: list[Item], image_size: int | None, in_channels: int | None, progress: bool) -> tuple[int, int, str]:
+    """Image size, channels, and a line on a size that had to be chosen.
+
+    What is not given is the size that all images share, if it is square, else 32; and 1 channel if all are gray, else 3.
+    """
+    if image_size and in_channels:
+        return image_size, in_channels, ""
+
+    def header(item: Item) -> Header | None:
+        try:
+            return read_header(root / item.file.path)
+        except Unreadable:
+            return None                                 # decoding will tell
+
+    headers = set(with_progress(in_threads(header, items), len(items), "looking at images", progress)) - {None}
+    in_channels = in_channels or (1 if all(h.gray for h in headers) else 3)
+    sizes = {(h.width, h.height) for h in headers}
+    if image_size or (len(sizes) == 1 and len(set(*sizes)) == 1):
+        return image_size or sizes.pop()[0], in_channels, ""
+    return DEFAULT_SIZE, in_channels, f"images of {len(sizes)} shapes become {DEFAULT_SIZE}×{DEFAULT_SIZE}: image_size sets another size"
+
+
+def _decode(root: Path, items: list[Item], classes: int, image_size: int, in_channels: int, skip: bool, notes: dict[str, Any],
+            progress: bool) -> Iterator[tuple[np.ndarray, int, bool]]:
+    """(image, label, train) of each item; notes["skipped"] grows by a line for each that cannot be read. Raises UserError."""
+    def decode(item: Item) -> np.ndarray | Unreadable:
+        try:
+            return read_image(root / item.file.path, image_size, in_channels)
+        except Unreadable as error:
+            return error
+
+    left = Counter((item.label, item.train) for item in items)
+    for item, image in zip(items, with_progress(in_threads(decode, items), len(items), "decoding images", progress)):
+        if isinstance(image, np.ndarray):
+            yield image, item.label, item.train
+        elif not skip:
+            raise UserError(f"{image}; repair or remove it, or leave such images out with skip_bad_images=True (--skip-bad-images)")
+        else:
+            notes["skipped"].append(str(image))
+            left[item.label, item.train] -= 1
+    if not all(left[k, True] for k in range(classes)) or not any(left[k, False] for k in range(classes)):
+        raise UserError(f"too few images can be read: {len(notes['skipped'])} of {len(items)} were skipped; {notes['skipped'][0]}")
+
+
+def load_folder(root: Path, split: Split, *, image_size: int | None, in_channels: int | None, skip_bad_images: bool,
+                cache_dir: str | Path | None, progress: bool) -> Dataset:
+    """The dataset in a folder of images. Raises UserError."""
+    listing = list_images(root, split)
+    say(listing.split, progress)
+    key = cache_key("folder", root.resolve().name, listing.items, image_size, in_channels, skip_bad_images)
+    folder = data_folder(cache_dir)
+    if cached := load_cached(folder, key):
+        dataset, notes = cached
+    else:
+        size, channels, line = _choose_shape(root, listing.items, image_size, in_channels, progress)
+        notes = {"size": line, "skipped": []}
+        rows = _decode(root, listing.items, len(listing.class_names), size, channels, skip_bad_images, notes, progress)
+        dataset = store(folder, key, rows, (size, size, channels), name=root.resolve().name, class_names=listing.class_names,
+                        augmentation="crop-flip", notes=notes)
+    if notes["size"]:
+        say(notes["size"], progress)
+    if notes["skipped"]:
+        say(f"skipped {len(notes['skipped'])} unreadable images:\n  " + "\n  ".join(notes["skipped"]), progress)
+    return dataset

@@ -1,0 +1,138 @@
+"""`load_data`: from whatever a user calls data to a Dataset."""
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError, nearest
+from .cache import say
+from .cifar import find_or_download, load_cifar, recognise
+from .dataset import Dataset, Split, check_class_names, check_labels, from_arrays
+from .decode import SUFFIXES, check_pixels
+from .folder import load_folder
+from .idx import holds_idx, load_idx
+
+KNOWN = ("digits", "cifar10", "cifar100")
+WHOLE = ("images", "labels")
+PARTED = ("train_images", "train_labels", "test_images", "test_labels")
+ARCHIVES = (".tar", ".tgz", ".gz", ".xz", ".bz2")
+
+
+def load_data(data: Any, *, image_size: int | None = None, in_channels: int | None = None, test_fraction: float = 0.2, split_seed: int = 0,
+              skip_bad_images: bool = False, class_names: Sequence[str] | None = None, cache_dir: str | Path | None = None,
+              progress: bool = True) -> Dataset:
+    """Images and labels for training and testing.
+
+    `data` is one of
+
+    - "digits": 1797 handwritten digits, 8×8×1, with a fixed split;
+    - "cifar10", "cifar100": from the official archive, downloaded into `cache_dir` (default: the user's cache folder) unless it is there;
+    - a path: such an archive, or a folder where one was unpacked; a folder that holds MNIST's four IDX files; a folder of images,
+      `train/<class>/*` and `test/<class>/*` (or `val`), or `<class>/*` alone; an .npz file with the arrays `images` and `labels`, or
+      `train_images`, `train_labels`, `test_images`, `test_labels`, and perhaps `class_names`;
+    - arrays (images, labels) or (train_images, train_labels, test_images, test_labels): images (n, H, W, C) or (n, H, W), uint8 or floating
+      in 0..1; labels (n,) integers from 0;
+    - a Dataset.
+
+    Where there is no split, `test_fraction` of each class is kept for testing, chosen by `split_seed`, and a line says so. Images are
+    cropped to their central square and resized to `image_size`, and become gray or RGB by `in_channels` (1 or 3). None keeps what they
+    have; a folder of images that do not share one square size gets 32, and 3 channels unless all are gray. `skip_bad_images` leaves out
+    what cannot be read, and names it. `class_names` name the classes of arrays. `progress` shows bars and lines on standard error.
+
+    Raises UserError, one line that names the value and the remedy, for all that is wrong with the data.
+    """
+    for name, value in (("image_size", image_size), ("in_channels", in_channels)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be 1 or more, got {value}")
+    split = Split(test_fraction, split_seed)
+    if isinstance(data, Dataset):
+        dataset = data
+    elif isinstance(data, (tuple, list)):
+        dataset = _from_tuple(data, class_names, image_size, split, progress)
+    elif not isinstance(data, (str, Path)):
+        raise UserError(f"data must be a name, a path, arrays or a Dataset, got {type(data).__name__}")
+    elif data == "digits":
+        dataset = load_digits()
+    elif data in ("cifar10", "cifar100"):
+        path, form = find_or_download(str(data), cache_dir, progress)
+        dataset = load_cifar(path, form, cache_dir, progress, official=True)
+    else:
+        path = _existing(data)
+        if path.suffix == ".npz":
+            dataset = _from_npz(path, class_names, image_size, split, progress)
+        elif cifar := recognise(path) if path.is_dir() or path.suffix in ARCHIVES else None:
+            dataset = load_cifar(*cifar, cache_dir, progress)
+        elif path.is_dir() and holds_idx(path):
+            dataset = load_idx(path, image_size)
+        elif path.is_dir():
+            dataset = load_folder(path, split, image_size=image_size, in_channels=in_channels, skip_bad_images=skip_bad_images,
+                                  cache_dir=cache_dir, progress=progress)
+        else:
+            raise UserError(_not_a_dataset(path))
+    return dataset.resized(image_size, in_channels)
+
+
+def _existing(data: str | Path) -> Path:
+    """The path, if something lies there; raises UserError."""
+    path = Path(data).expanduser()
+    if path.exists():
+        return path
+    if isinstance(data, Path) or len(path.parts) > 1 or path.suffix:
+        raise UserError(f"{data} does not exist: give a folder of images, an .npz file, or one of {', '.join(KNOWN)}")
+    hint = "; MNIST is read from a folder with its IDX files" if "mnist" in data.lower() else ""
+    raise UserError(f"unknown dataset {data!r}{nearest(data, KNOWN)}, and no folder of that name{hint}: give {', '.join(KNOWN)} or a path")
+
+
+def _not_a_dataset(path: Path) -> str:
+    if path.suffix.lower() in SUFFIXES:
+        return f"{path} is one image: give the folder that holds the class folders"
+    if path.suffix in ARCHIVES:
+        return f"{path} is not a CIFAR archive: unpack it, and give the folder"
+    return f"{path} is not a dataset: give a folder, an .npz file or a CIFAR archive"
+
+
+def load_digits() -> Dataset:
+    """The digits that come with the package (DIGITS.md tells of them); a fifth of each class is for testing, always the same."""
+    with (files(__package__) / "digits.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        images, labels = arrays["images"], arrays["labels"]         # (1797, 8, 8), (1797,)
+    train, test = Split(0.2, seed=0).divide(labels)
+    return from_arrays("digits", (images[train], labels[train]), (images[test], labels[test]), augmentation="affine")
+
+
+def _from_tuple(arrays: Sequence[Any], class_names: Sequence[str] | None, image_size: int | None, split: Split,
+                progress: bool, name: str = "arrays") -> Dataset:
+    if len(arrays) == 4:
+        return from_arrays(name, (arrays[0], arrays[1]), (arrays[2], arrays[3]), class_names, image_size=image_size)
+    if len(arrays) != 2:
+        raise UserError(f"arrays must be ({', '.join(WHOLE)}) or ({', '.join(PARTED)}), got {len(arrays)} of them")
+    images = check_pixels(arrays[0])
+    if images.ndim < 3 or not len(images):
+        raise UserError(f"images must have the shape (n, H, W, C) or (n, H, W) and hold an image, got {images.shape}")
+    labels = check_labels(arrays[1], len(images))
+    names = check_class_names(class_names, labels)
+    train, test = split.divide(labels)
+    say(split.describe(len(train), len(test)), progress)
+    return from_arrays(name, (images[train], labels[train]), (images[test], labels[test]), names, image_size=image_size)
+
+
+def _from_npz(path: Path, class_names: Sequence[str] | None, image_size: int | None, split: Split, progress: bool) -> Dataset:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files if key in (*WHOLE, *PARTED, "class_names")}
+            present = file.files
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}; it is no .npz file of plain arrays, or not whole") from error
+    keys = WHOLE if any(key in present for key in WHOLE) and "train_images" not in present else PARTED
+    for key in keys:
+        if key not in arrays:
+            wanted = f"{', '.join(WHOLE)} or {', '.join(PARTED)}"
+            raise UserError(f"{path} has no array {key!r}{nearest(key, present)}: it must hold {wanted}")
+    if class_names is None and "class_names" in arrays:
+        class_names = arrays["class_names"].tolist()
+    return _from_tuple([arrays[key] for key in keys], class_names, image_size, split, progress, name=path.stem)

@@ -1,0 +1,134 @@
+"""The functions of tensors: one line each over an op.
+
+x is a Tensor or an array. Letters: B batch, N tokens, C channels, O outputs, H heads, D head size, K classes. Weights are in PyTorch's
+layout. An image array is (B, C, H, W).
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .errors import UserError
+from .kernels import OPS
+from .tensor import Tensor, apply
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none", residual: Tensor | None = None) -> Tensor:
+    """residual + activation(x @ weight.T + bias): x (..., C), weight (O, C), bias (O,), residual (..., O) -> (..., O).
+
+    activation: "none", "gelu" or "gelu_tanh".
+    """
+    return apply(OPS["linear"], x, weight, bias, residual, activation=activation)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
+    """Normalise the last axis, then scale and shift: x (..., C), weight and bias (C,) (1607.06450)."""
+    return apply(OPS["layernorm"], x, weight, bias, eps=eps)
+
+
+def add_layer_norm(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """x + branch, and its layer norm, in one pass."""
+    return apply(OPS["add_layernorm"], x, branch, weight, bias, eps=eps)
+
+
+def attention(qkv: Tensor, heads: int, scale: float | None = None, bias: Tensor | None = None, *, return_probabilities: bool = False,
+              return_logits: bool = False) -> Any:
+    """Multi-head attention softmax(scale·q kᵀ + bias) v from packed qkv (B, N, 3·C), ordered q, k, v, then head: -> (B, N, C).
+
+    scale: D^-1/2 by default. bias: broadcast to (B, H, N, N). With return_probabilities or return_logits (scaled, biased, before the
+    softmax), a tuple with these (B, H, N, N) after the context. Raises UserError where 3·heads does not divide the channels.
+    Source: 1706.03762, section 3.2; order of qkv as timm.
+    """
+    B, N, channels = qkv.shape
+    if channels % (3 * heads):
+        raise UserError(f"attention: heads must divide the channels: {channels // 3} is not a multiple of {heads}")
+    size = channels // (3 * heads)
+    context, logits, probabilities = apply(
+        OPS["attention"], qkv.reshape(B, N, 3, heads, size), bias, scale=float(size ** -0.5 if scale is None else scale),
+        keep_logits=return_logits, keep_probabilities=return_probabilities)
+    context = context.reshape(B, N, channels // 3)
+    extra = [t for t in (probabilities, logits) if t is not None]
+    return (context, *extra) if extra else context
+
+
+def patch_projection(images: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | tuple[int, int] | None = None,
+                     padding: int | tuple[int, int] = 0) -> Tensor:
+    """Project each patch: images (B, C, H, W), weight (O, C, P, Q) -> (B, rows·columns, O), patches in reading order.
+
+    stride: the patch's own size by default, so that patches do not overlap. Source: 2010.11929, section 3.1 (a convolution).
+    """
+    patches = unfold(images, weight.shape[2:], weight.shape[2:] if stride is None else stride, padding)
+    B, rows, columns, size = patches.shape
+    return linear(patches.reshape(B, rows * columns, size), weight.reshape(len(weight), size), bias)
+
+
+def unfold(images: Tensor, kernel: int | tuple[int, int], stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 0) -> Tensor:
+    """Patches of images (B, C, H, W) as rows: -> (B, rows, columns, C·kh·kw), zero padded. Raises UserError where none fits."""
+    kernel, stride, padding = ((v, v) if isinstance(v, int) else tuple(v) for v in (kernel, stride, padding))
+    for axis, name in ((0, "height"), (1, "width")):
+        if images.shape[2 + axis] + 2 * padding[axis] < kernel[axis]:
+            raise UserError(f"patch size {kernel[axis]} does not fit into image {name} {images.shape[2 + axis]} with padding {padding[axis]}")
+    return apply(OPS["unfold"], images, kernel=kernel, stride=stride, padding=padding)
+
+
+def channel_mixing_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *, residual: Tensor | None = None,
+                       approximate: str = "none") -> Tensor:
+    """residual + gelu(x @ w1.T + b1) @ w2.T + b2: x (B, N, C), w1 (F, C), w2 (C, F) -> (B, N, C) (2105.01601, equation 1)."""
+    return apply(OPS["channel_mixing"], x, w1, b1, w2, b2, residual, approximate=approximate)
+
+
+def token_mixing_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *, residual: Tensor | None = None,
+                     approximate: str = "none") -> Tensor:
+    """The same MLP over the token axis: x (B, N, C), w1 (F, N), w2 (N, F) -> (B, N, C) (2105.01601, equation 1)."""
+    return apply(OPS["token_mixing"], x, w1, b1, w2, b2, residual, approximate=approximate)
+
+
+def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    """x·Φ(x); approximate "none" uses erf, "tanh" the tanh form (1606.08415)."""
+    return apply(OPS["gelu"], x, approximate=approximate)
+
+
+def softmax(x: Tensor) -> Tensor:
+    """exp(x) / Σ exp(x) over the last axis."""
+    return apply(OPS["softmax"], x)
+
+
+def concatenate(a: Tensor, b: Tensor, axis: int) -> Tensor:
+    """Join two tensors along an axis."""
+    return apply(OPS["concatenate"], a, b, axis=axis)
+
+
+def cross_entropy(logits: Tensor, targets: Any, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy of logits (B, K) against classes (B,) or probabilities (B, K): -> ().
+
+    label_smoothing s makes the target (1 - s)·target + s / K (1512.00567, section 7).
+    Raises UserError for a class outside 0 … K - 1 or a wrong number of targets.
+    """
+    targets = np.asarray(targets)
+    if len(targets) != len(logits):
+        raise UserError(f"cross_entropy: {len(targets)} targets for {len(logits)} rows of logits")
+    if targets.ndim == 2:
+        return apply(OPS["soft_cross_entropy"], logits, targets.astype(logits.dtype, copy=False), label_smoothing=label_smoothing)
+    return apply(OPS["cross_entropy"], logits, classes_below(targets, logits.shape[1]), label_smoothing=label_smoothing)
+
+
+def classes_below(labels: np.ndarray, number: int) -> np.ndarray:
+    """The labels as int64; raises UserError naming the first outside 0 … number - 1."""
+    outside = np.flatnonzero((labels < 0) | (labels >= number))
+    if len(outside):
+        raise UserError(f"label {labels[outside[0]]} at position {outside[0]} is outside 0 … {number - 1}")
+    return labels.astype(np.int64, copy=False)
+
+
+def dropout(x: Tensor, rate: float, state: np.ndarray, use: int = 0) -> Tensor:
+    """Zero each element with probability `rate` and scale the others by 1 / (1 - rate).
+
+    state: uint64 (seed, step); use: a number for the call site. The same three give the same mask.
+    """
+    return apply(OPS["dropout"], x, state, rate=float(rate), use=use)
+
+
+def drop_path(x: Tensor, rate: float, state: np.ndarray, use: int = 0) -> Tensor:
+    """Stochastic depth: `dropout` of whole samples of x (B, ...) (1603.09382)."""
+    return apply(OPS["drop_path"], x, state, rate=float(rate), use=use)

@@ -1,0 +1,65 @@
+"""How weights begin: distributions, and the walk that gives each parameter its own.
+
+A model names its distributions in one table, {pattern of names: Initialiser}; the first pattern that fits a parameter's name counts, and
+what fits none stays as its layer made it (zero, or one for the scale of a normalisation). Every parameter has a generator of its own, keyed
+by the seed and its name, so that a value depends on nothing that was built before it.
+"""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from math import prod, sqrt
+
+import numpy as np
+
+from .module import Module
+
+Initialiser = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+
+
+def generator(seed: int, name: str) -> np.random.Generator:
+    """The Philox generator (Salmon et al., 2011) of one name under one seed."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+def initialise(model: Module, table: Mapping[str, Initialiser], seed: int, only: str = "*") -> None:
+    """Draw every parameter of `model` whose name fits `only` from the first entry of the table that fits its name."""
+    for name, parameter in model.named_parameters():
+        draw = next((draw for pattern, draw in table.items() if fnmatchcase(name, pattern)), None)
+        if draw is not None and fnmatchcase(name, only):
+            parameter.data[...] = draw(generator(seed, name), parameter.shape)
+
+
+def normal(std: float) -> Initialiser:
+    return lambda rng, shape: rng.normal(0.0, std, shape)
+
+
+def uniform(limit: float) -> Initialiser:
+    """Uniform in ±limit. Kaiming's with a = √5, PyTorch's default for a layer's weight and bias, has limit 1/√fan_in."""
+    return lambda rng, shape: rng.uniform(-limit, limit, shape)
+
+
+def truncated_normal(std: float, limit: float = 2.0) -> Initialiser:
+    """Normal, without what lies beyond ±limit (an absolute value, as in timm's trunc_normal_, not a multiple of std)."""
+    def draw(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        values = rng.normal(0.0, std, shape)
+        while (outside := np.abs(values) > limit).any():
+            values[outside] = rng.normal(0.0, std, int(outside.sum()))
+        return values
+    return draw
+
+
+def lecun_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Normal of variance 1 / fan_in, cut at two standard deviations and widened again to that variance, as in Flax and timm."""
+    std = sqrt(1.0 / prod(shape[1:])) / 0.87962566103423978         # the standard deviation of a unit normal cut at ±2
+    return truncated_normal(std, 2 * std)(rng, shape)
+
+
+def xavier_uniform(parts: int = 1) -> Initialiser:
+    """Uniform with variance 2 / (fan_in + fan_out) (Glorot and Bengio, 2010) for a weight that stacks `parts` matrices of equal shape."""
+    def draw(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        limit = sqrt(6.0 / (shape[1] + shape[0] // parts))
+        return rng.uniform(-limit, limit, shape)
+    return draw

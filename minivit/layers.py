@@ -1,0 +1,193 @@
+"""What models are made of.
+
+Letters: B batch, N tokens, C channels, H heads, D head size, S image size, P patch size. A layer's weights are zero (scales of
+normalisations one) until `initialisers.initialise` or `load_state_dict` fills them. Attributes carry timm's names, so parameters do.
+"""
+from __future__ import annotations
+
+import numpy as np
+
+from . import functional as F
+from .errors import UserError
+from .kernels.random import advance
+from .module import Module, Parameter
+from .tensor import Tensor
+
+APPROXIMATIONS = {"gelu": "none", "gelu_tanh": "tanh"}  # activation -> the `approximate` of functional.gelu
+
+
+class Random:
+    """The random state of a model: which masks its dropout layers draw.
+
+    state: uint64 (seed, step), an array that kernels read; a mask depends on seed, step and the number of its layer alone, so a copy of
+    this array is all that a resumed run needs.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.state = np.array([seed, 0], np.uint64)
+        self.uses = 0
+        self.active = False                             # whether any layer drops anything
+
+    def enroll(self, rate: float) -> int:
+        """The number of a layer that drops at this rate."""
+        self.active |= rate > 0
+        self.uses += 1
+        return self.uses - 1
+
+    def advance(self) -> None:
+        """Go to the next step. A kernel adds the one, so that a recorded plan does too."""
+        advance(self.state)
+
+
+class Dropout(Module):
+    """Zero elements with probability `rate` in training, and scale the others by 1 / (1 - rate) (Srivastava et al., 2014)."""
+
+    function = staticmethod(F.dropout)
+
+    def __init__(self, rate: float, random: Random) -> None:
+        self.rate, self.random = rate, random
+        self.use = random.enroll(rate)
+
+    @property
+    def active(self) -> bool:
+        return self.training and self.rate > 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.rate, self.random.state, self.use) if self.active else x
+
+
+class DropPath(Dropout):
+    """Stochastic depth: `Dropout` of whole samples, for the branch of a residual block (1603.09382)."""
+
+    function = staticmethod(F.drop_path)
+
+
+class Linear(Module):
+    """activation(x @ weight.T + bias) + residual: x (..., inputs) -> (..., outputs)."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True, dtype: str = "float32") -> None:
+        self.weight = Parameter(np.zeros((outputs, inputs), dtype))
+        self.bias = Parameter(np.zeros(outputs, dtype)) if bias else None
+
+    def forward(self, x: Tensor, activation: str = "none", residual: Tensor | None = None) -> Tensor:
+        return F.linear(x, self.weight, self.bias, activation=activation, residual=residual)
+
+
+class LayerNorm(Module):
+    """Normalisation over the last axis (1607.06450)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6, dtype: str = "float32") -> None:
+        self.eps = eps
+        self.weight = Parameter(np.ones(dim, dtype))
+        self.bias = Parameter(np.zeros(dim, dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def add(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        """x + branch, and its normalisation, in one pass."""
+        return F.add_layer_norm(x, branch, self.weight, self.bias, self.eps)
+
+
+class LayerScale(Module):
+    """x · gamma, a factor a channel that begins at `initial` (2103.17239, section 2)."""
+
+    def __init__(self, dim: int, initial: float, dtype: str = "float32") -> None:
+        self.gamma = Parameter(np.full(dim, initial, dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class PatchEmbed(Module):
+    """Cut images into patches and project each: (B, in_channels, S, S) -> (B, (S / P)², dim) (2010.11929, section 3.1).
+
+    Raises UserError where the patch does not divide the image, or images have another shape.
+    """
+
+    def __init__(self, image_size: int, patch_size: int, in_channels: int, dim: int, dtype: str = "float32") -> None:
+        if image_size % patch_size:
+            raise UserError(f"patch_size must divide image_size: {image_size} is not a multiple of {patch_size}")
+        self.shape = in_channels, image_size, image_size
+        self.grid = image_size // patch_size
+        self.proj = Projection(in_channels, dim, patch_size, dtype)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1:] != self.shape:
+            raise UserError(f"images have shape {images.shape}, the model takes (B, {', '.join(map(str, self.shape))}): resize them, "
+                            "or create the model with their image_size and in_channels")
+        return F.patch_projection(images, self.proj.weight, self.proj.bias)
+
+
+class Projection(Module):
+    """The weights of a convolution whose stride is its kernel's size."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, dtype: str = "float32") -> None:
+        self.weight = Parameter(np.zeros((outputs, inputs, size, size), dtype))
+        self.bias = Parameter(np.zeros(outputs, dtype))
+
+
+class Attention(Module):
+    """Multi-head self-attention with one projection to q, k and v: (B, N, C) -> (B, N, C) (1706.03762, section 3.2).
+
+    Raises UserError where `heads` does not divide `dim`.
+    """
+
+    def __init__(self, dim: int, heads: int, random: Random, qkv_bias: bool = True, attn_drop: float = 0.0, proj_drop: float = 0.0,
+                 dtype: str = "float32") -> None:
+        if dim % heads:
+            raise UserError(f"heads must divide dim: {dim} is not a multiple of {heads}")
+        self.heads = heads
+        self.qkv = Linear(dim, 3 * dim, qkv_bias, dtype)
+        self.attn_drop = Dropout(attn_drop, random)
+        self.proj = Linear(dim, dim, dtype=dtype)
+        self.proj_drop = Dropout(proj_drop, random)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x)                               # (B, N, 3·C)
+        context = self._dropped_context(qkv) if self.attn_drop.active else F.attention(qkv, self.heads)
+        return self.proj_drop(self.proj(context))
+
+    def _dropped_context(self, qkv: Tensor) -> Tensor:
+        B, N, channels = qkv.shape
+        _, probabilities = F.attention(qkv, self.heads, return_probabilities=True)      # (B, H, N, N)
+        v = qkv.reshape(B, N, 3, self.heads, -1)[:, :, 2].transpose(0, 2, 1, 3)         # (B, H, N, D)
+        return (self.attn_drop(probabilities) @ v).transpose(0, 2, 1, 3).reshape(B, N, channels // 3)
+
+
+class Mlp(Module):
+    """fc2(gelu(fc1(x))) over the channels, dropout after each: (B, N, dim) -> (B, N, dim).
+
+    activation: "gelu" (erf) or "gelu_tanh". `forward` adds `residual` in the same pass where nothing is dropped.
+    """
+
+    def __init__(self, dim: int, hidden: int, random: Random, activation: str = "gelu", drop: float = 0.0, dtype: str = "float32") -> None:
+        self.activation = activation
+        self.fc1 = Linear(dim, hidden, dtype=dtype)
+        self.drop1 = Dropout(drop, random)
+        self.fc2 = Linear(hidden, dim, dtype=dtype)
+        self.drop2 = Dropout(drop, random)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self.drop1.active:
+            y = self._dropped(x)
+            return y if residual is None else residual + y
+        return self._fused(x, residual)
+
+    def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        return F.channel_mixing_mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, residual=residual,
+                                    approximate=APPROXIMATIONS[self.activation])
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return self.drop2(self.fc2(self.drop1(self.fc1(x, self.activation))))
+
+
+class TokenMlp(Mlp):
+    """The same over the tokens, alike for every channel: (B, dim, C) -> (B, dim, C) (2105.01601, section 2)."""
+
+    def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        return F.token_mixing_mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, residual=residual,
+                                  approximate=APPROXIMATIONS[self.activation])
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return super()._dropped(x.transpose(0, 2, 1)).transpose(0, 2, 1)

@@ -1,0 +1,43 @@
+"""The models by name. A new family is one file, with `@register` on its class, and its import here."""
+from __future__ import annotations
+
+from dataclasses import fields
+from fnmatch import fnmatchcase
+from numbers import Integral
+from typing import Any
+
+from ..errors import UserError, nearest
+from .base import FAMILIES, PRESETS, Config, Model, register
+from .mixer import Mixer, MixerConfig
+from .vit import ViT, ViTConfig
+
+__all__ = ["Config", "Mixer", "MixerConfig", "Model", "ViT", "ViTConfig", "create_model", "list_models", "register"]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names of all presets that fit a shell pattern such as "vit_*_224", in alphabetical order."""
+    return sorted(name for name in PRESETS if fnmatchcase(name, pattern))
+
+
+def create_model(name: str, *, num_classes: int | None = None, image_size: int | None = None, in_channels: int | None = None,
+                 seed: int = 0, **options: Any) -> Model:
+    """A new model in evaluation mode.
+
+    name: a preset (`list_models()`), or a family, "vit" or "mixer", which begins from its Config's defaults. num_classes, image_size,
+    in_channels and `options` replace fields of the Config (ViTConfig, MixerConfig). seed: a whole number of at least 0, of weights and dropout.
+    Raises UserError for an unknown name or option, with the nearest known ones, and for values that do not go together.
+    """
+    family = FAMILIES.get(name) or PRESETS.get(name)
+    if family is None:
+        raise UserError(f"unknown model {name!r}{nearest(str(name), [*PRESETS, *FAMILIES])}; list_models() names them all")
+    known = [field.name for field in fields(family.Config)]
+    for option in options:
+        if option not in known:
+            raise UserError(f"{name} has no option {option!r}{nearest(option, known)}; it has {', '.join(known)}")
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed!r}")
+    common = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}
+    given = options | {field: value for field, value in common.items() if value is not None}
+    model = family(family.Config(**(dict(family.presets.get(name, {})) | given)), seed)
+    model.name = name
+    return model

@@ -1,0 +1,135 @@
+"""What all families share: a checked configuration, a seeded beginning, a head, and the register of names."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from math import isfinite
+from numbers import Integral, Real
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from ..errors import UserError, nearest
+from ..initialisers import Initialiser, initialise
+from ..layers import Dropout, Linear, Random
+from ..module import Module
+from ..tensor import Tensor
+
+
+@dataclass(frozen=True)
+class Config:
+    """The base of each family's configuration: the fields every family has, and the check of all fields against their annotations.
+
+    An int is at least 1, a rate at least 0 and below 1, any other float finite and above 0, a Literal one of its values. Raises UserError.
+    """
+
+    image_size: int = 224                               # pixels, both sides
+    patch_size: int = 16                                # pixels, both sides; divides image_size
+    in_channels: int = 3                                # colours
+    num_classes: int = 1000                             # outputs of the head
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            object.__setattr__(self, field.name, _checked(field.name, getattr(self, field.name), hints[field.name]))
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """`value` as plain int, float, bool, str or None."""
+    choices = get_args(hint)
+    if get_origin(hint) is Literal:
+        if value not in choices:
+            raise UserError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}{nearest(str(value), choices)}")
+    elif type(None) in choices:
+        return None if value is None else _checked(name, value, choices[0])
+    elif hint is bool:
+        if not isinstance(value, (bool, np.bool_)):
+            raise UserError(f"{name} must be true or false, not {value!r}")
+        return bool(value)
+    elif hint is int:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
+        return int(value)
+    elif hint is float:
+        rate = name.endswith("rate")
+        number = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+        if not number or not (0 <= value < 1 if rate else value > 0):
+            raise UserError(f"{name} must be a number {'of at least 0 and below 1' if rate else 'above 0'}, not {value!r}")
+        return float(value)
+    return value
+
+
+class Model(Module):
+    """A classifier of images. A family is a subclass with the four class attributes below, whose `__init__` builds the modules and ends
+    with `self.initialise()`, and which defines `features` and `initialisers`.
+
+    config: the family's Config. name: the name it was created by. random: the state of its dropout layers.
+    """
+
+    family: ClassVar[str]
+    Config: ClassVar[type[Config]]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # name -> fields of the Config
+    no_decay: ClassVar[tuple[str, ...]] = ()            # parameters of more than one dimension that weight decay leaves alone
+
+    head: Linear
+    head_drop: Dropout
+
+    def __init__(self, config: Config, seed: int = 0) -> None:
+        self.config, self.seed, self.name = config, seed, self.family
+        self.random = Random(seed)
+
+    def initialisers(self) -> dict[str, Initialiser]:
+        """{pattern of parameter names: distribution}, the first that fits counts; see `minivit.initialisers`."""
+        raise NotImplementedError
+
+    def initialise(self, only: str = "*") -> None:
+        """Draw anew the parameters whose names fit `only`, from the model's seed."""
+        initialise(self, self.initialisers(), self.seed, only)
+
+    def features(self, images: Any) -> Tensor:
+        """What the head sees of each image: images (B, in_channels, image_size, image_size) -> (B, dim)."""
+        raise NotImplementedError
+
+    def forward(self, images: Any) -> Tensor:
+        """Logits: images (B, in_channels, image_size, image_size), a float array or Tensor -> (B, num_classes)."""
+        return self.head(self.head_drop(self.features(images)))
+
+    def begin(self, images: Any) -> Tensor:
+        """The images in the model's dtype. In training, the dropout layers draw new masks from here on."""
+        if self.training and self.random.active:
+            self.random.advance()
+        array = images.data if isinstance(images, Tensor) else np.asarray(images)
+        dtype = self.head.weight.dtype
+        if array.dtype == dtype:
+            return images if isinstance(images, Tensor) else Tensor(array)
+        if isinstance(images, Tensor) and images.requires_grad:
+            raise UserError(f"images that require a gradient must have the model's dtype {dtype}, not {array.dtype}")
+        return Tensor(array.astype(dtype))
+
+    def reset_head(self, num_classes: int) -> None:
+        """Give the model a new head for another number of classes, initialised as at the beginning."""
+        self.config = replace(self.config, num_classes=num_classes)
+        weight = self.head.weight
+        self.head = Linear(weight.shape[1], self.config.num_classes, dtype=weight.dtype.name)
+        self.head.train(self.training)
+        self.initialise("head.*")
+
+    def fit_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
+        """`state`, a state dict of this family, with its position embeddings resized to this model's grid (`positions.resize`)."""
+        return state
+
+
+FAMILIES: dict[str, type[Model]] = {}
+PRESETS: dict[str, type[Model]] = {}                    # name of a preset -> its family
+
+M = TypeVar("M", bound=type[Model])
+
+
+def register(model: M) -> M:
+    """Class decorator: `create_model` finds the family and its presets from now on. Raises ValueError for a name that is taken."""
+    for name in (model.family, *model.presets):
+        if name in FAMILIES or name in PRESETS:
+            raise ValueError(f"there is a model named {name!r} already")
+    FAMILIES[model.family] = model
+    PRESETS.update(dict.fromkeys(model.presets, model))
+    return model

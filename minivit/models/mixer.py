@@ -1,0 +1,101 @@
+"""MLP-Mixer (Tolstikhin et al., 2105.01601), with timm's parameter names, shapes and defaults."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..initialisers import Initialiser, lecun_normal, normal, xavier_uniform
+from ..layers import Dropout, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Random, TokenMlp
+from ..module import Module
+from ..tensor import Tensor
+from .base import Config, Model, register
+
+
+@dataclass(frozen=True)
+class MixerConfig(Config):
+    """The defaults are Mixer-S/16's."""
+
+    dim: int = 512                                      # channels of a token
+    depth: int = 8                                      # blocks
+    token_hidden: int | None = None                     # hidden size of the MLP over tokens; None: dim / 2
+    channel_hidden: int | None = None                   # hidden size of the MLP over channels; None: 4 dim
+    drop_rate: float = 0.0                              # dropout before the head
+    proj_drop_rate: float = 0.0                         # dropout after each layer of both MLPs
+    drop_path_rate: float = 0.0                         # stochastic depth, the same in every block and for both MLPs
+    eps: float = 1e-6                                   # of every layer normalisation
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"   # exact, or the tanh form, which Google's weights expect
+    init: Literal["timm", "jax", "zeros"] = "timm"      # how weights begin: as in timm, as in Google's code, or not at all
+    dtype: Literal["float32", "float64"] = "float32"    # of parameters and activations
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "token_hidden", self.token_hidden or max(1, self.dim // 2))
+        object.__setattr__(self, "channel_hidden", self.channel_hidden or 4 * self.dim)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "mixer_nano_patch2_8": dict(image_size=8, patch_size=2, in_channels=1, num_classes=10, dim=64, depth=4, token_hidden=32, channel_hidden=256),
+    "mixer_tiny_patch4_32": dict(image_size=32, patch_size=4, num_classes=10, dim=256, depth=8, token_hidden=128, channel_hidden=1024),
+    "mixer_s32_224": dict(patch_size=32, dim=512, depth=8, token_hidden=256, channel_hidden=2048),
+    "mixer_s16_224": dict(dim=512, depth=8, token_hidden=256, channel_hidden=2048),
+    "mixer_b32_224": dict(patch_size=32, dim=768, depth=12, token_hidden=384, channel_hidden=3072),
+    "mixer_b16_224": dict(dim=768, depth=12, token_hidden=384, channel_hidden=3072),
+    "mixer_l32_224": dict(patch_size=32, dim=1024, depth=24, token_hidden=512, channel_hidden=4096),
+    "mixer_l16_224": dict(dim=1024, depth=24, token_hidden=512, channel_hidden=4096),
+}
+
+
+class Block(Module):
+    """x += mlp(norm(x)) over the tokens, then over the channels (section 2, equation 1): (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, config: MixerConfig, tokens: int, random: Random) -> None:
+        dim, drop, dtype = config.dim, config.proj_drop_rate, config.dtype
+        self.norm1 = LayerNorm(dim, config.eps, dtype)
+        self.mlp_tokens = TokenMlp(tokens, config.token_hidden, random, config.activation, drop, dtype)
+        self.drop_path1 = DropPath(config.drop_path_rate, random)
+        self.norm2 = LayerNorm(dim, config.eps, dtype)
+        self.mlp_channels = Mlp(dim, config.channel_hidden, random, config.activation, drop, dtype)
+        self.drop_path2 = DropPath(config.drop_path_rate, random)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.drop_path1.active:
+            x, y = self.norm2.add(x, self.drop_path1(self.mlp_tokens(self.norm1(x))))
+            return x + self.drop_path2(self.mlp_channels(y))
+        x = self.mlp_tokens(self.norm1(x), residual=x)
+        return self.mlp_channels(self.norm2(x), residual=x)
+
+
+@register
+class Mixer(Model):
+    """The whole model; the mean over tokens comes after the final normalisation. Raises UserError where patch_size does not divide image_size."""
+
+    family, Config, presets = "mixer", MixerConfig, PRESETS
+
+    config: MixerConfig
+
+    def __init__(self, config: MixerConfig, seed: int = 0) -> None:
+        super().__init__(config, seed)
+        dim, dtype = config.dim, config.dtype
+        self.stem = PatchEmbed(config.image_size, config.patch_size, config.in_channels, dim, dtype)
+        self.blocks = [Block(config, self.stem.grid ** 2, self.random) for _ in range(config.depth)]
+        self.norm = LayerNorm(dim, config.eps, dtype)
+        self.head_drop = Dropout(config.drop_rate, self.random)
+        self.head = Linear(dim, config.num_classes, dtype=dtype)
+        self.initialise()
+
+    def initialisers(self) -> dict[str, Initialiser]:
+        if self.config.init == "zeros":
+            return {}
+        if self.config.init == "jax":
+            return {"stem.proj.weight": lecun_normal, "*.mlp_*.weight": lecun_normal}
+        return {"stem.proj.weight": lecun_normal, "*.mlp_*.weight": xavier_uniform(), "*.mlp_*.bias": normal(1e-6)}
+
+    def tokens(self, images: Any) -> Tensor:
+        """The tokens after the last block: images -> (B, N, dim)."""
+        x = self.stem(self.begin(images))               # (B, N, C)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def features(self, images: Any) -> Tensor:
+        return self.norm(self.tokens(images)).mean(1)

@@ -1,0 +1,157 @@
+"""Vision Transformer (Dosovitskiy et al., 2010.11929), with timm's parameter names, shapes and defaults."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import functional as F
+from ..errors import UserError
+from ..initialisers import Initialiser, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
+from ..layers import Attention, Dropout, DropPath, LayerNorm, LayerScale, Linear, Mlp, PatchEmbed, Random
+from ..module import Module, Parameter
+from ..tensor import Tensor
+from . import positions
+from .base import Config, Model, register
+
+
+@dataclass(frozen=True)
+class ViTConfig(Config):
+    """The defaults are ViT-B/16's."""
+
+    dim: int = 768                                      # channels of a token
+    depth: int = 12                                     # blocks
+    heads: int = 12                                     # attention heads of a block; divides dim
+    mlp_ratio: float = 4.0                              # hidden channels of a block's MLP, in units of dim
+    qkv_bias: bool = True                               # whether the projection to q, k and v has a bias
+    pool: Literal["cls", "mean"] = "cls"                # what the head sees: the class token, or the mean of the patches' tokens
+    class_token: bool = True                            # whether there is one; pool="cls" needs it
+    layer_scale: float | None = None                    # initial factor of each residual branch (2103.17239); None: no factors
+    drop_rate: float = 0.0                              # dropout before the head
+    pos_drop_rate: float = 0.0                          # dropout after the position embedding
+    proj_drop_rate: float = 0.0                         # dropout after the attention's projection and each layer of the MLP
+    attn_drop_rate: float = 0.0                         # dropout of attention probabilities
+    drop_path_rate: float = 0.0                         # stochastic depth of the last block; linear over depth, 0 in the first
+    eps: float = 1e-6                                   # of every layer normalisation
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"   # exact, or the tanh form, which Google's weights expect
+    init: Literal["timm", "jax", "zeros"] = "timm"      # how weights begin: as in timm, as in Google's code, or not at all
+    dtype: Literal["float32", "float64"] = "float32"    # of parameters and activations
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool == "cls" and not self.class_token:
+            raise UserError("pool='cls' needs a class token: set class_token=True, or pool='mean'")
+        if int(self.dim * self.mlp_ratio) < 1:
+            raise UserError(f"mlp_ratio={self.mlp_ratio} leaves no hidden channel of dim {self.dim}: make it larger")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "vit_nano_patch2_8": dict(image_size=8, patch_size=2, in_channels=1, num_classes=10, dim=64, depth=4, heads=4, pool="mean",
+                              class_token=False),
+    "vit_tiny_patch4_32": dict(image_size=32, patch_size=4, num_classes=10, dim=192, depth=9, heads=3),
+    "vit_small_patch4_32": dict(image_size=32, patch_size=4, num_classes=10, dim=384, depth=7, heads=6, pool="mean", class_token=False),
+    "vit_tiny_patch16_224": dict(dim=192, heads=3),
+    "vit_small_patch16_224": dict(dim=384, heads=6),
+    "vit_base_patch32_224": dict(patch_size=32),
+    "vit_base_patch16_224": dict(),
+    "vit_large_patch16_224": dict(dim=1024, depth=24, heads=16),
+    "vit_huge_patch14_224": dict(patch_size=14, dim=1280, depth=32, heads=16),
+}
+
+
+class Block(Module):
+    """x += attention(norm(x)); x += mlp(norm(x)) (section 3.1, equations 2 and 3): (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, config: ViTConfig, drop_path_rate: float, random: Random) -> None:
+        dim, dtype = config.dim, config.dtype
+        self.norm1 = LayerNorm(dim, config.eps, dtype)
+        self.attn = Attention(dim, config.heads, random, config.qkv_bias, config.attn_drop_rate, config.proj_drop_rate, dtype)
+        self.ls1 = None if config.layer_scale is None else LayerScale(dim, config.layer_scale, dtype)
+        self.drop_path1 = DropPath(drop_path_rate, random)
+        self.norm2 = LayerNorm(dim, config.eps, dtype)
+        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), random, config.activation, config.proj_drop_rate, dtype)
+        self.ls2 = None if config.layer_scale is None else LayerScale(dim, config.layer_scale, dtype)
+        self.drop_path2 = DropPath(drop_path_rate, random)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.attn(self.norm1(x))
+        if self.ls1:
+            branch = self.ls1(branch)
+        x, y = self.norm2.add(x, self.drop_path1(branch))
+        if self.ls2 is None and not self.drop_path2.active:
+            return self.mlp(y, residual=x)
+        branch = self.mlp(y)
+        return x + self.drop_path2(self.ls2(branch) if self.ls2 else branch)
+
+
+@register
+class ViT(Model):
+    """The whole model.
+
+    Mean pooling is timm's: it leaves the class token out, and the final normalisation comes after it, under the name `fc_norm`.
+    Raises UserError where heads does not divide dim, or patch_size image_size.
+    """
+
+    family, Config, presets = "vit", ViTConfig, PRESETS
+    no_decay = "cls_token", "pos_embed"
+
+    config: ViTConfig
+
+    def __init__(self, config: ViTConfig, seed: int = 0) -> None:
+        super().__init__(config, seed)
+        dim, dtype, random = config.dim, config.dtype, self.random
+        embed = PatchEmbed(config.image_size, config.patch_size, config.in_channels, dim, dtype)
+        self.cls_token = Parameter(np.zeros((1, 1, dim), dtype)) if config.class_token else None
+        self.pos_embed = Parameter(np.zeros((1, config.class_token + embed.grid ** 2, dim), dtype))
+        self.patch_embed = embed
+        self.pos_drop = Dropout(config.pos_drop_rate, random)
+        self.blocks = [Block(config, float(rate), random) for rate in np.linspace(0.0, config.drop_path_rate, config.depth)]
+        norm = LayerNorm(dim, config.eps, dtype)
+        self.norm, self.fc_norm = (norm, None) if config.pool == "cls" else (None, norm)
+        self.head_drop = Dropout(config.drop_rate, random)
+        self.head = Linear(dim, config.num_classes, dtype=dtype)
+        self.initialise()
+
+    def initialisers(self) -> dict[str, Initialiser]:
+        config = self.config
+        if config.init == "zeros":
+            return {}
+        if config.init == "jax":                        # Google's Dense layers see q, k and v one by one
+            return {"pos_embed": normal(0.02), "patch_embed.proj.weight": lecun_normal, "*.qkv.weight": xavier_uniform(parts=3),
+                    "*.attn.proj.weight": xavier_uniform(), "*.mlp.*.weight": xavier_uniform(), "*.mlp.*.bias": normal(1e-6)}
+        fan_in = config.in_channels * config.patch_size ** 2
+        small = truncated_normal(0.02)
+        return {"cls_token": normal(1e-6), "pos_embed": small, "patch_embed.*": uniform(fan_in ** -0.5),
+                "*.attn.*.weight": small, "*.mlp.*.weight": small, "head.weight": small}
+
+    def tokens(self, images: Any) -> Tensor:
+        """The tokens after the last block, the class token first where there is one: images -> (B, N, dim)."""
+        x = self.patch_embed(self.begin(images))        # (B, (S / P)², C)
+        if self.cls_token is not None:
+            everywhere = Tensor(np.zeros((len(x), 1, x.shape[2]), x.dtype)) + self.cls_token
+            x = F.concatenate(everywhere, x, axis=1)    # (B, N, C)
+        x = self.pos_drop(x + self.pos_embed)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def features(self, images: Any) -> Tensor:
+        x = self.tokens(images)
+        if self.norm:
+            return self.norm(x[:, 0])
+        return self.fc_norm((x[:, 1:] if self.config.class_token else x).mean(1))
+
+    def resize(self, image_size: int) -> None:
+        """Take images of another size from now on: the position embedding is resized as timm does, bicubic with antialiasing."""
+        config = replace(self.config, image_size=image_size)
+        embed = PatchEmbed(config.image_size, config.patch_size, config.in_channels, config.dim, config.dtype)
+        embed.proj = self.patch_embed.proj
+        self.pos_embed = Parameter(positions.resize(self.pos_embed.data, embed.grid, config.class_token, "bicubic_antialias"))
+        self.config, self.patch_embed = config, embed
+
+    def fit_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
+        given = state.get("pos_embed")
+        if given is None or given.ndim != 3 or given.shape[1] == self.pos_embed.shape[1]:
+            return state
+        return state | {"pos_embed": positions.resize(given, self.patch_embed.grid, self.config.class_token, method)}

@@ -1,0 +1,95 @@
+"""Module and Parameter: a tree of named arrays."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from .errors import UserError
+from .tensor import Tensor
+
+
+class Parameter(Tensor):
+    """A leaf that a module owns. Frozen where `requires_grad` is False: saved and loaded, never trained."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Any, requires_grad: bool = True) -> None:
+        super().__init__(data, requires_grad)
+
+
+class Module:
+    """What models are made of: Parameters, Modules and lists of Modules as attributes, and a `forward`.
+
+    A parameter's name is the dotted path of attributes and list positions to it, as in PyTorch.
+    """
+
+    training: bool = False
+
+    def forward(self, *inputs: Any) -> Any:
+        raise NotImplementedError
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        return self.forward(*inputs, **options)
+
+    def _children(self) -> Iterator[tuple[str, Module | Parameter]]:
+        for name, value in vars(self).items():
+            if isinstance(value, (Module, Parameter)):
+                yield name, value
+            elif isinstance(value, list):
+                yield from ((f"{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, (Module, Parameter)))
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+        """Every parameter once, frozen ones too, with its dotted name, in the order they were made."""
+        for name, child in self._children():
+            if isinstance(child, Parameter):
+                yield prefix + name, child
+            else:
+                yield from child.named_parameters(f"{prefix}{name}.")
+
+    def parameters(self) -> list[Parameter]:
+        return [p for _, p in self.named_parameters()]
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it."""
+        yield self
+        for _, child in self._children():
+            if isinstance(child, Module):
+                yield from child.modules()
+
+    def train(self, mode: bool = True) -> Module:
+        """Switch dropout and DropPath on (or off) in the whole tree; returns self."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """A copy of every parameter by its dotted name."""
+        return {name: p.data.copy() for name, p in self.named_parameters()}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray], strict: bool = True) -> None:
+        """Copy arrays into the parameters of the same names, converted to their dtype.
+
+        Raises UserError that lists every missing, unexpected and wrongly shaped name, before anything is changed; with strict=False
+        names that are missing or unexpected are passed over.
+        """
+        own = dict(self.named_parameters())
+        wrong = [f"{n} is {tuple(state[n].shape)}, not {p.shape}" for n, p in own.items() if n in state and state[n].shape != p.shape]
+        missing = [n for n in own if n not in state] if strict else []
+        unexpected = [n for n in state if n not in own] if strict else []
+        faults = [f"{word}: {', '.join(names)}" for word, names in
+                  (("wrong shape", wrong), ("missing", missing), ("unexpected", unexpected)) if names]
+        if faults:
+            raise UserError("weights do not fit the model; " + "; ".join(faults))
+        for name, parameter in own.items():
+            if name in state:
+                parameter.data[...] = state[name]

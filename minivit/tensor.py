@@ -1,0 +1,328 @@
+"""Tensor and tape: what was computed from what, and the walk back through it.
+
+A node is one op that ran: its inputs, its constants and the arrays its backward reads. `backward` visits nodes by descending creation
+number, so without recursion, lets the op write each gradient where it belongs, adds gradients that meet, and frees what it has used.
+"""
+from __future__ import annotations
+
+import heapq
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from .kernels import OPS, Op, device
+
+_numbers = count()
+_state = threading.local()
+
+
+def is_grad_enabled() -> bool:
+    """Whether ops run now are put on the tape."""
+    return getattr(_state, "grad_enabled", True)
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Ops run inside (in this thread) are not put on the tape. Works as a decorator too."""
+    before = is_grad_enabled()
+    _state.grad_enabled = False
+    try:
+        yield
+    finally:
+        _state.grad_enabled = before
+
+
+class Node:
+    """An op that ran (or, where `op` is None, a reshape)."""
+
+    __slots__ = ("op", "inputs", "constants", "saved", "results", "number")
+
+    def __init__(self, op: Op | None, inputs: tuple, constants: tuple = (), saved: tuple | None = (), results: int = 1) -> None:
+        self.op, self.inputs, self.constants, self.saved, self.results = op, inputs, constants, saved, results
+        self.number = next(_numbers)
+
+
+class Tensor:
+    """An array that remembers how it was computed.
+
+    data: a C-contiguous NumPy array of float32 or float64 (any array-like is accepted; integers become float32).
+    requires_grad: whether `backward` puts a gradient into `.grad`, a Tensor of the same shape (None before).
+    """
+
+    __slots__ = ("data", "requires_grad", "grad", "grad_home", "node", "result", "__weakref__")
+    __array_priority__ = 1000                           # array + tensor asks the tensor
+
+    def __init__(self, data: Any, requires_grad: bool = False) -> None:
+        array = np.asarray(data.data if isinstance(data, Tensor) else data)
+        if array.dtype not in (np.float32, np.float64):
+            array = array.astype(np.float32)
+        self.data = np.ascontiguousarray(array).reshape(array.shape)
+        self.requires_grad = requires_grad
+        self.grad: Tensor | None = None
+        self.grad_home: np.ndarray | None = None        # where a leaf's gradient must lie (a part of a flat buffer)
+        self.node: Node | None = None                   # None: a leaf
+        self.result = 0                                 # which of the node's results this is
+
+    # ------------------------------------------------------------------------------------------------------------- as an array
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def numpy(self) -> np.ndarray:
+        """The data itself, not a copy."""
+        return self.data
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.data, dtype=dtype, copy=copy)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.data.__dlpack_device__()
+
+    def item(self) -> float:
+        """The one element as a Python float."""
+        return float(self.data.item())
+
+    def __float__(self) -> float:
+        return self.item()
+
+    def detach(self) -> Tensor:
+        """The same data, off the tape."""
+        return Tensor(self.data)
+
+    def __repr__(self) -> str:
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({np.array2string(self.data, separator=', ', prefix='Tensor(')}, dtype={self.dtype}{grad})"
+
+    # -------------------------------------------------------------------------------------------------------------- arithmetic
+    def _other(self, value: Any) -> Tensor:
+        return value if isinstance(value, Tensor) else Tensor(np.asarray(value, self.dtype))
+
+    def __add__(self, other: Any) -> Tensor:
+        return apply(OPS["add"], self, self._other(other))
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Tensor:
+        return apply(OPS["subtract"], self, self._other(other))
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return self._other(other) - self
+
+    def __mul__(self, other: Any) -> Tensor:
+        return apply(OPS["multiply"], self, self._other(other))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return apply(OPS["divide"], self, self._other(other))
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return self._other(other) / self
+
+    def __neg__(self) -> Tensor:
+        return self * -1.0
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return apply(OPS["matmul"], self, self._other(other))
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return self._other(other) @ self
+
+    # ------------------------------------------------------------------------------------------------------------------- shape
+    def reshape(self, *shape: Any) -> Tensor:
+        """The same elements in another shape; one length may be -1."""
+        wanted = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)) else shape
+        out = Tensor(self.data.reshape(wanted))
+        if is_grad_enabled() and self.requires_grad:
+            out.requires_grad, out.node = True, Node(None, (self,))
+        return out
+
+    def transpose(self, *order: int) -> Tensor:
+        """Axes in another order, reversed where none is given; a copy."""
+        axes = order or tuple(range(self.ndim))[::-1]
+        return apply(OPS["permute"], self, order=tuple(a % self.ndim for a in axes))
+
+    @property
+    def T(self) -> Tensor:
+        return self.transpose()
+
+    def _axes(self, axis: int | Sequence[int] | None) -> tuple[int, ...]:
+        axes = range(self.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+        return tuple(sorted({a % self.ndim for a in axes}))
+
+    def sum(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
+        return apply(OPS["reduce_sum"], self, axes=self._axes(axis), keepdims=keepdims)
+
+    def mean(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
+        axes = self._axes(axis)
+        number = np.prod([self.shape[a] for a in axes])
+        return apply(OPS["reduce_sum"], self, axes=axes, keepdims=keepdims, scale=1.0 / float(number))
+
+    def __getitem__(self, key: Any) -> Tensor:
+        """Basic indexing: integers, slices, `...` and None; a copy."""
+        keys = key if isinstance(key, tuple) else (key,)
+        if any(not isinstance(k, (int, np.integer, slice, type(None), type(...))) for k in keys):
+            raise TypeError(f"a Tensor takes integers, slices, ... and None as an index, not {key!r}")
+        shape = self.data[key].shape
+        real = [k for k in keys if k is not None]
+        if ... in real:
+            i = real.index(...)
+            real[i:i + 1] = [slice(None)] * (self.ndim - len(real) + 1)
+        real += [slice(None)] * (self.ndim - len(real))
+        bounds = [_bounds(k, n) for k, n in zip(real, self.shape)]
+        start, stop, step = (tuple(values) for values in zip(*bounds))
+        return apply(OPS["slice"], self, start=start, stop=stop, step=step).reshape(shape)
+
+    # ---------------------------------------------------------------------------------------------------------------- backward
+    def backward(self, gradient: Any = None) -> None:
+        """Put the gradient of this tensor (weighted by `gradient`, of its shape) into `.grad` of every leaf that requires one.
+
+        Adds to a gradient that is there already. `gradient` may be left out for one element. Raises RuntimeError where nothing
+        requires a gradient, or for a second walk through the same nodes.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("backward: this tensor depends on nothing that requires a gradient")
+        if gradient is None:
+            if self.size != 1:
+                raise RuntimeError(f"backward: a tensor of shape {self.shape} needs a gradient of that shape")
+            gradient = np.ones(self.shape, self.dtype)
+        seed = Tensor(np.asarray(gradient.data if isinstance(gradient, Tensor) else gradient, self.dtype))
+        if seed.shape != self.shape:
+            raise RuntimeError(f"backward: the gradient has shape {seed.shape}, the tensor {self.shape}")
+        _walk(self, seed.data)
+
+
+def _bounds(key: Any, length: int) -> tuple[int, int, int]:
+    if isinstance(key, slice):
+        start, stop, step = key.indices(length)
+        return start, stop, step
+    return key % length, key % length + 1, 1
+
+
+def apply(op: Op, *inputs: Tensor | np.ndarray | None, **constants: Any) -> Any:
+    """Run an op. Returns its result as a Tensor, or a tuple of them (None where absent) where it has several."""
+    arrays = [t.data if isinstance(t, Tensor) else t for t in inputs]
+    constants = op.complete(constants)
+    outputs = {n: None if a is None else device.empty(a.shape, a.dtype) for n, a in op.describe(arrays, constants).items()}
+    op.forward.cpu(*outputs.values(), *arrays, *constants.values())
+    results = [None if outputs[n] is None else Tensor(outputs[n]) for n in op.results]
+    if op.backward and is_grad_enabled() and any(_wants(t) for n, t in zip(op.inputs, inputs) if n in op.differentiable):
+        known = outputs | dict(zip(op.inputs, arrays))
+        node = Node(op, inputs, tuple(constants.values()), tuple(known[n] for n in op.saves), len(results))
+        for i, result in enumerate(results):
+            if result is not None:
+                result.requires_grad, result.node, result.result = True, node, i
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def _wants(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+class _Gradients:
+    """The gradients that have arrived so far in one walk, by node; a heap gives the newest node next."""
+
+    def __init__(self) -> None:
+        self.by_node: dict[Node, list[np.ndarray | None]] = {}
+        self.heap: list[tuple[int, Node]] = []
+
+    def running(self, tensor: Tensor) -> np.ndarray | None:
+        """What has come to a tensor that is not a leaf."""
+        return self.by_node[tensor.node][tensor.result] if tensor.node in self.by_node else None
+
+    def set(self, tensor: Tensor, gradient: np.ndarray) -> None:
+        node = tensor.node
+        assert node is not None
+        if node not in self.by_node:
+            self.by_node[node] = [None] * node.results
+            heapq.heappush(self.heap, (-node.number, node))
+        self.by_node[node][tensor.result] = gradient
+
+    def add(self, tensor: Tensor, gradient: np.ndarray) -> None:
+        if tensor.node is None:
+            _add_to_leaf(tensor, gradient)
+        else:
+            before = self.running(tensor)
+            self.set(tensor, gradient if before is None else _sum(before, gradient))
+
+    def pop(self) -> tuple[Node, list[np.ndarray | None]]:
+        node = heapq.heappop(self.heap)[1]
+        return node, self.by_node.pop(node)
+
+
+def _sum(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    out = device.like(a) if out is None else out
+    OPS["add"].forward.cpu(out, a, b)
+    return out
+
+
+def _add_to_leaf(leaf: Tensor, gradient: np.ndarray) -> None:
+    home = leaf.grad_home
+    if leaf.grad is None:
+        if home is not None and gradient is not home:   # it did not come straight from an op: copy
+            OPS["slice"].forward.cpu(home, gradient, (0,) * home.ndim, home.shape, (1,) * home.ndim)
+        leaf.grad = Tensor(gradient if home is None else home)
+    else:
+        leaf.grad = Tensor(_sum(leaf.grad.data, gradient, home))
+
+
+def _walk(root: Tensor, seed: np.ndarray) -> None:
+    gradients = _Gradients()
+    gradients.add(root, seed)
+    while gradients.heap:
+        node, arrived = gradients.pop()
+        if node.op is None:
+            source = node.inputs[0]
+            gradients.add(source, arrived[0].reshape(source.shape))
+        else:
+            _run_backward(node, arrived, gradients)
+
+
+def _run_backward(node: Node, arrived: list[np.ndarray | None], gradients: _Gradients) -> None:
+    op, saved = node.op, node.saved
+    assert op is not None
+    if saved is None:
+        raise RuntimeError("backward a second time through the same nodes: their saved arrays are freed")
+    node.saved = None
+    sources = dict(zip(op.inputs, node.inputs))
+    wanted = [n for n in op.differentiable if _wants(sources[n])]
+    computed: dict[str, np.ndarray | None] = {n: None for n in op.differentiable if n not in op.same}
+    shared = {op.same[n][1:] for n in wanted if n in op.same}
+    for n in computed:
+        if n in wanted or n in shared:
+            tensor = sources[n]
+            once = sum(t is tensor for t in node.inputs) == 1
+            straight = once and tensor.node is None and tensor.grad is None and tensor.grad_home is not None
+            computed[n] = tensor.grad_home if straight else device.like(tensor.data)
+    sums = {n: gradients.running(sources[n]) if n in wanted and sources[n].node else None for n in op.accumulates}
+    op.backward.cpu(*computed.values(), *arrived, *sums.values(), *saved, *node.constants)
+    given = {"d" + n: a for n, a in (computed | dict(zip(op.results, arrived))).items()}
+    for n in wanted:
+        gradient = given[op.same.get(n, "d" + n)]
+        if sums.get(n) is not None:
+            gradients.set(sources[n], gradient)
+        elif gradient is not None:
+            gradients.add(sources[n], gradient)
+

@@ -1,0 +1,177 @@
+"""Trainer: one optimizer step after another, recorded once for each batch shape and replayed."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from .errors import UserError, nearest
+from .functional import classes_below, cross_entropy
+from .kernels import device as arrays
+from .module import Module
+from .optim import OPTIMIZERS, FlatParameters, MovingAverage
+from .plan import Plan
+from .predict import check_available, dtype_of
+from .tensor import Tensor
+
+SHAPES = 4                                              # of batches whose buffers and plans a Trainer keeps
+
+
+class TrainingError(UserError):
+    """Training cannot go on: the loss is not finite."""
+
+
+class Trainer:
+    """Trains a model batch by batch.
+
+    model: a Module that takes images (B, C, H, W) and returns logits (B, K). Its trainable parameters move into one flat buffer.
+    precision: "float32", or "float64", to which a float32 model is converted; a float64 model is trained in float64 in any case.
+    device: "cpu". optimizer: "adamw" (betas, eps) or "sgd" (momentum, nesterov).
+    weight_decay: of all parameters but those of one dimension, biases, class tokens and position embeddings (`optim.decays`).
+    clip_norm: the largest norm of the whole gradient; None or 0: no clipping. label_smoothing: 0 ... below 1 (`functional.cross_entropy`).
+    accumulate: parts of equal size that a batch is computed in, one after the other, for less memory; their mean gradient is used.
+    ema: decay of a running average of the weights, e.g. 0.999; None or 0: none. `averaged()` puts it into the model.
+    plan: record the first step of each shape of batch, and replay it later (`minivit.plan`): the same numbers bit for bit, without
+        Python's and the allocator's cost. What the model computes besides ops (a Python `if`) is fixed at the first step then.
+
+    lr, weight_decay: may be set between steps. steps: how many were made. gradient_norm: of the last step, before clipping.
+    Raises UserError for values out of range.
+    """
+
+    def __init__(self, model: Module, *, precision: str = "float32", device: str = "cpu", optimizer: str = "adamw", lr: float = 1e-3,
+                 weight_decay: float = 0.05, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, momentum: float = 0.9,
+                 nesterov: bool = False, clip_norm: float | None = None, label_smoothing: float = 0.0, accumulate: int = 1,
+                 ema: float | None = None, plan: bool = True) -> None:
+        check_available(precision=precision, device=device)
+        if optimizer not in OPTIMIZERS:
+            raise UserError(f"unknown optimizer {optimizer!r}{nearest(optimizer, OPTIMIZERS)}: choose {', '.join(OPTIMIZERS)}")
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing must lie in 0 ... below 1, got {label_smoothing}")
+        if accumulate < 1:
+            raise UserError(f"accumulate must be 1 or more, got {accumulate}")
+        self.model, self.label_smoothing, self.accumulate, self.plan = model, label_smoothing, accumulate, plan
+        self.dtype = np.dtype(np.float64) if precision == "float64" else dtype_of(model)
+        self.flat = FlatParameters(model, self.dtype)
+        options = {"betas": betas, "eps": eps} if optimizer == "adamw" else {"momentum": momentum, "nesterov": nesterov}
+        self.optimizer = OPTIMIZERS[optimizer](self.flat, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm, **options)
+        self.average = MovingAverage(self.flat, ema) if ema else None
+        self.steps = 0
+        self._shapes: dict[tuple, _Batch] = {}          # shape and kind of a batch -> its buffers and plan; last used last
+
+    @property
+    def lr(self) -> float:
+        return self.optimizer.lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self.optimizer.lr = value
+
+    @property
+    def weight_decay(self) -> float:
+        return self.optimizer.weight_decay
+
+    @weight_decay.setter
+    def weight_decay(self, value: float) -> None:
+        self.optimizer.weight_decay = value
+
+    @property
+    def gradient_norm(self) -> float:
+        return self.optimizer.gradient_norm
+
+    def step(self, images: Any, labels: Any) -> float:
+        """One optimizer step; returns the mean loss of the batch before it.
+
+        images: (B, C, H, W) floats, normalised. labels: (B,) integers below K, or (B, K) probabilities.
+        Raises UserError for arrays that do not fit, TrainingError where the loss is not finite.
+        """
+        images = images.data if isinstance(images, Tensor) else np.asarray(images)
+        labels = np.asarray(labels)
+        key = images.shape, labels.shape
+        batch = self._shapes.get(key) or self._new_batch(images, labels)
+        batch.fill(images, labels)
+        self.flat.check()
+        if batch.plan:
+            batch.plan.replay()
+        elif self.plan:
+            batch.plan = Plan(lambda: self._compute(batch))
+            batch.losses = batch.plan.results
+        else:
+            batch.losses = self._compute(batch)
+        self._shapes.pop(key, None)
+        self._shapes[key] = batch
+        self.steps += 1
+        loss = sum(map(float, batch.losses)) / self.accumulate
+        if not isfinite(loss):
+            raise TrainingError(f"the loss is {loss} at step {self.steps} with learning rate {self.lr:g}: lower lr, lengthen the warmup or set "
+                                "clip_norm, and see that all images are finite; the model's weights are lost")
+        return loss
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model's weights are their running average, where `ema` is on."""
+        if self.average is None:
+            yield
+            return
+        self.average.swap()
+        try:
+            yield
+        finally:
+            self.average.swap()
+
+    def _new_batch(self, images: np.ndarray, labels: np.ndarray) -> _Batch:
+        if len(self._shapes) == SHAPES:
+            del self._shapes[next(iter(self._shapes))]  # the one that has not been used for longest
+        if images.ndim != 4 or 0 in images.shape:
+            raise UserError(f"images must have the shape (B, C, H, W) and hold an image, got {images.shape}")
+        if len(images) % self.accumulate:
+            raise UserError(f"accumulate must divide the batch: {len(images)} is not a multiple of {self.accumulate}")
+        if labels.ndim not in (1, 2) or len(labels) != len(images):
+            raise UserError(f"labels must have the shape ({len(images)},) or ({len(images)}, classes), got {labels.shape}")
+        return _Batch(images.shape, labels.shape, self.accumulate, self.dtype)
+
+    def _compute(self, batch: _Batch) -> tuple[np.ndarray, ...]:
+        """Forward, backward and update; the loss () of each part."""
+        self.model.train()
+        self.flat.forget_gradients()
+        losses = []
+        for images, labels in zip(batch.images, batch.labels):
+            logits = self.model(Tensor(images))
+            batch.check_classes(logits.shape)
+            loss = cross_entropy(logits, labels, self.label_smoothing)
+            loss.backward(1 / self.accumulate)
+            losses.append(loss.data)
+        self.flat.clear_unused_gradients()
+        self.optimizer.step()
+        if self.average:
+            self.average.update()
+        return tuple(losses)
+
+
+class _Batch:
+    """Where batches of one shape are copied to, and the plan that reads them there. A axis of parts comes first: `accumulate` of them."""
+
+    def __init__(self, images: tuple[int, ...], labels: tuple[int, ...], parts: int, dtype: np.dtype) -> None:
+        size = images[0] // parts
+        self.images = arrays.empty((parts, size, *images[1:]), dtype)           # (A, B / A, C, H, W)
+        self.labels = arrays.empty((parts, size, *labels[1:]), np.int64 if len(labels) == 1 else dtype)      # (A, B / A) or (A, B / A, K)
+        self.flat_images, self.flat_labels = self.images.reshape(images), self.labels.reshape(labels)
+        self.classes = 0                                # of the model; 0 before its first step
+        self.plan: Plan | None = None
+        self.losses: tuple[np.ndarray, ...] = ()        # one a part, ()
+
+    def fill(self, images: np.ndarray, labels: np.ndarray) -> None:
+        if labels.ndim == 1:
+            if labels.dtype.kind not in "iu":
+                raise UserError(f"labels must be integers, or rows of probabilities, got {labels.dtype} of shape {labels.shape}")
+            if self.classes and (labels.min() < 0 or labels.max() >= self.classes):
+                classes_below(labels, self.classes)     # raises
+        np.copyto(self.flat_images, images)
+        np.copyto(self.flat_labels, labels, casting="same_kind")
+
+    def check_classes(self, logits: tuple[int, ...]) -> None:
+        if self.labels.ndim == 3 and self.labels.shape[2] != logits[1]:
+            raise UserError(f"labels have {self.labels.shape[2]} columns, the model {logits[1]} classes")
+        self.classes = logits[1]

@@ -1,0 +1,36 @@
+"""What all tests share."""
+import numba
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+from minivit.kernels import device
+
+settings.register_profile("minivit", deadline=None, derandomize=True, max_examples=25,
+                          suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+settings.load_profile("minivit")
+
+
+class _Poisoned:
+    """NumPy, but `empty` is full of NaN."""
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    @staticmethod
+    def empty(shape, dtype):
+        return np.full(shape, 0xFF, np.uint8).view(dtype)
+
+
+@pytest.fixture
+def poisoned_scratch(monkeypatch):
+    """A kernel's scratch memory starts as NaN, so that reading what was never written shows."""
+    monkeypatch.setattr(device, "np", _Poisoned())
+
+
+@pytest.fixture
+def set_threads():
+    """Set the number of threads that share a kernel; afterwards it is as before."""
+    before = numba.get_num_threads()
+    yield numba.set_num_threads
+    numba.set_num_threads(before)

@@ -1,0 +1,72 @@
+"""Models against timm and Google's code: logits, the image gradient and every parameter's gradient, in float64."""
+import numpy as np
+import pytest
+from golden_files import assert_matches, part, read_golden
+
+import minivit
+from minivit import Tensor
+
+
+def create(config, family, dtype="float64"):
+    """A model of a golden file's configuration."""
+    common = dict(image_size=config["image_size"], patch_size=config["patch_size"], in_channels=config["channels"],
+                  num_classes=config["classes"], dim=config["dim"], depth=config["depth"], eps=config["layer_norm_eps"], dtype=dtype,
+                  activation={"gelu_erf": "gelu", "gelu_tanh": "gelu_tanh"}[config["activation"]])
+    if family == "mixer":
+        own = dict(token_hidden=config["token_mlp_hidden"], channel_hidden=config["channel_mlp_hidden"])
+    else:
+        own = dict(heads=config["heads"], mlp_ratio=config["mlp_hidden"] / config["dim"], class_token=config["class_token"],
+                   layer_scale=config.get("layer_scale_init"), pool="cls" if config["pooling"] == "cls token" else "mean")
+    return minivit.create_model(family, **common, **own)
+
+
+def run(model, images, weights):
+    """(logits, image gradient) of one pass with the loss Σ weights·logits; parameters get their gradients."""
+    images = Tensor(images, requires_grad=True)
+    logits = model(images)
+    logits.backward(weights)
+    return logits.numpy(), images.grad.numpy()
+
+
+@pytest.mark.parametrize("name", ["vit", "vit_gap", "mixer"])
+class TestTimm:
+    def test_float64(self, name):
+        arrays, config = read_golden(f"{name}.safetensors")
+        model = create(config, "mixer" if name == "mixer" else "vit")
+        model.load_state_dict(part(arrays, "weights/"))
+        logits, image_gradient = run(model, arrays["input"], arrays["R"])
+        assert_matches(logits, arrays["logits"], "logits")
+        assert_matches(image_gradient, arrays["input_gradient"], "input gradient")
+        expected = part(arrays, "gradients/")
+        assert expected.keys() == dict(model.named_parameters()).keys()
+        for parameter_name, parameter in model.named_parameters():
+            assert_matches(parameter.grad.numpy(), expected[parameter_name], parameter_name)
+
+    def test_float32(self, name):
+        arrays, config = read_golden(f"{name}.safetensors")
+        model = create(config, "mixer" if name == "mixer" else "vit", "float32")
+        model.load_state_dict(part(arrays, "weights/"))
+        logits, image_gradient = run(model, arrays["input"].astype(np.float32), arrays["R"].astype(np.float32))
+        assert logits.dtype == image_gradient.dtype == np.float32
+        for given, expected in ((logits, arrays["logits"]), (image_gradient, arrays["input_gradient"])):
+            assert np.abs(given - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("family", ["vit", "mixer"])
+def test_google(family, tmp_path):
+    arrays, config = read_golden(f"google_{family}.npz")
+    path = tmp_path / "released.npz"
+
+    def loaded(values):
+        np.savez(path, **values)
+        model = create(config, family)
+        minivit.load_weights(model, path)
+        return model
+
+    model = loaded({name: array for name, array in arrays.items() if not name.startswith("golden/")})
+    logits, image_gradient = run(model, arrays["golden/input"].transpose(0, 3, 1, 2), arrays["golden/R"])
+    assert_matches(logits, arrays["golden/logits"], "logits")
+    assert_matches(image_gradient, arrays["golden/input_gradient"].transpose(0, 3, 1, 2), "input gradient")
+    expected = loaded(part(arrays, "golden/gradients/")).state_dict()      # gradients lie as their parameters do
+    for name, parameter in model.named_parameters():
+        assert_matches(parameter.grad.numpy(), expected[name], name)

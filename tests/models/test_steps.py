@@ -1,0 +1,161 @@
+"""Whole models in training: gradients against finite differences, randomness, and a recorded plan against eager."""
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import minivit
+from minivit import Tensor
+from minivit import functional as F
+from minivit.checking import check_model
+from minivit.kernels import device
+from minivit.plan import Plan
+
+RATES = dict(drop_rate=0.2, proj_drop_rate=0.1, drop_path_rate=0.4)
+VARIANTS = {
+    "vit": ("vit", dict(heads=2)),
+    "vit_mean": ("vit", dict(heads=2, pool="mean", class_token=False, qkv_bias=False)),
+    "vit_dropping": ("vit", dict(heads=4, pool="mean", layer_scale=0.5, pos_drop_rate=0.1, attn_drop_rate=0.2, **RATES)),
+    "vit_drop_path": ("vit", dict(heads=2, activation="gelu_tanh", drop_path_rate=0.5)),
+    "mixer": ("mixer", dict()),
+    "mixer_dropping": ("mixer", dict(activation="gelu_tanh", **RATES)),
+}
+EVERY = pytest.mark.parametrize("variant", VARIANTS)
+DROPPING = pytest.mark.parametrize("variant", ["vit_dropping", "vit_drop_path", "mixer_dropping"])
+
+
+def create(variant, dtype="float32", seed=0):
+    family, options = VARIANTS[variant]
+    model = minivit.create_model(family, image_size=8, patch_size=4, in_channels=2, num_classes=3, dim=12, depth=3, dtype=dtype, seed=seed,
+                                 **options)
+    rng = np.random.default_rng(seed)
+    for parameter in model.parameters():                # away from zero heads and unit scales
+        parameter.data += 0.2 * rng.standard_normal(parameter.shape)
+    return model
+
+
+def batch(dtype="float32", size=5):
+    rng = np.random.default_rng(1)
+    return rng.standard_normal((size, 2, 8, 8)).astype(dtype), rng.integers(0, 3, size)
+
+
+def train_step(model, images, labels):
+    """The loss, a Tensor; parameters have their gradients."""
+    model.zero_grad()
+    loss = F.cross_entropy(model(Tensor(images)), labels, label_smoothing=0.1)
+    loss.backward()
+    return loss
+
+
+# --------------------------------------------------------------------------------------------------------------- gradients
+@EVERY
+def test_gradients_in_evaluation(variant):
+    report = check_model(create(variant, "float64"), batch("float64")[0], name=variant)
+    assert not report.failure, report.failure
+
+
+@DROPPING
+def test_gradients_in_training(variant):
+    model = create(variant, "float64").train()
+
+    def at_step_0(images):
+        model.random.state[1] = 0
+        return model(images)
+
+    assert minivit.gradcheck(at_step_0, batch("float64", size=2)[0])
+    images, labels = batch("float64")
+    model.random.state[1] = 0
+    train_step(model, images, labels)
+    for name, parameter in model.named_parameters():
+        direction = np.random.default_rng(2).standard_normal(parameter.shape)
+        losses = []
+        for step in (1e-5, -2e-5):
+            parameter.data += step * direction
+            model.random.state[1] = 0
+            losses.append(F.cross_entropy(model(Tensor(images)), labels, label_smoothing=0.1).item())
+        parameter.data += 1e-5 * direction
+        difference = (losses[0] - losses[1]) / 2e-5
+        assert abs((parameter.grad.numpy() * direction).sum() - difference) < 1e-7 + 1e-6 * abs(difference), name
+
+
+@EVERY
+def test_gradients_add_up(variant):
+    model = create(variant, "float64")
+    images, labels = batch("float64")
+    train_step(model, images, labels)
+    once = [p.grad.numpy().copy() for p in model.parameters()]
+    F.cross_entropy(model(Tensor(images)), labels, label_smoothing=0.1).backward()
+    for parameter, gradient in zip(model.parameters(), once):
+        np.testing.assert_allclose(parameter.grad.numpy(), 2 * gradient, rtol=1e-12, atol=1e-15)
+
+
+# -------------------------------------------------------------------------------------------------------------- randomness
+def test_rates_over_depth():
+    vit = create("vit_dropping")
+    np.testing.assert_allclose([b.drop_path1.rate for b in vit.blocks], [0, 0.2, 0.4])
+    np.testing.assert_allclose([b.drop_path2.rate for b in vit.blocks], [0, 0.2, 0.4])
+    mixer = create("mixer_dropping")
+    assert {b.drop_path1.rate for b in mixer.blocks} == {b.drop_path2.rate for b in mixer.blocks} == {0.4}
+
+
+@DROPPING
+def test_training_is_random_and_repeatable(variant):
+    images, _ = batch()
+    first, again = create(variant).train(), create(variant).train()
+    a, b, c = (model(images).numpy() for model in (first, first, again))
+    assert not np.array_equal(a, b) and np.array_equal(a, c)
+    assert np.array_equal(first.eval()(images).numpy(), again.eval()(images).numpy())
+    assert first.random.state[1] == 2 and again.random.state[1] == 1    # evaluation draws nothing
+
+
+@DROPPING
+def test_dropout_of_every_kind_is_unbiased_to_first_order(variant):
+    family, options = VARIANTS[variant]
+    faint = {name: 1e-12 if name.endswith("rate") else value for name, value in options.items()}
+    model = minivit.create_model(family, image_size=8, patch_size=4, num_classes=3, dim=12, depth=2, dtype="float64", **faint)
+    model.head.weight.data += 1.0
+    images = np.random.default_rng(0).standard_normal((4, 3, 8, 8))
+    expected = model(images).numpy()
+    np.testing.assert_allclose(model.train()(images).numpy(), expected, rtol=1e-9, atol=1e-12)
+    assert model.random.state[1] == 1
+
+
+# --------------------------------------------------------------------------------------------------------------- the plan
+@EVERY
+def test_replay_equals_eager(variant):
+    images, labels = batch()
+    recorded, eager = create(variant).train(), create(variant).train()
+
+    def step():
+        loss = train_step(recorded, images, labels)
+        return (loss.data, *(p.grad.data for p in recorded.parameters()))
+
+    plan = Plan(step)
+    for turn in range(3):
+        if turn:
+            plan.replay()
+        expected = (train_step(eager, images, labels).data, *(p.grad.data for p in eager.parameters()))
+        for given, wanted in zip(plan.results, expected):
+            np.testing.assert_array_equal(given, wanted)
+        for model, gradients in ((recorded, plan.results[1:]), (eager, expected[1:])):
+            for parameter, gradient in zip(model.parameters(), gradients):
+                parameter.data -= 0.1 * gradient
+        images[...] = np.random.default_rng(turn).standard_normal(images.shape)
+        labels[...] = (labels + 1) % 3
+
+
+@pytest.mark.parametrize("name", ["vit_nano_patch2_8", "mixer_nano_patch2_8"])
+def test_arena_and_allocation(name):
+    model = minivit.create_model(name, drop_path_rate=0.1).train()
+    for parameter in model.parameters():                # as an optimizer has it: gradients lie outside
+        parameter.grad_home = device.like(parameter.data)
+    rng = np.random.default_rng(0)
+    images, labels = rng.standard_normal((64, 1, 8, 8)).astype(np.float32), rng.integers(0, 10, 64)
+    plan = Plan(lambda: train_step(model, images, labels).data)
+    assert plan.buffer_bytes >= 2.5 * plan.arena_bytes
+    plan.replay()
+    tracemalloc.start()
+    plan.replay()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2000                                  # bytes: Python's own, of the call

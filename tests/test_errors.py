@@ -1,0 +1,14 @@
+from minivit.errors import UserError, nearest
+
+
+def test_nearest_names_best_first():
+    assert nearest("vit_tiny", ["mixer_tiny", "vit_tiny_patch4", "resnet"]).startswith(" (nearest: vit_tiny_patch4")
+    assert nearest("CIFAR-10", ["digits", "cifar10", "cifar100"]) == " (nearest: cifar10, cifar100)"
+
+
+def test_nearest_says_nothing_where_nothing_is_near():
+    assert nearest("zebra", ["cifar10"]) == ""
+
+
+def test_user_error_is_a_value_error():
+    assert issubclass(UserError, ValueError)

@@ -1,0 +1,233 @@
+"""Every op, on all its cases and on shapes that Hypothesis draws: nothing here names one."""
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from math import prod
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from minivit.checking import Tally, check_accuracy, check_gradients
+from minivit.kernels import OPS, Op
+from minivit.kernels.call import Call, input_shapes, make_inputs
+from minivit.kernels.op import Cost, Implementation
+
+IMPLEMENTATIONS = ("reference", "cpu")
+DTYPES = ("float32", "float64")
+EVERY = list(OPS.values())
+DIFFERENTIABLE = [op for op in EVERY if op.backward]
+SMALL = 50_000                                          # elements of all inputs; larger cases run only the tests that sizes matter to
+
+
+def size_of(op: Op, case) -> int:
+    return sum(prod(s) for s in input_shapes(op, case).values() if s is not None)
+
+
+def cases(ops=EVERY, limit: float = np.inf) -> list:
+    return [pytest.param(op, case, id=f"{op.name}-{i}") for op in ops for i, case in enumerate(op.cases) if size_of(op, case) <= limit]
+
+
+def call_of(op: Op, case, dtype="float64", sizes=None) -> tuple[Call, np.random.Generator]:
+    rng = np.random.default_rng(0)
+    return Call(op, *make_inputs(op, case, dtype, rng, sizes)), rng
+
+
+def same_bits(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(
+        (one[n] is None and other[n] is None) or one[n].tobytes() == other[n].tobytes() for n in one)
+
+
+def passed(check: Callable, *arguments, **options) -> Tally:
+    tally = Tally()
+    check(*arguments, tally=tally, **options)
+    assert not tally.failure, tally.failure
+    return tally
+
+
+# ------------------------------------------------------------------------------------------------------------ the spec is whole
+@pytest.mark.parametrize("key", OPS)
+def test_spec(key):
+    op = OPS[key]
+    assert op.name == key
+    assert op.shapes and len(op.cases) > 0
+    assert set(op.values) <= set(op.inputs) and set(op.accumulates) <= set(op.differentiable) <= set(op.inputs)
+    assert op.backward is None or (op.results and op.differentiable)
+    for direction in (op.forward, op.backward):
+        assert direction is None or all(callable(getattr(direction, i)) for i in IMPLEMENTATIONS)
+    for name, source in op.same.items():
+        assert name in op.differentiable and name not in op.accumulates
+        target = source[1:]
+        assert source[0] == "d" and (target in op.results or (target in op.differentiable and target not in op.same))
+        assert target not in op.accumulates, f"{name} would be given the gradient that runs to {target}"
+
+
+@pytest.mark.parametrize("op, case", cases())
+def test_spec_of_a_case(op, case):
+    shapes = input_shapes(op, case)
+    constants = op.complete({n: v for n, v in case.items() if n in op.constants})
+    arrays = [None if s is None else np.empty(s, np.float32) for s in shapes.values()]
+    outputs = op.describe(arrays, constants)
+    assert tuple(outputs)[:len(op.results)] == op.results
+    assert set(op.saves) <= set(op.inputs) | set(outputs)
+    for name in op.same:
+        assert shapes[name] is None or op.same[name][1:] not in shapes or shapes[name] == shapes[op.same[name][1:]]
+    cost = op.cost(*shapes.values(), *constants.values())
+    forward, backward = op.least_bytes(arrays, constants)
+    assert isinstance(cost, Cost) and cost.forward >= 0 and forward > 0
+    if op.backward:
+        assert cost.backward >= 0 and backward > 0
+
+
+# ------------------------------------------------------------------------------------------------------------ gradients
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("op, case", cases(DIFFERENTIABLE))
+def test_gradients_against_differences(op, case, implementation):
+    call, rng = call_of(op, case)
+    small = size_of(op, case) <= SMALL
+    tally = passed(check_gradients, call, implementation, rng, directions=3 if small else 1, elements=100 if small else 2)
+    assert tally.directions > 0 and tally.elements >= len(call.differentiable)
+
+
+def smallest_case_with(op: Op, name: str):
+    having = [c for c in op.cases if input_shapes(op, c)[name] is not None]
+    assert having, f"no case of {op.name} has {name}"
+    return min(having, key=lambda c: size_of(op, c))
+
+
+def planted(op: Op, name: str, factor: float = 1.01) -> Op:
+    """`op` with a wrong gradient of one input: scaled, or, where it is another array (`same`), the forward scaled instead."""
+    if name in op.same:
+        def forward(*arguments):
+            place = len(arguments) - len(op.constants) - len(op.inputs) + op.inputs.index(name)
+            op.forward.cpu(*arguments[:place], factor * arguments[place], *arguments[place + 1:])
+
+        return replace(op, forward=Implementation(op.forward.reference, forward))
+    place = [n for n in op.differentiable if n not in op.same].index(name)
+
+    def backward(*arguments):
+        op.backward.cpu(*arguments)
+        arguments[place][...] *= factor
+
+    return replace(op, backward=Implementation(op.backward.reference, backward))
+
+
+@pytest.mark.parametrize("op, name", [pytest.param(op, n, id=f"{op.name}-{n}") for op in DIFFERENTIABLE for n in op.differentiable])
+def test_a_planted_wrong_gradient_is_caught(op, name):
+    case = smallest_case_with(op, name)
+    for what, options in (("direction", dict(directions=3, elements=0)), ("element", dict(directions=0, elements=20))):
+        call, rng = call_of(planted(op, name), case)
+        tally = Tally()
+        check_gradients(call, "cpu", rng, tally=tally, **options)
+        assert tally.failure, f"no {what} shows it"
+
+
+# ------------------------------------------------------------------------------------------------------------ agreement
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op, case", cases())
+def test_agreement_with_the_reference(op, case, dtype, poisoned_scratch):
+    call, rng = call_of(op, case, dtype)
+    passed(check_accuracy, call, "cpu", rng)
+    if op.accumulates:
+        passed(check_accuracy, call, "cpu", rng, accumulate=True)
+
+
+LENGTHS = st.sampled_from((1, 2, 3, 4, 5, 7, 8, 11, 16, 17))
+LONG = st.sampled_from((31, 64, 97, 131, 257, 521))     # of one letter only
+
+
+@st.composite
+def drawn_cases(draw, op: Op) -> dict:
+    """One of the op's cases with other letters."""
+    case = dict(draw(st.sampled_from(list(op.cases))))
+    letters = [n for n in case if n not in op.constants and n not in op.shapes]
+    long = draw(st.sampled_from([None, *letters]))
+    case |= {n: draw(LONG if n == long else LENGTHS) for n in letters}
+    try:
+        assume(size_of(op, case) <= SMALL)
+        inputs, constants = make_inputs(op, case, "float32", np.random.default_rng(0))
+        shapes = [None if a is None else a.shape for a in inputs.values()]
+        op.outputs(*shapes, *constants.values())
+    except ValueError:
+        assume(False)
+    assume(op.cost(*shapes, *constants.values()).forward < 5e6)
+    return case
+
+
+@pytest.mark.parametrize("op", EVERY, ids=list(OPS))
+@given(data=st.data())
+def test_agreement_at_any_shape(op, poisoned_scratch, data):
+    case = data.draw(drawn_cases(op))
+    for dtype in DTYPES:
+        call, rng = call_of(op, case, dtype)
+        passed(check_accuracy, call, "cpu", rng, accumulate=bool(op.accumulates) and data.draw(st.booleans()))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("op, case", cases([op for op in DIFFERENTIABLE if op.accumulates], SMALL))
+def test_a_running_gradient_is_added_to(op, case, implementation):
+    call, rng = call_of(op, case)
+    weights, running = call.weights(rng), call.running(rng)
+    outputs = call.forward(implementation)
+    alone = call.backward(implementation, outputs, weights)
+    added = call.backward(implementation, outputs, weights, running=running)
+    for name in alone:
+        before = 0 if running.get(name) is None else running[name]
+        np.testing.assert_allclose(added[name], alone[name] + before, rtol=1e-12, atol=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------------------ a kernel's manners
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op, case", cases(limit=SMALL))
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_inputs_stay_as_they_are(op, case, dtype, implementation):
+    call, rng = call_of(op, case, dtype)
+    weights, running = call.weights(rng), call.running(rng)
+    given = deepcopy((call.inputs, weights, running))
+    outputs = call.forward(implementation)
+    given_outputs = deepcopy(outputs)
+    if op.backward:
+        call.backward(implementation, outputs, weights, running=running)
+    assert all(map(same_bits, (call.inputs, weights, running, outputs), (*given, given_outputs)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op, case", cases())
+def test_every_run_and_any_number_of_threads_gives_the_same_bits(op, case, dtype, set_threads):
+    call, rng = call_of(op, case, dtype)
+    weights = call.weights(rng)
+    first = call.run("cpu", weights)
+    assert same_bits(first, call.run("cpu", weights))
+    for number in range(1, min(numba.config.NUMBA_NUM_THREADS, 3) + 1):
+        set_threads(number)
+        assert same_bits(first, call.run("cpu", weights)), f"{number} threads"
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("op, case", cases(DIFFERENTIABLE, SMALL))
+def test_a_gradient_nobody_needs_changes_no_other(op, case, implementation):
+    call, rng = call_of(op, case)
+    weights, running = call.weights(rng), call.running(rng)
+    outputs = call.forward(implementation)
+    every = call.backward(implementation, outputs, weights, running=running)
+    for name in every:
+        others = [n for n in every if n != name]
+        for wanted in ([name], others):
+            some = call.backward(implementation, outputs, weights, wanted, running)
+            assert same_bits(some, {n: every[n] for n in wanted}), f"with {wanted} alone"
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("op, case", cases([op for op in DIFFERENTIABLE if len(op.results) > 1], SMALL))
+def test_a_result_nobody_uses_has_no_gradient(op, case, implementation):
+    call, rng = call_of(op, case)
+    weights = call.weights(rng)
+    outputs = call.forward(implementation)
+    present = [n for n in weights if weights[n] is not None]
+    for unused in present if len(present) > 1 else []:
+        absent = call.backward(implementation, outputs, weights | {unused: None})
+        zeros = call.backward(implementation, outputs, weights | {unused: np.zeros_like(weights[unused])})
+        for name in zeros:
+            np.testing.assert_allclose(absent[name], zeros[name], rtol=1e-12, atol=1e-12, err_msg=f"d{name} without d{unused}")
