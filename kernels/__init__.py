@@ -1,5 +1,10 @@
 """The list of ops. Works on plain arrays and knows no Tensor."""
 from .layernorm import add_layernorm, layernorm
 from .op import Op
+from .pointwise import add, divide, gelu, multiply, softmax, subtract
+from .random import drop_path, dropout
+from .shaping import broadcast, concatenate, permute, reduce_sum, slicing
 
-OPS: dict[str, Op] = {op.name: op for op in (layernorm, add_layernorm)}
+OPS: dict[str, Op] = {op.name: op for op in (
+    layernorm, add_layernorm, add, subtract, multiply, divide, gelu, softmax, reduce_sum, broadcast, permute, slicing, concatenate,
+    dropout, drop_path)}

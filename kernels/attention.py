@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 
 from .cpu import kernel, routine, threads
-from .cpu.math import exp
+from .cpu.math import exp, highest
 from .cpu.product import item_bytes, plain_product, product_entry, scratch_bytes, view
 from .device import empty, like
 from .op import Cost, Implementation, Op, launch
@@ -68,13 +68,14 @@ def backward_reference(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse,
 
 # -------------------------------------------------------------------------------------------------------------------------- CPU
 @routine
-def _scale_and_bias(scores, N, bias, start, scale, biased):
-    """scores = scale·scores + bias[start:]; both (N, N) in order."""
+def _scale_and_bias(zero, address, N, scale, bias, biased):
+    """scores = scale·scores + bias; both (N, N), at these addresses."""
+    scores, added = view(zero, address), view(zero, bias)
     for j in range(N * N):
-        scores[j] *= scale
+        scores[j] *= type(zero)(scale)
     if biased:
         for j in range(N * N):
-            scores[j] += bias[start + j]
+            scores[j] += added[j]
 
 
 @kernel
@@ -91,28 +92,28 @@ def _forward(band, bands, entry, y, logits, probabilities, lse, qkv, bias, scrat
         q = qkv.ctypes.data + (b * N * row + h * D) * item
         k, v = q + H * D * item, q + 2 * H * D * item
         plain_product(entry, room, N, N, D, q, row, 1, k, 1, row, address, N)
-        _scale_and_bias(scores, N, bias, b * bias_batch + h * bias_head, type(zero)(scale), bias_batch + bias_head >= 0)
+        _scale_and_bias(zero, address, N, scale, bias.ctypes.data + (b * bias_batch + h * bias_head) * item, bias_batch >= 0)
+        square = head * N * N * item                    # where this head's (N, N) begins
         if keep_logits:
+            out = view(zero, logits.ctypes.data + square)
             for j in range(N * N):
-                logits[head * N * N + j] = scores[j]
+                out[j] = scores[j]
         for i in range(N):
-            start = i * N
-            highest = scores[start]
-            for j in range(1, N):
-                highest = max(highest, scores[start + j])
+            line = view(zero, address + i * N * item)
+            top = highest(line, 0, N)
             total = zero
-            for j in range(start, start + N):
-                scores[j] = exp(scores[j] - highest)
-                total += scores[j]
-            lse[head * N + i] = highest + np.log(total)
+            for j in range(N):
+                line[j] = exp(line[j] - top)
+                total += line[j]
+            lse[head * N + i] = top + np.log(total)
             inverse = type(zero)(1) / total
-            for j in range(start, start + N):
-                scores[j] *= inverse
+            for j in range(N):
+                line[j] *= inverse
         if keep_probabilities:
+            out = view(zero, probabilities.ctypes.data + square)
             for j in range(N * N):
-                probabilities[head * N * N + j] = scores[j]
-        out = y.ctypes.data + (b * N * H * D + h * D) * item
-        plain_product(entry, room, N, D, N, address, N, 1, v, row, 1, out, H * D)
+                out[j] = scores[j]
+        plain_product(entry, room, N, D, N, address, N, 1, v, row, 1, y.ctypes.data + (b * N * H * D + h * D) * item, H * D)
 
 
 @kernel
@@ -125,7 +126,6 @@ def _backward(band, bands, entry, dqkv, dl, dy, dlogits, dprobabilities, qkv, bi
     room = scratch.ctypes.data + band * scratch.shape[1]
     p_address = room + scratch.shape[1] - 2 * N * N * item
     g_address = p_address + N * N * item
-    p, g = view(zero, p_address), view(zero, g_address)
     for head in range(B * H * band // bands, B * H * (band + 1) // bands):
         b, h = head // H, head % H
         shift = (b * N * row + h * D) * item
@@ -133,27 +133,34 @@ def _backward(band, bands, entry, dqkv, dl, dy, dlogits, dprobabilities, qkv, bi
         k, v = q + H * D * item, q + 2 * H * D * item
         dout = dy.ctypes.data + (b * N * H * D + h * D) * item
         plain_product(entry, room, N, N, D, q, row, 1, k, 1, row, p_address, N)
-        _scale_and_bias(p, N, bias, b * bias_batch + h * bias_head, type(zero)(scale), bias_batch + bias_head >= 0)
+        _scale_and_bias(zero, p_address, N, scale, bias.ctypes.data + (b * bias_batch + h * bias_head) * item, bias_batch >= 0)
         for i in range(N):
-            for j in range(i * N, (i + 1) * N):
-                p[j] = exp(p[j] - lse[head * N + i])
+            line, shift = view(zero, p_address + i * N * item), lse[head * N + i]
+            for j in range(N):
+                line[j] = exp(line[j] - shift)
         plain_product(entry, room, N, D, N, p_address, 1, N, dout, H * D, 1, dq + 2 * H * D * item, row)
         plain_product(entry, room, N, N, D, dout, H * D, 1, v, 1, row, g_address, N)
+        square = head * N * N * item                    # where this head's (N, N) begins
+        g = view(zero, g_address)
         if add_probabilities:
+            arriving = view(zero, dprobabilities.ctypes.data + square)
             for j in range(N * N):
-                g[j] += dprobabilities[head * N * N + j]
+                g[j] += arriving[j]
         for i in range(N):
+            line, d = view(zero, p_address + i * N * item), view(zero, g_address + i * N * item)
             total = zero
-            for j in range(i * N, (i + 1) * N):
-                total += p[j] * g[j]
-            for j in range(i * N, (i + 1) * N):
-                g[j] = p[j] * (g[j] - total)
+            for j in range(N):
+                total += line[j] * d[j]
+            for j in range(N):
+                d[j] = line[j] * (d[j] - total)
         if add_logits:
+            arriving = view(zero, dlogits.ctypes.data + square)
             for j in range(N * N):
-                g[j] += dlogits[head * N * N + j]
+                g[j] += arriving[j]
         if write_dl:
+            out = view(zero, dl.ctypes.data + square)
             for j in range(N * N):
-                dl[head * N * N + j] = g[j]
+                out[j] = g[j]
         for j in range(N * N):
             g[j] *= type(zero)(scale)
         plain_product(entry, room, N, D, N, g_address, N, 1, k, row, 1, dq, row)

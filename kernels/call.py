@@ -18,7 +18,7 @@ def input_shapes(op: Op, case: Mapping[str, Any]) -> dict[str, Shape | None]:
 
     Raises ValueError where a length comes out below 1.
     """
-    names = {n: v for n, v in case.items() if n not in op.shapes} | _constants(op, case)
+    names = _names(op, case)
     shapes: dict[str, Shape | None] = {}
     for name, symbolic in op.shapes.items():
         symbolic = case.get(name, symbolic)
@@ -38,8 +38,7 @@ def make_inputs(op: Op, case: Mapping[str, Any], dtype: Any, rng: np.random.Gene
     dtype: of the floating inputs. sizes: letters to use instead of the case's. Raises ValueError where a length comes out below 1.
     """
     case = {**case, **(sizes or {})}
-    constants = _constants(op, case)
-    names = {n: v for n, v in case.items() if n not in op.shapes} | constants
+    names = _names(op, case)
     inputs: Arrays = {}
     for name, shape in input_shapes(op, case).items():
         if shape is None:
@@ -48,11 +47,19 @@ def make_inputs(op: Op, case: Mapping[str, Any], dtype: Any, rng: np.random.Gene
         draw = op.values.get(name)
         value = np.asarray(draw(rng, shape, names) if draw else rng.standard_normal(shape))
         inputs[name] = np.array(value, dtype if value.dtype.kind == "f" else value.dtype, order="C")
-    return inputs, constants
+    return inputs, {n: names[n] for n in op.constants}
 
 
-def _constants(op: Op, case: Mapping[str, Any]) -> dict[str, Any]:
-    return op.complete({n: v for n, v in case.items() if n in op.constants})
+def letters(op: Op, case: Mapping[str, Any]) -> dict[str, int]:
+    """The sizes that a case gives."""
+    return {n: v for n, v in case.items() if n not in op.shapes and n not in op.constants}
+
+
+def _names(op: Op, case: Mapping[str, Any]) -> dict[str, Any]:
+    """What expressions may name: the letters and all constants."""
+    sizes = letters(op, case)
+    given = {n: v(sizes) if callable(v) else v for n, v in case.items() if n in op.constants}
+    return sizes | op.complete(given)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ recorded plan, every test and the kernel benchmark read nothing else.
     shapes = {"x": "B N C", "w": "C"}     an entry an input, in the order of the kernels' arguments; letters are sizes, and an
                                           expression of letters and constants is one too ("3*C")
     cases = [{"B": 2, "N": 5, "C": 8}, {"B": 2, "N": 5, "C": 8, "w": None, "eps": 1e-3}, {"B": 2, "N": 5, "C": 8, "w": "1"}]
-                                          a case gives each letter a size; a constant by name another value than its default; an input by
-                                          name None where it is absent, or a symbolic shape instead of its own. Constants may stand
-                                          in expressions ("(G-1)*stride+P", "kernel[0]"), which hold no spaces; "" is a scalar's shape
+                                          a case gives each letter a size; a constant by name another value than its default, or a function
+                                          from letters to one (lambda s: (4, s["N"])); an input by name None where it is absent, or a
+                                          symbolic shape instead of its own. Constants may stand in expressions ("(G-1)*stride+P",
+                                          "kernel[0]"), which hold no spaces; "" is a scalar's shape
 
     forward(*outputs, *inputs, *constants)
     backward(*d<gradients>, *d<results>, *<accumulates>_sum, *saves, *constants)

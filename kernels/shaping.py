@@ -8,8 +8,8 @@ Each is linear, so that its backward is its transpose, with coefficients of 0 an
     slice        y[i] = x[start + i·step] an axis       dx[start + i·step] = dy[i], 0 elsewhere
     concatenate  y = a, then b, along an axis           da, db = the two parts of dy
 
-Two kernels do them all. Both see their arrays as flat and the axes as a list of (size, stride in every array), in which axes that every
-array steps through as through one are joined; the innermost axis is the loop that vectorises.
+A copy sees its arrays as flat, and the axes as nested loops, each of a size and a step in every array; neighbouring axes that every array
+steps through as through one are joined. A sum along neighbouring axes is one over R in (A, R, C). A, C: what precedes and follows R.
 """
 from __future__ import annotations
 
@@ -22,75 +22,70 @@ from .cpu import kernel, routine, threads
 from .device import empty
 from .op import Cost, Implementation, Op, Shape, launch
 
-CHUNK = 1024                                            # the longest run of elements that is summed at a time
-PARTS = 64                                              # a long sum is split into about this many: fixed, as no result may depend on the threads
-SMALL = 16384                                           # elements; less is not worth a second thread or a second launch
+CHUNK = 1024                                            # elements that are summed side by side
+PARTS = 64                                              # about how many sums make a long one, whatever the number of threads
+SMALL = 16384                                           # elements; fewer are not worth a second thread
+LOOPS = 4                                               # in a kernel, the innermost among them; more are rare, and become several launches
 
 
-# -------------------------------------------------------------------------------------------------------------------- axes
+# ------------------------------------------------------------------------------------------------------------------- loops
 def strides(shape: Shape) -> Shape:
-    """The strides, in elements, of a C-contiguous array."""
+    """The steps, in elements, of a C-contiguous array along its axes."""
     return tuple(prod(shape[i + 1:]) for i in range(len(shape)))
 
 
 def broadcast_strides(shape: Shape, target: Shape) -> Shape:
-    """The strides of a C-contiguous array that is broadcast to a shape: 0 where it repeats."""
+    """The steps of a C-contiguous array that is broadcast to a shape: 0 where it repeats."""
     shape = (1,) * (len(target) - len(shape)) + shape
-    return tuple(0 if size == 1 else stride for size, stride in zip(shape, strides(shape)))
+    return tuple(0 if size == 1 else step for size, step in zip(shape, strides(shape)))
 
 
 @cache
-def loops_over(shape: Shape, *steps: Shape) -> tuple[np.ndarray, Shape]:
-    """The loops over a shape for arrays of these strides: the outer ones as rows (size, stride in each array), and the innermost."""
+def nests(shape: Shape, *steps: Shape) -> list[tuple[np.ndarray, list[int]]]:
+    """The loops over a shape for arrays with these steps: rows of (size, step in each array), and where each array starts."""
     loops: list[Shape] = []
     for loop in zip(shape, *steps):
-        if loop[0] == 1:
-            continue
         if loops and all(outer == loop[0] * inner for outer, inner in zip(loops[-1][1:], loop[1:])):
             loops[-1] = (loops[-1][0] * loop[0], *loop[1:])
-        else:
+        elif loop[0] != 1:
             loops.append(loop)
-    loops = loops or [(1,) * (1 + len(steps))]
-    return np.array(loops[:-1], np.int64).reshape(-1, 1 + len(steps)), loops[-1]
-
-
-def bands(size: int) -> int:
-    """How many parts an element-wise loop over `size` elements is worth."""
-    return threads() if size > SMALL else 1
+    loops = [(1,) * (1 + len(steps))] * (LOOPS - len(loops)) + loops
+    outer, table = loops[:-LOOPS], np.array(loops[-LOOPS:], np.int64)
+    rounds = np.ndindex(*(loop[0] for loop in outer))
+    return [(table, [sum(i * loop[array] for i, loop in zip(index, outer)) for array in range(1, 1 + len(steps))]) for index in rounds]
 
 
 @routine
-def offset(index, loops, array):
-    """Where the index-th round of nested loops finds the array of that column: Σ index·stride."""
-    position = 0
-    for loop in range(len(loops) - 1, -1, -1):
-        position += index % loops[loop, 0] * loops[loop, array]
-        index //= loops[loop, 0]
-    return position
+def offset(row, loops, array):
+    """How far the array of that column has stepped in the row-th round of the outer loops."""
+    inner, row = row % loops[2, 0], row // loops[2, 0]
+    return row // loops[1, 0] * loops[0, array] + row % loops[1, 0] * loops[1, array] + inner * loops[2, array]
 
 
-# ---------------------------------------------------------------------------------------------------------------------- CPU
+@routine
+def share(band, bands, loops):
+    """A band's part: from and to which round of the outer loops, and from and to which element of the inner one."""
+    rows, inner = loops[0, 0] * loops[1, 0] * loops[2, 0], loops[3, 0]
+    if rows < bands:
+        return 0, rows, band * inner // bands, (band + 1) * inner // bands
+    return band * rows // bands, (band + 1) * rows // bands, 0, inner
+
+
+def bands_for(size: int) -> int:
+    """Into how many bands an element-wise loop is worth splitting."""
+    return threads() if size > SMALL else 1
+
+
+# --------------------------------------------------------------------------------------------------------------------- CPU
 @kernel
-def _copy(band, bands, y, x, outer, inner, y_step, x_step, y_start, x_start, scale):
-    number = y.dtype.type
-    size = inner
-    for loop in range(len(outer)):
-        size *= outer[loop, 0]
-    i, stop = band * size // bands, (band + 1) * size // bands
-    while i < stop:
-        row = i // inner
-        column = i - row * inner
-        length = min(inner - column, stop - i)
-        to = y_start + column * y_step + offset(row, outer, 1)
-        at = x_start + column * x_step + offset(row, outer, 2)
-        if y_step == 1 and x_step == 1:
-            target, source = y[to:to + length], x[at:at + length]
-            for j in range(length):
-                target[j] = source[j] * number(scale)
-        else:
-            for j in range(length):                     # unsigned: no test for indices that count from the end
-                y[np.uint64(to + j * y_step)] = x[np.uint64(at + j * x_step)] * number(scale)
-        i += length
+def _copy(band, bands, y, x, loops, y_start, x_start, scale):
+    factor = y.dtype.type(scale)
+    first, last, start, stop = share(band, bands, loops)
+    y_step, x_step = loops[3, 1], loops[3, 2]
+    for row in range(first, last):
+        to, at = y_start + offset(row, loops, 1), x_start + offset(row, loops, 2)
+        for j in range(start, stop):                    # unsigned indices: no test for those that count from the end
+            y[np.uint64(to + j * y_step)] = x[np.uint64(at + j * x_step)] * factor
 
 
 @kernel
@@ -100,88 +95,85 @@ def _fill(band, bands, y, value):
 
 
 @kernel
-def _sum(band, bands, y, p, q, kept, summed, inner, keeps, q_step, parts, product, scale):
-    """y[part, kept] = scale·Σ p·q over this part of the rounds of `summed`; columns of the loops: size, stride in y, in p, in q."""
-    number = p.dtype.type
-    chunks = (inner + CHUNK - 1) // CHUNK
-    pieces, rounds = 1, 1
-    for loop in range(len(kept)):
-        pieces *= kept[loop, 0]
-    for loop in range(len(summed)):
-        rounds *= summed[loop, 0]
-    for item in range(band * pieces * parts // bands, (band + 1) * pieces * parts // bands):
-        part, piece = item // pieces, item % pieces
-        to, p_at, q_at = offset(piece, kept, 1), offset(piece, kept, 2), offset(piece, kept, 3)
-        length = min(inner - piece % chunks * CHUNK, CHUNK) if keeps else 1
-        target = y[part, to:to + length]
-        for j in range(length):
-            target[j] = 0
-        for turn in range(part * rounds // parts, (part + 1) * rounds // parts):
-            if not keeps:
-                length = min(inner - turn % chunks * CHUNK, CHUNK)
-            p_start = p_at + offset(turn, summed, 2)
-            q_start = q_at + offset(turn, summed, 3) if product else 0
-            source = p[p_start:p_start + length]
-            if product and q_step == 1:
-                factor = q[q_start:q_start + length]
-                if keeps:
-                    for j in range(length):
-                        target[j] += source[j] * factor[j] * number(scale)
-                else:
-                    total = number(0)
-                    for j in range(length):
-                        total += source[j] * factor[j]
-                    target[0] += total * number(scale)
+def _sum_columns(band, bands, y, p, q, product, scale):
+    A, P, C = y.shape                                   # y[a, part, c] = scale·Σ p[a, r, c]·q[a, r, c] over the part-th of P parts of R
+    R = p.shape[1]
+    factor = p.dtype.type(scale)
+    chunks = (C + CHUNK - 1) // CHUNK
+    for item in range(band * A * P * chunks // bands, (band + 1) * A * P * chunks // bands):
+        a, part, start = item // chunks // P, item // chunks % P, item % chunks * CHUNK
+        stop = min(C, start + CHUNK)
+        for c in range(start, stop):
+            y[a, part, np.uint64(c)] = 0
+        for r in range(part * R // P, (part + 1) * R // P):
+            if product:
+                for c in range(start, stop):
+                    y[a, part, np.uint64(c)] += p[a, r, np.uint64(c)] * q[a, r, np.uint64(c)] * factor
             else:
-                coefficient = q[q_start] * number(scale) if product else number(scale)
-                if keeps:
-                    for j in range(length):
-                        target[j] += source[j] * coefficient
-                else:
-                    total = number(0)
-                    for j in range(length):
-                        total += source[j]
-                    target[0] += total * coefficient
+                for c in range(start, stop):
+                    y[a, part, np.uint64(c)] += p[a, r, np.uint64(c)] * factor
 
 
-def copy(y: np.ndarray, x: np.ndarray, shape: Shape, y_strides: Shape, x_strides: Shape, y_start=0, x_start=0, scale=1.0) -> None:
-    """y = scale·x over a shape, each array with its own strides and first element."""
-    outer, (inner, y_step, x_step) = loops_over(shape, y_strides, x_strides)
-    launch(_copy, bands(prod(shape)), y.reshape(-1), x.reshape(-1), outer, inner, y_step, x_step, y_start, x_start, float(scale))
+@kernel
+def _sum_rows(band, bands, y, p, q, product, scale):
+    A, P = y.shape
+    R = p.shape[1]
+    number = p.dtype.type
+    for item in range(band * A * P // bands, (band + 1) * A * P // bands):
+        a, part = item // P, item % P
+        total = number(0)
+        if product:
+            for r in range(part * R // P, (part + 1) * R // P):
+                total += p[a, np.uint64(r)] * q[a, np.uint64(r)]
+        else:
+            for r in range(part * R // P, (part + 1) * R // P):
+                total += p[a, np.uint64(r)]
+        y[a, part] = total * number(scale)
+
+
+def copy(y: np.ndarray, x: np.ndarray, shape: Shape, y_steps: Shape, x_steps: Shape, y_start=0, x_start=0, scale=1.0) -> None:
+    """y = scale·x over a shape, each array from its own start and with its own steps."""
+    for loops, (to, at) in nests(shape, y_steps, x_steps):
+        launch(_copy, bands_for(prod(shape)), y.reshape(-1), x.reshape(-1), loops, y_start + to, x_start + at, float(scale))
 
 
 def fill(y: np.ndarray, value: float) -> None:
     """y = value everywhere."""
-    launch(_fill, bands(y.size), y.reshape(-1), float(value))
+    launch(_fill, bands_for(y.size), y.reshape(-1), float(value))
 
 
-@cache
-def _sum_loops(shape: Shape, y: Shape, q: Shape) -> tuple:
-    """The arguments of `_sum` from `kept` to `q_step`, and into how many parts this sum is split."""
-    outer, (inner, y_step, _, q_step) = loops_over(shape, broadcast_strides(y, shape), strides(shape), broadcast_strides(q, shape))
-    chunks = np.array([[-(-inner // CHUNK), CHUNK * y_step, CHUNK, CHUNK * q_step]])
-    kept, summed = outer[outer[:, 1] != 0], outer[outer[:, 1] == 0]
-    if y_step:
-        kept = np.concatenate([kept, chunks])
-    else:
-        summed = np.concatenate([summed, chunks])
-    pieces, rounds = int(kept[:, 0].prod()), int(summed[:, 0].prod())
-    parts = 1 if prod(shape) <= SMALL else max(1, min(rounds, PARTS // pieces))
-    return kept, summed, inner, y_step != 0, q_step, parts
+def _sum_axis(y: np.ndarray, p: np.ndarray, q: np.ndarray | None, sizes: Shape, scale: float, split: bool = True) -> None:
+    """y (A, C) = scale·Σ p, or scale·Σ p·q, over R; p, q (A, R, C)."""
+    A, R, C = sizes
+    pieces, longest = (A, R // CHUNK) if C == 1 else (A * -(-C // CHUNK), R)
+    parts = max(1, min(PARTS // pieces, longest)) if split and A * R * C > SMALL else 1
+    sums = empty((A, parts, C), y.dtype) if parts > 1 else y
+    kernel, before, after = (_sum_rows, (A, R), (A, parts)) if C == 1 else (_sum_columns, sizes, (A, parts, C))
+    factor = (p if q is None else q).reshape(before)
+    launch(kernel, bands_for(p.size), sums.reshape(after), p.reshape(before), factor, q is not None, 1.0 if parts > 1 else scale)
+    if parts > 1:
+        _sum_axis(y, sums, None, (A, parts, C), scale, split=False)
 
 
-def sum_into(y: np.ndarray, p: np.ndarray, q: np.ndarray | None = None, scale: float = 1.0, split: bool = True) -> None:
-    """y = scale·Σ p, or scale·Σ p·q: the sum over the axes of p along which y is broadcast to it; q is broadcast to p."""
+def sum_into(y: np.ndarray, p: np.ndarray, q: np.ndarray | None = None, scale: float = 1.0) -> None:
+    """y = scale·Σ p, or scale·Σ p·q with q of p's shape, over the axes along which y is broadcast to p."""
     if p.size == 0:
         return fill(y, 0.0)
-    *loops, parts = _sum_loops(p.shape, y.shape, () if q is None else q.shape)
-    factor = (p if q is None else q).reshape(-1)
-    if parts == 1 or not split:
-        launch(_sum, bands(p.size), y.reshape(1, -1), p.reshape(-1), factor, *loops, 1, q is not None, float(scale))
+    kept = (1,) * (p.ndim - y.ndim) + y.shape
+    stop = p.ndim                                       # the last axis of size > 1 that is summed, and those before it that are too
+    while stop and kept[stop - 1] == p.shape[stop - 1]:
+        stop -= 1
+    start = stop
+    while start and kept[start - 1] == 1:
+        start -= 1
+    sizes = prod(p.shape[:start]), prod(p.shape[start:stop]), prod(p.shape[stop:])
+    rest = p.shape[:start] + (1,) * (stop - start) + p.shape[stop:]
+    if rest == kept:
+        _sum_axis(y, p, q, sizes, float(scale))
     else:
-        sums = empty((parts, y.size), y.dtype)
-        launch(_sum, bands(p.size), sums, p.reshape(-1), factor, *loops, parts, q is not None, 1.0)
-        sum_into(y.reshape(1, -1), sums, scale=scale, split=False)
+        partial = empty(rest, y.dtype)
+        _sum_axis(partial, p, q, sizes, 1.0)
+        sum_into(y, partial, scale=scale)
 
 
 # --------------------------------------------------------------------------------------------------------------- reduce_sum
@@ -254,8 +246,9 @@ broadcast = Op(
     outputs=lambda x, shape: {"y": np.broadcast_shapes(x, shape)},
     forward=Implementation(broadcast_reference, broadcast_cpu),
     backward=Implementation(broadcast_backward_reference, broadcast_backward_cpu),
-    cases=[dict(N=3, C=5, shape=(4, 3, 5)), dict(x="N 1 C", N=3, C=7, shape=(2, 3, 5, 7)), dict(x="1", shape=(3,)),
-           dict(N=1, C=192, shape=(64, 1, 192))],
+    cases=[dict(B=4, N=3, C=5, shape=lambda s: (s["B"], s["N"], s["C"])), dict(x="", N=3, shape=lambda s: (s["N"],)),
+           dict(x="N 1 C", B=2, M=5, N=3, C=7, shape=lambda s: (s["B"], s["N"], s["M"], s["C"])),
+           dict(B=64, N=1, C=192, shape=lambda s: (s["B"], s["N"], s["C"]))],
     cost=lambda x, shape: Cost(forward=0, backward=prod(shape)),
 )
 
@@ -286,7 +279,8 @@ permute = Op(
     forward=Implementation(permute_reference, permute_cpu),
     backward=Implementation(permute_backward_reference, permute_backward_cpu),
     cases=[dict(B=2, N=3, C=5, order=(0, 2, 1)), dict(B=2, N=3, C=5, order=(1, 0, -1)),
-           dict(x="A B C D E", A=2, B=3, C=4, D=5, E=3, order=(2, 0, 3, 1, 4)), dict(x="N C", N=1, C=1, order=(1, 0)), dict(B=64, N=65, C=192, order=(0, 2, 1))],
+           dict(x="A B C D E", A=2, B=3, C=4, D=5, E=3, order=(4, 2, 0, 3, 1)), dict(x="N C", N=1, C=1, order=(1, 0)),
+           dict(B=64, N=65, C=192, order=(0, 2, 1))],
     cost=lambda x, order: Cost(forward=0),
 )
 
@@ -330,10 +324,10 @@ slicing = Op(
     outputs=lambda x, start, stop, step: {"y": tuple(len(r) for r in _picked(start, stop, step))},
     forward=Implementation(slice_reference, slice_cpu),
     backward=Implementation(slice_backward_reference, slice_backward_cpu),
-    cases=[dict(B=2, N=5, C=7, start=(0, 0, 0), stop=(2, 1, 7), step=(1, 1, 1)),
-           dict(B=3, N=7, C=5, start=(1, 6, 4), stop=(3, -1, 0), step=(1, -2, -1)),
-           dict(x="N", N=9, start=(2,), stop=(9,), step=(3,)),
-           dict(B=64, N=65, C=192, start=(0, 1, 0), stop=(64, 65, 192), step=(1, 1, 1))],
+    cases=[dict(B=2, N=5, C=7, start=(0, 0, 0), stop=lambda s: (s["B"], 1, s["C"]), step=(1, 1, 1)),
+           dict(B=3, N=7, C=5, start=lambda s: (s["B"] // 2, s["N"] - 1, s["C"] - 1), stop=lambda s: (s["B"], -1, -1), step=(1, -2, -1)),
+           dict(x="N", N=9, start=lambda s: (s["N"] // 4,), stop=lambda s: (s["N"],), step=(3,)),
+           dict(B=64, N=65, C=192, start=lambda s: (0, min(1, s["N"] - 1), 0), stop=lambda s: (s["B"], s["N"], s["C"]), step=(1, 1, 1))],
     cost=lambda x, start, stop, step: Cost(forward=0),
 )
 

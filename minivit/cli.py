@@ -153,8 +153,8 @@ def _run_eval(options: argparse.Namespace) -> int:
     classifier = load(options.run)
     dataset = _test_data(options, classifier.preprocessing)
     if dataset.class_names != classifier.class_names:
-        raise UserError(f"the classes of {dataset.name} ({', '.join(dataset.class_names[:5])}, ...) are not the model's "
-                        f"({', '.join(classifier.class_names[:5])}, ...): give the data that it was trained for")
+        raise UserError(f"the classes of {dataset.name} ({_some(dataset.class_names)}) are not the model's ({_some(classifier.class_names)}): "
+                        "give data of those classes")
     kept = classifier.preprocessing
     loss, accuracy = evaluate(classifier.predictor, dataset.test_images, dataset.test_labels, kept.mean, kept.std, dataset.num_classes)
     number = len(dataset.test_images)
@@ -165,24 +165,29 @@ def _run_eval(options: argparse.Namespace) -> int:
     return 0
 
 
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*names[:5], "..."] if len(names) > 5 else names)
+
+
 def _test_data(options: argparse.Namespace, preprocessing: Any) -> Dataset:
     """The data that the options name, or else the run's, at the model's size."""
     from .checkpoint import CONFIG, RunFolder, find_model
     from .data import load_data
+    from .training import limited
 
-    split = {}
-    if options.data is None:
+    data, limit, split = options.data, None, {"skip_bad_images": options.skip_bad_images}
+    if data is None:
         folder = RunFolder(find_model(Path(options.run)).parent)
         if not (folder.path / CONFIG).is_file():
             raise UserError(f"{options.run} does not tell which data it was trained on: give --data")
-        config = folder.read_config()
-        options.data = config.get("data")
-        if options.data is None:
+        given = folder.read_config().get("arguments", {})
+        data, limit = given.get("data"), given.get("limit")
+        if data is None:
             raise UserError(f"{options.run} was trained on arrays, which are not kept: give --data, an .npz file for one")
-        split = {name: config[name] for name in ("test_fraction", "split_seed") if name in config}
-        options.skip_bad_images |= bool(config.get("skip_bad_images"))
-    return load_data(options.data, image_size=preprocessing.image_size, in_channels=preprocessing.in_channels,
-                     skip_bad_images=options.skip_bad_images, progress=not options.quiet, **split)
+        split |= {name: given[name] for name in ("test_fraction", "split_seed") if name in given}
+        split["skip_bad_images"] |= bool(given.get("skip_bad_images"))
+    dataset = load_data(data, image_size=preprocessing.image_size, in_channels=preprocessing.in_channels, progress=not options.quiet, **split)
+    return limited(dataset, limit)
 
 
 def _configure_predict(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,8 @@ normalisations one) until `initialisers.initialise` or `load_state_dict` fills t
 """
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from . import functional as F
@@ -174,9 +176,11 @@ class Mlp(Module):
             return y if residual is None else residual + y
         return self._fused(x, residual)
 
+    def _weights(self) -> tuple[Any, ...]:
+        return self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
+
     def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        return F.channel_mixing_mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, residual=residual,
-                                    approximate=APPROXIMATIONS[self.activation])
+        return F.channel_mixing_mlp(x, *self._weights(), residual=residual, approximate=APPROXIMATIONS[self.activation])
 
     def _dropped(self, x: Tensor) -> Tensor:
         return self.drop2(self.fc2(self.drop1(self.fc1(x, self.activation))))
@@ -186,8 +190,7 @@ class TokenMlp(Mlp):
     """The same over the tokens, alike for every channel: (B, dim, C) -> (B, dim, C) (2105.01601, section 2)."""
 
     def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        return F.token_mixing_mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, residual=residual,
-                                  approximate=APPROXIMATIONS[self.activation])
+        return F.token_mixing_mlp(x, *self._weights(), residual=residual, approximate=APPROXIMATIONS[self.activation])
 
     def _dropped(self, x: Tensor) -> Tensor:
         return super()._dropped(x.transpose(0, 2, 1)).transpose(0, 2, 1)

@@ -5,9 +5,11 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from pathlib import Path
+from statistics import fmean
 from time import perf_counter
 from typing import Any
 
@@ -19,13 +21,16 @@ from .checkpoint import CURVES, MODEL, RunFolder
 from .data import Batches, Dataset, load_data
 from .data.cifar import recognise
 from .data.idx import holds_idx
+from .data.load import KNOWN
 from .errors import UserError, nearest
+from .kernels import cpu
 from .models import Model, create_model
 from .models.base import FAMILIES, PRESETS
+from .module import Module
 from .optim import SCHEDULES
 from .plots import save_learning_curves
 from .predict import Classifier, Preprocessing, check_available, evaluate
-from .recipes import Recipe, recipe_for
+from .recipes import OTHERS, Recipe, recipe_for
 from .trainer import Trainer, TrainingError
 
 __all__ = ["Interrupted", "Run", "Trainer", "TrainingError", "train"]
@@ -49,7 +54,7 @@ class Run:
         return self.history[-1]["test_accuracy"]
 
 
-def train(model: str | Model | None = None, data: Any = "digits", *, epochs: int | None = None, batch_size: int | None = None,
+def train(model: str | Module | None = None, data: Any = "digits", *, epochs: int | None = None, batch_size: int | None = None,
           lr: float | None = None, min_lr: float | None = None, warmup: float | None = None, schedule: str = "cosine",
           weight_decay: float | None = None, clip_norm: float | None = None, label_smoothing: float | None = None,
           augmentation: str | None = None, mixup: float | None = None, cutmix: float | None = None, drop_path: float | None = None,
@@ -107,17 +112,194 @@ def train(model: str | Model | None = None, data: Any = "digits", *, epochs: int
     recipe = recipe_for(dataset.name, len(dataset.train_images), model=model if isinstance(model, str) else None, epochs=epochs,
                         batch_size=batch_size, lr=lr, min_lr=min_lr, warmup=warmup, weight_decay=weight_decay, clip_norm=clip_norm,
                         label_smoothing=label_smoothing, mixup=mixup, cutmix=cutmix, drop_path=drop_path, ema=ema)
+    if accumulate < 1 or recipe.batch_size % accumulate:
+        raise UserError(f"accumulate must divide batch_size: {recipe.batch_size} is not a multiple of {accumulate}")
     batches = Batches(dataset.train_images, dataset.train_labels, batch_size=recipe.batch_size, num_classes=dataset.num_classes,
                       mean=dataset.mean, std=dataset.std, seed=seed, mixup=recipe.mixup, cutmix=recipe.cutmix,
                       augmentation=dataset.augmentation if augmentation is None else augmentation)
     options = dict(model_options or {})
-    trained = _adapt(model, dataset, seed, options, drop_path, announce) if isinstance(model, Module) else create_model(
-        recipe.model, num_classes=dataset.num_classes, image_size=dataset.image_size, in_channels=dataset.in_channels, seed=seed,
-        **_drop_path(recipe), **_dtype(precision), **options)
+    if isinstance(model, Module):
+        trained = _adapt(model, dataset, recipe, seed, options, announce)
+    else:
+        trained = _create(dataset, recipe, precision, seed, options)
     trainer = Trainer(trained, precision=precision, device=device, optimizer=optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay,
                       momentum=momentum, clip_norm=recipe.clip_norm, label_smoothing=recipe.label_smoothing, accumulate=accumulate,
                       ema=recipe.ema)
-    if recipe.batch_size % accumulate:
-        raise UserError(f"accumulate must divide batch_size: {recipe.batch_size} is not a multiple of {accumulate}")
     folder = RunFolder.create(out, f"{_slug(trained.name)}-{_slug(dataset.name)}", overwrite)
-    folder.write_config(_config(trained, dataset, arguments))
+    arguments = {
+        **asdict(recipe), "data": _repeatable(data), "schedule": schedule, "augmentation": batches.policy, "optimizer": optimizer,
+        "momentum": momentum, "accumulate": accumulate, "seed": seed, "precision": precision, "device": device,
+        "image_size": dataset.image_size, "in_channels": dataset.in_channels, "test_fraction": test_fraction, "split_seed": split_seed,
+        "skip_bad_images": skip_bad_images, "limit": limit, "model_options": options}
+    folder.write_config({"arguments": arguments, "model_given": isinstance(model, Module), "model_config": asdict(trained.config),
+                         "dataset": dataset.summary(), "class_names": dataset.class_names, "parameters": trainer.flat.size, **_versions()})
+    announce(f"{dataset.summary()}\n{trained.name}: {trainer.flat.size:,} parameters to train; run folder {folder.path}")
+    if progress and not kernels_are_compiled():
+        announce("compiling kernels for this machine, once: some seconds")
+    loop = Loop(trainer, Classifier(trained, dataset.class_names, Preprocessing.of(dataset)), dataset, batches, recipe, schedule, folder)
+    loop.run(progress)
+    return Run(loop.classifier, folder.history, folder.path)
+
+
+# ------------------------------------------------------------------------------------------------------------- model and data
+def _load(data: Any, model: str | Module | None, image_size: int | None, in_channels: int | None, limit: int | None,
+          **options: Any) -> Dataset:
+    """The dataset at the size that is asked for, or a given Model's, or for a folder of images the size that the model is named for."""
+    if isinstance(model, Module):
+        config = _unwrapped(model).config
+        image_size, in_channels = image_size or config.image_size, in_channels or config.in_channels
+    elif image_size is None:
+        preferred = _preferred_size(model or OTHERS.model)          # also tells an unknown name before any data is decoded
+        image_size = preferred if _is_image_folder(data) else None
+    return limited(load_data(data, image_size=image_size, in_channels=in_channels, **options), limit)
+
+
+def limited(dataset: Dataset, limit: int | None) -> Dataset:
+    """At most `limit` training and `limit` test images of a dataset, spread evenly; all where it is None."""
+    if limit is None:
+        return dataset
+    if limit < 1:
+        raise UserError(f"limit must be 1 or more, got {limit}")
+    train, test = (np.linspace(0, len(labels), min(limit, len(labels)), endpoint=False).astype(np.int64)
+                   for labels in (dataset.train_labels, dataset.test_labels))
+    return replace(dataset, train_images=dataset.train_images[train], train_labels=dataset.train_labels[train],
+                   test_images=dataset.test_images[test], test_labels=dataset.test_labels[test])
+
+
+def _preferred_size(name: str) -> int:
+    family = FAMILIES.get(name) or PRESETS.get(name)
+    if family is None:
+        create_model(name)                              # raises, naming the nearest
+    return family.Config(**family.presets.get(name, {})).image_size
+
+
+def _is_image_folder(data: Any) -> bool:
+    path = Path(data).expanduser() if isinstance(data, (str, Path)) and data not in KNOWN else None
+    return path is not None and path.is_dir() and not recognise(path) and not holds_idx(path)
+
+
+def _create(dataset: Dataset, recipe: Recipe, precision: str, seed: int, options: Mapping[str, Any]) -> Model:
+    implied: dict[str, Any] = {"dtype": "float64"} if precision == "float64" else {}
+    if recipe.drop_path:
+        implied["drop_path_rate"] = recipe.drop_path
+    return create_model(recipe.model, num_classes=dataset.num_classes, image_size=dataset.image_size, in_channels=dataset.in_channels,
+                        seed=seed, **implied | dict(options))
+
+
+def _unwrapped(model: Module) -> Model:
+    model = model.model if isinstance(model, Classifier) else model
+    if not isinstance(model, Model):
+        raise UserError(f"train() takes a model of create_model, not {type(model).__name__}: train other modules with a Trainer")
+    return model
+
+
+def _adapt(model: Module, dataset: Dataset, recipe: Recipe, seed: int, options: Mapping[str, Any], announce: Callable[[str], None]) -> Model:
+    """A given Model made to fit the data: a new head where the number of classes differs."""
+    model = _unwrapped(model)
+    if options or recipe.drop_path:
+        raise UserError("model_options and drop_path are for a model given by name: give them to create_model (drop_path_rate)")
+    size, channels = model.config.image_size, model.config.in_channels
+    if (dataset.image_size, dataset.in_channels) != (size, channels):
+        raise UserError(f"the model takes {size}×{size}×{channels} images, but image_size and in_channels ask for "
+                        f"{dataset.image_size}×{dataset.image_size}×{dataset.in_channels}: leave them out")
+    model.random.state[...] = seed, 0
+    if model.config.num_classes != dataset.num_classes:
+        announce(f"a new head for {dataset.num_classes} classes, in place of {model.config.num_classes}")
+        model.reset_head(dataset.num_classes)
+    return model
+
+
+def _repeatable(data: Any) -> str | None:
+    """What finds the data again: a name, an absolute path, or None for arrays."""
+    if isinstance(data, (str, Path)):
+        return str(data) if data in KNOWN else str(Path(data).expanduser().resolve())
+    return None
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "data"
+
+
+def _versions() -> dict[str, str]:
+    return {"minivit": __version__, "python": platform.python_version(), "numpy": np.__version__, "numba": metadata.version("numba")}
+
+
+def kernels_are_compiled() -> bool:
+    """Whether the cache holds more of these kernels than what every start compiles."""
+    return any(not file.name.startswith("__init__.") for file in cpu.kernel_cache().rglob("*.nbi"))
+
+
+# --------------------------------------------------------------------------------------------------------------------- the loop
+class Loop:
+    """Epochs of training, each followed by a test, a line of metrics and a saved model."""
+
+    def __init__(self, trainer: Trainer, classifier: Classifier, dataset: Dataset, batches: Batches, recipe: Recipe, schedule: str,
+                 folder: RunFolder) -> None:
+        self.trainer, self.classifier, self.dataset, self.batches, self.recipe, self.folder = (
+            trainer, classifier, dataset, batches, recipe, folder)
+        self.schedule = SCHEDULES[schedule]
+
+    def run(self, progress: bool) -> None:
+        """Train to the end; the model then has the weights that were tested. Raises Interrupted, TrainingError, UserError."""
+        self.classifier.save(self.folder.path / MODEL)  # so that the folder is usable from here on, and a full disk shows at once
+        shown = Progress(progress, self.recipe.epochs, len(self.batches))
+        try:
+            for epoch in range(self.recipe.epochs):
+                self.folder.add_metrics(self._epoch(epoch, shown))
+                shown.epoch(self.folder.history[-1])
+        except KeyboardInterrupt:
+            finished = len(self.folder.history)
+            raise Interrupted(f"interrupted; {self.folder.path} holds the model after {finished} of {self.recipe.epochs} epochs") from None
+        finally:
+            shown.close()
+            if self.folder.history:
+                title = f"{self.classifier.model.name} on {self.dataset.name}"
+                save_learning_curves(self.folder.history, self.folder.path / CURVES, title)
+        self.trainer.adopt_average()
+        self.classifier.eval()
+
+    def _epoch(self, epoch: int, shown: Progress) -> dict[str, Any]:
+        recipe, trainer, steps = self.recipe, self.trainer, len(self.batches)
+        start, losses = perf_counter(), []
+        for number, (images, labels) in enumerate(self.batches.epoch(epoch), epoch * steps):
+            trainer.lr = self.schedule(number, recipe.epochs * steps, recipe.lr, round(recipe.warmup * steps), recipe.min_lr)
+            losses.append(trainer.step(images, labels))
+            shown.step()
+        trained = perf_counter() - start
+        dataset = self.dataset
+        with trainer.averaged():
+            test_loss, test_accuracy = evaluate(self.classifier.predictor, dataset.test_images, dataset.test_labels, dataset.mean, dataset.std,
+                                                dataset.num_classes)
+            self.classifier.save(self.folder.path / MODEL)
+        return {"epoch": epoch + 1, "train_loss": fmean(losses), "test_loss": test_loss, "test_accuracy": test_accuracy,
+                "learning_rate": trainer.lr, "seconds": round(perf_counter() - start, 3),
+                "images_per_second": round(len(losses) * self.batches.batch_size / trained, 1)}
+
+
+class Progress:
+    """A bar on a terminal, a line an epoch elsewhere, on standard error."""
+
+    def __init__(self, shown: bool, epochs: int, steps: int) -> None:
+        self.lines, self.epochs = shown and not sys.stderr.isatty(), epochs
+        self.bar = tqdm(total=epochs * steps, unit="step", dynamic_ncols=True, disable=not shown or self.lines)
+
+    def step(self) -> None:
+        self.bar.update()
+
+    def epoch(self, line: Mapping[str, Any]) -> None:
+        accuracy = f"{100 * line['test_accuracy']:.1f} %"
+        if self.lines:
+            _say(f"epoch {line['epoch']}/{self.epochs}  train loss {line['train_loss']:.4f}  test loss {line['test_loss']:.4f}  "
+                 f"test accuracy {accuracy}  {line['images_per_second']:.0f} images/s")
+        self.bar.set_postfix_str(f"epoch {line['epoch']}/{self.epochs}, train loss {line['train_loss']:.3f}, test accuracy {accuracy}")
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _say_nothing(line: str) -> None:
+    pass

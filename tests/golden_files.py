@@ -24,7 +24,7 @@ def read_golden(name):
         with np.load(path) as file:
             return dict(file), json.loads(golden_path(path.with_suffix(".json").name).read_text())
     with safe_open(path, "np") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["config"])
+        return file.get_tensors(), json.loads(file.metadata()["config"])
 
 
 def part(arrays, prefix):

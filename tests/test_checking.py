@@ -70,6 +70,7 @@ def test_a_case_gives_sizes_shapes_and_constants():
     assert inputs["x"].shape == (7, 4) and inputs["shift"] is None and constants["power"] == 2
     assert input_shapes(POWER, dict(B=3, C=2, tiles=(4, 5), shift="power tiles[1]-C"))["shift"] == (3, 3)
     assert input_shapes(POWER, dict(B=3, C=2, shift=""))["shift"] == ()
+    assert make_inputs(POWER, dict(B=3, C=2, tiles=lambda s: (s["B"], 9)), np.float64, rng)[1]["tiles"] == (3, 9)
     with pytest.raises(ValueError, match=r"power: shift \(B-3\)"):
         input_shapes(POWER, dict(B=3, C=2, shift="B-3"))
 

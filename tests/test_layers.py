@@ -112,7 +112,7 @@ def test_patch_embed():
     patches = [x[:, :, i:i + 3, j:j + 3].reshape(4, -1) for i in (0, 3) for j in (0, 3)]
     expected = np.stack([p @ weight.T + layer.proj.bias.data for p in patches], axis=1)
     np.testing.assert_allclose(layer(Tensor(x)).numpy(), expected, rtol=1e-12)
-    with pytest.raises(UserError, match="^patch_size must divide image_size: 7 is not a multiple of 3$"):
+    with pytest.raises(UserError, match=r"^patch_size must divide image_size: 7 is not a multiple of 3$"):
         PatchEmbed(7, 3, 2, 5)
     with pytest.raises(UserError, match=r"images have shape \(4, 2, 6, 9\), the model takes \(B, 2, 6, 6\)"):
         layer(Tensor(images(4, 2, 6, 9)))
@@ -127,7 +127,7 @@ def test_attention():
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     context = (p @ v).transpose(0, 2, 1, 3).reshape(3, 5, 6)
     np.testing.assert_allclose(layer(Tensor(x)).numpy(), context @ layer.proj.weight.data.T + layer.proj.bias.data, rtol=1e-10)
-    with pytest.raises(UserError, match="^heads must divide dim: 6 is not a multiple of 4$"):
+    with pytest.raises(UserError, match=r"^heads must divide dim: 6 is not a multiple of 4$"):
         Attention(6, 4, Random(0))
 
 

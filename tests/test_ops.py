@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from minivit.checking import Tally, check_accuracy, check_gradients
 from minivit.kernels import OPS, Op
-from minivit.kernels.call import Call, input_shapes, make_inputs
+from minivit.kernels.call import Call, input_shapes, letters, make_inputs
 from minivit.kernels.op import Cost, Implementation
 
 IMPLEMENTATIONS = ("reference", "cpu")
@@ -67,8 +67,8 @@ def test_spec(key):
 @pytest.mark.parametrize("op, case", cases())
 def test_spec_of_a_case(op, case):
     shapes = input_shapes(op, case)
-    constants = op.complete({n: v for n, v in case.items() if n in op.constants})
-    arrays = [None if s is None else np.empty(s, np.float32) for s in shapes.values()]
+    inputs, constants = make_inputs(op, case, "float32", np.random.default_rng(0))
+    arrays = list(inputs.values())
     outputs = op.describe(arrays, constants)
     assert tuple(outputs)[:len(op.results)] == op.results
     assert set(op.saves) <= set(op.inputs) | set(outputs)
@@ -142,9 +142,9 @@ LONG = st.sampled_from((31, 64, 97, 131, 257, 521))     # of one letter only
 def drawn_cases(draw, op: Op) -> dict:
     """One of the op's cases with other letters."""
     case = dict(draw(st.sampled_from(list(op.cases))))
-    letters = [n for n in case if n not in op.constants and n not in op.shapes]
-    long = draw(st.sampled_from([None, *letters]))
-    case |= {n: draw(LONG if n == long else LENGTHS) for n in letters}
+    names = list(letters(op, case))
+    long = draw(st.sampled_from([None, *names]))
+    case |= {n: draw(LONG if n == long else LENGTHS) for n in names}
     try:
         assume(size_of(op, case) <= SMALL)
         inputs, constants = make_inputs(op, case, "float32", np.random.default_rng(0))

@@ -106,7 +106,7 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(UserError, match="cannot write .*w.safetensors: No space left on device"):
+    with pytest.raises(UserError, match=r"cannot write .*w\.safetensors: No space left on device"):
         minivit.save_weights(vit(seed=2), path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
 

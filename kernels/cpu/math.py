@@ -151,3 +151,12 @@ def gelu_pair(x, tanh_form):
     cdf = lower if x < zero else upper
     slope = lower * upper * (linear + number(3) * cubic * square) if tanh_form else power * number(1 / math.sqrt(2 * math.pi))
     return x * cdf, cdf + (-z if x < zero else z) * slope
+
+
+@njit(fastmath={"contract", "reassoc", "nsz", "nnan"}, error_model="numpy")
+def highest(x, start, stop):
+    """The largest of x[start:stop]. nnan lets it vectorise; a NaN may be passed over, and is for the caller's sum to show."""
+    value = x[np.uint64(start)]
+    for i in range(start, stop):
+        value = max(value, x[np.uint64(i)])
+    return value

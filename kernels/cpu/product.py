@@ -168,33 +168,41 @@ def item_bytes(typing_context, zero):
 
 
 @routine
-def _pack_right(panels, right, row, column, depth, columns, width):
-    """panels[p, k, j] = right[k, p·width + j], padded with zeros."""
+def _pack_right(zero, panels, right, row, column, depth, columns):
+    """panels[p, k, j] = right[k, p·width + j], padded with zeros: `width` columns are a panel."""
+    item = item_bytes(zero)
+    width = ROW_BYTES // item
     for p in range((columns + width - 1) // width):
+        panel = panels + p * depth * ROW_BYTES
+        origin = right + p * width * column * item
         valid = min(width, columns - p * width)
-        start = p * depth * width
-        origin = p * width * column
         if valid < width:
-            for i in range(start, start + depth * width):
-                panels[i] = 0
+            padded = view(zero, panel)
+            for i in range(depth * width):
+                padded[i] = 0
         if column == 1:
             for k in range(depth):
+                to, source = view(zero, panel + k * ROW_BYTES), view(zero, origin + k * row * item)
                 for j in range(valid):
-                    panels[start + k * width + j] = right[origin + k * row + j]
+                    to[j] = source[j]
         else:
             for j in range(valid):
+                to, source = view(zero, panel + j * item), view(zero, origin + j * column * item)
                 for k in range(depth):
-                    panels[start + k * width + j] = right[origin + j * column + k * row]
+                    to[k * width] = source[k * row]
 
 
 @routine
-def _pack_left(packed, left, row, column, rows, depth):
+def _pack_left(zero, packed, left, row, column, rows, depth):
     """packed[t, k, r] = left[t·ROWS + r, k]: tiles of ROWS rows, each contiguous by columns."""
+    item = item_bytes(zero)
     for t in range((rows + ROWS - 1) // ROWS):
         valid = min(ROWS, rows - t * ROWS)
         for k in range(depth):
+            to = view(zero, packed + (t * depth + k) * ROWS * item)
+            source = view(zero, left + (t * ROWS * row + k * column) * item)
             for r in range(valid):
-                packed[(t * depth + k) * ROWS + r] = left[(t * ROWS + r) * row + k * column]
+                to[r] = source[r * row]
 
 
 @routine
@@ -240,11 +248,10 @@ def _block(zero, rows, columns, depth, a, a_row, a_column, a_tile, panels, c, c_
             _tile(zero, depth, a + t * a_tile * item, a_row, a_column, tall - 1, panel,
                   out if whole else edge, c_row if whole else width, add if whole else 0)
             if not whole:
-                spare = view(zero, edge)
                 for r in range(tall):
-                    line = view(zero, out + r * c_row * item)
+                    line, spare = view(zero, out + r * c_row * item), view(zero, edge + r * ROW_BYTES)
                     for j in range(wide):
-                        line[j] = spare[r * width + j] + (line[j] if add else zero)
+                        line[j] = spare[j] + (line[j] if add else zero)
 
 
 @kernel
@@ -252,7 +259,7 @@ def _product(band, bands, scratch, rows, columns, depth, a, a_row, a_column, b, 
              other_row):
     zero = scratch.dtype.type(0)
     item = item_bytes(zero)
-    width = ROW_BYTES // item
+    width = ROW_BYTES // item                           # columns of a panel
     slices = (depth + KDEPTH - 1) // KDEPTH
     deepest = (depth + slices - 1) // slices
     panels = scratch.ctypes.data
@@ -263,14 +270,14 @@ def _product(band, bands, scratch, rows, columns, depth, a, a_row, a_column, b, 
         for s in range(slices):
             k = s * depth // slices
             deep = (s + 1) * depth // slices - k
-            _pack_right(view(zero, panels), view(zero, b + (k * b_row + j * b_column) * item), b_row, b_column, deep, wide, width)
+            _pack_right(zero, panels, b + (k * b_row + j * b_column) * item, b_row, b_column, deep, wide)
             for i in range(0, rows, MBLOCK):
                 tall = min(MBLOCK, rows - i)
                 left = a + (i * a_row + k * a_column) * item
                 out = c + (i * c_row + j) * item
                 row, column, tile = a_row, a_column, ROWS * a_row
                 if a_column != 1:
-                    _pack_left(view(zero, packed), view(zero, left), a_row, a_column, tall, deep)
+                    _pack_left(zero, packed, left, a_row, a_column, tall, deep)
                     left, row, column, tile = packed, 1, ROWS, ROWS * deep
                 _block(zero, tall, wide, deep, left, row, column, tile, panels, out, c_row, add or s, edge)
                 if flags and s == slices - 1:

@@ -54,7 +54,7 @@ class Batches:
         return full + (rest > 0 and not self.drop_last)
 
     def _counter(self, epoch: int, batch: int, use: int) -> np.random.Philox:
-        return np.random.Philox(key=[self.seed, epoch], counter=[0, 0, batch, use])
+        return np.random.Philox(key=np.array([self.seed, epoch], np.uint64), counter=np.array([0, 0, batch, use], np.uint64))
 
     def order(self, epoch: int) -> np.ndarray:
         """(n,) int64: the images in the order of an epoch."""

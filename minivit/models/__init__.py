@@ -21,16 +21,17 @@ def list_models(pattern: str = "*") -> list[str]:
 
 def create_model(name: str, *, num_classes: int | None = None, image_size: int | None = None, in_channels: int | None = None,
                  seed: int = 0, **options: Any) -> Model:
-    """A new model in evaluation mode.
+    """A new model, in evaluation mode.
 
-    name: a preset (`list_models()`), or a family, "vit" or "mixer", which begins from its Config's defaults. num_classes, image_size,
-    in_channels and `options` replace fields of the Config (ViTConfig, MixerConfig). seed: a whole number of at least 0, of weights and dropout.
+    name: a preset (`list_models()`), or a family, "vit" or "mixer", which begins from the defaults of its configuration.
+    num_classes, image_size, in_channels, options: fields of the configuration (ViTConfig, MixerConfig) to replace.
+    seed: of the first weights and of dropout, 0 or more.
     Raises UserError for an unknown name or option, with the nearest known ones, and for values that do not go together.
     """
     family = FAMILIES.get(name) or PRESETS.get(name)
     if family is None:
         raise UserError(f"unknown model {name!r}{nearest(str(name), [*PRESETS, *FAMILIES])}; list_models() names them all")
-    known = [field.name for field in fields(family.Config)]
+    known = [field.name for field in fields(family.config_class)]
     for option in options:
         if option not in known:
             raise UserError(f"{name} has no option {option!r}{nearest(option, known)}; it has {', '.join(known)}")
@@ -38,6 +39,6 @@ def create_model(name: str, *, num_classes: int | None = None, image_size: int |
         raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed!r}")
     common = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}
     given = options | {field: value for field, value in common.items() if value is not None}
-    model = family(family.Config(**(dict(family.presets.get(name, {})) | given)), seed)
+    model = family(family.config_class(**(dict(family.presets.get(name, {})) | given)), seed)
     model.name = name
     return model

@@ -67,8 +67,8 @@ class Model(Module):
     """
 
     family: ClassVar[str]
-    Config: ClassVar[type[Config]]
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # name -> fields of the Config
+    config_class: ClassVar[type[Config]]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # name -> fields of the configuration
     no_decay: ClassVar[tuple[str, ...]] = ()            # parameters of more than one dimension that weight decay leaves alone
 
     head: Linear

@@ -27,14 +27,10 @@ class MixerConfig(Config):
     init: Literal["timm", "jax", "zeros"] = "timm"      # how weights begin: as in timm, as in Google's code, or not at all
     dtype: Literal["float32", "float64"] = "float32"    # of parameters and activations
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "token_hidden", self.token_hidden or max(1, self.dim // 2))
-        object.__setattr__(self, "channel_hidden", self.channel_hidden or 4 * self.dim)
-
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "mixer_nano_patch2_8": dict(image_size=8, patch_size=2, in_channels=1, num_classes=10, dim=64, depth=4, token_hidden=32, channel_hidden=256),
+    "mixer_nano_patch2_8": dict(image_size=8, patch_size=2, in_channels=1, num_classes=10, dim=64, depth=4, token_hidden=32,
+                                channel_hidden=256),
     "mixer_tiny_patch4_32": dict(image_size=32, patch_size=4, num_classes=10, dim=256, depth=8, token_hidden=128, channel_hidden=1024),
     "mixer_s32_224": dict(patch_size=32, dim=512, depth=8, token_hidden=256, channel_hidden=2048),
     "mixer_s16_224": dict(dim=512, depth=8, token_hidden=256, channel_hidden=2048),
@@ -51,10 +47,10 @@ class Block(Module):
     def __init__(self, config: MixerConfig, tokens: int, random: Random) -> None:
         dim, drop, dtype = config.dim, config.proj_drop_rate, config.dtype
         self.norm1 = LayerNorm(dim, config.eps, dtype)
-        self.mlp_tokens = TokenMlp(tokens, config.token_hidden, random, config.activation, drop, dtype)
+        self.mlp_tokens = TokenMlp(tokens, config.token_hidden or max(1, dim // 2), random, config.activation, drop, dtype)
         self.drop_path1 = DropPath(config.drop_path_rate, random)
         self.norm2 = LayerNorm(dim, config.eps, dtype)
-        self.mlp_channels = Mlp(dim, config.channel_hidden, random, config.activation, drop, dtype)
+        self.mlp_channels = Mlp(dim, config.channel_hidden or 4 * dim, random, config.activation, drop, dtype)
         self.drop_path2 = DropPath(config.drop_path_rate, random)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,9 +63,12 @@ class Block(Module):
 
 @register
 class Mixer(Model):
-    """The whole model; the mean over tokens comes after the final normalisation. Raises UserError where patch_size does not divide image_size."""
+    """The whole model; the mean over tokens comes after the final normalisation.
 
-    family, Config, presets = "mixer", MixerConfig, PRESETS
+    Raises UserError where patch_size does not divide image_size.
+    """
+
+    family, config_class, presets = "mixer", MixerConfig, PRESETS
 
     config: MixerConfig
 

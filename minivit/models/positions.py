@@ -53,7 +53,7 @@ def resize(positions: np.ndarray, grid: int, prefix: int, method: str) -> np.nda
     number, channels = positions.shape[1] - prefix, positions.shape[2]
     old = isqrt(max(number, 0))
     if old < 1 or old * old != number:
-        raise UserError(f"position embedding of {positions.shape[1]} tokens: without the {prefix} of the class token, {number} is no square")
+        raise UserError(f"position embedding of {positions.shape[1]} tokens: less {prefix} for the class token, {number} is no square")
     matrix = resize_matrix(old, grid, method)           # (grid, old)
     square = positions[0, prefix:].reshape(old, old, channels).astype(np.float64)
     resized = np.einsum("ia,jb,abc->ijc", matrix, matrix, square, optimize=True).reshape(1, grid * grid, channels)

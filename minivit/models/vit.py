@@ -93,7 +93,7 @@ class ViT(Model):
     Raises UserError where heads does not divide dim, or patch_size image_size.
     """
 
-    family, Config, presets = "vit", ViTConfig, PRESETS
+    family, config_class, presets = "vit", ViTConfig, PRESETS
     no_decay = "cls_token", "pos_embed"
 
     config: ViTConfig
@@ -108,6 +108,8 @@ class ViT(Model):
         self.pos_drop = Dropout(config.pos_drop_rate, random)
         self.blocks = [Block(config, float(rate), random) for rate in np.linspace(0.0, config.drop_path_rate, config.depth)]
         norm = LayerNorm(dim, config.eps, dtype)
+        self.norm: LayerNorm | None
+        self.fc_norm: LayerNorm | None
         self.norm, self.fc_norm = (norm, None) if config.pool == "cls" else (None, norm)
         self.head_drop = Dropout(config.drop_rate, random)
         self.head = Linear(dim, config.num_classes, dtype=dtype)
@@ -140,6 +142,7 @@ class ViT(Model):
         x = self.tokens(images)
         if self.norm:
             return self.norm(x[:, 0])
+        assert self.fc_norm
         return self.fc_norm((x[:, 1:] if self.config.class_token else x).mean(1))
 
     def resize(self, image_size: int) -> None:

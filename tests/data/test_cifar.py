@@ -29,29 +29,25 @@ def pixels_and_labels(form):
             for name in (*form.train, *form.test)}
 
 
-class Python2:
-    """Pickles as Python 2 did in protocol 2: its byte strings, and NumPy's old module names."""
+def python2(value):
+    """A pickle as Python 2 made it in protocol 2: with its byte strings, and NumPy's old module names."""
+    return b"\x80\x02" + opcodes(value) + b"."
 
-    def __call__(self, value):
-        return b"\x80\x02" + self.item(value) + b"."
 
-    def item(self, value):
-        if isinstance(value, (str, bytes)):
-            raw = value.encode() if isinstance(value, str) else value
-            return b"U" + bytes((len(raw),)) + raw if len(raw) < 256 else b"T" + struct.pack("<I", len(raw)) + raw
-        if isinstance(value, int):
-            return b"J" + struct.pack("<i", value)
-        if isinstance(value, list):
-            return b"](" + b"".join(map(self.item, value)) + b"e"
-        if isinstance(value, dict):
-            return b"}(" + b"".join(self.item(k) + self.item(v) for k, v in value.items()) + b"u"
-        return self.array(value)
-
-    def array(self, value):
-        rows, columns = map(self.item, value.shape)
-        kind = b"cnumpy\ndtype\n(" + self.item("u1") + b"K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-        made = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t" + self.item("b") + b"tR"
-        return made + b"(K\x01(" + rows + columns + b"t" + kind + b"\x89" + self.item(value.tobytes()) + b"tb"
+def opcodes(value):
+    if isinstance(value, (str, bytes)):
+        raw = value.encode() if isinstance(value, str) else value
+        return b"U" + bytes((len(raw),)) + raw if len(raw) < 256 else b"T" + struct.pack("<I", len(raw)) + raw
+    if isinstance(value, int):
+        return b"J" + struct.pack("<i", value)
+    if isinstance(value, list):
+        return b"](" + b"".join(map(opcodes, value)) + b"e"
+    if isinstance(value, dict):
+        return b"}(" + b"".join(opcodes(k) + opcodes(v) for k, v in value.items()) + b"u"
+    rows, columns = map(opcodes, value.shape)
+    kind = b"cnumpy\ndtype\n(" + opcodes("u1") + b"K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    made = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t" + opcodes("b") + b"tR"
+    return made + b"(K\x01(" + rows + columns + b"t" + kind + b"\x89" + opcodes(value.tobytes()) + b"tb"
 
 
 def members(form, pickled):
@@ -87,7 +83,7 @@ def load(tmp_path):
 @pytest.fixture
 def archive(tmp_path):
     """A small archive under its official name, with some of its files replaced."""
-    def archive(name="cifar-10-python.tar.gz", folder="elsewhere", pickled=Python2(), **replaced):
+    def archive(name="cifar-10-python.tar.gz", folder="elsewhere", pickled=python2, **replaced):
         form = FORMS[name]
         content = members(form, pickled)
         for key, raw in replaced.items():
@@ -122,10 +118,8 @@ def test_every_form_as_an_archive_and_unpacked(archive, load, tmp_path, name):
     check(load(tmp_path / "renamed.tar.gz"), form)
 
 
-@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("protocol", [2, 3, 4])
 def test_archives_that_python_3_pickled(archive, load, protocol):
-    if protocol > 4:
-        pytest.skip("NumPy pickles arrays otherwise from protocol 5 on; the archives are of protocol 2")
     pickled = partial(pickle.dumps, protocol=protocol)
     check(load(archive(pickled=pickled)), FORMS["cifar-10-python.tar.gz"])
 
@@ -138,7 +132,7 @@ def test_the_second_load_comes_from_the_cache(archive, load):
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     check(load(path), FORMS[path.name])
     os.utime(path)
-    with pytest.raises(UserError, match="cannot read archive"):
+    with pytest.raises(UserError, match="is missing"):
         load(path)
 
 
@@ -185,8 +179,8 @@ def test_members_are_never_extracted(archive, load, tmp_path):
     (b"not a pickle", "cannot read data_batch_3"),
     (pickle.dumps([1, 2], 2), "it holds a list, not a dictionary"),
     (pickle.dumps({"labels": [1], "date": 2}, 2), r"it has no 'data' \(nearest: date\)"),
-    (Python2()({"labels": [1, 2], "data": np.zeros((3, 3072), np.uint8)}), "2 labels, but pixels of shape"),
-    (Python2()({"labels": [10], "data": np.zeros((1, 3072), np.uint8)}), "labels from 10 to 10, but there are 10 classes"),
+    (python2({"labels": [1, 2], "data": np.zeros((3, 3072), np.uint8)}), "2 labels, but pixels of shape"),
+    (python2({"labels": [10], "data": np.zeros((1, 3072), np.uint8)}), "labels from 10 to 10, but there are 10 classes"),
     (pickle.dumps({"labels": [1], "data": np.zeros((1, 3072), np.int16)}, 2), "not an array of bytes"),
     (pickle.dumps({"labels": [1], "data": "text"}, 2), "cannot read data_batch_3"),
     (None, "is not a whole cifar-10-python.tar.gz: data_batch_3 is missing"),
@@ -207,7 +201,7 @@ def test_an_archive_cut_anywhere_is_named(archive, load, part):
     path = archive()
     content = path.read_bytes()
     path.write_bytes(content[:int(part * len(content))])
-    with pytest.raises(UserError, match="cifar-10-python.tar.gz"):
+    with pytest.raises(UserError, match="cifar-10-python"):
         load(path)
 
 
@@ -310,6 +304,6 @@ def test_a_download_with_another_checksum_is_refused(archive, load, serve, tmp_p
 
 def test_a_failed_download_says_what_to_do(load, serve, tmp_path):
     serve(Broken)
-    with pytest.raises(UserError, match=r"cannot download http\S*cifar-100-python\.tar\.gz: .*404.*; or put the file into .*cache yourself"):
+    with pytest.raises(UserError, match=r"cannot download http\S*cifar-100-python\.tar\.gz: .*404.*; or put the file into .*cache"):
         load("cifar100")
     assert not any((tmp_path / "cache").iterdir())

@@ -155,6 +155,7 @@ def test_what_is_wrong_is_named(given, message):
 # --------------------------------------------------------------------------------------------------------------------- damaged files
 @pytest.mark.parametrize("file_format, mode", [("JPEG", "RGB"), ("PNG", "RGB"), ("PNG", "P"), ("GIF", "P"), ("BMP", "RGB"), ("TIFF", "RGB"),
                                                ("WEBP", "RGB"), ("PPM", "RGB"), ("JPEG2000", "RGB"), ("AVIF", "RGB")])
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_file_cut_or_changed_anywhere_never_ends_in_another_error(tmp_path, file_format, mode):
     if file_format not in Image.registered_extensions().values():
         pytest.skip(f"this Pillow writes no {file_format}")

@@ -138,7 +138,7 @@ def test_a_full_disk_leaves_nothing(write_images, load, tmp_path, monkeypatch):
 
     root = write_images(*WHOLE)
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="cannot keep decoded images in .*cache: No space left on device; .* cache_dir"):
+    with pytest.raises(UserError, match=r"cannot keep decoded images in .*cache: No space left on device; .* cache_dir"):
         load(root)
     assert os.listdir(tmp_path / "cache") == []
 
@@ -214,5 +214,5 @@ def test_empty_folders_are_named(write_images, load, tmp_path):
         load(tmp_path / "empty")
     root = write_images(*WHOLE)
     (root / "fox").mkdir()
-    with pytest.raises(UserError, match="class folder .*fox holds no images: remove it"):
+    with pytest.raises(UserError, match=r"class folder .*fox holds no images: remove it"):
         load(root)

@@ -1,0 +1,9 @@
+"""Speed against PyTorch and against the hardware's limits.
+
+    python -m benchmarks.cpu        training steps and inference of whole models beside PyTorch's
+    python -m benchmarks.kernels    every op against its arithmetic and the bytes it must move
+    python -m benchmarks.start      import, and time to the first training step
+
+Each proves itself correct before it measures, prints a table, and takes --tiny (seconds, for tests), --json PATH and --save, which puts
+the result beside those of other machines into `results/`. `LOG.md` keeps what was tried.
+"""

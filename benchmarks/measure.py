@@ -1,0 +1,100 @@
+"""What the benchmarks share: repetition and its statistics, the machine they ran on, tables, options, result files."""
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from minivit import info
+from minivit.files import atomic_file
+
+RESULTS = Path(__file__).parent / "results"
+
+
+# -------------------------------------------------------------------------------------------------------------------------- time
+@dataclass(frozen=True)
+class Summary:
+    """Of measured values: their median, and the range of the middle half of them relative to it."""
+
+    median: float
+    spread: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Summary:
+        low, middle, high = np.percentile(values, (25, 50, 75))
+        return cls(float(middle), float((high - low) / middle))
+
+
+def repeat(function: Callable[[], Any], seconds: float, least: int = 5) -> list[float]:
+    """The seconds that each call took: after one that is not counted, for `seconds` in all and at least `least` calls."""
+    function()
+    times: list[float] = []
+    end = perf_counter() + seconds
+    while len(times) < least or perf_counter() < end:
+        start = perf_counter()
+        function()
+        times.append(perf_counter() - start)
+    return times
+
+
+# ----------------------------------------------------------------------------------------------------------------------- machine
+def machine() -> dict[str, Any]:
+    """What a result must be read with: processor, threads, versions."""
+    found = info.collect()
+    kept = {name: found[name] for name in ("cpu", "instructions", "cores", "threads", "threading_layer", "blas", "system", "python")}
+    return kept | {"versions": {"minivit": found["minivit"], **found["versions"], **_torch()}}
+
+
+def _torch() -> dict[str, str]:
+    try:
+        return {"torch": metadata.version("torch")}
+    except metadata.PackageNotFoundError:
+        return {}
+
+
+def machine_line(found: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{n} {found['versions'][n]}" for n in ("minivit", "numpy", "numba", "torch") if n in found["versions"])
+    return f"{found['cpu']}, {found['threads']} threads, {' '.join(found['instructions'])}\n{versions}, Python {found['python']}"
+
+
+# ------------------------------------------------------------------------------------------------------------- options and output
+def option_parser(benchmark: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(f"python -m benchmarks.{benchmark}", description=description)
+    parser.add_argument("--tiny", action="store_true", help="sizes so small that only whether it works can be learnt")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the result as JSON")
+    parser.add_argument("--save", action="store_true", help=f"write it to {RESULTS.parent.name}/{RESULTS.name}, under the machine's name")
+    return parser
+
+
+def write_result(options: argparse.Namespace, benchmark: str, found: Mapping[str, Any], **parts: Any) -> None:
+    """Write {benchmark, machine, tiny, **parts} where the options ask for it, and say where."""
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{benchmark} {found['cpu']} {found['threads']}".lower())
+    paths = [options.json] * bool(options.json) + [RESULTS / f"{slug}.json"] * options.save
+    text = json.dumps({"benchmark": benchmark, "machine": found, "tiny": options.tiny, **parts}, indent=1, ensure_ascii=False) + "\n"
+    for path in paths:
+        with atomic_file(path) as file:
+            file.write(text.encode())
+        print(f"wrote {path}")
+
+
+def table(columns: Mapping[str, str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned lines under headings. columns: heading -> "<" for text or ">" for numbers."""
+    lines = [tuple(columns), *rows]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, columns.values(), widths)).rstrip() for line in lines)
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.0f} %" if fraction >= 0.1 else f"{100 * fraction:.1f} %"
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:#.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"

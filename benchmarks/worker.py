@@ -1,0 +1,157 @@
+"""A contender in a process of its own, so that each side has the cores, the thread pool and the memory to itself while it works.
+
+The parent sends pickled calls and gets pickled answers; in between the process sleeps. It imports no more than its side needs.
+"""
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What both sides compute: a model with its weights, one batch, and AdamW's settings."""
+
+    family: str
+    config: dict[str, Any]                              # the fields of the family's Config
+    weights: dict[str, np.ndarray]                      # by timm's names
+    no_decay: tuple[str, ...]                           # parameters of more than one dimension that weight decay leaves alone
+    batch: int
+    adamw: dict[str, float]                             # lr, weight_decay, eps
+
+    @cached_property
+    def images(self) -> np.ndarray:                     # (B, C, S, S)
+        size = self.config["image_size"]
+        return np.random.default_rng(0).standard_normal((self.batch, self.config["in_channels"], size, size), np.float32)
+
+    @cached_property
+    def labels(self) -> np.ndarray:                     # (B,)
+        return np.random.default_rng(1).integers(0, self.config["num_classes"], self.batch)
+
+
+class Contender(Protocol):
+    """One side; `ours.py` and `rivals.py` have a class of this name, made from a Problem."""
+
+    def train(self) -> float:
+        """One training step; the loss before it."""
+
+    def infer(self) -> np.ndarray:
+        """The logits (B, K) of the batch."""
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The weights as they are now."""
+
+    def product_rates(self, tiny: bool) -> dict[str, float]:
+        """Floating-point operations a second of a large product, by the library that computes it."""
+
+
+class Worker:
+    """The parent's end. module: of the Contender, in this package. Any method of it can be called, and `turn` and `memory` below."""
+
+    def __init__(self, module: str, problem: Problem, threads: int) -> None:
+        self.module = module
+        self.process = subprocess.Popen([sys.executable, "-m", "benchmarks.worker", module], cwd=ROOT, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)))
+        try:
+            self._ask(problem)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Raises RuntimeError, with the other process's traceback, for what goes wrong there."""
+        return self._ask((method, arguments))
+
+    def _ask(self, question: Any) -> Any:
+        assert self.process.stdin and self.process.stdout
+        try:
+            pickle.dump(question, self.process.stdin)
+            self.process.stdin.flush()
+            succeeded, answer = pickle.load(self.process.stdout)
+        except (EOFError, BrokenPipeError):
+            raise RuntimeError(f"the process of benchmarks.{self.module} ended with status {self.process.wait()}") from None
+        if not succeeded:
+            raise RuntimeError(f"in the process of benchmarks.{self.module}:\n{answer}")
+        return answer
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.close()                      # its sign to end
+        self.process.stdout.close()
+        self.process.wait()
+
+
+def serve(module: str) -> None:
+    """The child's end: answer calls until the parent closes the pipe."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)                                       # what a library prints must not get in between
+    cls = import_module(f"benchmarks.{module}").Contender
+    contender: Any = None
+    at_start = 0
+
+    def turn(method: str, steps: int) -> list[float]:
+        return _turn(getattr(contender, method), steps)
+
+    def memory() -> tuple[int, int]:
+        return at_start, peak_memory()
+
+    while True:
+        try:
+            question = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            if contender is None:
+                at_start = peak_memory()
+                contender, answer = cls(question), None
+            else:
+                method, arguments = question
+                answer = {"turn": turn, "memory": memory}.get(method) or getattr(contender, method)
+                answer = answer(*arguments)
+            reply = True, answer
+        except Exception:
+            reply = False, traceback.format_exc()
+        pickle.dump(reply, answers)
+        answers.flush()
+
+
+def _turn(function: Callable[[], Any], steps: int) -> list[float]:
+    """The seconds of each of `steps` calls; one before them brings threads and caches back."""
+    function()
+    times = []
+    for _ in range(steps):
+        start = perf_counter()
+        function()
+        times.append(perf_counter() - start)
+    return times
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process has had resident so far."""
+    status = Path("/proc/self/status")
+    if status.exists():                                 # ru_maxrss begins at what the parent had when it forked
+        return 1024 * int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

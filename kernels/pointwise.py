@@ -1,0 +1,331 @@
+"""Element-wise arithmetic with NumPy's broadcasting, GELU (Hendrycks and Gimpel, 1606.08415), and softmax over the last axis.
+
+    add       y = a + b       da = dy              db = dy
+    subtract  y = a - b       da = dy              db = -dy
+    multiply  y = a·b         da = dy·b            db = dy·a
+    divide    y = a / b       da = dy / b          db = -dy·y / b
+
+each gradient summed over the axes along which its input was repeated; in the last, b is constant over them, so that db = -(Σ dy·y) / b.
+
+    gelu      y = x·Φ(x)                           dx = dy·(Φ(x) + x·Φ'(x))          (Φ: see cpu/math.py)
+    softmax   y_i = exp(x_i) / Σ_j exp(x_j)        dx_i = y_i·(dy_i - Σ_j dy_j·y_j)
+"""
+from __future__ import annotations
+
+import math
+from math import prod
+
+import numpy as np
+
+from .cpu import kernel, threads
+from .cpu.math import exp, gelu_pair, highest
+from .device import empty
+from .op import Cost, Implementation, Op, Shape, launch
+from .shaping import bands_for, broadcast_strides, nests, offset, share, strides, sum_into
+
+PLUS, TIMES, OVER = range(3)
+
+
+# ------------------------------------------------------------------------------------------------------------- arithmetic
+def _unbroadcast(gradient: np.ndarray, shape: Shape) -> np.ndarray:
+    """The sum of a gradient over the axes along which an array of this shape was repeated."""
+    repeated = tuple(range(gradient.ndim - len(shape)))
+    gradient = gradient.sum(repeated)
+    return gradient.sum(tuple(i for i, size in enumerate(shape) if size == 1), keepdims=True)
+
+
+def add_reference(y, a, b):
+    y[...] = a + b
+
+
+def add_backward_reference(da, db, dy):
+    if da is not None:
+        da[...] = _unbroadcast(dy, da.shape)
+    if db is not None:
+        db[...] = _unbroadcast(dy, db.shape)
+
+
+def subtract_reference(y, a, b):
+    y[...] = a - b
+
+
+def subtract_backward_reference(da, db, dy):
+    if da is not None:
+        da[...] = _unbroadcast(dy, da.shape)
+    if db is not None:
+        db[...] = _unbroadcast(-dy, db.shape)
+
+
+def multiply_reference(y, a, b):
+    y[...] = a * b
+
+
+def multiply_backward_reference(da, db, dy, a, b):
+    if da is not None:
+        da[...] = _unbroadcast(dy * b, da.shape)
+    if db is not None:
+        db[...] = _unbroadcast(dy * a, db.shape)
+
+
+def divide_reference(y, a, b):
+    y[...] = a / b
+
+
+def divide_backward_reference(da, db, dy, b, y):
+    if da is not None:
+        da[...] = _unbroadcast(dy / b, da.shape)
+    if db is not None:
+        db[...] = _unbroadcast(-dy * y / b, db.shape)
+
+
+@kernel
+def _combine(band, bands, y, a, b, loops, y_start, a_start, b_start, operation, sign):
+    factor = y.dtype.type(sign)
+    first, last, start, stop = share(band, bands, loops)
+    a_step, b_step = loops[3, 2], loops[3, 3]
+    times = operation == TIMES
+    for row in range(first, last):
+        to = y_start + offset(row, loops, 1)
+        a_at, b_at = a_start + offset(row, loops, 2), b_start + offset(row, loops, 3)
+        if operation == OVER:
+            for j in range(start, stop):                # unsigned indices: no test for those that count from the end
+                y[np.uint64(to + j)] = a[np.uint64(a_at + j * a_step)] / b[np.uint64(b_at + j * b_step)]
+        elif b_step == 0:
+            v = b[b_at]
+            for j in range(start, stop):
+                u = a[np.uint64(a_at + j * a_step)]
+                y[np.uint64(to + j)] = u * v if times else u + v * factor
+        elif a_step == 0:
+            u = a[a_at]
+            for j in range(start, stop):
+                v = b[np.uint64(b_at + j)]
+                y[np.uint64(to + j)] = u * v if times else u + v * factor
+        else:
+            for j in range(start, stop):
+                u, v = a[np.uint64(a_at + j)], b[np.uint64(b_at + j)]
+                y[np.uint64(to + j)] = u * v if times else u + v * factor
+
+
+def _arithmetic(operation: int, y: np.ndarray, a: np.ndarray, b: np.ndarray, sign: float = 1.0) -> None:
+    """y = a + sign·b, a·b or a / b."""
+    steps = strides(y.shape), broadcast_strides(a.shape, y.shape), broadcast_strides(b.shape, y.shape)
+    for loops, starts in nests(y.shape, *steps):
+        launch(_combine, bands_for(y.size), y.reshape(-1), a.reshape(-1), b.reshape(-1), loops, *starts, operation, sign)
+
+
+def _gradient(d: np.ndarray | None, operation: int, dy: np.ndarray, other: np.ndarray) -> None:
+    """d = Σ dy·other or Σ dy / other, over the axes along which d is broadcast."""
+    if d is None:
+        return
+    if d.shape == dy.shape:
+        _arithmetic(operation, d, dy, other)
+    elif operation == TIMES and other.shape == dy.shape:
+        sum_into(d, dy, other)
+    else:
+        product = empty(dy.shape, dy.dtype)
+        _arithmetic(operation, product, dy, other)
+        sum_into(d, product)
+
+
+def add_cpu(y, a, b):
+    _arithmetic(PLUS, y, a, b)
+
+
+def add_backward_cpu(da, db, dy):
+    if da is not None:
+        sum_into(da, dy)
+    if db is not None:
+        sum_into(db, dy)
+
+
+def subtract_cpu(y, a, b):
+    _arithmetic(PLUS, y, a, b, sign=-1.0)
+
+
+def subtract_backward_cpu(da, db, dy):
+    if da is not None:
+        sum_into(da, dy)
+    if db is not None:
+        sum_into(db, dy, scale=-1.0)
+
+
+def multiply_cpu(y, a, b):
+    _arithmetic(TIMES, y, a, b)
+
+
+def multiply_backward_cpu(da, db, dy, a, b):
+    _gradient(da, TIMES, dy, b)
+    _gradient(db, TIMES, dy, a)
+
+
+def divide_cpu(y, a, b):
+    _arithmetic(OVER, y, a, b)
+
+
+def divide_backward_cpu(da, db, dy, b, y):
+    _gradient(da, OVER, dy, b)
+    if db is not None:
+        sum_into(db, dy, y, scale=-1.0)
+        _arithmetic(OVER, db, db, b)
+
+
+BROADCASTS = [
+    dict(B=2, N=3, C=5), dict(b="N C", B=3, N=5, C=7), dict(b="C", B=3, N=1, C=7), dict(a="1 N 1", B=3, N=5, C=4),
+    dict(b="", B=2, N=3, C=4), dict(a="B 1 C", b="N 1", B=3, N=4, C=5),
+    dict(a="A 1 C 1 E 1", b="1 B 1 D 1 F", A=2, B=3, C=2, D=3, E=2, F=3),
+    dict(B=64, N=65, C=192), dict(b="C", B=64, N=65, C=192), dict(b="1 N C", B=64, N=65, C=192),
+]
+
+add = Op(
+    "add",
+    shapes={"a": "B N C", "b": "B N C"},
+    outputs=lambda a, b: {"y": np.broadcast_shapes(a, b)},
+    forward=Implementation(add_reference, add_cpu),
+    backward=Implementation(add_backward_reference, add_backward_cpu),
+    cases=BROADCASTS,
+    cost=lambda a, b: Cost(forward=prod(np.broadcast_shapes(a, b)), backward=prod(np.broadcast_shapes(a, b))),
+)
+
+subtract = Op(
+    "subtract",
+    shapes={"a": "B N C", "b": "B N C"},
+    outputs=lambda a, b: {"y": np.broadcast_shapes(a, b)},
+    forward=Implementation(subtract_reference, subtract_cpu),
+    backward=Implementation(subtract_backward_reference, subtract_backward_cpu),
+    cases=BROADCASTS,
+    cost=lambda a, b: Cost(forward=prod(np.broadcast_shapes(a, b)), backward=prod(np.broadcast_shapes(a, b))),
+)
+
+multiply = Op(
+    "multiply",
+    shapes={"a": "B N C", "b": "B N C"},
+    outputs=lambda a, b: {"y": np.broadcast_shapes(a, b)},
+    forward=Implementation(multiply_reference, multiply_cpu),
+    backward=Implementation(multiply_backward_reference, multiply_backward_cpu),
+    saves=("a", "b"),
+    cases=BROADCASTS,
+    cost=lambda a, b: Cost(forward=prod(np.broadcast_shapes(a, b)), backward=2 * prod(np.broadcast_shapes(a, b))),
+)
+
+divide = Op(
+    "divide",
+    shapes={"a": "B N C", "b": "B N C"},
+    outputs=lambda a, b: {"y": np.broadcast_shapes(a, b)},
+    forward=Implementation(divide_reference, divide_cpu),
+    backward=Implementation(divide_backward_reference, divide_backward_cpu),
+    saves=("b", "y"),
+    cases=BROADCASTS,
+    cost=lambda a, b: Cost(forward=prod(np.broadcast_shapes(a, b)), backward=3 * prod(np.broadcast_shapes(a, b))),
+    values={"b": lambda rng, shape, sizes: rng.uniform(0.5, 2, shape) * rng.choice([-1, 1], shape)},
+)
+
+
+# ------------------------------------------------------------------------------------------------------------------- gelu
+def gelu_terms(x: np.ndarray, approximate: str) -> tuple[np.ndarray, np.ndarray]:
+    """Φ(x) and Φ'(x), or their approximations by tanh."""
+    if approximate == "tanh":
+        t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
+        return (1 + t) / 2, (1 - t * t) / 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
+    cdf = np.vectorize(math.erfc, otypes=[x.dtype])(-x * math.sqrt(0.5)) / 2
+    return cdf, np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+
+
+def gelu_reference(y, x, approximate):
+    y[...] = x * gelu_terms(x, approximate)[0]
+
+
+def gelu_backward_reference(dx, dy, x, approximate):
+    cdf, density = gelu_terms(x, approximate)
+    dx[...] = dy * (cdf + x * density)
+
+
+@kernel
+def _gelu(band, bands, y, x, tanh_form):
+    for i in range(band * len(x) // bands, (band + 1) * len(x) // bands):
+        y[np.uint64(i)] = gelu_pair(x[np.uint64(i)], tanh_form)[0]
+
+
+@kernel
+def _gelu_backward(band, bands, dx, dy, x, tanh_form):
+    for i in range(band * len(x) // bands, (band + 1) * len(x) // bands):
+        dx[np.uint64(i)] = dy[np.uint64(i)] * gelu_pair(x[np.uint64(i)], tanh_form)[1]
+
+
+def gelu_cpu(y, x, approximate):
+    launch(_gelu, bands_for(x.size), y.reshape(-1), x.reshape(-1), approximate == "tanh")
+
+
+def gelu_backward_cpu(dx, dy, x, approximate):
+    launch(_gelu_backward, bands_for(x.size), dx.reshape(-1), dy.reshape(-1), x.reshape(-1), approximate == "tanh")
+
+
+gelu = Op(
+    "gelu",
+    shapes={"x": "B N C"},
+    constants={"approximate": "none"},                  # or "tanh"
+    outputs=lambda x, approximate: {"y": x},
+    forward=Implementation(gelu_reference, gelu_cpu),
+    backward=Implementation(gelu_backward_reference, gelu_backward_cpu),
+    saves=("x",),
+    cases=[dict(B=2, N=3, C=5), dict(B=2, N=3, C=5, approximate="tanh"), dict(B=1, N=1, C=1), dict(B=64, N=65, C=768)],
+    cost=lambda x, approximate: Cost(forward=30 * prod(x), backward=35 * prod(x)),
+    values={"x": lambda rng, shape, sizes: rng.normal(0, 3, shape)},
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------- softmax
+def softmax_reference(y, x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    y[...] = e / e.sum(-1, keepdims=True)
+
+
+def softmax_backward_reference(dx, dy, y):
+    dx[...] = y * (dy - (dy * y).sum(-1, keepdims=True))
+
+
+@kernel
+def _softmax(band, bands, y, x):
+    R, C = x.shape
+    number = x.dtype.type
+    for i in range(band * R // bands, (band + 1) * R // bands):
+        largest = highest(x[i], 0, C)
+        total = number(0)
+        for j in range(C):
+            e = exp(x[i, j] - largest)
+            y[i, j] = e
+            total += e
+        for j in range(C):
+            y[i, j] *= number(1) / total
+
+
+@kernel
+def _softmax_backward(band, bands, dx, dy, y):
+    R, C = y.shape
+    number = y.dtype.type
+    for i in range(band * R // bands, (band + 1) * R // bands):
+        total = number(0)
+        for j in range(C):
+            total += dy[i, j] * y[i, j]
+        for j in range(C):
+            dx[i, j] = y[i, j] * (dy[i, j] - total)
+
+
+def softmax_cpu(y, x):
+    launch(_softmax, threads(), y.reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1]))
+
+
+def softmax_backward_cpu(dx, dy, y):
+    C = y.shape[-1]
+    launch(_softmax_backward, threads(), dx.reshape(-1, C), dy.reshape(-1, C), y.reshape(-1, C))
+
+
+softmax = Op(
+    "softmax",
+    shapes={"x": "B N C"},
+    outputs=lambda x: {"y": x},
+    forward=Implementation(softmax_reference, softmax_cpu),
+    backward=Implementation(softmax_backward_reference, softmax_backward_cpu),
+    saves=("y",),
+    cases=[dict(B=2, N=3, C=5), dict(B=3, N=2, C=1), dict(B=8, N=33, C=197)],
+    cost=lambda x: Cost(forward=20 * prod(x), backward=4 * prod(x)),
+)

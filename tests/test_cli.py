@@ -1,0 +1,203 @@
+"""The command line: its output, its exit status, and one line for each mistake."""
+import json
+import os
+import subprocess
+import sys
+from inspect import signature
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import minivit
+from minivit import checking, cli
+from minivit.checking import Report
+from minivit.cli import main
+
+TRAIN = ("train", "--epochs", "2", "--batch-size", "32", "--limit", "96", "--model-option", "dim=16", "--model-option", "depth=1",
+         "--model-option", "heads=2")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert main([*TRAIN, "--quiet", "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def digit_files(tmp_path):
+    images = minivit.load_data("digits").test_images[:3, :, :, 0]
+    paths = [tmp_path / f"digit {i}.png" for i in range(3)]
+    for image, path in zip(images, paths):
+        Image.fromarray(image).save(path)
+    return list(map(str, paths))
+
+
+def told(capsys, *arguments, status=2):
+    """The one line that a mistake is told in."""
+    assert main([str(a) for a in arguments]) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("minivit: ") and err.endswith("\n") and err.count("\n") == 1
+    return err[len("minivit: "):-1]
+
+
+def run(*arguments, **options):
+    environment = os.environ | {"PYTHONPATH": str(Path(minivit.__file__).parents[1]), "PYTHONIOENCODING": "utf-8"}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, encoding="utf-8", env=environment, **options)
+
+
+# -------------------------------------------------------------------------------------------------------------- commands
+def test_train_ends_with_the_accuracy_and_the_folder(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main([*TRAIN, "--out", str(out)]) == 0
+    output, progress = capsys.readouterr()
+    accuracy = minivit.load(out) and json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["test_accuracy"]
+    assert output == f"test accuracy {100 * accuracy:.1f} % · {out}\n"
+    assert "epoch 2/2" in progress
+
+
+def test_train_default_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*TRAIN, "--quiet"]) == 0
+    assert capsys.readouterr().out.endswith(" % · runs/vit_nano_patch2_8-digits-1\n")
+
+
+def test_train_as_json(tmp_path, capsys):
+    assert main([*TRAIN, "--json", "--lr", "0.01", "--seed", "3", "--overwrite", "--out", str(tmp_path / "run")]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["folder"] == str(tmp_path / "run") and len(result["history"]) == 2
+    assert result["test_accuracy"] == result["history"][-1]["test_accuracy"]
+    arguments = json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]
+    assert (arguments["lr"], arguments["seed"], arguments["model_options"]) == (0.01, 3, {"dim": 16, "depth": 1, "heads": 2})
+
+
+def test_every_keyword_of_train_is_an_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name in signature(minivit.train).parameters.keys() - cli.NOT_OPTIONS:
+        assert f"--{name.replace('_', '-')} " in text, name
+    for flag in ("--model-option NAME=VALUE", "--json", "--quiet", "highest learning rate"):
+        assert flag in text
+
+
+def test_eval(folder, capsys):
+    accuracy = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["test_accuracy"]
+    assert main(["eval", str(folder), "--data", "digits"]) == 0
+    assert capsys.readouterr().out.endswith(" · 359 images of digits\n")
+    assert main(["eval", str(folder), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["data"] == "digits" and result["images"] == 96        # as the run was limited
+    assert result["test_accuracy"] == accuracy
+
+
+def test_predict(folder, digit_files, capsys):
+    prediction = minivit.load(folder).predict(digit_files)
+    assert main(["predict", str(folder), *digit_files]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert lines == [[path, name, f"{p:.4f}"] for path, name, p in zip(digit_files, prediction.names, prediction.confidence)]
+    assert main(["predict", str(folder), digit_files[1], "--json"]) == 0
+    row, = json.loads(capsys.readouterr().out)
+    assert row["path"] == digit_files[1] and row["label"] == prediction.names[1]
+    assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert row["probability"] == max(row["probabilities"].values())
+
+
+def test_gradcheck_prints_a_table(capsys):
+    assert main(["gradcheck", "layernorm"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "worst relative error" in lines[0] and "backend" in lines[0]
+    assert lines[1:] and all(line.startswith("ok     layernorm ") for line in lines[1:])
+
+
+def test_a_gradient_that_is_wrong_fails(capsys, monkeypatch):
+    reports = [Report("gemm", "cpu", "float64", "differences", 2, 10, 1e-10), Report("bad", "cpu", "float64", "differences", 2, 10, 0.5, "bad: da[0]")]
+    monkeypatch.setattr(checking, "check", lambda *arguments, **options: iter(reports))
+    assert main(["gradcheck"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[2].startswith("FAILED bad")
+    assert captured.err == "minivit: bad: da[0]\n"
+    assert main(["gradcheck", "--json"]) == 1
+    assert [row["passed"] for row in json.loads(capsys.readouterr().out)] == [True, False]
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    for word in ("minivit", "CPU", "instructions", "threads", "threading layer", "BLAS", "GPU", "cache", "numba"):
+        assert word in text
+    assert main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["minivit"] == minivit.__version__ and found["versions"]["numpy"] == np.__version__ and found["threads"] >= 1
+
+
+# -------------------------------------------------------------------------------------------------------------- mistakes
+@pytest.mark.parametrize("arguments, message", [
+    (["tran"], "unknown command 'tran' (nearest: train): choose train, eval, predict, gradcheck, info"),
+    (["train", "--epoch", "3"], "unknown option --epoch (nearest: --epochs); minivit train --help lists them"),
+    (["train", "--epochs", "many"], "argument --epochs: invalid int value: 'many'; minivit train --help tells more"),
+    (["train", "--model", "vit_tiny_patch4"], "unknown model 'vit_tiny_patch4' (nearest: vit_tiny_patch4_32"),
+    (["train", "--data", "cifar"], "unknown dataset 'cifar' (nearest: cifar10"),
+    (["train", "--data", "nowhere/photos"], "nowhere/photos does not exist"),
+    (["train", "--model-option", "dim"], "--model-option takes NAME=VALUE, as depth=4, got 'dim'"),
+    (["train", "--model-option", "dmi=3"], "vit_nano_patch2_8 has no option 'dmi'"),
+    (["train", "--device", "cuda"], "device='cuda' is not available: choose 'cpu'"),
+    (["eval", "no_such_run"], "there is no run no_such_run"),
+    (["predict", "no_such_run"], "the following arguments are required: IMAGE; minivit predict --help tells more"),
+    (["gradcheck", "gem"], "no op or model is called 'gem' (nearest: gemm"),
+])
+def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert told(capsys, *arguments).startswith(message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_exists(capsys, folder):
+    assert told(capsys, *TRAIN, "--quiet", "--out", folder).endswith("or overwrite=True (--overwrite) to replace its run")
+
+
+def test_bad_files(capsys, folder, tmp_path, digit_files):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    assert "broken.png" in told(capsys, "predict", folder, digit_files[0], tmp_path / "broken.png")
+    whole = (folder / "model.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[:len(whole) // 2])
+    assert "cut.safetensors" in told(capsys, "predict", tmp_path / "cut.safetensors", digit_files[0])
+    (tmp_path / "alone.safetensors").write_bytes(whole)
+    assert told(capsys, "eval", tmp_path / "alone.safetensors", "--quiet").endswith("give --data")
+
+
+def test_data_of_other_classes(capsys, folder, tmp_path):
+    np.savez(tmp_path / "two.npz", images=np.zeros((20, 8, 8), np.uint8), labels=np.arange(20) % 2)
+    assert told(capsys, "eval", folder, "--data", tmp_path / "two.npz", "--quiet").startswith("the classes of two (0, 1) are not the model's (0, 1, 2, 3, 4, ...)")
+
+
+def test_an_interrupt_is_one_line(capsys, monkeypatch, tmp_path):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minivit.training.Progress.step", interrupt)
+    message = told(capsys, *TRAIN, "--quiet", "--out", tmp_path / "run", status=130)
+    assert message == f"interrupted; {tmp_path / 'run'} holds the model after 0 of 2 epochs"
+    assert len(minivit.load(tmp_path / "run").class_names) == 10
+
+
+# -------------------------------------------------------------------------------------------------------------- processes
+def test_help_is_instant():
+    code = ("import sys; from minivit.cli import main\n"
+            "try: main(['--help'])\n"
+            "except SystemExit: pass\n"
+            "print(*sorted({'numba', 'matplotlib', 'cupy', 'PIL', 'numpy'} & set(sys.modules)), file=sys.stderr)")
+    done = run("-c", code)
+    assert done.stderr.strip() == ""
+    assert all(command in done.stdout for command in ("train", "eval", "predict", "gradcheck", "info"))
+
+
+def test_as_a_process(tmp_path):
+    done = run("-m", "minivit", "trian", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == ["minivit: unknown command 'trian' (nearest: train): choose train, eval, predict, gradcheck, info"]
+    assert run("-m", "minivit", "--version").stdout == f"minivit {minivit.__version__}\n"

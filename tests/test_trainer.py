@@ -1,0 +1,248 @@
+"""Training steps: PyTorch's numbers, and a plan that gives the same as eager steps without allocating."""
+import gc
+import json
+import tracemalloc
+from importlib.resources import files
+
+import numpy as np
+import pytest
+from golden_files import golden_path, part, read_golden
+from safetensors import safe_open
+
+import minivit
+from minivit import Trainer, UserError, create_model
+from minivit.trainer import SHAPES, TrainingError
+
+NANO = {"image_size": 8, "patch_size": 2, "in_channels": 1, "num_classes": 10, "dim": 16, "depth": 2}
+DROPS = {"drop_rate": 0.1, "pos_drop_rate": 0.1, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.2}
+MODELS = {
+    "vit": {"heads": 2, "layer_scale": 0.1, **DROPS},
+    "mixer": {"token_hidden": 8, "channel_hidden": 32, "drop_rate": 0.1, "proj_drop_rate": 0.1, "drop_path_rate": 0.2},
+}
+
+
+def nano(name="vit", **options):
+    return create_model(name, **NANO | ({"heads": 2} if name == "vit" else {}) | options)
+
+
+def batches(count, size=8, soft=False, seed=0):
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        labels = rng.dirichlet(np.ones(10), size).astype(np.float32) if soft else rng.integers(0, 10, size)
+        yield rng.standard_normal((size, 1, 8, 8)).astype(np.float32), labels
+
+
+def digits():
+    """All 1797 digits as scikit-learn holds them: levels 0 ... 16 (n, 8, 8), labels (n,)."""
+    with (files("minivit.data") / "digits.npz").open("rb") as file, np.load(file) as arrays:
+        return np.rint(arrays["images"] * (16 / 255)), arrays["labels"].astype(np.int64)
+
+
+@pytest.mark.parametrize("plan", [True, False])
+@pytest.mark.parametrize("name", ["vit", "mixer"])
+def test_forty_steps_follow_pytorch(name, plan):
+    arrays, theirs = read_golden(f"training_{name}.safetensors")
+    with safe_open(golden_path(f"training_{name}.safetensors"), "np") as file:
+        recipe = json.loads(file.metadata()["recipe"])
+    model = nano(name, dim=32, depth=3, dtype="float64", **({"heads": theirs["num_heads"]} if name == "vit" else {}))
+    model.load_state_dict(part(arrays, "initial/"))
+    images, labels = digits()
+    images = ((images / 16 - 0.5) / 0.5)[:, None]       # (1797, 1, 8, 8)
+    trainer = Trainer(model, precision="float64", weight_decay=recipe["weight_decay"], clip_norm=recipe["clip_global_norm"],
+                      label_smoothing=recipe["label_smoothing"], plan=plan)
+    for step, index in enumerate(arrays["batch_index"]):
+        trainer.lr = arrays["learning_rate"][step]
+        assert trainer.step(images[index], labels[index]) == pytest.approx(arrays["loss"][step], rel=1e-8), step
+        assert trainer.gradient_norm == pytest.approx(arrays["gradient_norm"][step], rel=1e-8), step
+    state = model.state_dict()
+    for parameter, expected in part(arrays, "final/").items():
+        np.testing.assert_allclose(state[parameter], expected, rtol=1e-8, atol=1e-8, err_msg=parameter)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"accumulate": 2}, {"ema": 0.9, "clip_norm": 0.5, "label_smoothing": 0.1}, {"optimizer": "sgd", "nesterov": True},
+], ids=str)
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_plan_equals_eager_bit_for_bit(name, soft, options):
+    results = []
+    for plan in (True, False):
+        model = nano(name, seed=3, **MODELS[name])
+        trainer = Trainer(model, plan=plan, **options)
+        seen = []
+        for i, (images, labels) in enumerate(batches(5, soft=soft)):
+            trainer.lr = 1e-3 * (i + 1)
+            seen.append((trainer.step(images, labels), trainer.gradient_norm))
+        with trainer.averaged():
+            results.append((seen, model.state_dict()))
+    (planned, planned_state), (eager, eager_state) = results
+    assert planned == eager
+    assert len({loss for loss, _ in planned}) == len(planned)
+    for parameter, value in planned_state.items():
+        np.testing.assert_array_equal(value, eager_state[parameter], err_msg=parameter)
+
+
+def test_a_plan_serves_batches_of_several_shapes():
+    states = []
+    for plan in (True, False):
+        trainer = Trainer(nano(), plan=plan)
+        for size in (8, 4, 8, 2, 4, 6, 3, 5, 8):        # more than SHAPES
+            for images, labels in batches(1, size, seed=size):
+                trainer.step(images, labels)
+        assert len(trainer._shapes) == SHAPES
+        states.append(trainer.model.state_dict())
+    for parameter, value in states[0].items():
+        np.testing.assert_array_equal(value, states[1][parameter])
+
+
+def test_a_replayed_step_allocates_nothing():
+    trainer = Trainer(nano(**MODELS["vit"]), ema=0.99, clip_norm=1.0)
+    images, labels = next(batches(1, size=32))
+    for _ in range(3):
+        trainer.step(images, labels)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for _ in range(5):
+            trainer.lr = 1e-3
+            trainer.step(images, labels)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < images.nbytes / 2                     # a few Python numbers; one copy of the batch alone would be 8 KiB
+
+
+def test_arena_is_much_smaller_than_all_buffers():
+    trainer = Trainer(create_model("vit_nano_patch2_8"))
+    trainer.step(*next(batches(1, size=64)))
+    plan, = [batch.plan for batch in trainer._shapes.values()]
+    assert plan.buffer_bytes > 2.5 * plan.arena_bytes
+
+
+@pytest.mark.parametrize("name", ["vit", "mixer"])
+def test_accumulated_parts_equal_one_batch(name):
+    states = []
+    for accumulate in (1, 2, 4):
+        trainer = Trainer(nano(name, dtype="float64"), accumulate=accumulate, optimizer="sgd", lr=0.1)
+        losses = [trainer.step(images, labels) for images, labels in batches(3)]
+        states.append((losses, trainer.gradient_norm, trainer.model.state_dict()))
+    for losses, norm, state in states[1:]:
+        np.testing.assert_allclose(losses, states[0][0], rtol=1e-12)
+        assert norm == pytest.approx(states[0][1], rel=1e-12)
+        for parameter, value in state.items():
+            np.testing.assert_allclose(value, states[0][2][parameter], rtol=1e-9, atol=1e-12)
+
+
+def test_parts_of_a_batch_draw_masks_of_their_own():
+    images, labels = next(batches(1))
+    doubled = np.concatenate([images, images]), np.concatenate([labels, labels])
+    options = {"optimizer": "sgd", "lr": 1.0, "weight_decay": 0.0}
+    once, twice = (Trainer(nano(drop_path_rate=0.5), accumulate=a, **options) for a in (1, 2))
+    assert once.step(images, labels) != twice.step(*doubled)
+
+
+def test_the_same_model_learns():
+    trainer = Trainer(nano(), lr=1e-2)
+    images, labels = next(batches(1, size=16))
+    losses = [trainer.step(images, labels) for _ in range(30)]
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_precision_float64_converts_the_model():
+    trainer = Trainer(nano(), precision="float64")
+    trainer.step(*next(batches(1)))
+    assert all(p.dtype == np.float64 for p in trainer.model.parameters())
+    assert trainer.model.config.dtype == "float64"
+
+
+def test_frozen_parameters_stay():
+    model = nano()
+    model.pos_embed.requires_grad = False
+    before = model.pos_embed.data.copy()
+    trainer = Trainer(model, lr=0.1)
+    trainer.step(*next(batches(1)))
+    np.testing.assert_array_equal(model.pos_embed.data, before)
+
+
+def test_averaged_weights_are_lent_only():
+    trainer = Trainer(nano(), ema=0.5, lr=0.1)
+    for batch in batches(3):
+        trainer.step(*batch)
+    own = trainer.model.state_dict()
+    with trainer.averaged():
+        assert any((value != own[name]).any() for name, value in trainer.model.state_dict().items())
+    for name, value in trainer.model.state_dict().items():
+        np.testing.assert_array_equal(value, own[name])
+
+
+@pytest.mark.parametrize("plan", [True, False])
+def test_a_loss_that_is_not_finite_stops(plan):
+    trainer = Trainer(nano(), lr=3e-4, plan=plan)
+    images, labels = next(batches(1))
+    trainer.step(images, labels)
+    images[2, 0, 1, 1] = np.nan
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 2 with learning rate 0.0003: lower lr"):
+        trainer.step(images, labels)
+
+
+@pytest.mark.parametrize("images, labels, message", [
+    ((8, 1, 8, 8), np.array([0, 1, 2, 3, 4, 5, 6, 10]), "label 10 at position 7 is outside 0 … 9"),
+    ((8, 1, 8, 8), np.array([0, 1, 2, -3, 4, 5, 6, 7]), "label -3 at position 3 is outside 0 … 9"),
+    ((8, 1, 8, 8), np.zeros(7, int), r"labels must have the shape \(8,\) or \(8, classes\), got \(7,\)"),
+    ((8, 1, 8, 8), np.zeros(8), "labels must be integers"),
+    ((8, 1, 8, 8), np.ones((8, 9)) / 9, "labels have 9 columns, the model 10 classes"),
+    ((8, 8, 8), np.zeros(8, int), r"images must have the shape \(B, C, H, W\)"),
+    ((8, 3, 8, 8), np.zeros(8, int), "images have shape"),
+    ((7, 1, 8, 8), np.zeros(7, int), "accumulate must divide the batch: 7 is not a multiple of 2"),
+])
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_batch_that_does_not_fit_is_told_and_changes_nothing(images, labels, message, warm):
+    trainer = Trainer(nano(), accumulate=2)
+    if warm:
+        trainer.step(*next(batches(1)))
+    before = trainer.model.state_dict()
+    with pytest.raises(UserError, match=message):
+        trainer.step(np.ones(images, np.float32), labels)
+    for name, value in trainer.model.state_dict().items():
+        np.testing.assert_array_equal(value, before[name])
+    trainer.step(*next(batches(1)))
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"precision": "bfloat17"}, "precision='bfloat17' is not available: choose 'float32' or 'float64'"),
+    ({"device": "cuda"}, "device='cuda' is not available: choose 'cpu'"),
+    ({"optimizer": "adam"}, r"unknown optimizer 'adam' \(nearest: adamw\): choose adamw, sgd"),
+    ({"lr": -1.0}, "lr must be"),
+    ({"weight_decay": float("nan")}, "weight_decay must be"),
+    ({"betas": (0.9, 1.0)}, "betas must"),
+    ({"eps": 0.0}, "eps must"),
+    ({"clip_norm": -1.0}, "clip_norm must"),
+    ({"label_smoothing": 1.0}, "label_smoothing must"),
+    ({"accumulate": 0}, "accumulate must be 1 or more"),
+    ({"ema": 1.5}, "ema must"),
+])
+def test_settings_out_of_range_are_told(options, message):
+    with pytest.raises(UserError, match=message):
+        Trainer(nano(), **options)
+
+
+def test_a_model_that_another_trainer_took_over_is_told():
+    model = nano()
+    first = Trainer(model)
+    Trainer(model)
+    with pytest.raises(UserError, match="another Trainer"):
+        first.step(*next(batches(1)))
+
+
+def test_a_module_of_ones_own_trains():
+    class Probe(minivit.Module):
+        def __init__(self):
+            self.weight = minivit.Parameter(np.zeros((10, 64), np.float32))
+
+        def forward(self, images):
+            return minivit.functional.linear(images.reshape(len(images), 64), self.weight)
+
+    trainer = Trainer(Probe(), lr=0.1)
+    images, labels = next(batches(1))
+    assert trainer.step(images, labels) == pytest.approx(np.log(10), rel=1e-6)
+    assert trainer.step(images, labels) < np.log(10)
