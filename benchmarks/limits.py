@@ -1,7 +1,6 @@
 """What this machine can do at most: float32 products, and memory traffic."""
 from __future__ import annotations
 
-from collections.abc import Callable
 from time import sleep
 
 import numpy as np
@@ -12,16 +11,14 @@ from minivit.kernels.gemm import gemm
 from minivit.kernels.op import launch
 from minivit.plan import Plan
 
-from .measure import repeat
+from .measure import LIMIT_SECONDS, PRODUCT, TINY_PRODUCT, product_rate, repeat
 
-PRODUCT, TINY_PRODUCT = 2048, 64                        # rows, columns and depth of the product that is timed
 STREAM, TINY_STREAM = 128 << 20, 64 << 10               # bytes of each of the three arrays that are streamed
-SECONDS = 2.0                                           # spent on each limit; the fastest run counts
-SETTLE = 0.3                                            # until OpenBLAS's threads have stopped spinning
+SETTLE = 0.3                                            # seconds after which OpenBLAS's threads have stopped spinning
 
 
 def product_rates(tiny: bool = False) -> dict[str, float]:
-    """Floating-point operations a second of a large float32 product, by who computes it: the best of several runs."""
+    """Floating-point operations a second of a large float32 product, by who computes it."""
     size = TINY_PRODUCT if tiny else PRODUCT
     a, b = np.random.default_rng(0).standard_normal((2, size, size), np.float32)
     c = empty((size, size), np.float32)
@@ -35,11 +32,6 @@ def product_rates(tiny: bool = False) -> dict[str, float]:
     return rates
 
 
-def product_rate(multiply: Callable[[], object], size: int, tiny: bool = False) -> float:
-    """Floating-point operations a second of `multiply`, a product of two (size, size) matrices."""
-    return 2 * size ** 3 / min(repeat(multiply, 0 if tiny else SECONDS))
-
-
 @kernel
 def _triad(band, bands, a, b, c, factor):
     for i in range(len(a) * band // bands, len(a) * (band + 1) // bands):
@@ -47,7 +39,7 @@ def _triad(band, bands, a, b, c, factor):
 
 
 def memory_rate(tiny: bool = False) -> float:
-    """Bytes a second that a = b + factor·c reads and writes where nothing stays in a cache: the best of several runs."""
+    """Bytes a second that a = b + factor·c reads and writes, of arrays that fit no cache: the best of several runs."""
     number = (TINY_STREAM if tiny else STREAM) // 4
     a, b, c = (empty((number,), np.float32) for _ in range(3))
     b[:], c[:] = 1, 2
@@ -56,4 +48,4 @@ def memory_rate(tiny: bool = False) -> float:
         launch(_triad, threads(), a, b, c, 0.5)
         return a
 
-    return 3 * a.nbytes / min(repeat(Plan(triad).replay, 0 if tiny else SECONDS))
+    return 3 * a.nbytes / min(repeat(Plan(triad).replay, 0 if tiny else LIMIT_SECONDS))

@@ -17,6 +17,8 @@ from minivit import info
 from minivit.files import atomic_file
 
 RESULTS = Path(__file__).parent / "results"
+PRODUCT, TINY_PRODUCT = 2048, 64                        # rows, columns and depth of the product whose rate counts as the machine's
+LIMIT_SECONDS = 2.0                                     # spent on measuring each limit of the machine
 
 
 # -------------------------------------------------------------------------------------------------------------------------- time
@@ -43,6 +45,11 @@ def repeat(function: Callable[[], Any], seconds: float, least: int = 5) -> list[
         function()
         times.append(perf_counter() - start)
     return times
+
+
+def product_rate(multiply: Callable[[], Any], size: int, tiny: bool = False) -> float:
+    """Floating-point operations a second of `multiply`, a product of two (size, size) matrices: the best of several runs."""
+    return 2 * size ** 3 / min(repeat(multiply, 0 if tiny else LIMIT_SECONDS))
 
 
 # ----------------------------------------------------------------------------------------------------------------------- machine

@@ -62,12 +62,16 @@ class Contender(Protocol):
 
 
 class Worker:
-    """The parent's end. module: of the Contender, in this package. Any method of it can be called, and `turn` and `memory` below."""
+    """The parent's end. module: of the Contender, in this package. `call` knows its methods and two more:
+
+    turn(method, steps): the seconds of each of `steps` calls. memory(): the most bytes resident before the contender was made, and so far.
+    """
 
     def __init__(self, module: str, problem: Problem, threads: int) -> None:
         self.module = module
-        self.process = subprocess.Popen([sys.executable, "-m", "benchmarks.worker", module], cwd=ROOT, stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)))
+        command = [sys.executable, "-c", f"from benchmarks.worker import serve; serve({module!r})"]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)))
         try:
             self._ask(problem)
         except BaseException:
@@ -104,16 +108,10 @@ def serve(module: str) -> None:
     """The child's end: answer calls until the parent closes the pipe."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)                                       # what a library prints must not get in between
-    cls = import_module(f"benchmarks.{module}").Contender
+    make = import_module(f"benchmarks.{module}").Contender
+    at_start = peak_memory()
     contender: Any = None
-    at_start = 0
-
-    def turn(method: str, steps: int) -> list[float]:
-        return _turn(getattr(contender, method), steps)
-
-    def memory() -> tuple[int, int]:
-        return at_start, peak_memory()
-
+    own = {"turn": lambda method, steps: _turn(getattr(contender, method), steps), "memory": lambda: (at_start, peak_memory())}
     while True:
         try:
             question = pickle.load(sys.stdin.buffer)
@@ -121,12 +119,10 @@ def serve(module: str) -> None:
             return
         try:
             if contender is None:
-                at_start = peak_memory()
-                contender, answer = cls(question), None
+                contender, answer = make(question), None
             else:
                 method, arguments = question
-                answer = {"turn": turn, "memory": memory}.get(method) or getattr(contender, method)
-                answer = answer(*arguments)
+                answer = (own.get(method) or getattr(contender, method))(*arguments)
             reply = True, answer
         except Exception:
             reply = False, traceback.format_exc()
@@ -152,6 +148,3 @@ def peak_memory() -> int:
         return 1024 * int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
-
-if __name__ == "__main__":
-    serve(sys.argv[1])

@@ -1,10 +1,17 @@
 """The list of ops. Works on plain arrays and knows no Tensor."""
+from .attention import attention
+from .augment import augment
+from .gemm import linear, matmul
 from .layernorm import add_layernorm, layernorm
+from .mixing import channel_mixing, token_mixing
 from .op import Op
 from .pointwise import add, divide, gelu, multiply, softmax, subtract
 from .random import drop_path, dropout
 from .shaping import broadcast, concatenate, permute, reduce_sum, slicing
 
 OPS: dict[str, Op] = {op.name: op for op in (
-    layernorm, add_layernorm, add, subtract, multiply, divide, gelu, softmax, reduce_sum, broadcast, permute, slicing, concatenate,
-    dropout, drop_path)}
+    matmul, linear, attention, channel_mixing, token_mixing, layernorm, add_layernorm,
+    add, subtract, multiply, divide, gelu, softmax, reduce_sum, broadcast, permute, slicing, concatenate,
+    dropout, drop_path,
+    augment,
+)}

@@ -19,7 +19,7 @@ from __future__ import annotations
 from math import prod
 
 import numpy as np
-from numba import njit
+from numba.extending import register_jitable
 
 from .cpu import kernel
 from .op import Cost, Implementation, Op, launch
@@ -28,12 +28,11 @@ from .shaping import bands_for
 M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 W0, W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 LOW, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
-R = tuple(np.arange(10, dtype=np.uint64))
-ONE, TWO, THREE = np.uint64(1), np.uint64(2), np.uint64(3)
+ZERO, ONE, TWO, THREE, FOUR, FIVE, SIX, SEVEN, EIGHT, NINE = np.arange(10, dtype=np.uint64)
 
 
-# -------------------------------------------------------------------------------------------------------------- reference
-@njit(forceinline=True)
+# -------------------------------------------------------------------------------------------------------------- generator
+@register_jitable(forceinline=True)
 def _round(counter, seed, index):
     a, b, c, d = counter
     even, odd = M0 * a, M1 * c
@@ -41,12 +40,12 @@ def _round(counter, seed, index):
     return (odd >> HALF) ^ b ^ k0, odd & LOW, (even >> HALF) ^ d ^ k1, even & LOW
 
 
-@njit(forceinline=True)
+@register_jitable(forceinline=True)
 def philox(block, use, step, seed):
     """The four words, each below 2³², of one block; all uint64, or arrays of them."""
     w = block, use, step & LOW, step >> HALF            # ten rounds, not a loop of them: so a loop over blocks vectorises
-    w = _round(_round(_round(_round(_round(w, seed, R[0]), seed, R[1]), seed, R[2]), seed, R[3]), seed, R[4])
-    return _round(_round(_round(_round(_round(w, seed, R[5]), seed, R[6]), seed, R[7]), seed, R[8]), seed, R[9])
+    w = _round(_round(_round(_round(_round(w, seed, ZERO), seed, ONE), seed, TWO), seed, THREE), seed, FOUR)
+    return _round(_round(_round(_round(_round(w, seed, FIVE), seed, SIX), seed, SEVEN), seed, EIGHT), seed, NINE)
 
 
 def words(number: int, use: int, state: np.ndarray) -> np.ndarray:
@@ -66,6 +65,7 @@ def scale(rate: float) -> float:
     return 1 / (1 - rate) if rate < 1 else 0.0
 
 
+# -------------------------------------------------------------------------------------------------------------- reference
 def dropout_reference(y, x, state, rate, use):
     kept = words(x.size, use, state).reshape(x.shape) < threshold(rate)
     y[...] = np.where(kept, x * x.dtype.type(scale(rate)), 0)
@@ -88,15 +88,16 @@ def drop_path_backward_reference(dx, dy, state, rate, use):
 @kernel
 def _dropout(band, bands, y, x, state, use, threshold, scale):
     factor, zero, limit = x.dtype.type(scale), x.dtype.type(0), np.uint64(threshold)
-    size, blocks = len(x), (len(x) + 3) // 4
     seed, step, call = state[0], state[1], np.uint64(use)
+    size, blocks = len(x), (len(x) + 3) // 4
     for block in range(band * blocks // bands, min((band + 1) * blocks // bands, size // 4)):
         i = np.uint64(4 * block)
         a, b, c, d = philox(np.uint64(block), call, step, seed)
-        y[i] = x[i] * factor if a < limit else zero
-        y[i + ONE] = x[i + ONE] * factor if b < limit else zero
-        y[i + TWO] = x[i + TWO] * factor if c < limit else zero
-        y[i + THREE] = x[i + THREE] * factor if d < limit else zero
+        p, q, r, s = x[i] * factor, x[i + ONE] * factor, x[i + TWO] * factor, x[i + THREE] * factor
+        y[i] = p if a < limit else zero
+        y[i + ONE] = q if b < limit else zero
+        y[i + TWO] = r if c < limit else zero
+        y[i + THREE] = s if d < limit else zero
     if band == bands - 1:
         drawn = philox(np.uint64(size // 4), call, step, seed)
         for i in range(size - size % 4, size):

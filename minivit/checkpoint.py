@@ -2,8 +2,8 @@
 
     config.json         everything needed to repeat the run: each argument of `train` as it was resolved, the versions, the data in one line
     metrics.jsonl       a line an epoch: epoch, train_loss, test_loss, test_accuracy, learning_rate, seconds, images_per_second
-    model.safetensors   the weights as they were evaluated after the last finished epoch; in its metadata, as JSON, the model's configuration
-                        ("model"), "class_names" and "preprocessing"
+    model.safetensors   the weights as they were tested after the last finished epoch; in its metadata, as JSON, the model's
+                        configuration ("model"), "class_names" and "preprocessing"
     curves.png          the learning curves
 """
 from __future__ import annotations
@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import __version__
 from .errors import UserError, nearest
 from .files import atomic_file
 from .models import Model, create_model
@@ -36,20 +35,20 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 # ----------------------------------------------------------------------------------------------------------------------- models
 def save_model(path: str | os.PathLike[str], model: Model, about: Mapping[str, Any]) -> None:
     """Write a model with its configuration and `about`, values that JSON can hold. Raises UserError."""
-    metadata = {key: json.dumps(value, ensure_ascii=False) for key, value in {"minivit": __version__, **about}.items()}
-    save_weights(model, path, metadata)
+    save_weights(model, path, {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()})
 
 
 def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
     """(the model, in evaluation mode; `about`) of a file of `save_model`. Raises UserError."""
     state, metadata = read_safetensors(path)
     try:
-        about = {key: json.loads(value) for key, value in metadata.items()}
-        described = about.pop("model")
-        name, config = str(described["name"]), dict(described["config"])
+        about = {key: json.loads(value) for key, value in metadata.items() if key not in ("format", "version")}
+        config = dict(about.pop("model"))
+        family, name = config.pop("family"), config.pop("name")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} does not say which model its weights are of: create that, and use load_weights") from error
-    model = create_model(name, **config)
+    model = create_model(family, **config)
+    model.name = name
     model.load_state_dict(state)
     return model, about
 
@@ -93,8 +92,8 @@ class RunFolder:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not overwrite)):
-                way = "give another folder as out (--out)" + (", or overwrite=True (--overwrite) to replace its run" if path.is_dir() else "")
-                raise UserError(f"{path} exists already: {way}")
+                also = ", or overwrite=True (--overwrite) to replace its run" if path.is_dir() else ""
+                raise UserError(f"{path} exists already: give another folder as out (--out){also}")
             path.mkdir(exist_ok=True)
             for file in (CONFIG, METRICS, MODEL, CURVES):
                 (path / file).unlink(missing_ok=True)

@@ -99,7 +99,8 @@ def _configure_train(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(flag, action="store_true", help=told[name])
         else:
             parser.add_argument(flag, type=kind, default=parameter.default, metavar=kind.__name__.upper(), help=told[name])
-    parser.add_argument("--model-option", action="append", default=[], metavar="NAME=VALUE", help=told["model_options"] + "; may be repeated")
+    parser.add_argument("--model-option", action="append", default=[], metavar="NAME=VALUE",
+                        help=told["model_options"] + "; may be repeated")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
 
 
@@ -153,8 +154,8 @@ def _run_eval(options: argparse.Namespace) -> int:
     classifier = load(options.run)
     dataset = _test_data(options, classifier.preprocessing)
     if dataset.class_names != classifier.class_names:
-        raise UserError(f"the classes of {dataset.name} ({_some(dataset.class_names)}) are not the model's ({_some(classifier.class_names)}): "
-                        "give data of those classes")
+        raise UserError(f"the classes of {dataset.name} ({_some(dataset.class_names)}) are not the model's "
+                        f"({_some(classifier.class_names)}): give data of those classes")
     kept = classifier.preprocessing
     loss, accuracy = evaluate(classifier.predictor, dataset.test_images, dataset.test_labels, kept.mean, kept.std, dataset.num_classes)
     number = len(dataset.test_images)
@@ -186,7 +187,8 @@ def _test_data(options: argparse.Namespace, preprocessing: Any) -> Dataset:
             raise UserError(f"{options.run} was trained on arrays, which are not kept: give --data, an .npz file for one")
         split |= {name: given[name] for name in ("test_fraction", "split_seed") if name in given}
         split["skip_bad_images"] |= bool(given.get("skip_bad_images"))
-    dataset = load_data(data, image_size=preprocessing.image_size, in_channels=preprocessing.in_channels, progress=not options.quiet, **split)
+    dataset = load_data(data, image_size=preprocessing.image_size, in_channels=preprocessing.in_channels, progress=not options.quiet,
+                        **split)
     return limited(dataset, limit)
 
 

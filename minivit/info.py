@@ -13,9 +13,10 @@ import numpy as np
 from . import __version__
 
 # The instruction sets that decide how fast a product is, as llvmlite names them.
-INSTRUCTIONS = ("sse4.2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512vnni", "avx512bf16", "avx512fp16", "avxvnni", "amx-tile",
-                "amx-bf16", "amx-int8", "neon", "bf16", "i8mm", "sve", "sve2", "sme")
-PACKAGES = ("numpy", "numba", "llvmlite", "safetensors", "pillow", "tqdm", "pooch", "matplotlib", "cupy-cuda13x", "nvmath-python", "ml_dtypes")
+INSTRUCTIONS = ("sse4.2", "avx", "f16c", "fma", "avx2", "avxvnni", "avx512f", "avx512bw", "avx512vnni", "avx512bf16", "avx512fp16",
+                "amx-tile", "amx-bf16", "amx-int8", "neon", "bf16", "i8mm", "sve", "sve2", "sme")
+PACKAGES = ("numpy", "numba", "llvmlite", "safetensors", "pillow", "tqdm", "pooch", "matplotlib", "cupy-cuda13x", "nvmath-python",
+            "ml_dtypes")
 
 
 def collect() -> dict[str, Any]:

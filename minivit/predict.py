@@ -42,8 +42,8 @@ def dtype_of(model: Module) -> np.dtype:
 class Predictor:
     """predictor(images) -> logits, in evaluation mode, by a plan of the model's forward that is recorded once for each batch size.
 
-    model: is called on (B, C, H, W) and returns (B, classes); its weights may change between calls. precision: None, the model's own, is the
-    only choice so far. device: "cpu". batch_size: of the largest plan; larger batches are split; None fits it to the images.
+    model: is called on (B, C, H, W) and returns (B, classes); its weights may change between calls. precision: None, the model's own, is
+    the only choice so far. device: "cpu". batch_size: of the largest plan; larger batches are split; None fits it to the images.
     At most `PLANS` plans are kept; a batch smaller than a plan that is there, but more than half as large, is padded for it.
     """
 
@@ -159,7 +159,10 @@ class Prediction:
 
 
 class Classifier(Module):
-    """A model with its class names and preprocessing: what training gives and `load` reads. Its parameters are the model's, by the same names."""
+    """A model with its class names and preprocessing: what training gives and `load` reads.
+
+    Its parameters are the model's, by the same names.
+    """
 
     def __init__(self, model: Model, class_names: Sequence[str], preprocessing: Preprocessing) -> None:
         self.model, self.class_names, self.preprocessing = model, tuple(class_names), preprocessing

@@ -105,8 +105,8 @@ class Trainer:
         self.steps += 1
         loss = sum(map(float, batch.losses)) / self.accumulate
         if not isfinite(loss):
-            raise TrainingError(f"the loss is {loss} at step {self.steps} with learning rate {self.lr:g}: lower lr, lengthen the warmup or set "
-                                "clip_norm, and see that all images are finite; the model's weights are lost")
+            raise TrainingError(f"the loss is {loss} at step {self.steps} with learning rate {self.lr:g}: lower lr, lengthen the warmup or "
+                                "set clip_norm, and see that all images are finite; the model's weights are lost")
         return loss
 
     @contextmanager

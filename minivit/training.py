@@ -193,7 +193,8 @@ def _unwrapped(model: Module) -> Model:
     return model
 
 
-def _adapt(model: Module, dataset: Dataset, recipe: Recipe, seed: int, options: Mapping[str, Any], announce: Callable[[str], None]) -> Model:
+def _adapt(model: Module, dataset: Dataset, recipe: Recipe, seed: int, options: Mapping[str, Any],
+           announce: Callable[[str], None]) -> Model:
     """A given Model made to fit the data: a new head where the number of classes differs."""
     model = _unwrapped(model)
     if options or recipe.drop_path:
@@ -268,8 +269,8 @@ class Loop:
         trained = perf_counter() - start
         dataset = self.dataset
         with trainer.averaged():
-            test_loss, test_accuracy = evaluate(self.classifier.predictor, dataset.test_images, dataset.test_labels, dataset.mean, dataset.std,
-                                                dataset.num_classes)
+            test_loss, test_accuracy = evaluate(self.classifier.predictor, dataset.test_images, dataset.test_labels, dataset.mean,
+                                                dataset.std, dataset.num_classes)
             self.classifier.save(self.folder.path / MODEL)
         return {"epoch": epoch + 1, "train_loss": fmean(losses), "test_loss": test_loss, "test_accuracy": test_accuracy,
                 "learning_rate": trainer.lr, "seconds": round(perf_counter() - start, 3),

@@ -2,6 +2,7 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,7 +45,8 @@ def test_a_full_disk_keeps_the_old_model(tmp_path, model, full_disk):
     assert [p.name for p in tmp_path.iterdir()] == [MODEL]
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-100], lambda b: b[:6], lambda b: b"", lambda b: b"\xff" * 8 + b[8:], lambda b: b"hello " * 9])
+@pytest.mark.parametrize("damage", [lambda b: b[:-100], lambda b: b[:6], lambda b: b"", lambda b: b"\xff" * 8 + b[8:],
+                                    lambda b: b"hello " * 9])
 def test_a_damaged_model_is_told(tmp_path, model, damage):
     path = tmp_path / MODEL
     save_model(path, model, {})
@@ -123,7 +125,6 @@ def test_models_are_found_by_folder_name_and_file(tmp_path, monkeypatch, model):
     (tmp_path / "runs" / "vit-digits-1").mkdir(parents=True)
     file = tmp_path / "runs" / "vit-digits-1" / MODEL
     save_model(file, model, {})
-    from pathlib import Path
     for path in ("vit-digits-1", "runs/vit-digits-1", f"runs/vit-digits-1/{MODEL}", file):
         assert find_model(Path(path)).resolve() == file
     for path in ("vit-digit-1", "runs/vit-digit-1"):

@@ -115,7 +115,8 @@ def test_gradcheck_prints_a_table(capsys):
 
 
 def test_a_gradient_that_is_wrong_fails(capsys, monkeypatch):
-    reports = [Report("gemm", "cpu", "float64", "differences", 2, 10, 1e-10), Report("bad", "cpu", "float64", "differences", 2, 10, 0.5, "bad: da[0]")]
+    reports = [Report("gemm", "cpu", "float64", "differences", 2, 10, 1e-10),
+               Report("bad", "cpu", "float64", "differences", 2, 10, 0.5, "bad: da[0]")]
     monkeypatch.setattr(checking, "check", lambda *arguments, **options: iter(reports))
     assert main(["gradcheck"]) == 1
     captured = capsys.readouterr()
@@ -172,7 +173,8 @@ def test_bad_files(capsys, folder, tmp_path, digit_files):
 
 def test_data_of_other_classes(capsys, folder, tmp_path):
     np.savez(tmp_path / "two.npz", images=np.zeros((20, 8, 8), np.uint8), labels=np.arange(20) % 2)
-    assert told(capsys, "eval", folder, "--data", tmp_path / "two.npz", "--quiet").startswith("the classes of two (0, 1) are not the model's (0, 1, 2, 3, 4, ...)")
+    message = told(capsys, "eval", folder, "--data", tmp_path / "two.npz", "--quiet")
+    assert message.startswith("the classes of two (0, 1) are not the model's (0, 1, 2, 3, 4, ...)")
 
 
 def test_an_interrupt_is_one_line(capsys, monkeypatch, tmp_path):

@@ -1,9 +1,9 @@
 """Optimizers against their formulas, on the flat buffer."""
 import numpy as np
 import pytest
+from minivit.optim import SCHEDULES, SGD, AdamW, FlatParameters, MovingAverage, decays
 
 from minivit import Module, Parameter, UserError, create_model
-from minivit.optim import SGD, SCHEDULES, AdamW, FlatParameters, MovingAverage, decays
 
 
 class Net(Module):

@@ -10,8 +10,11 @@ from minivit.predict import PLANS, Classifier, Preprocessing, evaluate
 NAMES = ("cat", "dog", "eel")
 
 
+NANO = {"image_size": 8, "patch_size": 4, "in_channels": 3, "num_classes": 3, "dim": 16, "depth": 2, "heads": 2}
+
+
 def nano(**options):
-    return create_model("vit", **{"image_size": 8, "patch_size": 4, "in_channels": 3, "num_classes": 3, "dim": 16, "depth": 2, "heads": 2} | options)
+    return create_model("vit", **NANO | options)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +132,7 @@ def test_every_kind_of_image_gives_the_same(classifier, pixels, tmp_path):
 
 def test_an_unreadable_image_is_told(classifier, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(UserError, match="bad.png"):
+    with pytest.raises(UserError, match=r"bad\.png"):
         classifier.predict(tmp_path / "bad.png")
 
 

@@ -69,8 +69,10 @@ def test_the_config_names_every_argument(run):
 
 
 @pytest.mark.parametrize("options", [
-    {"ema": 0.9, "cutmix": 1.0, "accumulate": 2, "drop_path": 0.1}, {"optimizer": "sgd", "schedule": "constant", "lr": 0.05, "clip_norm": 0},
-    {"precision": "float64", "mixup": 0, "augmentation": "none"}, {"model": "mixer_nano_patch2_8", "model_options": {"dim": 16, "depth": 1}},
+    {"ema": 0.9, "cutmix": 1.0, "accumulate": 2, "drop_path": 0.1},
+    {"optimizer": "sgd", "schedule": "constant", "lr": 0.05, "clip_norm": 0},
+    {"precision": "float64", "mixup": 0, "augmentation": "none"},
+    {"model": "mixer_nano_patch2_8", "model_options": {"dim": 16, "depth": 1}},
 ], ids=lambda options: next(iter(options)))
 def test_all_sorts_of_training_learn(tmp_path, options):
     run = small(tmp_path, **{"epochs": 8, "limit": 320, "lr": 1e-2, "model_options": {"dim": 32, "depth": 1, "heads": 2}} | options)
@@ -84,7 +86,8 @@ def test_all_sorts_of_training_learn(tmp_path, options):
 def test_the_model_fits_the_data(tmp_path):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (40, 12, 12, 3), np.uint8), np.arange(40) % 5
-    run = train("vit_nano_patch2_8", (images, labels), epochs=1, out=tmp_path / "run", progress=False, model_options={"dim": 16, "depth": 1})
+    run = train("vit_nano_patch2_8", (images, labels), epochs=1, out=tmp_path / "run", progress=False,
+                model_options={"dim": 16, "depth": 1})
     config = run.model.config
     assert (config.image_size, config.in_channels, config.num_classes) == (12, 3, 5)
     assert run.model.class_names == tuple("01234")
@@ -157,7 +160,7 @@ def test_an_interrupt_leaves_the_last_finished_epoch(tmp_path, monkeypatch, fini
 
 
 def test_a_loss_that_is_not_finite_leaves_the_run_usable(tmp_path):
-    with pytest.raises(TrainingError, match="the loss is (nan|inf) at step"):
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step"):
         small(tmp_path, optimizer="sgd", lr=1e30, clip_norm=0, epochs=3, warmup=0)
     for value in minivit.load(tmp_path / "run").state_dict().values():
         assert np.isfinite(value).all()

@@ -1,0 +1,110 @@
+"""python -m benchmarks.kernels [OP...]: every op's production kernels in float32, on its largest case, against the machine's limits.
+
+First the op's outputs and gradients are held against its reference (`minivit.checking`). Then forward and backward, each recorded as a
+plan so that nothing but kernels runs, are timed; GFLOP/s are of the arithmetic that the op states (`Op.cost`), GB/s of the least bytes
+that it must read and write (`Op.least_bytes`). The limits are measured in the same run: the fastest float32 product of 2048 x 2048
+matrices, minivit's or NumPy's, and a triad a = b + s·c over arrays that fit no cache. An op is done where one of its fractions is near 100 %; a
+fraction of memory above that means that arrays stayed in a cache from one call to the next, as they may in a model.
+"""
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from minivit.checking import Tally, check_accuracy
+from minivit.errors import nearest
+from minivit.kernels import OPS, Op
+from minivit.kernels.call import Arrays, Call, input_shapes, make_inputs
+from minivit.plan import Plan
+
+from .limits import memory_rate, product_rates
+from .measure import Summary, machine, machine_line, milliseconds, option_parser, percent, repeat, table, write_result
+
+SECONDS = 0.5                                           # spent on each direction of each op
+
+
+def size(op: Op, case: Mapping[str, Any]) -> int:
+    """Elements of all inputs."""
+    return sum(prod(shape) for shape in input_shapes(op, case).values() if shape is not None)
+
+
+def choose_case(op: Op, tiny: bool) -> Mapping[str, Any]:
+    """The largest; for --tiny, the smallest."""
+    return (min if tiny else max)(op.cases, key=lambda case: size(op, case))
+
+
+def describe(case: Mapping[str, Any], call: Call) -> str:
+    """The case as its author wrote it, with constants as the call has them."""
+    return " ".join(f"{n}={call.constants.get(n, value)}".replace(" ", "") for n, value in case.items())
+
+
+def measure(call: Call, seconds: float) -> Iterator[dict[str, Any]]:
+    """An entry for each direction that launches a kernel: times in seconds, arithmetic and least bytes of one call."""
+    op = call.op
+    outputs, weights = call.forward("cpu"), call.weights(np.random.default_rng(0))
+    steps = {"forward": lambda: _present(call.forward("cpu"))}
+    if op.backward:
+        steps["backward"] = lambda: _present(call.backward("cpu", outputs, weights))
+    shapes = [None if a is None else a.shape for a in call.inputs.values()]
+    cost = op.cost(*shapes, *call.constants.values())
+    least = dict(zip(("forward", "backward"), op.least_bytes(tuple(call.inputs.values()), call.constants)))
+    for direction, step in steps.items():
+        plan = Plan(step)
+        if plan.launches:
+            times = Summary.of(repeat(plan.replay, seconds))
+            yield {"direction": direction, "seconds": times.median, "spread": times.spread, "flops": getattr(cost, direction),
+                   "bytes": least[direction], "launches": plan.launches}
+
+
+def _present(arrays: Arrays) -> tuple[np.ndarray, ...]:
+    return tuple(a for a in arrays.values() if a is not None)
+
+
+COLUMNS = {"op": "<", "": "<", "case": "<", "ms": ">", "spread": ">", "GFLOP/s": ">", "of product": ">", "GB/s": ">", "of memory": ">"}
+
+
+def row(entry: Mapping[str, Any], product: float, memory: float) -> list[str]:
+    flop_rate, byte_rate = entry["flops"] / entry["seconds"], entry["bytes"] / entry["seconds"]
+    arithmetic = [f"{flop_rate / 1e9:.1f}", percent(flop_rate / product)] if entry["flops"] else ["", ""]
+    return [entry["op"], entry["direction"], entry["case"], milliseconds(entry["seconds"]), percent(entry["spread"]), *arithmetic,
+            f"{byte_rate / 1e9:.1f}", percent(byte_rate / memory)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = option_parser("kernels", "Every op's kernels against its arithmetic and the bytes it must move.")
+    parser.add_argument("ops", nargs="*", metavar="OP", help="names (default: all)")
+    options = parser.parse_args(arguments)
+    for name in options.ops:
+        if name not in OPS:
+            parser.error(f"unknown op {name!r}{nearest(name, OPS)}: choose {', '.join(OPS)}")
+    found = machine()
+    print(machine_line(found))
+    rates, memory = product_rates(options.tiny), memory_rate(options.tiny)
+    product = max(rates.values())
+    print(f"limits: {product / 1e9:.0f} GFLOP/s ({', '.join(f'{n} {r / 1e9:.0f}' for n, r in rates.items())}), {memory / 1e9:.1f} GB/s")
+    entries, failures = [], []
+    for name in options.ops or OPS:
+        op, rng = OPS[name], np.random.default_rng(0)
+        case = choose_case(op, options.tiny)
+        call = Call(op, *make_inputs(op, case, np.float32, rng))
+        tally = Tally()
+        check_accuracy(call, "cpu", rng, tally)
+        if tally.failure:
+            failures.append(tally.failure)
+            continue
+        for entry in measure(call, 0 if options.tiny else SECONDS):
+            entries.append({"op": name, "case": describe(case, call), "worst_error": tally.worst, **entry})
+            print(*row(entries[-1], product, memory), sep="  ", file=sys.stderr, flush=True)
+    print(table(COLUMNS, [row(entry, product, memory) for entry in entries]))
+    for failure in failures:
+        print(f"WRONG, not timed: {failure}")
+    write_result(options, "kernels", found, product_rates=rates, memory_rate=memory, results=entries, failures=failures)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

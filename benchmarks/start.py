@@ -1,0 +1,84 @@
+"""python -m benchmarks.start: how long a newcomer waits.
+
+Every run is a fresh process, timed from its start until it reports: `import minivit` (which must import neither Numba nor CuPy nor
+matplotlib; measured inside, without Python's own start), and the first training step of vit_nano_patch2_8 on 64 images, once with an
+empty kernel cache and then with the one that this left behind.
+"""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+from .measure import Summary, machine, machine_line, option_parser, percent, table, write_result
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE_VARIABLE = {"darwin": "HOME", "win32": "LOCALAPPDATA"}.get(sys.platform, "XDG_CACHE_HOME")            # what the cache folder follows
+IMPORT = """
+import sys
+from time import perf_counter
+start = perf_counter()
+import minivit
+print(perf_counter() - start, *{"numba", "cupy", "matplotlib"} & set(sys.modules), flush=True)
+"""
+FIRST_STEP = """
+import numpy as np
+import minivit
+rng = np.random.default_rng(0)
+trainer = minivit.Trainer(minivit.create_model("vit_nano_patch2_8"))
+print(trainer.step(rng.standard_normal((64, 1, 8, 8), np.float32), rng.integers(0, 10, 64)), flush=True)
+"""
+LIMITS = {"import minivit": 0.25, "first step, empty kernel cache": 20.0, "first step, warm kernel cache": 1.5}           # seconds
+
+
+def run(program: str, cache: str) -> tuple[float, list[str]]:
+    """Seconds from the start of a fresh process until its last line of output, and that line's words. Raises CalledProcessError."""
+    start = perf_counter()
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                               env=os.environ | {CACHE_VARIABLE: cache})
+    assert process.stdout
+    words, seconds = [], 0.0
+    for line in process.stdout:
+        words, seconds = line.split(), perf_counter() - start
+    if process.wait():
+        raise subprocess.CalledProcessError(process.returncode, program)
+    return seconds, words
+
+
+def time_import(cache: str) -> float:
+    """Raises RuntimeError where it imports what it should not."""
+    seconds, *heavy = run(IMPORT, cache)[1]
+    if heavy:
+        raise RuntimeError(f"import minivit imports {', '.join(heavy)}")
+    return float(seconds)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = option_parser("start", "Time to import minivit and to its first training step.")
+    parser.add_argument("--runs", type=int, default=7, help="of each but the first with an empty cache (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    runs = 1 if options.tiny else options.runs
+    found = machine()
+    print(machine_line(found))
+    with TemporaryDirectory() as cache:
+        times = {"import minivit": [time_import(cache) for _ in range(runs)],
+                 "first step, empty kernel cache": [run(FIRST_STEP, cache)[0]],
+                 "first step, warm kernel cache": [run(FIRST_STEP, cache)[0] for _ in range(runs)]}
+    print(table({"": "<", "s": ">", "spread": ">", "runs": ">", "limit": ">", " ": "<"}, [_row(what, taken) for what, taken in times.items()]))
+    write_result(options, "start", found, limits=LIMITS, seconds=times)
+    return 0
+
+
+def _row(what: str, taken: Sequence[float]) -> list[str]:
+    found = Summary.of(taken)
+    verdict = "kept" if found.median <= LIMITS[what] else "EXCEEDED"
+    return [what, f"{found.median:.3f}", percent(found.spread) if len(taken) > 1 else "", str(len(taken)), f"{LIMITS[what]:g}", verdict]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,70 @@
+"""The README's worked examples run as they stand."""
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minivit
+from minivit import checking
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def example(marker: str) -> str:
+    found = re.search(rf"<!-- {marker} -->\n```\w+\n(.*?)```", README, re.DOTALL)
+    assert found, f"the README has no example marked {marker}"
+    return found[1]
+
+
+def load(code: str, name: str, folder: Path):
+    """Import code as the module of that dotted name, from a file, as Numba's cache wants."""
+    path = folder / f"{name.rpartition('.')[2]}.py"
+    path.write_text(code, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_an_op(tmp_path, monkeypatch):
+    name = "minivit.kernels.square"
+    module = load(example("op"), name, tmp_path)
+    monkeypatch.delitem(sys.modules, name)
+    reports = checking.check_op(module.square)
+    assert reports and all(report.passed for report in reports)
+
+
+def test_a_model(tmp_path):
+    from minivit.models import base
+
+    name = "minivit.models.patch_mlp"
+    try:
+        load(example("model"), name, tmp_path)
+        model = minivit.create_model("patch_mlp_nano_8", seed=1)
+        images = np.random.default_rng(0).standard_normal((32, 1, 8, 8), np.float32)
+        labels = np.arange(32) % 10
+        trainer = minivit.Trainer(model, lr=1e-2)
+        losses = [trainer.step(images, labels) for _ in range(30)]
+        assert losses[-1] < losses[0] / 2
+    finally:
+        sys.modules.pop(name, None)
+        base.FAMILIES.pop("patch_mlp", None)
+        base.PRESETS.pop("patch_mlp_nano_8", None)
+
+
+def test_the_python_call(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    names = {"folder": tmp_path / "run", "images": rng.integers(0, 256, (3, 8, 8, 1), np.uint8),
+             "float_images": rng.standard_normal((4, 3, 32, 32), np.float32), "labels": np.arange(4)}
+    exec(example("python"), names)
+    assert names["answer"].probabilities.shape == (3, 10)
+    assert np.isfinite(names["loss"])
+    assert "%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("marker", ["first-line", "test-line"])
+def test_the_lines_to_paste_are_one_line(marker):
+    assert len(example(marker).splitlines()) == 1
