@@ -3,8 +3,8 @@
 First the op's outputs and gradients are held against its reference (`minivit.checking`). Then forward and backward, each recorded as a
 plan so that nothing but kernels runs, are timed; GFLOP/s are of the arithmetic that the op states (`Op.cost`), GB/s of the least bytes
 that it must read and write (`Op.least_bytes`). The limits are measured in the same run: the fastest float32 product of 2048 x 2048
-matrices, minivit's or NumPy's, and a triad a = b + s·c over arrays that fit no cache. An op is done where one of its fractions is near 100 %; a
-fraction of memory above that means that arrays stayed in a cache from one call to the next, as they may in a model.
+matrices, minivit's or NumPy's, and a triad a = b + s·c over arrays that fit no cache. An op is done where one of its fractions is near
+100 %; a fraction of memory above that means that arrays stayed in a cache from one call to the next, as they may in a model.
 """
 from __future__ import annotations
 

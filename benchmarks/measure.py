@@ -96,7 +96,8 @@ def table(columns: Mapping[str, str], rows: Sequence[Sequence[str]]) -> str:
     """Aligned lines under headings. columns: heading -> "<" for text or ">" for numbers."""
     lines = [tuple(columns), *rows]
     widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, columns.values(), widths)).rstrip() for line in lines)
+    sides = columns.values()
+    return "\n".join("  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths)).rstrip() for line in lines)
 
 
 def percent(fraction: float) -> str:

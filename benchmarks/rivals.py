@@ -114,6 +114,7 @@ class Mixer(nn.Module):
 
 FAMILIES = {"vit": ViT, "mixer": Mixer}
 APPROXIMATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
+NO_DECAY = ("cls_token", "pos_embed")                   # besides parameters of one dimension
 
 
 def create_model(family: str, config: dict[str, Any]) -> nn.Module:
@@ -134,9 +135,8 @@ class Contender:
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
         named = list(self.model.named_parameters())
-        plain = [p for n, p in named if p.ndim < 2 or n in self.problem.no_decay]
-        decayed = [p for n, p in named if not (p.ndim < 2 or n in self.problem.no_decay)]
-        return torch.optim.AdamW([{"params": decayed}, {"params": plain, "weight_decay": 0.0}], **self.problem.adamw)
+        decayed, others = ([p for n, p in named if (p.ndim > 1 and n not in NO_DECAY) is wanted] for wanted in (True, False))
+        return torch.optim.AdamW([{"params": decayed}, {"params": others, "weight_decay": 0.0}], **self.problem.adamw)
 
     def train(self) -> float:
         self.model.train()

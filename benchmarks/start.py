@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any
 
 from .measure import Summary, machine, machine_line, option_parser, percent, table, write_result
 
@@ -34,12 +33,13 @@ trainer = minivit.Trainer(minivit.create_model("vit_nano_patch2_8"))
 print(trainer.step(rng.standard_normal((64, 1, 8, 8), np.float32), rng.integers(0, 10, 64)), flush=True)
 """
 LIMITS = {"import minivit": 0.25, "first step, empty kernel cache": 20.0, "first step, warm kernel cache": 1.5}           # seconds
+COLUMNS = {"": "<", "s": ">", "spread": ">", "runs": ">", "limit": ">", "verdict": "<"}
 
 
 def run(program: str, cache: str) -> tuple[float, list[str]]:
     """Seconds from the start of a fresh process until its last line of output, and that line's words. Raises CalledProcessError."""
     start = perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True,
                                env=os.environ | {CACHE_VARIABLE: cache})
     assert process.stdout
     words, seconds = [], 0.0
@@ -69,12 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         times = {"import minivit": [time_import(cache) for _ in range(runs)],
                  "first step, empty kernel cache": [run(FIRST_STEP, cache)[0]],
                  "first step, warm kernel cache": [run(FIRST_STEP, cache)[0] for _ in range(runs)]}
-    print(table({"": "<", "s": ">", "spread": ">", "runs": ">", "limit": ">", " ": "<"}, [_row(what, taken) for what, taken in times.items()]))
+    print(table(COLUMNS, [row(what, taken) for what, taken in times.items()]))
     write_result(options, "start", found, limits=LIMITS, seconds=times)
     return 0
 
 
-def _row(what: str, taken: Sequence[float]) -> list[str]:
+def row(what: str, taken: Sequence[float]) -> list[str]:
     found = Summary.of(taken)
     verdict = "kept" if found.median <= LIMITS[what] else "EXCEEDED"
     return [what, f"{found.median:.3f}", percent(found.spread) if len(taken) > 1 else "", str(len(taken)), f"{LIMITS[what]:g}", verdict]

@@ -31,7 +31,6 @@ class Problem:
     family: str
     config: dict[str, Any]                              # the fields of the family's Config
     weights: dict[str, np.ndarray]                      # by timm's names
-    no_decay: tuple[str, ...]                           # parameters of more than one dimension that weight decay leaves alone
     batch: int
     adamw: dict[str, float]                             # lr, weight_decay, eps
 

@@ -11,7 +11,9 @@ import numpy as np
 
 from . import functional as F
 from .errors import UserError
+from .kernels import device
 from .kernels.random import advance
+from .kernels.shaping import copy
 from .module import Module, Parameter
 from .tensor import Tensor
 
@@ -21,12 +23,13 @@ APPROXIMATIONS = {"gelu": "none", "gelu_tanh": "tanh"}  # activation -> the `app
 class Random:
     """The random state of a model: which masks its dropout layers draw.
 
-    state: uint64 (seed, step), an array that kernels read; a mask depends on seed, step and the number of its layer alone, so a copy of
-    this array is all that a resumed run needs.
+    state: uint64 (seed, step); a mask depends on seed, step and the number of its layer alone, so these two are all that a resumed run
+    needs. current: the copy that masks are drawn from, in this pass and again in its backward.
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.state = np.array([seed, 0], np.uint64)
+        self.current = self.state
         self.uses = 0
         self.active = False                             # whether any layer drops anything
 
@@ -37,8 +40,10 @@ class Random:
         return self.uses - 1
 
     def advance(self) -> None:
-        """Go to the next step. A kernel adds the one, so that a recorded plan does too."""
+        """Go to the next step. Kernels do it, so that a recorded plan does too."""
         advance(self.state)
+        self.current = device.like(self.state)          # a new one: an earlier pass may still await its backward
+        copy(self.current, self.state, (2,), (1,), (1,))
 
 
 class Dropout(Module):
@@ -55,7 +60,7 @@ class Dropout(Module):
         return self.training and self.rate > 0
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.function(x, self.rate, self.random.state, self.use) if self.active else x
+        return self.function(x, self.rate, self.random.current, self.use) if self.active else x
 
 
 class DropPath(Dropout):

@@ -14,6 +14,19 @@ import numpy as np
 
 from .errors import UserError
 from .kernels import OPS, device
+from .kernels.adamw import (
+    BETA1,
+    BETA2,
+    CLIP_NORM,
+    EMA_DECAY,
+    EPS,
+    HYPER,
+    LR,
+    MOMENTUM,
+    STEP,
+    WEIGHT_DECAY,
+    advance,
+)
 from .module import Module, Parameter
 
 NO_DECAY = ("bias", "cls_token", "pos_embed")           # the last part of such a parameter's name
@@ -82,6 +95,135 @@ def _convert(model: Module, dtype: np.dtype) -> None:
     config = getattr(model, "config", None)
     if is_dataclass(config) and getattr(config, "dtype", dtype.name) != dtype.name:
         model.config = replace(config, dtype=dtype.name)
+
+
+# ------------------------------------------------------------------------------------------------------------------ optimizers
+class Optimizer:
+    """What AdamW and SGD share: the numbers of a step, which may be set between steps, and the norm of the gradient.
+
+    lr, weight_decay, steps; gradient_norm: of the whole gradient at the last step, before clipping.
+    """
+
+    def __init__(self, flat: FlatParameters, lr: float, weight_decay: float, clip_norm: float | None) -> None:
+        _check_between(0, inf, clip_norm=clip_norm or 0)
+        self.flat = flat
+        self.hyper, self._norm = np.zeros(HYPER), np.zeros(())
+        self.lr, self.weight_decay = lr, weight_decay
+        self.hyper[CLIP_NORM] = clip_norm or 0
+
+    @property
+    def lr(self) -> float:
+        return float(self.hyper[LR])
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        _check_between(0, inf, lr=value)
+        self.hyper[LR] = value
+
+    @property
+    def weight_decay(self) -> float:
+        return float(self.hyper[WEIGHT_DECAY])
+
+    @weight_decay.setter
+    def weight_decay(self, value: float) -> None:
+        _check_between(0, inf, weight_decay=value)
+        self.hyper[WEIGHT_DECAY] = value
+
+    @property
+    def steps(self) -> int:
+        return int(self.hyper[STEP])
+
+    @property
+    def gradient_norm(self) -> float:
+        return float(self._norm)
+
+    def step(self) -> None:
+        """Move the parameters by the gradients that lie in the flat buffer."""
+        advance(self.hyper)
+        OPS["global_norm"].forward.cpu(self._norm, self.flat.gradient)
+        self._update()
+
+    def _update(self) -> None:
+        raise NotImplementedError
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (1711.05101), in PyTorch's form. Raises UserError for values out of range."""
+
+    def __init__(self, flat: FlatParameters, lr: float = 1e-3, weight_decay: float = 0.05, clip_norm: float | None = None,
+                 betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
+        super().__init__(flat, lr, weight_decay, clip_norm)
+        _check_between(0, 1, **{"betas[0]": betas[0], "betas[1]": betas[1]})
+        if not 0 < eps < inf:
+            raise UserError(f"eps must be above 0 and finite, got {eps}")
+        self.hyper[[BETA1, BETA2, EPS]] = *betas, eps
+        self.m, self.v = np.zeros_like(flat.data), np.zeros_like(flat.data)
+
+    def _update(self) -> None:
+        p = self.flat.data
+        OPS["adamw"].forward.cpu(p, self.m, self.v, p, self.flat.gradient, self.m, self.v, self._norm, self.hyper, self.flat.decayed)
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum, in PyTorch's form: weight decay is a part of the gradient."""
+
+    def __init__(self, flat: FlatParameters, lr: float = 0.1, weight_decay: float = 0.0, clip_norm: float | None = None,
+                 momentum: float = 0.9, nesterov: bool = False) -> None:
+        super().__init__(flat, lr, weight_decay, clip_norm)
+        _check_between(0, 1, momentum=momentum)
+        self.hyper[MOMENTUM] = momentum
+        self.nesterov, self.velocity = nesterov, np.zeros_like(flat.data)
+
+    def _update(self) -> None:
+        p, velocity = self.flat.data, self.velocity
+        OPS["sgd"].forward.cpu(p, velocity, p, self.flat.gradient, velocity, self._norm, self.hyper, self.flat.decayed, self.nesterov)
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "sgd": SGD}
+
+
+class MovingAverage:
+    """The exponential moving average of the weights, with a warmup: the decay of update t is min(decay, (1 + t) / (10 + t)).
+
+    Averages of weights generalise better than the last ones (Polyak and Juditsky, 1992; 1803.05407); the warmup is TensorFlow's.
+    """
+
+    def __init__(self, flat: FlatParameters, decay: float) -> None:
+        _check_between(0, 1, ema=decay)
+        self.flat, self.decay = flat, decay
+        self.data = flat.data.copy()
+        self.hyper = np.zeros(HYPER)
+
+    def prepare(self, step: int) -> None:
+        """Set the decay of the update after optimizer step `step`, counted from 1."""
+        self.hyper[EMA_DECAY] = min(self.decay, (1 + step) / (10 + step))
+
+    def update(self) -> None:
+        """Take the present weights into the average."""
+        OPS["ema"].forward.cpu(self.data, self.data, self.flat.data, self.hyper)
+
+    def swap(self) -> None:
+        """Exchange the model's weights with their average."""
+        own = self.flat.data.copy()
+        self.flat.data[...] = self.data
+        self.data[...] = own
+
+
+# ------------------------------------------------------------------------------------------------------------------- schedules
+def cosine(step: int, steps: int, lr: float, warmup: int, min_lr: float) -> float:
+    """The learning rate of step 0 ... steps - 1: a linear rise that reaches `lr` at step warmup - 1, then half a cosine down to `min_lr`
+    (SGDR, 1608.03983, without restarts)."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    return min_lr + (lr - min_lr) / 2 * (1 + cos(pi * (step - warmup) / (steps - warmup)))
+
+
+def constant(step: int, steps: int, lr: float, warmup: int, min_lr: float) -> float:
+    """The same rise, then `lr`."""
+    return lr * (step + 1) / warmup if step < warmup else lr
+
+
+SCHEDULES: dict[str, Callable[[int, int, float, int, float], float]] = {"cosine": cosine, "constant": constant}
 
 
 def _check_between(low: float, high: float, **values: float) -> None:

@@ -58,7 +58,6 @@ class Trainer:
         options = {"betas": betas, "eps": eps} if optimizer == "adamw" else {"momentum": momentum, "nesterov": nesterov}
         self.optimizer = OPTIMIZERS[optimizer](self.flat, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm, **options)
         self.average = MovingAverage(self.flat, ema) if ema else None
-        self.steps = 0
         self._shapes: dict[tuple, _Batch] = {}          # shape and kind of a batch -> its buffers and plan; last used last
 
     @property
@@ -78,6 +77,10 @@ class Trainer:
         self.optimizer.weight_decay = value
 
     @property
+    def steps(self) -> int:
+        return self.optimizer.steps
+
+    @property
     def gradient_norm(self) -> float:
         return self.optimizer.gradient_norm
 
@@ -93,6 +96,8 @@ class Trainer:
         batch = self._shapes.get(key) or self._new_batch(images, labels)
         batch.fill(images, labels)
         self.flat.check()
+        if self.average:
+            self.average.prepare(self.steps + 1)
         if batch.plan:
             batch.plan.replay()
         elif self.plan:
@@ -102,24 +107,25 @@ class Trainer:
             batch.losses = self._compute(batch)
         self._shapes.pop(key, None)
         self._shapes[key] = batch
-        self.steps += 1
         loss = sum(map(float, batch.losses)) / self.accumulate
         if not isfinite(loss):
             raise TrainingError(f"the loss is {loss} at step {self.steps} with learning rate {self.lr:g}: lower lr, lengthen the warmup or "
                                 "set clip_norm, and see that all images are finite; the model's weights are lost")
         return loss
 
+    def swap_average(self) -> None:
+        """Exchange the model's weights with their running average, where `ema` is on."""
+        if self.average:
+            self.average.swap()
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the model's weights are their running average, where `ema` is on."""
-        if self.average is None:
-            yield
-            return
-        self.average.swap()
+        self.swap_average()
         try:
             yield
         finally:
-            self.average.swap()
+            self.swap_average()
 
     def _new_batch(self, images: np.ndarray, labels: np.ndarray) -> _Batch:
         if len(self._shapes) == SHAPES:

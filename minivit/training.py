@@ -256,7 +256,7 @@ class Loop:
             if self.folder.history:
                 title = f"{self.classifier.model.name} on {self.dataset.name}"
                 save_learning_curves(self.folder.history, self.folder.path / CURVES, title)
-        self.trainer.adopt_average()
+        self.trainer.swap_average()
         self.classifier.eval()
 
     def _epoch(self, epoch: int, shown: Progress) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Optimizers against their formulas, on the flat buffer."""
 import numpy as np
 import pytest
-from minivit.optim import SCHEDULES, SGD, AdamW, FlatParameters, MovingAverage, decays
 
 from minivit import Module, Parameter, UserError, create_model
+from minivit.optim import SCHEDULES, SGD, AdamW, FlatParameters, MovingAverage, decays
 
 
 class Net(Module):
@@ -131,6 +131,7 @@ def test_moving_average_warms_up():
     expected = net.weight.data.copy()
     for t in range(1, 6):
         flat.data += 1.0
+        average.prepare(t)
         average.update()
         decay = min(0.3, (1 + t) / (10 + t))
         expected = decay * expected + (1 - decay) * net.weight.data

@@ -214,7 +214,7 @@ def test_a_batch_that_does_not_fit_is_told_and_changes_nothing(images, labels, m
     ({"optimizer": "adam"}, r"unknown optimizer 'adam' \(nearest: adamw\): choose adamw, sgd"),
     ({"lr": -1.0}, "lr must be"),
     ({"weight_decay": float("nan")}, "weight_decay must be"),
-    ({"betas": (0.9, 1.0)}, "betas must"),
+    ({"betas": (0.9, 1.0)}, r"betas\[1\] must be at least 0 and below 1, got 1.0"),
     ({"eps": 0.0}, "eps must"),
     ({"clip_norm": -1.0}, "clip_norm must"),
     ({"label_smoothing": 1.0}, "label_smoothing must"),

@@ -17,8 +17,10 @@ kernel sources: Numba notices an edited function, but not an edited callee in an
 from __future__ import annotations
 
 import hashlib
+import os
 import types as python_types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -189,7 +191,22 @@ def _replay(addresses, bands, tables):
         run_bands(addresses[i], bands[i], tables[i])
 
 
-run_bands = _cached(njit("void(int64, int64, int64)", parallel=True, nogil=True, cache=True), _run)
+@contextmanager
+def _short_spin() -> Iterator[None]:
+    """GNU OpenMP, loaded inside, lets an idle thread sleep after some 0.1 ms instead of several ms, in which it would keep a core from
+    other processes. A setting of the user's own is left alone."""
+    if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
+        yield
+        return
+    os.environ["GOMP_SPINCOUNT"] = "10000"
+    try:
+        yield
+    finally:
+        del os.environ["GOMP_SPINCOUNT"]
+
+
+with _short_spin():                                     # Numba loads the threading layer with the first parallel function
+    run_bands = _cached(njit("void(int64, int64, int64)", parallel=True, nogil=True, cache=True), _run)
 replay = _cached(njit("void(int64[::1], int64[::1], int64[::1])", nogil=True, cache=True), _replay)
 
 
