@@ -43,7 +43,7 @@ ADAMW = {"lr": 1e-4, "weight_decay": 0.05, "eps": 1e-8}
 CHECKED_ADAMW = {"lr": 1e-3, "weight_decay": 1.0, "eps": 1e-5}
 LOSS_TOLERANCE = 1e-5                                   # relative
 LOGIT_TOLERANCE = 1e-3                                  # relative to the largest
-WEIGHT_TOLERANCE = 1e-2                                 # relative to the largest change of any weight in two steps, about 2·lr
+WEIGHT_TOLERANCE = 1e-2                                 # relative to the largest change of any weight in two steps, a few lr
 
 
 class Disagreement(RuntimeError):

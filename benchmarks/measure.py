@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from math import floor, log10
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -105,4 +106,5 @@ def percent(fraction: float) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    return f"{1e3 * seconds:#.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
+    """With three digits that count."""
+    return f"{1e3 * seconds:.{max(0, 2 - floor(log10(1e3 * seconds)))}f}"

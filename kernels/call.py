@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,20 @@ def input_shapes(op: Op, case: Mapping[str, Any]) -> dict[str, Shape | None]:
         if min(shape, default=1) < 1:
             raise ValueError(f"{op.name}: {name} ({symbolic}) would have shape {shape}")
     return shapes
+
+
+def shrunk(op: Op, case: Mapping[str, Any], elements: int = 300_000, operations: int = 100_000_000) -> dict[str, Any]:
+    """The case with its first letter, as a rule the batch, halved until inputs, outputs and arithmetic are at most this much."""
+    case = dict(case)
+    first = next(iter(letters(op, case)), None)
+    while first and case[first] > 1:
+        shapes = input_shapes(op, case).values()
+        constants = [v for n, v in _names(op, case).items() if n in op.constants]
+        outputs = [getattr(a, "shape", a) for a in op.outputs(*shapes, *constants).values()]
+        if sum(prod(s) for s in (*shapes, *outputs) if s is not None) <= elements and op.cost(*shapes, *constants).forward <= operations:
+            break
+        case[first] //= 2
+    return case
 
 
 def make_inputs(op: Op, case: Mapping[str, Any], dtype: Any, rng: np.random.Generator,

@@ -80,11 +80,13 @@ def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, flag
 def _column_sums(band, bands, out, x):
     R, C = x.shape
     first, last = C * band // bands, C * (band + 1) // bands
-    for j in range(first, last):
-        out[j] = 0
+    sums = out[first:last]
+    for j in range(last - first):
+        sums[j] = 0
     for i in range(R):
-        for j in range(first, last):
-            out[j] += x[i, j]
+        row = x[i, first:last]
+        for j in range(last - first):
+            sums[j] += row[j]
 
 
 def column_sums(out, x):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -169,7 +170,7 @@ def divide_backward_cpu(da, db, dy, b, y):
         _arithmetic(OVER, db, db, b)
 
 
-BROADCASTS = [
+BROADCASTS: list[dict[str, Any]] = [
     dict(B=2, N=3, C=5), dict(b="N C", B=3, N=5, C=7), dict(b="C", B=3, N=1, C=7), dict(a="1 N 1", B=3, N=5, C=4),
     dict(b="", B=2, N=3, C=4), dict(a="B 1 C", b="N 1", B=3, N=4, C=5),
     dict(a="A 1 C 1 E 1", b="1 B 1 D 1 F", A=2, B=3, C=2, D=3, E=2, F=3),

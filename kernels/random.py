@@ -100,8 +100,8 @@ def _dropout(band, bands, y, x, state, use, threshold, scale):
         y[i + THREE] = s if d < limit else zero
     if band == bands - 1:
         drawn = philox(np.uint64(size // 4), call, step, seed)
-        for i in range(size - size % 4, size):
-            y[i] = x[i] * factor if drawn[i % 4] < limit else zero
+        for rest in range(size - size % 4, size):
+            y[rest] = x[rest] * factor if drawn[rest % 4] < limit else zero
 
 
 @kernel

@@ -14,7 +14,7 @@ steps through as through one are joined. A sum along neighbouring axes is one ov
 from __future__ import annotations
 
 from functools import cache
-from math import prod
+from math import isqrt, prod
 
 import numpy as np
 
@@ -23,7 +23,8 @@ from .device import empty
 from .op import Cost, Implementation, Op, Shape, launch
 
 CHUNK = 1024                                            # elements that are summed side by side
-PARTS = 64                                              # about how many sums make a long one, whatever the number of threads
+RUN = 128                                               # elements of a row that are summed before they join the sum of the row
+PARTS = 64                                              # sums that make a long one, whatever the number of threads
 SMALL = 16384                                           # elements; fewer are not worth a second thread
 LOOPS = 4                                               # in a kernel, the innermost among them; more are rare, and become several launches
 
@@ -120,18 +121,22 @@ def _sum_rows(band, bands, y, p, q, product, scale):
     R = p.shape[1]
     number = p.dtype.type
     for item in range(band * A * P // bands, (band + 1) * A * P // bands):
-        a, part = item // P, item % P
+        a, stop = item // P, (item % P + 1) * R // P
         total = number(0)
-        if product:
-            for r in range(part * R // P, (part + 1) * R // P):
-                total += p[a, np.uint64(r)] * q[a, np.uint64(r)]
-        else:
-            for r in range(part * R // P, (part + 1) * R // P):
-                total += p[a, np.uint64(r)]
-        y[a, part] = total * number(scale)
+        for start in range(item % P * R // P, stop, RUN):
+            run = number(0)
+            if product:
+                for r in range(start, min(start + RUN, stop)):
+                    run += p[a, np.uint64(r)] * q[a, np.uint64(r)]
+            else:
+                for r in range(start, min(start + RUN, stop)):
+                    run += p[a, np.uint64(r)]
+            total += run
+        y[a, item % P] = total * number(scale)
 
 
-def copy(y: np.ndarray, x: np.ndarray, shape: Shape, y_steps: Shape, x_steps: Shape, y_start=0, x_start=0, scale=1.0) -> None:
+def copy(y: np.ndarray, x: np.ndarray, shape: Shape, y_steps: Shape, x_steps: Shape, y_start: int = 0, x_start: int = 0,
+         scale: float = 1.0) -> None:
     """y = scale·x over a shape, each array from its own start and with its own steps."""
     for loops, (to, at) in nests(shape, y_steps, x_steps):
         launch(_copy, bands_for(prod(shape)), y.reshape(-1), x.reshape(-1), loops, y_start + to, x_start + at, float(scale))
@@ -143,10 +148,13 @@ def fill(y: np.ndarray, value: float) -> None:
 
 
 def _sum_axis(y: np.ndarray, p: np.ndarray, q: np.ndarray | None, sizes: Shape, scale: float, split: bool = True) -> None:
-    """y (A, C) = scale·Σ p, or scale·Σ p·q, over R; p, q (A, R, C)."""
+    """y (A, C) = scale·Σ p, or scale·Σ p·q, over R; p, q (A, R, C). A long sum is one of sums, for accuracy and for the threads."""
     A, R, C = sizes
-    pieces, longest = (A, R // CHUNK) if C == 1 else (A * -(-C // CHUNK), R)
-    parts = max(1, min(PARTS // pieces, longest)) if split and A * R * C > SMALL else 1
+    parts = 1
+    if split and C == 1 and A * R > SMALL:
+        parts = max(1, PARTS // A)
+    elif split and C > 1 and R >= PARTS:
+        parts = isqrt(R)
     sums = empty((A, parts, C), y.dtype) if parts > 1 else y
     kernel, before, after = (_sum_rows, (A, R), (A, parts)) if C == 1 else (_sum_columns, sizes, (A, parts, C))
     factor = (p if q is None else q).reshape(before)

@@ -94,6 +94,11 @@ def softmax(x: Tensor) -> Tensor:
     return apply(OPS["softmax"], x)
 
 
+def broadcast(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """x repeated to a shape, by NumPy's rules."""
+    return apply(OPS["broadcast"], x, shape=tuple(shape))
+
+
 def concatenate(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Join two tensors along an axis."""
     return apply(OPS["concatenate"], a, b, axis=axis)

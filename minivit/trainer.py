@@ -145,7 +145,7 @@ class Trainer:
         losses = []
         for images, labels in zip(batch.images, batch.labels):
             logits = self.model(Tensor(images))
-            batch.check_classes(logits.shape)
+            batch.check_classes(logits.shape[1])
             loss = cross_entropy(logits, labels, self.label_smoothing)
             loss.backward(1 / self.accumulate)
             losses.append(loss.data)
@@ -177,7 +177,9 @@ class _Batch:
         np.copyto(self.flat_images, images)
         np.copyto(self.flat_labels, labels, casting="same_kind")
 
-    def check_classes(self, logits: tuple[int, ...]) -> None:
-        if self.labels.ndim == 3 and self.labels.shape[2] != logits[1]:
-            raise UserError(f"labels have {self.labels.shape[2]} columns, the model {logits[1]} classes")
-        self.classes = logits[1]
+    def check_classes(self, classes: int) -> None:
+        if self.labels.ndim == 3 and self.labels.shape[2] != classes:
+            raise UserError(f"labels have {self.labels.shape[2]} columns, the model {classes} classes")
+        if self.labels.ndim == 2:
+            classes_below(self.flat_labels, classes)    # of the whole batch, so that a message names the right position
+        self.classes = classes

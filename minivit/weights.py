@@ -5,7 +5,10 @@ A file that does not fit is refused before anything is changed, with one UserErr
 from __future__ import annotations
 
 import json
+import lzma
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Mapping
@@ -95,14 +98,24 @@ def _array(path: str | os.PathLike[str], name: str, dtype: str, data: bytes) -> 
     return np.frombuffer(data, _DTYPES[dtype])
 
 
+# What numpy.load and the modules below it raise for files of every kind of damage, and for files that are none.
+_NPZ_FAULTS = (OSError, ValueError, TypeError, EOFError, LookupError, AttributeError, RuntimeError, SyntaxError, MemoryError, OverflowError,
+               lzma.LZMAError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
+
+
 def _read_npz(path: Path) -> State:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            arrays = {name: np.asarray(file[name]) for name in file.files}
     except FileNotFoundError as error:
         raise _unreadable(path, error) from error
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} is damaged or no npz file of plain arrays ({str(error).splitlines()[0]}): get or make it again") from error
+    except _NPZ_FAULTS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} is damaged or no npz file of plain arrays ({reason}): get or make it again") from error
+    other = [name for name, array in arrays.items() if array.dtype.kind not in "fiu"]
+    if other:
+        raise UserError(f"{path} is damaged or no npz file of plain arrays: {', '.join(other)} hold no numbers")
+    return arrays
 
 
 def _unreadable(path: str | os.PathLike[str], error: OSError) -> UserError:

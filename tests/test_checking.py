@@ -8,7 +8,7 @@ from minivit import functional
 from minivit.checking import GradientError, check, check_model, check_op, gradcheck
 from minivit.errors import UserError
 from minivit.kernels import OPS
-from minivit.kernels.call import Call, input_shapes, make_inputs
+from minivit.kernels.call import Call, input_shapes, make_inputs, shrunk
 from minivit.kernels.op import Cost, Implementation, Op
 from minivit.module import Module, Parameter
 from minivit.tensor import Tensor
@@ -73,6 +73,18 @@ def test_a_case_gives_sizes_shapes_and_constants():
     assert make_inputs(POWER, dict(B=3, C=2, tiles=lambda s: (s["B"], 9)), np.float64, rng)[1]["tiles"] == (3, 9)
     with pytest.raises(ValueError, match=r"power: shift \(B-3\)"):
         input_shapes(POWER, dict(B=3, C=2, shift="B-3"))
+
+
+def test_a_large_case_is_shrunk_by_its_first_letter():
+    case = dict(B=1000, C=50, shift=None)
+    assert shrunk(POWER, case) == case
+    assert shrunk(POWER, case, elements=100_000) == {**case, "B": 250}
+    assert shrunk(POWER, case, operations=100_000) == {**case, "B": 500}
+    assert shrunk(POWER, case, elements=1)["B"] == 1
+
+
+def test_a_gradient_of_zero_passes():
+    assert all(r.passed for r in check_op(POWER, cases=[dict(B=3, C=2, power=0)]))
 
 
 def test_values_make_an_input():

@@ -64,7 +64,8 @@ def test_vit_as_google():
 
 
 @pytest.mark.parametrize("init, tokens, channels, bias", [
-    ("timm", (2 / 48) ** 0.5, (2 / 320) ** 0.5, pytest.approx(1e-6, rel=0.5)), ("jax", (16 ** -0.5, 32 ** -0.5), (64 ** -0.5, 256 ** -0.5), 0)])
+    ("timm", (2 / 48) ** 0.5, (2 / 320) ** 0.5, pytest.approx(1e-6, rel=0.5)),
+    ("jax", (16 ** -0.5, 32 ** -0.5), (64 ** -0.5, 256 ** -0.5), 0)])
 def test_mixer(init, tokens, channels, bias):
     expected = {"stem.proj.weight": near(48 ** -0.5), "stem.proj.bias": 0, "head.weight": 0, "head.bias": 0}
     for mlp, stds in (("mlp_tokens", tokens), ("mlp_channels", channels)):

@@ -2,6 +2,8 @@
 import errno
 import json
 import struct
+import zipfile
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -131,9 +133,33 @@ def test_damaged_and_missing_files(make, ending, tmp_path):
         assert "is damaged or no" in refused(make(), path)
 
 
-def test_objects_are_not_unpickled(tmp_path):
+@pytest.mark.parametrize("ending", [".safetensors", ".npz"])
+def test_any_damage_raises_a_user_error_or_none(ending, tmp_path):
+    path, model, rng = tmp_path / f"w{ending}", vit(depth=1), np.random.default_rng(0)
+    if ending == ".npz":
+        np.savez_compressed(path, **to_google(model))
+    else:
+        minivit.save_weights(model, path)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    for _ in range(200):
+        content = whole.copy()
+        content[rng.integers(0, min(len(whole), 4000), 4)] = rng.integers(0, 256, 4)
+        path.write_bytes(content.tobytes())
+        with suppress(UserError):                       # a weight may have changed, which no reader can tell
+            minivit.load_weights(model, path)
+
+
+def test_no_npz_of_numbers(tmp_path):
     path = tmp_path / "w.npz"
-    np.savez(path, cls=np.array([{}], dtype=object))
+    np.savez(path, cls=np.array([{}], dtype=object))    # would be unpickled
+    assert "is damaged or no npz file of plain arrays" in refused(vit(), path)
+    np.savez(path, **(to_google(vit()) | {"cls": np.full((1, 1, 16), "text")}))
+    assert "is damaged or no npz file of plain arrays: cls hold no numbers" in refused(vit(), path)
+    with open(path, "wb") as file:
+        np.save(file, np.zeros(3))
+    assert "is damaged or no npz file of plain arrays" in refused(vit(), path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "text")
     assert "is damaged or no npz file of plain arrays" in refused(vit(), path)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -20,7 +21,7 @@ from numba import njit, types
 from numba.extending import intrinsic, overload
 
 # No `reassoc`: the reduction of exp's argument must be computed as written. Only what is inlined can vectorise.
-OPTIONS = {"fastmath": {"contract"}, "error_model": "numpy", "forceinline": True}
+OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy", "forceinline": True}
 
 
 def _singles(*values: float) -> tuple[np.float32, ...]:
@@ -30,7 +31,8 @@ def _singles(*values: float) -> tuple[np.float32, ...]:
 EXP = _singles(0.5, 0.166665181517601, 0.04166620597243309, 0.008368908427655697, 0.001395052415318787)
 TANH_P = _singles(0.999999979011515, 0.13379717977529232, 0.003494034618136901, 2.0583482655398517e-05, 1.3319074410333864e-08)
 TANH_Q = _singles(1, 0.467130332168046, 0.025871073386653898, 0.00032830929552986354, 7.762020352715862e-07)
-ERF_P = _singles(1.1283791392988618, 0.19354624670621629, 0.05310190716132531, 0.003883396154014352, 0.0002845673171154257, 1.986776502103817e-06)
+ERF_P = _singles(1.1283791392988618, 0.19354624670621629, 0.05310190716132531, 0.003883396154014352, 0.0002845673171154257,
+                 1.986776502103817e-06)
 ERF_Q = _singles(1, 0.5048584504844547, 0.11535049398840805, 0.015207355234141079, 0.0011855842485647425, 3.74201881838537e-05)
 TAIL = _singles(0.10772018134593964, 0.10755050182342529, 0.1017591804265976, 0.07224023342132568, 0.10739957541227341, -0.0686211958527565,
                 0.16929160058498383, -0.1262553632259369, 0.028915295377373695)

@@ -31,7 +31,7 @@ def create_model(name: str, *, num_classes: int | None = None, image_size: int |
     family = FAMILIES.get(name) or PRESETS.get(name)
     if family is None:
         raise UserError(f"unknown model {name!r}{nearest(str(name), [*PRESETS, *FAMILIES])}; list_models() names them all")
-    known = [field.name for field in fields(family.config_class)]
+    known = [field.name for field in fields(family.Config)]
     for option in options:
         if option not in known:
             raise UserError(f"{name} has no option {option!r}{nearest(option, known)}; it has {', '.join(known)}")
@@ -39,6 +39,6 @@ def create_model(name: str, *, num_classes: int | None = None, image_size: int |
         raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed!r}")
     common = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}
     given = options | {field: value for field, value in common.items() if value is not None}
-    model = family(family.config_class(**(dict(family.presets.get(name, {})) | given)), seed)
+    model = family(family.Config(**(dict(family.presets.get(name, {})) | given)), seed)
     model.name = name
     return model

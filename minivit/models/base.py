@@ -59,22 +59,24 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     return value
 
 
+_Config = Config                                        # inside the class below, Config is its attribute
+
+
 class Model(Module):
-    """A classifier of images. A family is a subclass with the four class attributes below, whose `__init__` builds the modules and ends
+    """A classifier of images. A family is a subclass with the three class attributes below, whose `__init__` builds the modules and ends
     with `self.initialise()`, and which defines `features` and `initialisers`.
 
     config: the family's Config. name: the name it was created by. random: the state of its dropout layers.
     """
 
     family: ClassVar[str]
-    config_class: ClassVar[type[Config]]
+    Config: ClassVar[type[_Config]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # name -> fields of the configuration
-    no_decay: ClassVar[tuple[str, ...]] = ()            # parameters of more than one dimension that weight decay leaves alone
 
     head: Linear
     head_drop: Dropout
 
-    def __init__(self, config: Config, seed: int = 0) -> None:
+    def __init__(self, config: _Config, seed: int = 0) -> None:
         self.config, self.seed, self.name = config, seed, self.family
         self.random = Random(seed)
 
@@ -107,7 +109,10 @@ class Model(Module):
         return Tensor(array.astype(dtype))
 
     def reset_head(self, num_classes: int) -> None:
-        """Give the model a new head for another number of classes, initialised as at the beginning."""
+        """Give the model a new head for another number of classes, initialised as at the beginning.
+
+        Do it before a Trainer is made, which holds the parameters that are there.
+        """
         self.config = replace(self.config, num_classes=num_classes)
         weight = self.head.weight
         self.head = Linear(weight.shape[1], self.config.num_classes, dtype=weight.dtype.name)

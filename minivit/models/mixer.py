@@ -68,7 +68,7 @@ class Mixer(Model):
     Raises UserError where patch_size does not divide image_size.
     """
 
-    family, config_class, presets = "mixer", MixerConfig, PRESETS
+    family, Config, presets = "mixer", MixerConfig, PRESETS
 
     config: MixerConfig
 

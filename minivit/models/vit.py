@@ -93,8 +93,7 @@ class ViT(Model):
     Raises UserError where heads does not divide dim, or patch_size image_size.
     """
 
-    family, config_class, presets = "vit", ViTConfig, PRESETS
-    no_decay = "cls_token", "pos_embed"
+    family, Config, presets = "vit", ViTConfig, PRESETS
 
     config: ViTConfig
 
@@ -131,8 +130,7 @@ class ViT(Model):
         """The tokens after the last block, the class token first where there is one: images -> (B, N, dim)."""
         x = self.patch_embed(self.begin(images))        # (B, (S / P)², C)
         if self.cls_token is not None:
-            everywhere = Tensor(np.zeros((len(x), 1, x.shape[2]), x.dtype)) + self.cls_token
-            x = F.concatenate(everywhere, x, axis=1)    # (B, N, C)
+            x = F.concatenate(F.broadcast(self.cls_token, (len(x), 1, x.shape[2])), x, axis=1)          # (B, N, C)
         x = self.pos_drop(x + self.pos_embed)
         for block in self.blocks:
             x = block(x)
@@ -146,7 +144,10 @@ class ViT(Model):
         return self.fc_norm((x[:, 1:] if self.config.class_token else x).mean(1))
 
     def resize(self, image_size: int) -> None:
-        """Take images of another size from now on: the position embedding is resized as timm does, bicubic with antialiasing."""
+        """Take images of another size from now on: the position embedding is resized as timm does, bicubic with antialiasing.
+
+        Do it before a Trainer is made, which holds the parameters there are. Raises UserError where patch_size does not divide image_size.
+        """
         config = replace(self.config, image_size=image_size)
         embed = PatchEmbed(config.image_size, config.patch_size, config.in_channels, config.dim, config.dtype)
         embed.proj = self.patch_embed.proj

@@ -49,13 +49,15 @@ def train_step(model, images, labels):
 
 # --------------------------------------------------------------------------------------------------------------- gradients
 @EVERY
-def test_gradients_in_evaluation(variant):
+def test_gradients_in_evaluation(variant, set_threads):
+    set_threads(1)                                      # far faster for models as small as these
     report = check_model(create(variant, "float64"), batch("float64")[0], name=variant)
     assert not report.failure, report.failure
 
 
 @DROPPING
-def test_gradients_in_training(variant):
+def test_gradients_in_training(variant, set_threads):
+    set_threads(1)
     model = create(variant, "float64").train()
     images, labels = batch("float64")
     source = Tensor(images, requires_grad=True)
