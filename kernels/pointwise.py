@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .cpu import kernel, threads
-from .cpu.math import exp, gelu_pair, highest
+from .cpu.math import exp, gelu_erf, gelu_tanh, highest
 from .device import empty
 from .op import Cost, Implementation, Op, Shape, launch
 from .shaping import bands_for, broadcast_strides, nests, offset, share, strides, sum_into
@@ -242,14 +242,26 @@ def gelu_backward_reference(dx, dy, x, approximate):
 
 @kernel
 def _gelu(band, bands, y, x, tanh_form):
-    for i in range(band * len(x) // bands, (band + 1) * len(x) // bands):
-        y[np.uint64(i)] = gelu_pair(x[np.uint64(i)], tanh_form)[0]
+    first, last = band * len(x) // bands, (band + 1) * len(x) // bands
+    y, x = y[first:last], x[first:last]
+    if tanh_form:
+        for i in range(len(x)):
+            y[i] = gelu_tanh(x[i])[0]
+    else:
+        for i in range(len(x)):
+            y[i] = gelu_erf(x[i])[0]
 
 
 @kernel
 def _gelu_backward(band, bands, dx, dy, x, tanh_form):
-    for i in range(band * len(x) // bands, (band + 1) * len(x) // bands):
-        dx[np.uint64(i)] = dy[np.uint64(i)] * gelu_pair(x[np.uint64(i)], tanh_form)[1]
+    first, last = band * len(x) // bands, (band + 1) * len(x) // bands
+    dx, dy, x = dx[first:last], dy[first:last], x[first:last]
+    if tanh_form:
+        for i in range(len(x)):
+            dx[i] = dy[i] * gelu_tanh(x[i])[1]
+    else:
+        for i in range(len(x)):
+            dx[i] = dy[i] * gelu_erf(x[i])[1]
 
 
 def gelu_cpu(y, x, approximate):

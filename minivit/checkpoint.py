@@ -83,18 +83,14 @@ class RunFolder:
     def create(cls, out: str | os.PathLike[str] | None, name: str, overwrite: bool = False) -> RunFolder:
         """An empty run folder: `out`, or runs/<name>-<n> with the first free number.
 
-        Raises UserError where `out` exists already, unless it is empty or, with `overwrite`, a folder; then an earlier run's files go, and
-        all others stay.
+        Raises UserError where `check_free` does. With `overwrite`, an earlier run's files go, and all others stay.
         """
         if out is None:
             return cls(_first_free(Path("runs"), name))
+        check_free(out, overwrite)
         path = Path(out).expanduser()
         with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not overwrite)):
-                also = ", or overwrite=True (--overwrite) to replace its run" if path.is_dir() else ""
-                raise UserError(f"{path} exists already: give another folder as out (--out){also}")
-            path.mkdir(exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
             for file in (CONFIG, METRICS, MODEL, CURVES):
                 (path / file).unlink(missing_ok=True)
         return cls(path)
@@ -118,6 +114,14 @@ class RunFolder:
     def _write(self, name: str, text: str) -> None:
         with writing(self.path / name), atomic_file(self.path / name) as file:
             file.write(text.encode())
+
+
+def check_free(out: str | os.PathLike[str] | None, overwrite: bool) -> None:
+    """Raises UserError where `out` exists already, unless it is an empty folder, or with `overwrite` any folder."""
+    path = Path(out).expanduser() if out is not None else None
+    if path and path.exists() and (not path.is_dir() or (any(path.iterdir()) and not overwrite)):
+        also = ", or overwrite=True (--overwrite) to replace its run" if path.is_dir() else ""
+        raise UserError(f"{path} exists already: give another folder as out (--out){also}")
 
 
 def _first_free(parent: Path, name: str) -> Path:

@@ -23,6 +23,7 @@ from .errors import UserError, nearest
 if TYPE_CHECKING:
     import numpy as np
 
+    from .checking import Report
     from .data import Dataset
     from .module import Module
 
@@ -222,7 +223,7 @@ def _run_gradcheck(options: argparse.Namespace) -> int:
     from .models import list_models
 
     models = {name: _model_to_check(name) for name in list_models("*" if options.names else "*_nano_*")}
-    reports = []
+    reports: list[Report] = []
     header = f"{'':6} {'name':<24} {'backend':<9} {'dtype':<8} {'against':<11} {'directions':>10} {'elements':>9}  worst relative error"
     for report in check(options.names, models):
         if not options.json:

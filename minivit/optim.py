@@ -6,7 +6,7 @@ so that a recorded step can be replayed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from math import cos, inf, pi
 from typing import Any
 
@@ -27,6 +27,7 @@ from .kernels.adamw import (
     WEIGHT_DECAY,
     advance,
 )
+from .models import Model
 from .module import Module, Parameter
 
 NO_DECAY = ("bias", "cls_token", "pos_embed")           # the last part of such a parameter's name
@@ -65,9 +66,9 @@ class FlatParameters:
         start = 0
         for parameter, length in zip(self.parameters, padded):
             part = slice(start, start + parameter.size)
-            view = self.data[part].reshape(parameter.shape)
-            view[...] = parameter.data
-            parameter.data, parameter.grad_home = view, self.gradient[part].reshape(parameter.shape)
+            self.data[part] = parameter.data.reshape(-1)
+            parameter.data = self.data[part].reshape(parameter.shape)
+            parameter.grad_home = self.gradient[part].reshape(parameter.shape)
             start += length
         self._views = [p.data for p in self.parameters]
 
@@ -84,7 +85,7 @@ class FlatParameters:
     def clear_unused_gradients(self) -> None:
         """After a backward: a parameter that it did not reach has gradient zero. Which these are must not change under a plan."""
         for parameter in self.parameters:
-            if parameter.grad is None:
+            if parameter.grad is None and parameter.grad_home is not None:
                 parameter.grad_home[...] = 0
 
 
@@ -92,9 +93,9 @@ def _convert(model: Module, dtype: np.dtype) -> None:
     """Give all parameters a dtype, and the configuration its name."""
     for parameter in model.parameters():
         parameter.data = parameter.data.astype(dtype, copy=False)
-    config = getattr(model, "config", None)
-    if is_dataclass(config) and getattr(config, "dtype", dtype.name) != dtype.name:
-        model.config = replace(config, dtype=dtype.name)
+    if isinstance(model, Model):
+        changed: dict[str, Any] = {"dtype": dtype.name}
+        model.config = replace(model.config, **changed)
 
 
 # ------------------------------------------------------------------------------------------------------------------ optimizers

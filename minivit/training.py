@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from . import __version__
-from .checkpoint import CURVES, MODEL, RunFolder
+from .checkpoint import CURVES, MODEL, RunFolder, check_free
 from .data import Batches, Dataset, load_data
 from .data.cifar import recognise
 from .data.idx import holds_idx
@@ -106,6 +106,7 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
     check_available(precision=precision, device=device)
     if schedule not in SCHEDULES:
         raise UserError(f"unknown schedule {schedule!r}{nearest(schedule, SCHEDULES)}: choose {', '.join(SCHEDULES)}")
+    check_free(out, overwrite)
     announce = _say if progress else _say_nothing
     dataset = _load(data, model, image_size, in_channels, limit, test_fraction=test_fraction, split_seed=split_seed,
                     skip_bad_images=skip_bad_images, progress=progress)
@@ -167,9 +168,7 @@ def limited(dataset: Dataset, limit: int | None) -> Dataset:
 
 
 def _preferred_size(name: str) -> int:
-    family = FAMILIES.get(name) or PRESETS.get(name)
-    if family is None:
-        create_model(name)                              # raises, naming the nearest
+    family = FAMILIES.get(name) or PRESETS.get(name) or type(create_model(name))        # which raises, naming the nearest
     return family.Config(**family.presets.get(name, {})).image_size
 
 
@@ -248,9 +247,11 @@ class Loop:
             for epoch in range(self.recipe.epochs):
                 self.folder.add_metrics(self._epoch(epoch, shown))
                 shown.epoch(self.folder.history[-1])
-        except KeyboardInterrupt:
-            finished = len(self.folder.history)
-            raise Interrupted(f"interrupted; {self.folder.path} holds the model after {finished} of {self.recipe.epochs} epochs") from None
+        except (KeyboardInterrupt, TrainingError) as stop:
+            kept = f"{self.folder.path} holds the model after {len(self.folder.history)} of {self.recipe.epochs} epochs"
+            if isinstance(stop, TrainingError):
+                raise TrainingError(f"{stop}; {kept}") from None
+            raise Interrupted(f"interrupted; {kept}") from None
         finally:
             shown.close()
             if self.folder.history:

@@ -15,6 +15,9 @@ from minivit.training import Interrupted, TrainingError
 SMALL = {"epochs": 2, "batch_size": 32, "limit": 96, "model_options": {"dim": 16, "depth": 1, "heads": 2}, "progress": False}
 
 
+JAX_INIT = {"dim": 32, "depth": 1, "heads": 2, "init": "jax"}       # wider weights: a small model learns at once
+
+
 def small(tmp_path, name="run", **options):
     return train(out=tmp_path / name, **SMALL | options)
 
@@ -69,15 +72,16 @@ def test_the_config_names_every_argument(run):
 
 
 @pytest.mark.parametrize("options", [
-    {"ema": 0.9, "cutmix": 1.0, "accumulate": 2, "drop_path": 0.1},
-    {"optimizer": "sgd", "schedule": "constant", "lr": 0.05, "clip_norm": 0},
-    {"precision": "float64", "mixup": 0, "augmentation": "none"},
-    {"model": "mixer_nano_patch2_8", "model_options": {"dim": 16, "depth": 1}},
+    {"ema": 0.8, "cutmix": 0.2, "accumulate": 2, "drop_path": 0.1},
+    {"optimizer": "sgd", "schedule": "constant", "lr": 0.1, "clip_norm": 0},
+    {"precision": "float64", "weight_decay": 0.1},
+    {"model": "mixer_nano_patch2_8", "model_options": {"dim": 32, "depth": 1}},
 ], ids=lambda options: next(iter(options)))
 def test_all_sorts_of_training_learn(tmp_path, options):
-    run = small(tmp_path, **{"epochs": 8, "limit": 320, "lr": 1e-2, "model_options": {"dim": 32, "depth": 1, "heads": 2}} | options)
+    easy = {"epochs": 8, "limit": 320, "lr": 1e-2, "mixup": 0, "augmentation": "none", "model_options": JAX_INIT}
+    run = small(tmp_path, **easy | options)
     assert run.history[-1]["train_loss"] < run.history[0]["train_loss"]
-    assert run.test_accuracy > 0.25                     # chance is 0.1
+    assert run.test_accuracy > 0.3                      # chance is 0.1
     loaded = minivit.load(run.folder)
     for name, value in run.model.state_dict().items():
         np.testing.assert_array_equal(loaded.state_dict()[name], value)
@@ -91,7 +95,7 @@ def test_the_model_fits_the_data(tmp_path):
     config = run.model.config
     assert (config.image_size, config.in_channels, config.num_classes) == (12, 3, 5)
     assert run.model.class_names == tuple("01234")
-    assert json.loads((run.folder / CONFIG).read_text())["arguments"]["batch_size"] == 32       # no more than there are images
+    assert json.loads((run.folder / CONFIG).read_text())["arguments"]["batch_size"] == 30       # no more than there are images
 
 
 def test_a_given_model_is_trained_further(tmp_path, run):
@@ -160,7 +164,7 @@ def test_an_interrupt_leaves_the_last_finished_epoch(tmp_path, monkeypatch, fini
 
 
 def test_a_loss_that_is_not_finite_leaves_the_run_usable(tmp_path):
-    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step"):
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step .* run holds the model after \d of 3 epochs"):
         small(tmp_path, optimizer="sgd", lr=1e30, clip_norm=0, epochs=3, warmup=0)
     for value in minivit.load(tmp_path / "run").state_dict().values():
         assert np.isfinite(value).all()

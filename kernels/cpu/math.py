@@ -5,7 +5,6 @@ their relative error is about 1e-7. In float64 they are the C library's, to full
 
     exp(x)  = 2ⁿ·exp(r),  n = round(x / ln 2),  |r| <= ln(2)/2,  exp(r) = 1 + r + r²·E(r)
     tanh(x) = x·P(x²) / Q(x²)  for |x| < 9.02, beyond which it is 1;  erf(x) likewise, for |x| < 4
-    Φ(-z)   = exp(-z²/2)·t·T(t),  t = 1 / (1 + 0.27 z),  z >= 0: the normal distribution's lower tail, to full relative accuracy
 
 The coefficients are minimax fits: relative error 2.5e-8 at most, before rounding.
 """
@@ -34,15 +33,12 @@ TANH_Q = _singles(1, 0.467130332168046, 0.025871073386653898, 0.0003283092955298
 ERF_P = _singles(1.1283791392988618, 0.19354624670621629, 0.05310190716132531, 0.003883396154014352, 0.0002845673171154257,
                  1.986776502103817e-06)
 ERF_Q = _singles(1, 0.5048584504844547, 0.11535049398840805, 0.015207355234141079, 0.0011855842485647425, 3.74201881838537e-05)
-TAIL = _singles(0.10772018134593964, 0.10755050182342529, 0.1017591804265976, 0.07224023342132568, 0.10739957541227341, -0.0686211958527565,
-                0.16929160058498383, -0.1262553632259369, 0.028915295377373695)
-
-ONE, HALF, TAIL_SCALE = _singles(1, 0.5, 0.27)
+ONE, HALF, ROOT_HALF = _singles(1, 0.5, math.sqrt(0.5))
 EXP_LOWEST, EXP_HIGHEST = _singles(-104, 89)            # beyond these the result is 0, and infinity
 LOG2_E, LN2_HIGH, LN2_LOW = _singles(1 / math.log(2), 0.693359375, math.log(2) - 0.693359375)       # n·LN2_HIGH is exact: 10 bits
 ROUNDER = np.float32(1.5 * 2**23)                       # the low bits of x + ROUNDER are round(x)
 TANH_END, ERF_END = _singles(9.02, 4)
-GELU_END = 40.0                                         # beyond this the cdf is 0 or 1 in float64, and no square or cube overflows
+GELU_END, GELU_TANH_END = 40.0, 9.0                     # beyond these the derivative is 0 or 1, and within nothing overflows
 
 
 @intrinsic
@@ -124,35 +120,34 @@ def erf(x):
     return math.erf(x)
 
 
-def _tail(z, power, logistic):
-    t = ONE / (ONE + (power if logistic else TAIL_SCALE * z))
-    return power * t * (ONE if logistic else _polynomial(t, TAIL))
+def _normal_cdf(x):
+    return HALF + HALF * erf(x * ROOT_HALF)
 
 
-@_single(_tail)
-def tail(z, power, logistic):
-    """The lower tail at -z, z >= 0, of the normal distribution where power = exp(-z²/2), or of the logistic where power = exp(-z)."""
-    return power / (1 + power) if logistic else 0.5 * math.erfc(z * math.sqrt(0.5))
+@_single(_normal_cdf)
+def normal_cdf(x):
+    """Φ(x), the share of a standard normal distribution below x."""
+    return 0.5 * math.erfc(-x * math.sqrt(0.5))
 
 
 @njit(**OPTIONS)
-def gelu_pair(x, tanh_form):
-    """GELU(x) = x·Φ(x) and its derivative Φ(x) + x·Φ'(x); Φ(x) ≈ (1 + tanh(√(2/π)·(x + 0.044715 x³))) / 2 where `tanh_form` is true.
-
-    (1 + tanh(u)) / 2 is the logistic distribution 1 / (1 + exp(-2u)). Both forms are computed for |x|, and share exp and the division, so
-    that no branch is left to keep a loop from vectorising.
-    """
+def gelu_erf(x):
+    """GELU(x) = x·Φ(x), and its derivative Φ(x) + x·Φ'(x)."""
     number = type(x)
-    one, zero, end = number(1), number(0), number(GELU_END)
-    linear, cubic = number(2 * math.sqrt(2 / math.pi)), number(2 * math.sqrt(2 / math.pi) * 0.044715)
-    z = abs(_clip(x, -end, end))
-    square = z * z
-    power = exp(-(z * (linear + cubic * square) if tanh_form else number(0.5) * square))
-    lower = tail(z, power, tanh_form)
-    upper = one - lower
-    cdf = lower if x < zero else upper
-    slope = lower * upper * (linear + number(3) * cubic * square) if tanh_form else power * number(1 / math.sqrt(2 * math.pi))
-    return x * cdf, cdf + (-z if x < zero else z) * slope
+    z = _clip(x, number(-GELU_END), number(GELU_END))
+    cdf = normal_cdf(x)
+    return x * cdf, cdf + z * exp(number(-0.5) * z * z) * number(1 / math.sqrt(2 * math.pi))
+
+
+@njit(**OPTIONS)
+def gelu_tanh(x):
+    """The same with Φ(x) ≈ (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), u = √(2/π)·(x + 0.044715 x³)."""
+    number = type(x)
+    one, linear, cubic = number(1), number(2 * math.sqrt(2 / math.pi)), number(2 * math.sqrt(2 / math.pi) * 0.044715)
+    z = _clip(x, number(-GELU_TANH_END), number(GELU_TANH_END))
+    power = exp(-z * (linear + cubic * z * z))
+    cdf = one / (one + power)
+    return x * cdf, cdf + z * power * cdf * cdf * (linear + number(3) * cubic * z * z)
 
 
 @njit(fastmath={"contract", "reassoc", "nsz", "nnan"}, error_model="numpy")

@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 from . import call, kernel, routine
-from .math import gelu_pair
+from .math import gelu_erf, gelu_tanh
 
 # Epilogue, in this order; v is the product's element (i, j).
 BIAS_COLUMN = 1                                         # v += bias[j]
@@ -222,12 +222,23 @@ def _epilogue(zero, first, rows, columns, c, c_row, flags, bias, pre, extra, oth
         if flags & GELU:
             for j in range(columns):
                 before[j] = values[j]
-                values[j] = gelu_pair(values[j], flags & TANH != 0)[0]
+            if flags & TANH:
+                for j in range(columns):
+                    values[j] = gelu_tanh(values[j])[0]
+            else:
+                for j in range(columns):
+                    values[j] = gelu_erf(values[j])[0]
         if flags & GELU_GRADIENT:
-            for j in range(columns):
-                activated, slope = gelu_pair(before[j], flags & TANH != 0)
-                values[j] *= slope
-                others[j] = activated
+            if flags & TANH:
+                for j in range(columns):
+                    activated, slope = gelu_tanh(before[j])
+                    values[j] *= slope
+                    others[j] = activated
+            else:
+                for j in range(columns):
+                    activated, slope = gelu_erf(before[j])
+                    values[j] *= slope
+                    others[j] = activated
         if flags & RESIDUAL:
             for j in range(columns):
                 values[j] += others[j]
