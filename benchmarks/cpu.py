@@ -13,7 +13,6 @@ after the imports.
 """
 from __future__ import annotations
 
-import os
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -31,8 +30,8 @@ from minivit import UserError, create_model
 from .measure import Summary, machine, machine_line, milliseconds, option_parser, percent, table, write_result
 from .worker import Problem, Worker
 
-MODELS = {"vit_nano_patch2_8": 64, "vit_tiny_patch4_32": 64, "mixer_tiny_patch4_32": 64}                    # name -> images in a batch
-TINY_MODELS = {"vit_nano_patch2_8": 4, "mixer_nano_patch2_8": 4}
+MODELS, BATCH = ("vit_nano_patch2_8", "vit_tiny_patch4_32", "mixer_tiny_patch4_32"), 64
+TINY_MODELS, TINY_BATCH = ("vit_nano_patch2_8", "mixer_nano_patch2_8"), 4
 SIDES = {"minivit": "ours", "PyTorch": "rivals"}        # name -> module in this package
 WORKLOADS = ("train", "infer")
 PAUSE = 0.1                                             # seconds before a turn: the other side's threads have stopped spinning
@@ -99,7 +98,7 @@ def check(problem: Problem, sides: Mapping[str, str], threads: int) -> dict[str,
     with workers_for(replace(problem, adamw=CHECKED_ADAMW), sides, threads) as workers:
         flops = workers["minivit"].call("flops")
         answers = {name: Answers.of(worker) for name, worker in workers.items()}
-    for name in sides:
+    for name in sides.keys() - {"minivit"}:
         compare(problem.weights, answers["minivit"], answers[name])
     return dict(zip(WORKLOADS, flops))
 
@@ -165,31 +164,30 @@ def rows(entries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def parse(arguments: Sequence[str] | None) -> Namespace:
     parser = option_parser("cpu", "Training steps and inference in float32, minivit beside PyTorch.")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser.add_argument("--models", nargs="+", metavar="NAME", help=f"presets (default: {' '.join(MODELS)})")
-    parser.add_argument("--batch", type=int, help=f"images in a batch (default: {MODELS['vit_tiny_patch4_32']})")
-    parser.add_argument("--threads", type=int, default=cores, help="of each side (default: %(default)s, all cores)")
+    parser.add_argument("--batch", type=int, help=f"images in a batch (default: {BATCH})")
+    parser.add_argument("--threads", type=int, help="of each side (default: as many as there are cores)")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each side (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=1.0, help="about how long a turn takes (default: %(default)s)")
     options = parser.parse_args(arguments)
     options.steps = 3                                   # the least in a turn
     if options.tiny:
         options.rounds, options.seconds, options.steps = 2, 0.0, 1
-    presets = TINY_MODELS if options.tiny else MODELS
-    batch = options.batch or (4 if options.tiny else 64)
-    options.batches = {name: options.batch or presets.get(name, batch) for name in options.models or presets}
+    options.models = options.models or (TINY_MODELS if options.tiny else MODELS)
+    options.batch = options.batch or (TINY_BATCH if options.tiny else BATCH)
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     sides = {name: module for name, module in SIDES.items() if name != "PyTorch" or find_spec("torch")}
-    found = machine() | {"threads": options.threads}
+    found = machine()
+    found["threads"] = options.threads = options.threads or found["cores"]
     print(machine_line(found))
     if "PyTorch" not in sides:
         print("PyTorch is not installed (pip install torch): minivit is timed alone, and its answers are held against nothing")
     try:
-        problems = {name: make_problem(name, batch) for name, batch in options.batches.items()}
+        problems = {name: make_problem(name, options.batch) for name in options.models}
     except UserError as error:
         print(error)
         return 2

@@ -70,7 +70,7 @@ def _torch() -> dict[str, str]:
 
 def machine_line(found: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{n} {found['versions'][n]}" for n in ("minivit", "numpy", "numba", "torch") if n in found["versions"])
-    return f"{found['cpu']}, {found['threads']} threads, {' '.join(found['instructions'])}\n{versions}, Python {found['python']}"
+    return f"{found['cpu']}, threads: {found['threads']}, {' '.join(found['instructions'])}\n{versions}, Python {found['python']}"
 
 
 # ------------------------------------------------------------------------------------------------------------- options and output

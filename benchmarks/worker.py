@@ -110,7 +110,8 @@ def serve(module: str) -> None:
     make = import_module(f"benchmarks.{module}").Contender
     at_start = peak_memory()
     contender: Any = None
-    own = {"turn": lambda method, steps: _turn(getattr(contender, method), steps), "memory": lambda: (at_start, peak_memory())}
+    own: dict[str, Callable] = {"turn": lambda method, steps: _turn(getattr(contender, method), steps),
+                                "memory": lambda: (at_start, peak_memory())}
     while True:
         try:
             question = pickle.load(sys.stdin.buffer)

@@ -102,7 +102,7 @@ def test_a_right_op_passes():
     assert [(r.dtype, r.against) for r in check_op(POWER, "reference")] == [("float64", "differences")]
 
 
-@pytest.mark.parametrize("place, name", enumerate(["dx", "dw", "dshift"]))
+@pytest.mark.parametrize("place, name", list(enumerate(["dx", "dw", "dshift"])))
 def test_a_wrong_gradient_is_caught(place, name):
     def spoil(*arguments):
         if arguments[place] is not None:
