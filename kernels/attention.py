@@ -10,8 +10,6 @@ Letters: B batch, N tokens, H heads, D head size. qkv is (B, N, 3, H, D), in tim
 """
 from __future__ import annotations
 
-from math import prod
-
 import numpy as np
 
 from .cpu import kernel, routine, threads
@@ -19,7 +17,7 @@ from .cpu.math import exp, highest
 from .cpu.product import item_bytes, plain_product, product_entry, scratch_bytes, view
 from .device import empty, like
 from .op import Cost, Implementation, Op, launch
-from .shaping import reduce_sum
+from .shaping import fill, sum_into
 
 
 # -------------------------------------------------------------------------------------------------------------------- reference
@@ -79,7 +77,8 @@ def _scale_and_bias(zero, address, N, scale, bias, biased):
 
 
 @kernel
-def _forward(band, bands, entry, y, logits, probabilities, lse, qkv, bias, scratch, bias_batch, bias_head, scale, keep_logits, keep_probabilities):
+def _forward(band, bands, entry, y, logits, probabilities, lse, qkv, bias, scratch, bias_batch, bias_head, scale, keep_logits,
+             keep_probabilities):
     B, N, _, H, D = qkv.shape
     zero = qkv.dtype.type(0)
     item = item_bytes(zero)
@@ -167,12 +166,6 @@ def _backward(band, bands, entry, dqkv, dl, dy, dlogits, dprobabilities, qkv, bi
         plain_product(entry, room, N, D, N, g_address, 1, N, q, row, 1, dq + H * D * item, row)
 
 
-@kernel
-def _zero(band, bands, x):
-    for i in range(len(x) * band // bands, len(x) * (band + 1) // bands):
-        x[i] = 0
-
-
 def _scratch(qkv, squares):
     """For each band: what `product` needs, then so many (N, N) matrices at the end."""
     B, N, _, H, D = qkv.shape
@@ -184,7 +177,7 @@ def _bias_steps(bias, shape):
     """Elements from one sample, and one head, of the bias to the next; -1 for both where there is none."""
     if bias is None:
         return -1, -1
-    B, N, _, H, _ = shape
+    N = shape[1]
     return (0 if bias.shape[0] == 1 else bias.shape[1] * N * N), (0 if bias.shape[1] == 1 else N * N)
 
 
@@ -194,8 +187,8 @@ def _flat(array, instead):
 
 def forward_cpu(y, logits, probabilities, lse, qkv, bias, scale, keep_logits, keep_probabilities):
     scratch = _scratch(qkv, 1)
-    launch(_forward, len(scratch), product_entry(qkv.dtype), y.reshape(-1), _flat(logits, y), _flat(probabilities, y), lse.reshape(-1), qkv, _flat(bias, y), scratch,
-           *_bias_steps(bias, qkv.shape), float(scale), keep_logits, keep_probabilities)
+    launch(_forward, len(scratch), product_entry(qkv.dtype), y.reshape(-1), _flat(logits, y), _flat(probabilities, y), lse.reshape(-1),
+           qkv, _flat(bias, y), scratch, *_bias_steps(bias, qkv.shape), float(scale), keep_logits, keep_probabilities)
 
 
 def backward_cpu(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale, keep_logits, keep_probabilities):
@@ -203,15 +196,15 @@ def backward_cpu(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale
     dqkv = like(qkv) if dqkv is None else dqkv
     if dy is None:
         dy = empty((B, N, H, D), qkv.dtype)
-        launch(_zero, threads(), dy.reshape(-1))
+        fill(dy, 0.0)
     whole = bias is not None and bias.shape == (B, H, N, N)
     dl = None if dbias is None else dbias if whole else empty((B, H, N, N), qkv.dtype)
     scratch = _scratch(qkv, 2)
-    launch(_backward, len(scratch), product_entry(qkv.dtype), dqkv.reshape(-1), _flat(dl, dqkv), dy.reshape(-1), _flat(dlogits, dy), _flat(dprobabilities, dy),
-           qkv, _flat(bias, dy), lse.reshape(-1), scratch, *_bias_steps(bias, qkv.shape), float(scale), dl is not None,
-           dlogits is not None, dprobabilities is not None)
+    launch(_backward, len(scratch), product_entry(qkv.dtype), dqkv.reshape(-1), _flat(dl, dqkv), dy.reshape(-1), _flat(dlogits, dy),
+           _flat(dprobabilities, dy), qkv, _flat(bias, dy), lse.reshape(-1), scratch, *_bias_steps(bias, qkv.shape), float(scale),
+           dl is not None, dlogits is not None, dprobabilities is not None)
     if dbias is not None and not whole:
-        reduce_sum.forward.cpu(dbias, dl, tuple(a for a in (0, 1) if bias.shape[a] == 1), True, 1.0)
+        sum_into(dbias, dl)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- spec

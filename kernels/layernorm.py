@@ -124,8 +124,8 @@ def forward_cpu(y, mean, rstd, x, w, b, eps):
 
 def add_forward_cpu(s, y, mean, rstd, x, branch, w, b, eps):
     C = x.shape[-1]
-    launch(_forward, threads(), y.reshape(-1, C), s.reshape(-1, C), mean.reshape(-1), rstd.reshape(-1), x.reshape(-1, C), branch.reshape(-1, C),
-           w, b, eps, True)
+    launch(_forward, threads(), y.reshape(-1, C), s.reshape(-1, C), mean.reshape(-1), rstd.reshape(-1), x.reshape(-1, C),
+           branch.reshape(-1, C), w, b, eps, True)
 
 
 def backward_cpu(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):

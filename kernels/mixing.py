@@ -21,13 +21,13 @@ from .cpu import product as tiles
 from .device import like
 from .gemm import column_sums, gemm
 from .op import Cost, Implementation, Op, launch
-from .pointwise import gelu
+from .pointwise import gelu_backward_reference, gelu_reference
 
 
 # -------------------------------------------------------------------------------------------------------------------- reference
 def _gelu(h, approximate):
     a = h.copy()
-    gelu.forward.reference(a, h, approximate)
+    gelu_reference(a, h, approximate)
     return a
 
 
@@ -53,14 +53,14 @@ def _set(gradients, values):
 
 def channel_backward_reference(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
     dh = h.copy()                                       # (B, N, F)
-    gelu.backward.reference(dh, dy @ w2, h, approximate)
+    gelu_backward_reference(dh, dy @ w2, h, approximate)
     dy_rows, dh_rows, x_rows, a_rows = (m.reshape(-1, m.shape[-1]) for m in (dy, dh, x, _gelu(h, approximate)))
     _set((dx, dw1, db1, dw2, db2), (dh @ w1, dh_rows.T @ x_rows, dh_rows.sum(0), dy_rows.T @ a_rows, dy_rows.sum(0)))
 
 
 def token_backward_reference(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
     dh = h.copy()                                       # (B, F, C)
-    gelu.backward.reference(dh, w2.T @ dy, h, approximate)
+    gelu_backward_reference(dh, w2.T @ dy, h, approximate)
     dw1_each, dw2_each = dh @ x.swapaxes(1, 2), dy @ _gelu(h, approximate).swapaxes(1, 2)
     _set((dx, dw1, db1, dw2, db2), (w1.T @ dh, dw1_each.sum(0), dh.sum((0, 2)), dw2_each.sum(0), dy.sum((0, 2))))
 

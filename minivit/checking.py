@@ -123,9 +123,7 @@ def compare(tally: Tally, what: str, evaluate: Callable[[], Sequence[np.ndarray]
     """
     arrays = list(variables.values())
     scales = [_rms(a) or 1.0 for a in arrays]
-    # A result carries the roundings of its own size, and those of the numbers it was made of even where it is 0.
-    loudness = sum(float(np.sum(w ** 2 * (r ** 2 + max(scales) ** 2))) for w, r in zip(weights, evaluate())) ** 0.5
-    rounding = float(np.finfo(np.float64).eps) * loudness / STEP
+    rounding = _rounding(evaluate, weights, arrays, scales, rng) / STEP
     for _ in range(directions):
         vectors = [scale * rng.standard_normal(a.shape) for a, scale in zip(arrays, scales)]
         difference = slope(evaluate, weights, _along(arrays, vectors), STEP)
@@ -143,6 +141,23 @@ def compare(tally: Tally, what: str, evaluate: Callable[[], Sequence[np.ndarray]
             _judge(tally, given, difference, size + max(abs(given), abs(difference)), rounding / scale,
                    f"{what}: d{name}[{', '.join(map(str, index))}]")
             tally.elements += 1
+
+
+def _rounding(evaluate: Callable[[], Sequence[np.ndarray]], weights: Sequence[np.ndarray], arrays: Sequence[np.ndarray],
+              scales: Sequence[float], rng: np.random.Generator) -> float:
+    """By about how much roundings change Σ weights·evaluate().
+
+    A result carries the roundings of its own size, those of the numbers it was made of even where it is 0, and what becomes of one
+    rounding of every argument on its way through: a deep model's grow. Twice that, since a difference has two ends.
+    """
+    unit = float(np.finfo(np.float64).eps)
+    results = evaluate()
+    own = sum(float(np.sum(w ** 2 * (r ** 2 + max(scales) ** 2))) for w, r in zip(weights, results)) ** 0.5
+    move = _along(arrays, [a * rng.choice((-1.0, 1.0), a.shape) for a in arrays])
+    move(unit)
+    moved = sum(float(np.sum((w * (r - other)) ** 2)) for w, r, other in zip(weights, results, evaluate())) ** 0.5
+    move(0.0)
+    return unit * own + 2 * moved
 
 
 def _judge(tally: Tally, given: float, difference: float, size: float, rounding: float, where: str) -> None:

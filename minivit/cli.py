@@ -62,17 +62,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser("minivit", description="Train and run small vision transformers and mixers.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"minivit {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    name = arguments[0] if arguments else ""
-    if not name:
-        parser.print_help()
-        raise SystemExit(0)
+    name = arguments[0] if arguments else "--help"
     if not name.startswith("-") and name not in COMMANDS:
         raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}: choose {', '.join(COMMANDS)}")
     subparsers = {n: commands.add_parser(n, help=c.help, description=c.help, allow_abbrev=False) for n, c in COMMANDS.items()}
     if name in COMMANDS:                                # the others' options need not be known, nor what they import
         COMMANDS[name].configure(subparsers[name])
         subparsers[name].add_argument("--json", action="store_true", help="print the result as JSON")
-    options, unknown = parser.parse_known_args(arguments)
+    options, unknown = parser.parse_known_args(arguments or ["--help"])
     if unknown:
         known = [option for action in subparsers[name]._actions for option in action.option_strings]
         raise UserError(f"unknown option {unknown[0]}{nearest(unknown[0], known)}; minivit {name} --help lists them")
@@ -95,11 +92,12 @@ def _configure_train(parser: argparse.ArgumentParser) -> None:
     for name, parameter in inspect.signature(train).parameters.items():
         if name in NOT_OPTIONS:
             continue
-        flag, kind = "--" + name.replace("_", "-"), _simplest(hints[name])
+        flag, kind, default = "--" + name.replace("_", "-"), _simplest(hints[name]), parameter.default
         if kind is bool:
             parser.add_argument(flag, action="store_true", help=told[name])
         else:
-            parser.add_argument(flag, type=kind, default=parameter.default, metavar=kind.__name__.upper(), help=told[name])
+            shown = "" if default is None else f" (default: {default})"
+            parser.add_argument(flag, type=kind, default=default, metavar=kind.__name__.upper(), help=told[name] + shown)
     parser.add_argument("--model-option", action="append", default=[], metavar="NAME=VALUE",
                         help=told["model_options"] + "; may be repeated")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
@@ -267,7 +265,7 @@ def _run_info(options: argparse.Namespace) -> int:
 
 
 COMMANDS = {
-    "train": Command("train a model; without options, a small ViT on handwritten digits", _configure_train, _run_train),
+    "train": Command("train a model; without options, a small vision transformer on handwritten digits", _configure_train, _run_train),
     "eval": Command("test accuracy of a trained model", _configure_eval, _run_eval),
     "predict": Command("label images: path, label and probability, a line each", _configure_predict, _run_predict),
     "gradcheck": Command("check the kernels' gradients and accuracy on this machine", _configure_gradcheck, _run_gradcheck),

@@ -5,6 +5,7 @@ layout. An image array is (B, C, H, W).
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,8 @@ def attention(qkv: Tensor, heads: int, scale: float | None = None, bias: Tensor 
     return (context, *extra) if extra else context
 
 
-def patch_projection(images: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | tuple[int, int] | None = None,
-                     padding: int | tuple[int, int] = 0) -> Tensor:
+def patch_projection(images: Tensor, weight: Tensor, bias: Tensor | None = None,
+                     stride: int | Sequence[int] | None = None, padding: int | Sequence[int] = 0) -> Tensor:
     """Project each patch: images (B, C, H, W), weight (O, C, P, Q) -> (B, rows·columns, O), patches in reading order.
 
     stride: the patch's own size by default, so that patches do not overlap. Source: 2010.11929, section 3.1 (a convolution).
@@ -63,13 +64,13 @@ def patch_projection(images: Tensor, weight: Tensor, bias: Tensor | None = None,
     return linear(patches.reshape(B, rows * columns, size), weight.reshape(len(weight), size), bias)
 
 
-def unfold(images: Tensor, kernel: int | tuple[int, int], stride: int | tuple[int, int] = 1, padding: int | tuple[int, int] = 0) -> Tensor:
+def unfold(images: Tensor, kernel: int | Sequence[int], stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0) -> Tensor:
     """Patches of images (B, C, H, W) as rows: -> (B, rows, columns, C·kh·kw), zero padded. Raises UserError where none fits."""
-    kernel, stride, padding = ((v, v) if isinstance(v, int) else tuple(v) for v in (kernel, stride, padding))
+    size, step, frame = ((v, v) if isinstance(v, int) else tuple(v) for v in (kernel, stride, padding))
     for axis, name in ((0, "height"), (1, "width")):
-        if images.shape[2 + axis] + 2 * padding[axis] < kernel[axis]:
-            raise UserError(f"patch size {kernel[axis]} does not fit into image {name} {images.shape[2 + axis]} with padding {padding[axis]}")
-    return apply(OPS["unfold"], images, kernel=kernel, stride=stride, padding=padding)
+        if images.shape[2 + axis] + 2 * frame[axis] < size[axis]:
+            raise UserError(f"patch size {size[axis]} does not fit into image {name} {images.shape[2 + axis]} with padding {frame[axis]}")
+    return apply(OPS["unfold"], images, kernel=size, stride=step, padding=frame)
 
 
 def channel_mixing_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *, residual: Tensor | None = None,

@@ -39,7 +39,7 @@ def no_grad() -> Iterator[None]:
 class Node:
     """An op that ran (or, where `op` is None, a reshape)."""
 
-    __slots__ = ("op", "inputs", "constants", "saved", "results", "number")
+    __slots__ = ("constants", "inputs", "number", "op", "results", "saved")
 
     def __init__(self, op: Op | None, inputs: tuple, constants: tuple = (), saved: tuple | None = (), results: int = 1) -> None:
         self.op, self.inputs, self.constants, self.saved, self.results = op, inputs, constants, saved, results
@@ -53,14 +53,14 @@ class Tensor:
     requires_grad: whether `backward` puts a gradient into `.grad`, a Tensor of the same shape (None before).
     """
 
-    __slots__ = ("data", "requires_grad", "grad", "grad_home", "node", "result", "__weakref__")
+    __slots__ = ("__weakref__", "data", "grad", "grad_home", "node", "requires_grad", "result")
     __array_priority__ = 1000                           # array + tensor asks the tensor
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         array = np.asarray(data.data if isinstance(data, Tensor) else data)
         if array.dtype not in (np.float32, np.float64):
             array = array.astype(np.float32)
-        self.data = np.ascontiguousarray(array).reshape(array.shape)
+        self.data: np.ndarray = np.ascontiguousarray(array).reshape(array.shape)
         self.requires_grad = requires_grad
         self.grad: Tensor | None = None
         self.grad_home: np.ndarray | None = None        # where a leaf's gradient must lie (a part of a flat buffer)
@@ -294,15 +294,16 @@ def _walk(root: Tensor, seed: np.ndarray) -> None:
     while gradients.heap:
         node, arrived = gradients.pop()
         if node.op is None:
-            source = node.inputs[0]
-            gradients.add(source, arrived[0].reshape(source.shape))
+            source, gradient = node.inputs[0], arrived[0]
+            assert gradient is not None
+            gradients.add(source, gradient.reshape(source.shape))
         else:
             _run_backward(node, arrived, gradients)
 
 
 def _run_backward(node: Node, arrived: list[np.ndarray | None], gradients: _Gradients) -> None:
     op, saved = node.op, node.saved
-    assert op is not None
+    assert op is not None and op.backward is not None
     if saved is None:
         raise RuntimeError("backward a second time through the same nodes: their saved arrays are freed")
     node.saved = None
@@ -321,8 +322,6 @@ def _run_backward(node: Node, arrived: list[np.ndarray | None], gradients: _Grad
     given = {"d" + n: a for n, a in (computed | dict(zip(op.results, arrived))).items()}
     for n in wanted:
         gradient = given[op.same.get(n, "d" + n)]
-        if sums.get(n) is not None:
-            gradients.set(sources[n], gradient)
-        elif gradient is not None:
-            gradients.add(sources[n], gradient)
+        if gradient is not None:
+            (gradients.add if sums.get(n) is None else gradients.set)(sources[n], gradient)
 

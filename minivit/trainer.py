@@ -88,7 +88,8 @@ class Trainer:
         """One optimizer step; returns the mean loss of the batch before it.
 
         images: (B, C, H, W) floats, normalised. labels: (B,) integers below K, or (B, K) probabilities.
-        Raises UserError for arrays that do not fit, TrainingError where the loss is not finite.
+        Raises UserError for arrays that do not fit, and then nothing is changed; TrainingError where the loss is not finite, and then the
+        weights are lost.
         """
         images = images.data if isinstance(images, Tensor) else np.asarray(images)
         labels = np.asarray(labels)
@@ -110,7 +111,7 @@ class Trainer:
         loss = sum(map(float, batch.losses)) / self.accumulate
         if not isfinite(loss):
             raise TrainingError(f"the loss is {loss} at step {self.steps} with learning rate {self.lr:g}: lower lr, lengthen the warmup or "
-                                "set clip_norm, and see that all images are finite; the model's weights are lost")
+                                "set clip_norm, and see that all images are finite")
         return loss
 
     def swap_average(self) -> None:

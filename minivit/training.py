@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from . import __version__
-from .checkpoint import CURVES, MODEL, RunFolder, check_free
+from .checkpoint import CURVES, MODEL, RunFolder, check_free, writing
 from .data import Batches, Dataset, load_data
 from .data.cifar import recognise
 from .data.idx import holds_idx
@@ -67,8 +67,8 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
 
     What is None follows the recipe of the data (`minivit.recipes`); the model is made to fit the data's classes, channels and image size.
 
-    model: name of a model, or a Model, which is trained further
-    data: digits, cifar10, cifar100, a folder of images, an .npz file or archive, arrays or a Dataset (see `load_data`)
+    model: name of a model; in Python also a Model, which is trained further
+    data: digits, cifar10, cifar100, a folder of images, an .npz file or an archive; in Python also arrays or a Dataset (`load_data`)
     epochs: passes over the training images
     batch_size: images of an optimizer step
     lr: highest learning rate
@@ -78,17 +78,17 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
     weight_decay: decoupled weight decay, not of biases, scales and position embeddings
     clip_norm: largest norm of the whole gradient; 0 is off
     label_smoothing: share of the target that all classes divide
-    augmentation: none, flip, crop-flip or affine, or a policy of one's own; by default what the data bears
+    augmentation: none, flip, crop-flip or affine, by default what the data bears; in Python also a policy of one's own
     mixup: alpha of mixup; 0 is off
     cutmix: alpha of CutMix; 0 is off
     drop_path: stochastic depth of the last block
     ema: decay of a running average of the weights, which is then what is tested and kept; 0 is off
     optimizer: adamw or sgd
-    momentum: of sgd
+    momentum: of sgd, 0 ... below 1
     accumulate: parts that a batch is computed in, for less memory
     seed: of weights, order, augmentation and dropout; the same seed gives the same run bit for bit on the same machine
-    precision: float32 or float64
-    device: cpu
+    precision: of all arithmetic, float32 or float64
+    device: where it is done, cpu
     image_size: pixels that images are resized to
     in_channels: 1 for gray, 3 for RGB
     test_fraction: share of each class that is kept for testing, where the data has no split
@@ -248,17 +248,22 @@ class Loop:
                 self.folder.add_metrics(self._epoch(epoch, shown))
                 shown.epoch(self.folder.history[-1])
         except (KeyboardInterrupt, TrainingError) as stop:
+            self._draw()
             kept = f"{self.folder.path} holds the model after {len(self.folder.history)} of {self.recipe.epochs} epochs"
             if isinstance(stop, TrainingError):
                 raise TrainingError(f"{stop}; {kept}") from None
             raise Interrupted(f"interrupted; {kept}") from None
         finally:
             shown.close()
-            if self.folder.history:
-                title = f"{self.classifier.model.name} on {self.dataset.name}"
-                save_learning_curves(self.folder.history, self.folder.path / CURVES, title)
+        self._draw()
         self.trainer.swap_average()
         self.classifier.eval()
+
+    def _draw(self) -> None:
+        if self.folder.history:
+            path = self.folder.path / CURVES
+            with writing(path):
+                save_learning_curves(self.folder.history, path, f"{self.classifier.model.name} on {self.dataset.name}")
 
     def _epoch(self, epoch: int, shown: Progress) -> dict[str, Any]:
         recipe, trainer, steps = self.recipe, self.trainer, len(self.batches)

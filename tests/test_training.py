@@ -1,6 +1,8 @@
 """`train` from end to end on a small part of the digits."""
+import errno
 import inspect
 import json
+import os
 import sys
 
 import numpy as np
@@ -163,8 +165,25 @@ def test_an_interrupt_leaves_the_last_finished_epoch(tmp_path, monkeypatch, fini
         assert without_time(map(json.loads, (tmp_path / "run" / METRICS).read_text().splitlines())) == without_time(whole.history[:1])
 
 
+def test_a_disk_that_fills_leaves_the_last_finished_epoch(tmp_path, monkeypatch):
+    calls = []
+
+    def fsync(descriptor, real=os.fsync):
+        calls.append(descriptor)
+        if len(calls) == 5:                             # config; model; model and metrics of the first epoch; then this model
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(UserError, match=r"cannot write .*model\.safetensors: No space left on device"):
+        small(tmp_path)
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [CONFIG, METRICS, MODEL]
+    assert len((tmp_path / "run" / METRICS).read_text().splitlines()) == 1
+    minivit.load(tmp_path / "run")
+
+
 def test_a_loss_that_is_not_finite_leaves_the_run_usable(tmp_path):
-    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step .* run holds the model after \d of 3 epochs"):
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step .*/run holds the model after \d of 3 epochs"):
         small(tmp_path, optimizer="sgd", lr=1e30, clip_norm=0, epochs=3, warmup=0)
     for value in minivit.load(tmp_path / "run").state_dict().values():
         assert np.isfinite(value).all()

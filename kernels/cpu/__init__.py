@@ -7,9 +7,9 @@
 
     launch(_scale, bands, y, x, 2.0)                    # op.launch: the bands are shared among the threads, as a CUDA grid is
 
-Every kernel is compiled to the one C signature `void(int64 band, int64 *table)`; the table holds the number of bands, then address and shape of every array
-and the value of every number. So one small parallel loop, `run`, drives all kernels, a recorded step is an array of such calls that
-`replay` executes without Python, and a kernel costs a third of the compile time of its own `prange`.
+Every kernel is compiled to the one C signature `void(int64 band, int64 *table)`; the table holds the number of bands, then address and
+shape of every array and the value of every number. So one small parallel loop, `run_bands`, drives all kernels, a recorded step is an
+array of such calls that `replay` executes without Python, and a kernel costs a third of the compile time of its own `prange`.
 
 Kernels are compiled for the argument types they first meet, and cached in the user's cache folder, in a folder named by a hash of all
 kernel sources: Numba notices an edited function, but not an edited callee in another file.
@@ -61,8 +61,8 @@ def _cached(compile: Callable, function: Callable) -> Any:
 
 
 def routine(function: Callable) -> Callable:
-    """A function that kernels call inside their bands. Its body becomes part of theirs, which compiles fastest."""
-    return njit(inline="always", **OPTIONS)(function)
+    """A function that kernels call inside their bands; compiled once, and inlined by LLVM where that pays."""
+    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function)
 
 
 # ------------------------------------------------------------------------------------------------------- the table of arguments
@@ -112,8 +112,11 @@ def _arguments(typing_context, table):
     return types.Tuple(table.members)(table), generate
 
 
-def _entry(band, table):
-    body(band, *_arguments(table))                      # noqa: F821  `body` is put into the copy's globals by Kernel.compile
+@cache
+def _entry(number: int) -> python_types.CodeType:
+    """A function that calls `body`, a global of its, with so many arguments from a table; without a star, so that Numba can inline it."""
+    source = f"def entry(band, table):\n    a = _arguments(table)\n    body(band, {', '.join(f'a[{i}]' for i in range(number))})"
+    return next(c for c in compile(source, __file__, "exec").co_consts if isinstance(c, python_types.CodeType))
 
 
 def _member(value: Any) -> types.Type:
@@ -128,7 +131,7 @@ class Kernel:
     def __init__(self, function: Callable) -> None:
         self.function = function
         self.__name__, self.__doc__ = function.__name__, function.__doc__
-        self.body = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function)
+        self.body = njit(inline="always", **OPTIONS)(function)
         self.entries: dict[tuple, Any] = {}             # argument types -> the compiled C function
 
     def prepare(self, bands: int, arguments: Sequence[Any]) -> tuple[int, np.ndarray]:
@@ -150,7 +153,7 @@ class Kernel:
     def compile(self, members: tuple[types.Type, ...]) -> Any:
         # Numba files a compiled function under its file, name and line: lend the shared entry those of this kernel.
         own = self.function.__code__
-        code = _entry.__code__.replace(co_filename=own.co_filename, co_name=own.co_name, co_firstlineno=own.co_firstlineno)
+        code = _entry(1 + len(members)).replace(co_filename=own.co_filename, co_name=own.co_name, co_firstlineno=own.co_firstlineno)
         entry = python_types.FunctionType(code, globals() | {"body": self.body}, own.co_name)
         entry.__module__ = self.function.__module__
         entry.__qualname__ = self.function.__qualname__
