@@ -20,6 +20,7 @@ import numpy as np
 from .cpu import kernel, threads
 from .device import empty, like
 from .op import Cost, Implementation, Op, launch
+from .shaping import fill
 
 BLOCKS = 64                                             # parts of the sums over rows: fixed, so that no result depends on the threads
 
@@ -140,6 +141,9 @@ def backward_cpu(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
 
 
 def add_backward_cpu(dx, dw, db, ds, dy, s, w, mean, rstd, eps):
+    if dy is None:
+        dy = like(s)
+        fill(dy, 0.0)
     backward_cpu(dx, dw, db, dy, ds, s, w, mean, rstd, eps)
 
 
