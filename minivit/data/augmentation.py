@@ -57,7 +57,7 @@ POLICIES: dict[str, Policy] = {
     "none": (),
     "flip": (("flip", {"probability": 0.5}),),
     "crop-flip": (("crop", {"padding": 1 / 8}), ("flip", {"probability": 0.5})),
-    "affine": (("affine", {"rotation": 10, "scale": 0.1, "shift": 1 / 8}),),
+    "affine": (("affine", {"rotation": 15, "scale": 0.15, "shift": 0.08}),),
 }
 
 

@@ -48,7 +48,9 @@ class ViTConfig(Config):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "vit_nano_patch2_8": dict(image_size=8, patch_size=2, in_channels=1, num_classes=10, dim=64, depth=4, heads=4, pool="mean",
-                              class_token=False),
+                              class_token=False, init="jax"),
+    "vit_nano_patch4_32": dict(image_size=32, patch_size=4, num_classes=10, dim=128, depth=4, heads=4, pool="mean", class_token=False,
+                               init="jax"),
     "vit_tiny_patch4_32": dict(image_size=32, patch_size=4, num_classes=10, dim=192, depth=9, heads=3),
     "vit_small_patch4_32": dict(image_size=32, patch_size=4, num_classes=10, dim=384, depth=7, heads=6, pool="mean", class_token=False),
     "vit_tiny_patch16_224": dict(dim=192, heads=3),

@@ -15,7 +15,7 @@ PARAMETERS = {                                          # counted in timm, by sh
     "vit_base_patch32_224": 88_224_232, "vit_large_patch16_224": 304_326_632, "vit_huge_patch14_224": 632_045_800,
     "mixer_s32_224": 19_104_624, "mixer_s16_224": 18_528_264, "mixer_b32_224": 60_293_428, "mixer_b16_224": 59_880_472,
     "mixer_l32_224": 206_939_264, "mixer_l16_224": 208_196_168,
-    "vit_nano_patch2_8": 202_058, "vit_tiny_patch4_32": 4_028_170, "vit_small_patch4_32": 12_469_258,
+    "vit_nano_patch2_8": 202_058, "vit_nano_patch4_32": 809_098, "vit_tiny_patch4_32": 4_028_170, "vit_small_patch4_32": 12_469_258,
     "mixer_nano_patch2_8": 138_762, "mixer_tiny_patch4_32": 4_360_970,
 }
 
