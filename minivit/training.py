@@ -181,8 +181,11 @@ def _create(dataset: Dataset, recipe: Recipe, precision: str, seed: int, options
     implied: dict[str, Any] = {"dtype": "float64"} if precision == "float64" else {}
     if recipe.drop_path:
         implied["drop_path_rate"] = recipe.drop_path
-    return create_model(recipe.model, num_classes=dataset.num_classes, image_size=dataset.image_size, in_channels=dataset.in_channels,
-                        seed=seed, **implied | dict(options))
+    decided = {"num_classes": dataset.num_classes, "image_size": dataset.image_size, "in_channels": dataset.in_channels, "seed": seed}
+    clash = next((name for name in options if name in decided), None)
+    if clash:
+        raise UserError(f"{clash} is not for model_options: the data, or image_size, in_channels and seed themselves, decide it")
+    return create_model(recipe.model, **decided, **implied | dict(options))
 
 
 def _unwrapped(model: Module) -> Model:

@@ -146,6 +146,7 @@ def test_info(capsys):
     (["train", "--data", "nowhere/photos"], "nowhere/photos does not exist"),
     (["train", "--model-option", "dim"], "--model-option takes NAME=VALUE, as depth=4, got 'dim'"),
     (["train", "--model-option", "dmi=3"], "vit_nano_patch2_8 has no option 'dmi'"),
+    (["train", "--model-option", "image_size=9"], "image_size is not for model_options"),
     (["train", "--device", "cuda"], "device='cuda' is not available: choose 'cpu'"),
     (["eval", "no_such_run"], "there is no run no_such_run"),
     (["predict", "no_such_run"], "the following arguments are required: IMAGE; minivit predict --help tells more"),
