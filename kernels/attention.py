@@ -16,7 +16,7 @@ from .cpu import kernel, routine, threads
 from .cpu.math import exp, highest
 from .cpu.product import item_bytes, plain_product, product_entry, scratch_bytes, view
 from .device import empty, like
-from .op import Cost, Implementation, Op, launch
+from .op import Cost, Implementation, Op, launch, require
 from .shaping import fill, sum_into
 
 
@@ -203,7 +203,7 @@ def backward_cpu(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale
     launch(_backward, len(scratch), product_entry(qkv.dtype), dqkv.reshape(-1), _flat(dl, dqkv), dy.reshape(-1), _flat(dlogits, dy),
            _flat(dprobabilities, dy), qkv, _flat(bias, dy), lse.reshape(-1), scratch, *_bias_steps(bias, qkv.shape), float(scale),
            dl is not None, dlogits is not None, dprobabilities is not None)
-    if dbias is not None and not whole:
+    if dbias is not None and dl is not None and not whole:
         sum_into(dbias, dl)
 
 
@@ -211,6 +211,8 @@ def backward_cpu(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale
 def _outputs(qkv, bias, scale, keep_logits, keep_probabilities):
     B, N, _, H, D = qkv
     square = (B, H, N, N)
+    if bias is not None:
+        require("attention", bias=(bias, (1 if bias[0] == 1 else B, 1 if bias[1] == 1 else H, N, N)))
     return {"y": (B, N, H, D), "logits": square if keep_logits else None, "probabilities": square if keep_probabilities else None,
             "lse": (B, H, N)}
 

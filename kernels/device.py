@@ -1,6 +1,7 @@
-"""The only file that knows where arrays live: their allocation, and the recording of a step."""
+"""Where arrays live: their allocation, and the recording of a step."""
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,20 +62,24 @@ class Recording:
         return view
 
 
-recording: Recording | None = None                      # what launch() and empty() report to while a step is recorded
+_thread = threading.local()                             # .recording: what launch() and empty() report to, in the thread that records
+
+
+def current_recording() -> Recording | None:
+    """The recording that this thread makes, if any."""
+    return getattr(_thread, "recording", None)
 
 
 @contextmanager
 def record() -> Iterator[Recording]:
     """Everything launched and allocated inside is recorded."""
-    global recording
-    if recording is not None:
+    if current_recording() is not None:
         raise RuntimeError("a step is being recorded already")
-    recording = Recording()
+    _thread.recording = Recording()
     try:
-        yield recording
+        yield _thread.recording
     finally:
-        recording = None
+        _thread.recording = None
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -84,6 +89,7 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     root = np.empty(size + ALIGNMENT, np.uint8)
     start = -root.ctypes.data % ALIGNMENT
     array = root[start:start + size].view(dtype).reshape(shape)
+    recording = current_recording()
     if recording is not None:
         recording.register(root, array)
     return array

@@ -16,7 +16,7 @@ from .cpu import kernel, threads
 from .cpu import product as tiles
 from .cpu.product import item_bytes, product
 from .device import empty, like
-from .op import Cost, Implementation, Op, launch
+from .op import Cost, Implementation, Op, launch, require
 from .pointwise import gelu_backward_cpu, gelu_backward_reference, gelu_reference
 
 TALL = 48                                               # rows below which a thread's share is cut by columns rather
@@ -61,6 +61,8 @@ def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, flag
     sum_batch: c is one matrix, the sum over the batch. flags and bias, pre, extra: the epilogue of `cpu/product.py`; pre and extra are
     shaped as c.
     """
+    if sum_batch and flags:
+        raise ValueError("gemm: a sum over the batch has no epilogue")
     rows, columns = c.shape[-2:]
     depth = a.shape[-2] if transpose_a else a.shape[-1]
     batch = max([len(m) for m in (a, b) if m.ndim == 3], default=1)
@@ -201,6 +203,7 @@ def _linear_outputs(x, weight, bias, residual, activation):
     if x[-1] != weight[1]:
         raise ValueError(f"linear: x has {x[-1]} channels, the weight of shape {weight} takes {weight[1]}")
     y = (*x[:-1], weight[0])
+    require("linear", bias=(bias, weight[:1]), residual=(residual, y))
     return {"y": y, "pre": None if activation == "none" else y}
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from .cpu import kernel, threads
 from .device import empty, like
-from .op import Cost, Implementation, Op, launch
+from .op import Cost, Implementation, Op, launch, require
 from .shaping import fill
 
 BLOCKS = 64                                             # parts of the sums over rows: fixed, so that no result depends on the threads
@@ -148,11 +148,21 @@ def add_backward_cpu(dx, dw, db, ds, dy, s, w, mean, rstd, eps):
 
 
 # --------------------------------------------------------------------------------------------------------------------- spec
+def _outputs(x, w, b, eps):
+    require("layernorm", w=(w, x[-1:]), b=(b, x[-1:]))
+    return {"y": x, "mean": x[:-1], "rstd": x[:-1]}
+
+
+def _add_outputs(x, branch, w, b, eps):
+    require("add_layernorm", branch=(branch, x))
+    return {"s": x, **_outputs(x, w, b, eps)}
+
+
 layernorm = Op(
     "layernorm",
     shapes={"x": "B N C", "w": "C", "b": "C"},
     constants={"eps": 1e-6},
-    outputs=lambda x, w, b, eps: {"y": x, "mean": x[:-1], "rstd": x[:-1]},
+    outputs=_outputs,
     forward=Implementation(forward_reference, forward_cpu),
     backward=Implementation(backward_reference, backward_cpu),
     saves=("x", "w", "mean", "rstd"),
@@ -165,7 +175,7 @@ add_layernorm = Op(
     "add_layernorm",
     shapes={"x": "B N C", "branch": "B N C", "w": "C", "b": "C"},
     constants={"eps": 1e-6},
-    outputs=lambda x, branch, w, b, eps: {"s": x, "y": x, "mean": x[:-1], "rstd": x[:-1]},
+    outputs=_add_outputs,
     forward=Implementation(add_forward_reference, add_forward_cpu),
     backward=Implementation(add_backward_reference, add_backward_cpu),
     results=("s", "y"),

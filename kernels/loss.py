@@ -17,7 +17,7 @@ import numpy as np
 from .cpu import kernel, threads
 from .cpu.math import exp, highest
 from .device import empty
-from .op import Cost, Implementation, Op, launch
+from .op import Cost, Implementation, Op, launch, require
 
 NONE = np.zeros(1, np.int64)                            # stands in for the classes where targets are probabilities
 
@@ -101,19 +101,18 @@ def _backward(band, bands, dlogits, dloss, logits, classes, targets, lse, soft, 
                 dlogits[i, k] = np.nan
 
 
-def _run_forward(loss, lse, logits, classes, targets, label_smoothing):
+def _run_forward(loss, lse, logits, classes, targets, soft, label_smoothing):
     losses = empty(lse.shape, lse.dtype)                # (B,)
-    soft = classes is NONE
     launch(_forward, threads(), losses, lse, logits, classes, targets, soft, float(label_smoothing))
     launch(_mean, 1, loss.reshape(1), losses)
 
 
 def forward_cpu(loss, lse, logits, targets, label_smoothing):
-    _run_forward(loss, lse, logits, targets, logits, label_smoothing)
+    _run_forward(loss, lse, logits, targets, logits, False, label_smoothing)
 
 
 def soft_forward_cpu(loss, lse, logits, targets, label_smoothing):
-    _run_forward(loss, lse, logits, NONE, targets, label_smoothing)
+    _run_forward(loss, lse, logits, NONE, targets, True, label_smoothing)
 
 
 def backward_cpu(dlogits, dloss, logits, targets, lse, label_smoothing):
@@ -129,11 +128,16 @@ def _probabilities(rng, shape, sizes):
     return rng.dirichlet(np.ones(shape[1]), shape[0]) * rng.uniform(0.5, 1, (shape[0], 1))      # rows that do not sum to 1
 
 
+def _outputs(logits, targets, wanted):
+    require("cross_entropy", targets=(targets, wanted))
+    return {"loss": (), "lse": logits[:1]}
+
+
 cross_entropy = Op(
     "cross_entropy",
     shapes={"logits": "B K", "targets": "B"},
     constants={"label_smoothing": 0.0},
-    outputs=lambda logits, targets, label_smoothing: {"loss": (), "lse": logits[:1]},
+    outputs=lambda logits, targets, label_smoothing: _outputs(logits, targets, logits[:1]),
     results=("loss",),
     forward=Implementation(forward_reference, forward_cpu),
     backward=Implementation(backward_reference, backward_cpu),
@@ -149,7 +153,7 @@ soft_cross_entropy = Op(
     "soft_cross_entropy",
     shapes={"logits": "B K", "targets": "B K"},
     constants={"label_smoothing": 0.0},
-    outputs=lambda logits, targets, label_smoothing: {"loss": (), "lse": logits[:1]},
+    outputs=lambda logits, targets, label_smoothing: _outputs(logits, targets, logits),
     results=("loss",),
     forward=Implementation(forward_reference, soft_forward_cpu),
     backward=Implementation(backward_reference, soft_backward_cpu),

@@ -20,7 +20,7 @@ from .cpu import kernel, threads
 from .cpu import product as tiles
 from .device import like
 from .gemm import column_sums, gemm
-from .op import Cost, Implementation, Op, launch
+from .op import Cost, Implementation, Op, launch, require
 from .pointwise import gelu_backward_reference, gelu_reference
 
 
@@ -128,18 +128,20 @@ def token_backward_cpu(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
 
 
 # ------------------------------------------------------------------------------------------------------------------------- spec
-def _check(name, length, x, w1, w2):
-    if w1[1] != length or w2 != w1[::-1]:
-        raise ValueError(f"{name}: x {x} wants w1 (F, {length}) and w2 ({length}, F), not {w1} and {w2}")
+def _check(name, length, x, w1, b1, w2, b2, residual):
+    F = w1[0]
+    require(name, w1=(w1, (F, length)), b1=(b1, (F,)), w2=(w2, (length, F)), b2=(b2, (length,)), residual=(residual, x))
 
 
 def _channel_outputs(x, w1, b1, w2, b2, residual, approximate):
-    _check("channel_mixing", x[-1], x, w1, w2)
+    _check("channel_mixing", x[-1], x, w1, b1, w2, b2, residual)
     return {"y": x, "h": (*x[:-1], w1[0])}
 
 
 def _token_outputs(x, w1, b1, w2, b2, residual, approximate):
-    _check("token_mixing", x[1], x, w1, w2)
+    if len(x) != 3:
+        raise ValueError(f"token_mixing: x has shape {x}, not (B, N, C)")
+    _check("token_mixing", x[1], x, w1, b1, w2, b2, residual)
     return {"y": x, "h": (x[0], w1[0], x[2])}
 
 

@@ -107,8 +107,16 @@ class Op:
         return sum(size.values()), sum(size[n] for n in read + written)
 
 
+def require(op: str, **shapes: tuple[Shape | None, Shape]) -> None:
+    """Raises ValueError for the first input, (its shape or None, the wanted one), that has another shape: kernels do not look."""
+    for name, (given, wanted) in shapes.items():
+        if given is not None and tuple(given) != tuple(wanted):
+            raise ValueError(f"{op}: {name} has shape {tuple(given)}, not {tuple(wanted)}")
+
+
 def launch(kernel: cpu.Kernel, bands: int, *arguments) -> None:
     """Run a kernel in `bands` independent parts: the one gate that every kernel call passes, so that a plan can record it."""
     cpu.run(kernel, bands, arguments)
-    if device.recording is not None:
-        device.recording.add(kernel, bands, arguments)
+    recording = device.current_recording()
+    if recording is not None:
+        recording.add(kernel, bands, arguments)

@@ -1,4 +1,4 @@
-"""minivit: train and run small vision transformers and mixers with NumPy, Numba and CuPy alone.
+"""minivit: train and run small vision transformers and mixers with NumPy and Numba alone.
 
 The public names are imported when they are first used, so that `import minivit` is instant.
 """
@@ -15,7 +15,7 @@ _HOME = {                                               # public name -> the mod
     "create_model": "models", "list_models": "models",
     "load_weights": "weights", "save_weights": "weights",
     "gradcheck": "checking", "GradientError": "checking",
-    "Trainer": "training", "train": "training", "Run": "training",
+    "Trainer": "training", "TrainingError": "training", "train": "training", "Run": "training",
     "Predictor": "predict", "load": "predict",
     "load_data": "data", "Dataset": "data",
     "UserError": "errors",

@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
@@ -77,7 +78,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 # ------------------------------------------------------------------------------------------------------------------------ train
@@ -221,9 +222,10 @@ def _run_gradcheck(options: argparse.Namespace) -> int:
     from .models import list_models
 
     models = {name: _model_to_check(name) for name in list_models("*" if options.names else "*_nano_*")}
+    names = [list_models(f"{name}_nano_*")[0] if list_models(f"{name}_nano_*") else name for name in options.names]    # a family's smallest
     reports: list[Report] = []
     header = f"{'':6} {'name':<24} {'backend':<9} {'dtype':<8} {'against':<11} {'directions':>10} {'elements':>9}  worst relative error"
-    for report in check(options.names, models):
+    for report in check(names, models):
         if not options.json:
             if not reports:
                 print(header)
@@ -233,7 +235,8 @@ def _run_gradcheck(options: argparse.Namespace) -> int:
         reports.append(report)
     failures = [report.failure for report in reports if not report.passed]
     if options.json:
-        _print_json([{**asdict(report), "passed": report.passed} for report in reports])
+        _print_json([{**asdict(report), "worst": report.worst if isfinite(report.worst) else None, "passed": report.passed}
+                     for report in reports])
     for failure in failures:
         print(f"minivit: {failure}", file=sys.stderr)
     return 1 if failures else 0

@@ -45,6 +45,11 @@ def attention(qkv: Tensor, heads: int, scale: float | None = None, bias: Tensor 
     if channels % (3 * heads):
         raise UserError(f"attention: heads must divide the channels: {channels // 3} is not a multiple of {heads}")
     size = channels // (3 * heads)
+    if bias is not None:
+        bias = bias if isinstance(bias, Tensor) else Tensor(np.asarray(bias, qkv.dtype))
+        bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
+        if bias.shape[2:] != (N, N):
+            bias = broadcast(bias, (*bias.shape[:2], N, N))
     context, logits, probabilities = apply(
         OPS["attention"], qkv.reshape(B, N, 3, heads, size), bias, scale=float(size ** -0.5 if scale is None else scale),
         keep_logits=return_logits, keep_probabilities=return_probabilities)

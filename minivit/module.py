@@ -41,7 +41,7 @@ class Module:
                 yield from ((f"{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, (Module, Parameter)))
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-        """Every parameter once, frozen ones too, with its dotted name, in the order they were made."""
+        """Every parameter, frozen ones too, with its dotted name, in the order they were made; a shared one under each of its names."""
         for name, child in self._children():
             if isinstance(child, Parameter):
                 yield prefix + name, child

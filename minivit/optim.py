@@ -27,6 +27,7 @@ from .kernels.adamw import (
     WEIGHT_DECAY,
     advance,
 )
+from .kernels.shaping import fill
 from .models import Model
 from .module import Module, Parameter
 
@@ -49,7 +50,7 @@ class FlatParameters:
     """
 
     def __init__(self, model: Module, dtype: Any = None) -> None:
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        named = _trainable(model)
         if not named:
             raise UserError("the model has no parameters to train")
         dtype = np.dtype(named[0][1].dtype if dtype is None else dtype)
@@ -70,12 +71,13 @@ class FlatParameters:
             parameter.data = self.data[part].reshape(parameter.shape)
             parameter.grad_home = self.gradient[part].reshape(parameter.shape)
             start += length
-        self._views = [p.data for p in self.parameters]
+        self._model, self._views = model, [p.data for p in self.parameters]
 
     def check(self) -> None:
-        """Raises UserError where the model's parameters are no longer these."""
-        if any(p.data is not view for p, view in zip(self.parameters, self._views)):
-            raise UserError("the model's parameters have moved, as another Trainer of the same model does: make a new Trainer")
+        """Raises UserError where the model's trainable parameters are no longer these, or lie elsewhere."""
+        moved = any(p.data is not view for p, view in zip(self.parameters, self._views))
+        if moved or {id(p) for p in self.parameters} != {id(p) for _, p in _trainable(self._model)}:
+            raise UserError("the model's parameters have changed or moved, as by another Trainer or a new head: make a new Trainer")
 
     def forget_gradients(self) -> None:
         """Before a backward: it writes each gradient anew."""
@@ -83,10 +85,19 @@ class FlatParameters:
             parameter.grad = None
 
     def clear_unused_gradients(self) -> None:
-        """After a backward: a parameter that it did not reach has gradient zero. Which these are must not change under a plan."""
+        """After a backward: a parameter that it did not reach has gradient zero."""
         for parameter in self.parameters:
             if parameter.grad is None and parameter.grad_home is not None:
-                parameter.grad_home[...] = 0
+                fill(parameter.grad_home, 0.0)
+
+
+def _trainable(model: Module) -> list[tuple[str, Parameter]]:
+    """Each parameter that requires a gradient once, under its first name."""
+    found: dict[int, tuple[str, Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found.setdefault(id(parameter), (name, parameter))
+    return list(found.values())
 
 
 def _convert(model: Module, dtype: np.dtype) -> None:

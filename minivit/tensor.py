@@ -41,7 +41,7 @@ class Node:
 
     __slots__ = ("constants", "inputs", "number", "op", "results", "saved")
 
-    def __init__(self, op: Op | None, inputs: tuple, constants: tuple = (), saved: tuple | None = (), results: int = 1) -> None:
+    def __init__(self, op: Op | None, inputs: tuple, constants: tuple = (), saved: tuple = (), results: int = 1) -> None:
         self.op, self.inputs, self.constants, self.saved, self.results = op, inputs, constants, saved, results
         self.number = next(_numbers)
 
@@ -183,7 +183,7 @@ class Tensor:
     def __getitem__(self, key: Any) -> Tensor:
         """Basic indexing: integers, slices, `...` and None; a copy."""
         keys = key if isinstance(key, tuple) else (key,)
-        if any(not isinstance(k, (int, np.integer, slice, type(None), type(...))) for k in keys):
+        if any(isinstance(k, bool) or not isinstance(k, (int, np.integer, slice, type(None), type(...))) for k in keys):
             raise TypeError(f"a Tensor takes integers, slices, ... and None as an index, not {key!r}")
         shape = self.data[key].shape
         real = [k for k in keys if k is not None]
@@ -192,6 +192,8 @@ class Tensor:
             real[i:i + 1] = [slice(None)] * (self.ndim - len(real) + 1)
         real += [slice(None)] * (self.ndim - len(real))
         bounds = [_bounds(k, n) for k, n in zip(real, self.shape)]
+        if not bounds:
+            return self.reshape(shape)
         start, stop, step = (tuple(values) for values in zip(*bounds))
         return apply(OPS["slice"], self, start=start, stop=stop, step=step).reshape(shape)
 
@@ -224,6 +226,9 @@ def _bounds(key: Any, length: int) -> tuple[int, int, int]:
 def apply(op: Op, *inputs: Tensor | np.ndarray | None, **constants: Any) -> Any:
     """Run an op. Returns its result as a Tensor, or a tuple of them (None where absent) where it has several."""
     arrays = [t.data if isinstance(t, Tensor) else t for t in inputs]
+    dtypes = {a.dtype for a in arrays if a is not None and a.dtype.kind == "f"}
+    if len(dtypes) != 1 or not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
+        raise TypeError(f"{op.name}: the inputs must be all float32 or all float64, not {', '.join(map(str, dtypes)) or 'integers'}")
     constants = op.complete(constants)
     outputs = {n: None if a is None else device.empty(a.shape, a.dtype) for n, a in op.describe(arrays, constants).items()}
     op.forward.cpu(*outputs.values(), *arrays, *constants.values())
@@ -260,9 +265,10 @@ class _Gradients:
             heapq.heappush(self.heap, (-node.number, node))
         self.by_node[node][tensor.result] = gradient
 
-    def add(self, tensor: Tensor, gradient: np.ndarray) -> None:
+    def add(self, tensor: Tensor, gradient: np.ndarray, own: bool = False) -> None:
+        """own: nothing else refers to the array."""
         if tensor.node is None:
-            _add_to_leaf(tensor, gradient)
+            _add_to_leaf(tensor, gradient, own)
         else:
             before = self.running(tensor)
             self.set(tensor, gradient if before is None else _sum(before, gradient))
@@ -278,14 +284,16 @@ def _sum(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndar
     return out
 
 
-def _add_to_leaf(leaf: Tensor, gradient: np.ndarray) -> None:
+def _add_to_leaf(leaf: Tensor, gradient: np.ndarray, own: bool) -> None:
     home = leaf.grad_home
-    if leaf.grad is None:
-        if home is not None and gradient is not home:   # it did not come straight from an op: copy
-            OPS["slice"].forward.cpu(home, gradient, (0,) * home.ndim, home.shape, (1,) * home.ndim)
-        leaf.grad = Tensor(gradient if home is None else home)
-    else:
+    if leaf.grad is not None:
         leaf.grad = Tensor(_sum(leaf.grad.data, gradient, home))
+    elif gradient is home or (home is None and own):
+        leaf.grad = Tensor(gradient)
+    else:
+        copy = device.like(gradient) if home is None else home
+        OPS["broadcast"].forward.cpu(copy, gradient, gradient.shape)
+        leaf.grad = Tensor(copy)
 
 
 def _walk(root: Tensor, seed: np.ndarray) -> None:
@@ -293,20 +301,20 @@ def _walk(root: Tensor, seed: np.ndarray) -> None:
     gradients.add(root, seed)
     while gradients.heap:
         node, arrived = gradients.pop()
+        if not node.inputs:
+            raise RuntimeError("backward a second time through the same nodes: what they saved is freed")
         if node.op is None:
             source, gradient = node.inputs[0], arrived[0]
             assert gradient is not None
             gradients.add(source, gradient.reshape(source.shape))
         else:
             _run_backward(node, arrived, gradients)
+        node.inputs = node.saved = ()
 
 
 def _run_backward(node: Node, arrived: list[np.ndarray | None], gradients: _Gradients) -> None:
     op, saved = node.op, node.saved
     assert op is not None and op.backward is not None
-    if saved is None:
-        raise RuntimeError("backward a second time through the same nodes: their saved arrays are freed")
-    node.saved = None
     sources = dict(zip(op.inputs, node.inputs))
     wanted = [n for n in op.differentiable if _wants(sources[n])]
     computed: dict[str, np.ndarray | None] = {n: None for n in op.differentiable if n not in op.same}
@@ -315,13 +323,17 @@ def _run_backward(node: Node, arrived: list[np.ndarray | None], gradients: _Grad
         if n in wanted or n in shared:
             tensor = sources[n]
             once = sum(t is tensor for t in node.inputs) == 1
-            straight = once and tensor.node is None and tensor.grad is None and tensor.grad_home is not None
+            straight = once and n not in shared and tensor.node is None and tensor.grad is None and tensor.grad_home is not None
             computed[n] = tensor.grad_home if straight else device.like(tensor.data)
     sums = {n: gradients.running(sources[n]) if n in wanted and sources[n].node else None for n in op.accumulates}
     op.backward.cpu(*computed.values(), *arrived, *sums.values(), *saved, *node.constants)
     given = {"d" + n: a for n, a in (computed | dict(zip(op.results, arrived))).items()}
     for n in wanted:
         gradient = given[op.same.get(n, "d" + n)]
-        if gradient is not None:
-            (gradients.add if sums.get(n) is None else gradients.set)(sources[n], gradient)
+        if gradient is None:
+            continue
+        if sums.get(n) is None:
+            gradients.add(sources[n], gradient, own=n not in op.same and n not in shared)
+        else:
+            gradients.set(sources[n], gradient)
 

@@ -158,7 +158,7 @@ class Trainer:
 
 
 class _Batch:
-    """Where batches of one shape are copied to, and the plan that reads them there. A axis of parts comes first: `accumulate` of them."""
+    """Where batches of one shape are copied to, and the plan that reads them there. An axis of parts comes first: `accumulate` of them."""
 
     def __init__(self, images: tuple[int, ...], labels: tuple[int, ...], parts: int, dtype: np.dtype) -> None:
         size = images[0] // parts

@@ -128,8 +128,8 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
                       ema=recipe.ema)
     folder = RunFolder.create(out, f"{_slug(trained.name)}-{_slug(dataset.name)}", overwrite)
     arguments = {
-        **asdict(recipe), "data": _repeatable(data), "schedule": schedule, "augmentation": batches.policy, "optimizer": optimizer,
-        "momentum": momentum, "accumulate": accumulate, "seed": seed, "precision": precision, "device": device,
+        **asdict(recipe), "model": trained.name, "data": _repeatable(data), "schedule": schedule, "augmentation": batches.policy,
+        "optimizer": optimizer, "momentum": momentum, "accumulate": accumulate, "seed": seed, "precision": precision, "device": device,
         "image_size": dataset.image_size, "in_channels": dataset.in_channels, "test_fraction": test_fraction, "split_seed": split_seed,
         "skip_bad_images": skip_bad_images, "limit": limit, "model_options": options}
     folder.write_config({"arguments": arguments, "model_given": isinstance(model, Module), "model_config": asdict(trained.config),

@@ -55,10 +55,9 @@ def test_a_model(tmp_path):
         base.PRESETS.pop("patch_mlp_nano_8", None)
 
 
-def test_the_python_call(tmp_path, capsys):
-    rng = np.random.default_rng(0)
-    names = {"folder": tmp_path / "run", "images": rng.integers(0, 256, (3, 8, 8, 1), np.uint8),
-             "float_images": rng.standard_normal((4, 3, 32, 32), np.float32), "labels": np.arange(4)}
+def test_the_python_call(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
     exec(example("python"), names)
     assert names["answer"].probabilities.shape == (3, 10)
     assert np.isfinite(names["loss"])

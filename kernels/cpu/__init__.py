@@ -38,6 +38,7 @@ from ..paths import cache_folder
 # Reassociation lets sums vectorise. Not nnan or ninf: a NaN must stay visible.
 OPTIONS: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
 I64 = ir.IntType(64)
+FLOATS = float, np.floating
 
 
 @cache
@@ -122,7 +123,9 @@ def _entry(number: int) -> python_types.CodeType:
 def _member(value: Any) -> types.Type:
     if isinstance(value, np.ndarray):
         return types.Array(numba.from_dtype(value.dtype), value.ndim, "C")
-    return types.float64 if isinstance(value, float) else types.int64
+    if not isinstance(value, (*FLOATS, int, np.integer, np.bool_)):
+        raise TypeError(f"a kernel takes arrays and numbers, not {type(value).__name__}")
+    return types.float64 if isinstance(value, FLOATS) else types.int64
 
 
 class Kernel:
@@ -136,7 +139,7 @@ class Kernel:
 
     def prepare(self, bands: int, arguments: Sequence[Any]) -> tuple[int, np.ndarray]:
         """The address of the compiled entry for these arguments, and their table."""
-        key = tuple((a.dtype.char, a.ndim) if isinstance(a, np.ndarray) else isinstance(a, float) for a in arguments)
+        key = tuple((a.dtype.char, a.ndim) if isinstance(a, np.ndarray) else isinstance(a, FLOATS) for a in arguments)
         entry = self.entries.get(key)
         if entry is None:
             entry = self.entries[key] = self.compile(tuple(map(_member, arguments)))
@@ -147,7 +150,7 @@ class Kernel:
                     raise ValueError(f"{self.__name__} wants C-contiguous arrays, not strides {a.strides} of shape {a.shape}")
                 table += a.__array_interface__["data"][0], *a.shape
             else:
-                table.append(int(np.float64(a).view(np.int64)) if isinstance(a, float) else int(a))
+                table.append(int(np.float64(a).view(np.int64)) if isinstance(a, FLOATS) else int(a))
         return entry.address, np.array(table, np.int64)
 
     def compile(self, members: tuple[types.Type, ...]) -> Any:

@@ -27,6 +27,7 @@ class Config:
     patch_size: int = 16                                # pixels, both sides; divides image_size
     in_channels: int = 3                                # colours
     num_classes: int = 1000                             # outputs of the head
+    dtype: Literal["float32", "float64"] = "float32"    # of parameters and activations
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))

@@ -36,7 +36,6 @@ class ViTConfig(Config):
     eps: float = 1e-6                                   # of every layer normalisation
     activation: Literal["gelu", "gelu_tanh"] = "gelu"   # exact, or the tanh form, which Google's weights expect
     init: Literal["timm", "jax", "zeros"] = "timm"      # how weights begin: as in timm, as in Google's code, or not at all
-    dtype: Literal["float32", "float64"] = "float32"    # of parameters and activations
 
     def __post_init__(self) -> None:
         super().__post_init__()
