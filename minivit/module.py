@@ -33,16 +33,17 @@ class Module:
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         return self.forward(*inputs, **options)
 
-    def _children(self) -> Iterator[tuple[str, Module | Parameter]]:
+    def places(self) -> Iterator[tuple[str, Any, Any, Module | Parameter]]:
+        """Of each Module and Parameter this one holds: its name, the dict or list it stands in, its key there, and itself."""
         for name, value in vars(self).items():
             if isinstance(value, (Module, Parameter)):
-                yield name, value
+                yield name, vars(self), name, value
             elif isinstance(value, list):
-                yield from ((f"{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, (Module, Parameter)))
+                yield from ((f"{name}.{i}", value, i, item) for i, item in enumerate(value) if isinstance(item, (Module, Parameter)))
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         """Every parameter, frozen ones too, with its dotted name, in the order they were made; a shared one under each of its names."""
-        for name, child in self._children():
+        for name, _, _, child in self.places():
             if isinstance(child, Parameter):
                 yield prefix + name, child
             else:
@@ -54,7 +55,7 @@ class Module:
     def modules(self) -> Iterator[Module]:
         """This module and all below it."""
         yield self
-        for _, child in self._children():
+        for _, _, _, child in self.places():
             if isinstance(child, Module):
                 yield from child.modules()
 

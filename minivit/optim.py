@@ -71,12 +71,13 @@ class FlatParameters:
             parameter.data = self.data[part].reshape(parameter.shape)
             parameter.grad_home = self.gradient[part].reshape(parameter.shape)
             start += length
-        self._model, self._views = model, [p.data for p in self.parameters]
+        self._views = [p.data for p in self.parameters]
+        self._places = [place[1:] for module in model.modules() for place in module.places()]
 
     def check(self) -> None:
-        """Raises UserError where the model's trainable parameters are no longer these, or lie elsewhere."""
+        """Raises UserError where the model's parameters are no longer these, or lie elsewhere."""
         moved = any(p.data is not view for p, view in zip(self.parameters, self._views))
-        if moved or {id(p) for p in self.parameters} != {id(p) for _, p in _trainable(self._model)}:
+        if moved or any(holder[key] is not child for holder, key, child in self._places):
             raise UserError("the model's parameters have changed or moved, as by another Trainer or a new head: make a new Trainer")
 
     def forget_gradients(self) -> None:

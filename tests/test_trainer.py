@@ -95,6 +95,16 @@ def test_a_plan_serves_batches_of_several_shapes():
         np.testing.assert_array_equal(value, states[1][parameter])
 
 
+def test_a_changed_model_needs_a_new_trainer():
+    model = create_model("vit_nano_patch2_8")
+    trainer = Trainer(model)
+    images, labels = np.zeros((4, 1, 8, 8), np.float32), np.arange(4)
+    trainer.step(images, labels)
+    model.reset_head(10)
+    with pytest.raises(UserError, match="make a new Trainer"):
+        trainer.step(images, labels)
+
+
 def test_a_replayed_step_allocates_nothing():
     trainer = Trainer(nano(**MODELS["vit"]), ema=0.99, clip_norm=1.0)
     images, labels = next(batches(1, size=32))
