@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from . import __version__
 from .errors import UserError, nearest
@@ -106,7 +106,7 @@ def _configure_train(parser: argparse.ArgumentParser) -> None:
 
 def _simplest(hint: Any) -> Any:
     """The type that a word of the command line is turned into: the first of int, float, bool and str that the annotation allows."""
-    allowed = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)        # Python 3.10 makes a Union of a default None
     return next((t for t in (bool, int, float) if t in allowed), str)
 
 
