@@ -33,7 +33,7 @@ def test_crop_flip_shifts_by_whole_pixels_up_to_an_eighth(size, largest):
 
 
 def test_affine_turns_resizes_and_moves_within_its_limits():
-    drawn = matrices("affine", 8, 5000)
+    drawn = matrices([("affine", {"rotation": 10, "scale": 0.1, "shift": 1 / 8})], 8, 5000)
     linear = drawn[:, :, :2]
     factor = 1 / np.sqrt(np.linalg.det(linear))
     angle = np.rad2deg(np.arctan2(linear[:, 1, 0], linear[:, 0, 0]))
