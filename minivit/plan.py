@@ -26,9 +26,9 @@ class Plan:
     def __init__(self, step: Callable[[], Any]) -> None:
         with device.record() as recording:
             returned = step()
-            first = tuple(np.array(a) for a in (returned if isinstance(returned, tuple) else (returned,)))
-            views = [recording.keep(a) for a in (returned if isinstance(returned, tuple) else (returned,))]
-            del returned
+            arrays = returned if isinstance(returned, tuple) else (returned,)
+            first, views = [np.array(a) for a in arrays], [recording.keep(a) for a in arrays]
+            del returned, arrays
         offsets, self.arena_bytes = _share(recording)
         self.buffer_bytes = sum(recording.sizes)
         self.launches = len(recording.calls)

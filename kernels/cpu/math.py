@@ -1,10 +1,10 @@
-"""exp, erf, tanh, and GELU with its derivative, for use inside kernels.
+"""exp, erf, and GELU with its derivative, for use inside kernels.
 
 Numba's own call the C library for every element. In float32 these have neither branches nor calls, so that a loop over them vectorises;
 their relative error is about 1e-7. In float64 they are the C library's, to full accuracy. NaN stays NaN.
 
     exp(x)  = 2ⁿ·exp(r),  n = round(x / ln 2),  |r| <= ln(2)/2,  exp(r) = 1 + r + r²·E(r)
-    tanh(x) = x·P(x²) / Q(x²)  for |x| < 9.02, beyond which it is 1;  erf(x) likewise, for |x| < 4
+    erf(x)  = x·P(x²) / Q(x²)  for |x| < 4, beyond which it is 1
 
 The coefficients are minimax fits: relative error 2.5e-8 at most, before rounding.
 """
@@ -28,8 +28,6 @@ def _singles(*values: float) -> tuple[np.float32, ...]:
 
 
 EXP = _singles(0.5, 0.166665181517601, 0.04166620597243309, 0.008368908427655697, 0.001395052415318787)
-TANH_P = _singles(0.999999979011515, 0.13379717977529232, 0.003494034618136901, 2.0583482655398517e-05, 1.3319074410333864e-08)
-TANH_Q = _singles(1, 0.467130332168046, 0.025871073386653898, 0.00032830929552986354, 7.762020352715862e-07)
 ERF_P = _singles(1.1283791392988618, 0.19354624670621629, 0.05310190716132531, 0.003883396154014352, 0.0002845673171154257,
                  1.986776502103817e-06)
 ERF_Q = _singles(1, 0.5048584504844547, 0.11535049398840805, 0.015207355234141079, 0.0011855842485647425, 3.74201881838537e-05)
@@ -37,7 +35,7 @@ ONE, HALF, ROOT_HALF = _singles(1, 0.5, math.sqrt(0.5))
 EXP_LOWEST, EXP_HIGHEST = _singles(-104, 89)            # beyond these the result is 0, and infinity
 LOG2_E, LN2_HIGH, LN2_LOW = _singles(1 / math.log(2), 0.693359375, math.log(2) - 0.693359375)       # n·LN2_HIGH is exact: 10 bits
 ROUNDER = np.float32(1.5 * 2**23)                       # the low bits of x + ROUNDER are round(x)
-TANH_END, ERF_END = _singles(9.02, 4)
+ERF_END = np.float32(4)
 GELU_END, GELU_TANH_END = 40.0, 9.0                     # beyond these the derivative is 0 or 1, and within nothing overflows
 
 
@@ -94,18 +92,6 @@ def _exp(x):
 def exp(x):
     """e to the x."""
     return math.exp(x)
-
-
-def _tanh(x):
-    x = _clip(x, -TANH_END, TANH_END)
-    square = x * x
-    return _clip(x * _polynomial(square, TANH_P) / _polynomial(square, TANH_Q), -ONE, ONE)
-
-
-@_single(_tanh)
-def tanh(x):
-    """The hyperbolic tangent."""
-    return math.tanh(x)
 
 
 def _erf(x):
