@@ -3,18 +3,22 @@ from .adamw import adamw, ema, global_norm, sgd
 from .attention import attention
 from .augment import augment
 from .gemm import linear, matmul
+from .joining import concatenation, splitting
 from .layernorm import add_layernorm, layernorm
 from .loss import cross_entropy, soft_cross_entropy
 from .mixing import channel_mixing, token_mixing
 from .op import Op
 from .pointwise import add, divide, gelu, multiply, softmax, subtract
 from .random import drop_path, dropout
-from .shaping import broadcast, concatenate, permute, reduce_sum, slicing
+from .resample import resample
+from .shaping import broadcast, permute, reduce_sum, slicing
+from .token_layernorm import token_layernorm
 from .unfold import unfold
 
 OPS: dict[str, Op] = {op.name: op for op in (
-    matmul, linear, attention, channel_mixing, token_mixing, layernorm, add_layernorm, unfold,
-    add, subtract, multiply, divide, gelu, softmax, reduce_sum, broadcast, permute, slicing, concatenate,
+    matmul, linear, attention, channel_mixing, token_mixing, layernorm, add_layernorm, token_layernorm, unfold, resample,
+    add, subtract, multiply, divide, gelu, softmax, reduce_sum, broadcast, permute, slicing,
+    *map(concatenation, (2, 3)), *map(splitting, (2, 3)),
     dropout, drop_path, cross_entropy, soft_cross_entropy,
     adamw, sgd, global_norm, ema, augment,
 )}

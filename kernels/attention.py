@@ -219,7 +219,7 @@ def _outputs(qkv, bias, scale, keep_logits, keep_probabilities):
 
 def _cost(qkv, *_):
     B, N, _, H, D = qkv
-    return Cost(forward=B * H * N * N * (4 * D + 5), backward=B * H * N * N * (10 * D + 8))
+    return Cost(forward=B * H * N * N * (4 * D + 5), backward=B * H * N * N * (10 * D + 8), macs=2 * B * H * N * N * D)
 
 
 attention = Op(

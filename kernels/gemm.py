@@ -134,6 +134,10 @@ def _matmul_outputs(a, b):
     return {"y": (*a[:-1], b[-1])}
 
 
+def _cost(products):
+    return Cost(forward=2 * products, backward=4 * products, macs=products)
+
+
 matmul = Op(
     "matmul",
     shapes={"a": "B M K", "b": "B K N"},
@@ -142,7 +146,7 @@ matmul = Op(
     backward=Implementation(matmul_backward_reference, matmul_backward_cpu),
     saves=("a", "b"),
     cases=[dict(B=3, M=7, K=5, N=9), dict(B=2, M=130, K=300, N=40), dict(B=2, M=33, K=17, N=50, b="K N"), dict(B=4, M=197, K=64, N=197)],
-    cost=lambda a, b: Cost(forward=2 * prod(a) * b[-1], backward=4 * prod(a) * b[-1]),
+    cost=lambda a, b: _cost(prod(a) * b[-1]),
 )
 
 
@@ -219,5 +223,5 @@ linear = Op(
     cases=[dict(B=2, T=5, C=7, O=3), dict(B=2, T=5, C=7, O=3, bias=None, residual=None), dict(B=3, T=37, C=40, O=50, activation="gelu"),
            dict(B=2, T=9, C=33, O=19, activation="gelu_tanh", residual=None),
            dict(B=64, T=65, C=192, O=768, activation="gelu", residual=None), dict(B=64, T=65, C=768, O=192)],
-    cost=lambda x, weight, bias, residual, activation: Cost(forward=2 * prod(x) * weight[0], backward=4 * prod(x) * weight[0]),
+    cost=lambda x, weight, bias, residual, activation: _cost(prod(x) * weight[0]),
 )

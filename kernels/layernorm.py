@@ -168,7 +168,7 @@ layernorm = Op(
     saves=("x", "w", "mean", "rstd"),
     accumulates=("x",),
     cases=[dict(B=2, N=5, C=8), dict(B=64, N=65, C=192)],
-    cost=lambda x, w, b, eps: Cost(forward=8 * prod(x), backward=14 * prod(x)),
+    cost=lambda x, w, b, eps: Cost(forward=8 * prod(x), backward=14 * prod(x), macs=5 * prod(x)),
 )
 
 add_layernorm = Op(
@@ -182,5 +182,5 @@ add_layernorm = Op(
     saves=("s", "w", "mean", "rstd"),
     same={"branch": "dx"},
     cases=[dict(B=2, N=5, C=8), dict(B=64, N=65, C=192)],
-    cost=lambda x, branch, w, b, eps: Cost(forward=9 * prod(x), backward=15 * prod(x)),
+    cost=lambda x, branch, w, b, eps: Cost(forward=9 * prod(x), backward=15 * prod(x), macs=5 * prod(x)),
 )

@@ -3,6 +3,7 @@
     channel mixing:  h = x·w1ᵀ + b1,   y = residual + gelu(h)·w2ᵀ + b2            over the channels of each token
     token mixing:    h = w1·x + b1,    y = residual + w2·gelu(h) + b2             over the tokens of each channel, a sample at a time
 
+y has as many channels (tokens) as w2 has rows: O of them. A token mixing is a convolution of 1×1 too, with N the channels of the image;
 so a token-mixing product reads x where it lies: a weight times a matrix, no transpose. Backward, with a = gelu(h):
 
     channel:  dh = (dy·w2)·gelu'(h),   dw2 = dyᵀ·a,   dw1 = dhᵀ·x,   dx = dh·w1,   db = Σ over rows
@@ -10,7 +11,7 @@ so a token-mixing product reads x where it lies: a weight times a matrix, no tra
 
 Only h is kept: the product that makes dh writes a again on its way, at no cost beyond the store. dresidual = dy.
 
-Letters: B batch, N tokens, C channels, F hidden length.
+Letters: B batch, N tokens, C channels, F hidden length, O outputs.
 """
 from __future__ import annotations
 
@@ -128,49 +129,54 @@ def token_backward_cpu(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
 
 
 # ------------------------------------------------------------------------------------------------------------------------- spec
-def _check(name, length, x, w1, b1, w2, b2, residual):
-    F = w1[0]
-    require(name, w1=(w1, (F, length)), b1=(b1, (F,)), w2=(w2, (length, F)), b2=(b2, (length,)), residual=(residual, x))
+def _check(name, length, y, w1, b1, w2, b2, residual):
+    F, O = w1[0], w2[0]
+    require(name, w1=(w1, (F, length)), b1=(b1, (F,)), w2=(w2, (O, F)), b2=(b2, (O,)), residual=(residual, y))
 
 
 def _channel_outputs(x, w1, b1, w2, b2, residual, approximate):
-    _check("channel_mixing", x[-1], x, w1, b1, w2, b2, residual)
-    return {"y": x, "h": (*x[:-1], w1[0])}
+    y = (*x[:-1], w2[0])
+    _check("channel_mixing", x[-1], y, w1, b1, w2, b2, residual)
+    return {"y": y, "h": (*x[:-1], w1[0])}
 
 
 def _token_outputs(x, w1, b1, w2, b2, residual, approximate):
     if len(x) != 3:
         raise ValueError(f"token_mixing: x has shape {x}, not (B, N, C)")
-    _check("token_mixing", x[1], x, w1, b1, w2, b2, residual)
-    return {"y": x, "h": (x[0], w1[0], x[2])}
+    y = (x[0], w2[0], x[2])
+    _check("token_mixing", x[1], y, w1, b1, w2, b2, residual)
+    return {"y": y, "h": (x[0], w1[0], x[2])}
 
 
-def _cost(x, w1, *_):
-    return Cost(forward=4 * prod(x) * w1[0], backward=8 * prod(x) * w1[0])
+def _cost(x, w1, b1, w2, *_):
+    products = prod(x) // w1[1] * w1[0] * (w1[1] + w2[0])
+    return Cost(forward=2 * products, backward=4 * products, macs=products)
 
 
 channel_mixing = Op(
     "channel_mixing",
-    shapes={"x": "B N C", "w1": "F C", "b1": "F", "w2": "C F", "b2": "C", "residual": "B N C"},
+    shapes={"x": "B N C", "w1": "F C", "b1": "F", "w2": "O F", "b2": "O", "residual": "B N O"},
     constants={"approximate": "none"},
     outputs=_channel_outputs,
     forward=Implementation(channel_forward_reference, channel_forward_cpu),
     backward=Implementation(channel_backward_reference, channel_backward_cpu),
     saves=("x", "w1", "w2", "h"),
     same={"residual": "dy"},
-    cases=[dict(B=2, N=5, C=7, F=11), dict(B=3, N=9, C=20, F=33, residual=None, approximate="tanh"), dict(B=64, N=65, C=192, F=768)],
+    cases=[dict(B=2, N=5, C=7, F=11, O=7), dict(B=3, N=9, C=20, F=33, O=6, residual=None, approximate="tanh"),
+           dict(B=64, N=65, C=192, F=768, O=192)],
     cost=_cost,
 )
 
 token_mixing = Op(
     "token_mixing",
-    shapes={"x": "B N C", "w1": "F N", "b1": "F", "w2": "N F", "b2": "N", "residual": "B N C"},
+    shapes={"x": "B N C", "w1": "F N", "b1": "F", "w2": "O F", "b2": "O", "residual": "B O C"},
     constants={"approximate": "none"},
     outputs=_token_outputs,
     forward=Implementation(token_forward_reference, token_forward_cpu),
     backward=Implementation(token_backward_reference, token_backward_cpu),
     saves=("x", "w1", "w2", "h"),
     same={"residual": "dy"},
-    cases=[dict(B=2, N=5, C=7, F=11), dict(B=3, N=9, C=20, F=33, residual=None, approximate="tanh"), dict(B=64, N=64, C=256, F=128)],
+    cases=[dict(B=2, N=5, C=7, F=11, O=5), dict(B=3, N=9, C=20, F=33, O=4, residual=None, approximate="tanh"),
+           dict(B=64, N=64, C=256, F=128, O=64)],
     cost=_cost,
 )

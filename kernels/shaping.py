@@ -1,4 +1,4 @@
-"""Operations that move elements or sum them along axes: sum, broadcast, permute, slice, concatenate.
+"""Operations that move elements or sum them along axes: sum, broadcast, permute, slice.
 
 Each is linear, so that its backward is its transpose, with coefficients of 0 and 1 (or `scale`):
 
@@ -6,7 +6,6 @@ Each is linear, so that its backward is its transpose, with coefficients of 0 an
     broadcast    y = x repeated to a shape              dx = Σ dy over the axes of repetition
     permute      y[i_order[0], i_order[1], ...] = x[i_0, i_1, ...]        dx = dy in the inverse order
     slice        y[i] = x[start + i·step] an axis       dx[start + i·step] = dy[i], 0 elsewhere
-    concatenate  y = a, then b, along an axis           da, db = the two parts of dy
 
 A copy sees its arrays as flat, and the axes as nested loops, each of a size and a step in every array; neighbouring axes that every array
 steps through as through one are joined. A sum along neighbouring axes is one over R in (A, R, C). A, C: what precedes and follows R.
@@ -337,48 +336,4 @@ slicing = Op(
            dict(x="N", N=9, start=lambda s: (s["N"] // 4,), stop=lambda s: (s["N"],), step=(3,)),
            dict(B=64, N=65, C=192, start=lambda s: (0, min(1, s["N"] - 1), 0), stop=lambda s: (s["B"], s["N"], s["C"]), step=(1, 1, 1))],
     cost=lambda x, start, stop, step: Cost(forward=0),
-)
-
-
-# -------------------------------------------------------------------------------------------------------------- concatenate
-def concatenate_reference(y, a, b, axis):
-    y[...] = np.concatenate((a, b), axis)
-
-
-def concatenate_backward_reference(da, db, dy, axis):
-    size = dy.shape[axis] - db.shape[axis] if da is None else da.shape[axis]
-    for part, gradient in zip(np.split(dy, [size], axis), (da, db)):
-        if gradient is not None:
-            gradient[...] = part
-
-
-def concatenate_cpu(y, a, b, axis):
-    steps = strides(y.shape)
-    copy(y, a, a.shape, steps, strides(a.shape))
-    copy(y, b, b.shape, steps, strides(b.shape), y_start=a.shape[axis] * steps[axis])
-
-
-def concatenate_backward_cpu(da, db, dy, axis):
-    steps = strides(dy.shape)
-    if da is not None:
-        copy(da, dy, da.shape, strides(da.shape), steps)
-    if db is not None:
-        copy(db, dy, db.shape, strides(db.shape), steps, x_start=(dy.shape[axis] - db.shape[axis]) * steps[axis])
-
-
-def _concatenated(a: Shape, b: Shape, axis: int) -> Shape:
-    axis %= len(a)
-    return *a[:axis], a[axis] + b[axis], *a[axis + 1:]
-
-
-concatenate = Op(
-    "concatenate",
-    shapes={"a": "B M C", "b": "B N C"},
-    constants={"axis": 1},
-    outputs=lambda a, b, axis: {"y": _concatenated(a, b, axis)},
-    forward=Implementation(concatenate_reference, concatenate_cpu),
-    backward=Implementation(concatenate_backward_reference, concatenate_backward_cpu),
-    cases=[dict(B=2, M=1, N=5, C=7), dict(a="M N", b="M C", M=3, N=4, C=5, axis=-1), dict(a="M C", b="N C", M=1, N=1, C=1, axis=0),
-           dict(B=64, M=1, N=64, C=192)],
-    cost=lambda a, b, axis: Cost(forward=0),
 )

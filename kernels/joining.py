@@ -1,0 +1,121 @@
+"""Arrays joined along an axis, and cut again. There is an op for each number of parts; each is the other's transpose.
+
+    concatenate  y = a, then b, ...                     da, db, ... = the parts of dy
+    split        y0, y1, ... = the parts of x           dx = dy0, then dy1, ...
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+
+from .op import Cost, Implementation, Op, Shape, require
+from .shaping import copy, fill, strides
+
+
+def _join(whole: np.ndarray, parts: Sequence[np.ndarray | None], lengths: Shape, axis: int) -> None:
+    steps = strides(whole.shape)
+    for i, part in enumerate(parts):
+        if part is not None:
+            copy(whole, part, part.shape, steps, strides(part.shape), y_start=sum(lengths[:i]) * steps[axis])
+
+
+def _cut(parts: Sequence[np.ndarray | None], whole: np.ndarray, lengths: Shape, axis: int) -> None:
+    steps = strides(whole.shape)
+    for i, part in enumerate(parts):
+        if part is not None:
+            copy(part, whole, part.shape, strides(part.shape), steps, x_start=sum(lengths[:i]) * steps[axis])
+
+
+def _cut_reference(parts: Sequence[np.ndarray | None], whole: np.ndarray, lengths: Shape, axis: int) -> None:
+    for part, values in zip(parts, np.split(whole, np.cumsum(lengths)[:-1], axis)):
+        if part is not None:
+            part[...] = values
+
+
+def _resized(shape: Shape, axis: int, length: int) -> Shape:
+    axis %= len(shape)
+    return *shape[:axis], length, *shape[axis + 1:]
+
+
+@cache
+def concatenation(number: int) -> Op:
+    """The op that joins so many arrays: forward(y, *parts, lengths, axis), backward(*dparts, dy, lengths, axis)."""
+    names = tuple("abcdefghijklmnopqrstuvwxyz"[:number]) if number <= 26 else tuple(f"a{i}" for i in range(number))
+    symbols = [f"N{i}" for i in range(number)]
+
+    def forward_reference(y, *rest):
+        y[...] = np.concatenate(rest[:number], rest[-1])
+
+    def forward_cpu(y, *rest):
+        _join(y, rest[:number], *rest[number:])
+
+    def backward_reference(*arguments):
+        _cut_reference(arguments[:number], *arguments[number:])
+
+    def backward_cpu(*arguments):
+        _cut(arguments[:number], *arguments[number:])
+
+    def outputs(*shapes_and_constants):
+        *shapes, lengths, axis = shapes_and_constants
+        require("concatenate", **{n: (s, _resized(shapes[0], axis, length)) for n, s, length in zip(names, shapes, lengths)})
+        return {"y": _resized(shapes[0], axis, sum(lengths))}
+
+    def lengths(sizes):
+        return tuple(sizes[symbol] for symbol in symbols)
+
+    sizes = {symbol: 1 + 4 * i for i, symbol in enumerate(symbols)}
+    return Op(
+        "concatenate" if number == 2 else f"concatenate_{number}",
+        shapes={name: f"B {symbol} C" for name, symbol in zip(names, symbols)},
+        constants={"lengths": (), "axis": 1},           # of each array along the axis
+        outputs=outputs,
+        forward=Implementation(forward_reference, forward_cpu),
+        backward=Implementation(backward_reference, backward_cpu),
+        cases=[dict(B=2, **sizes, C=7, lengths=lengths), dict(B=64, **dict.fromkeys(symbols, 32), C=192, lengths=lengths),
+               dict({n: f"B {s}" for n, s in zip(names, symbols)}, B=3, **sizes, lengths=lengths, axis=-1),
+               dict({n: f"{s} C" for n, s in zip(names, symbols)}, **dict.fromkeys(symbols, 1), C=1, lengths=lengths, axis=0)],
+        cost=lambda *_: Cost(forward=0),
+    )
+
+
+@cache
+def splitting(number: int) -> Op:
+    """The op that cuts an array into so many: forward(*parts, x, lengths, axis), backward(dx, *dparts, lengths, axis)."""
+    names = tuple(f"y{i}" for i in range(number))
+    symbols = [f"N{i}" for i in range(number)]
+
+    def forward_reference(*arguments):
+        _cut_reference(arguments[:number], *arguments[number:])
+
+    def forward_cpu(*arguments):
+        _cut(arguments[:number], *arguments[number:])
+
+    def backward_reference(dx, *rest):
+        dx[...] = 0
+        for part, values in zip(np.split(dx, np.cumsum(rest[number])[:-1], rest[-1]), rest):
+            part[...] = 0 if values is None else values
+
+    def backward_cpu(dx, *rest):
+        if any(part is None for part in rest[:number]):
+            fill(dx, 0.0)
+        _join(dx, rest[:number], *rest[number:])
+
+    def lengths(sizes):
+        return tuple(sizes[symbol] for symbol in symbols)
+
+    sizes = {symbol: 1 + 4 * i for i, symbol in enumerate(symbols)}
+    total = "+".join(symbols)
+    return Op(
+        "split" if number == 2 else f"split_{number}",
+        shapes={"x": f"B {total} C"},
+        constants={"lengths": (), "axis": 1},           # of each part along the axis
+        outputs=lambda x, lengths, axis: {name: _resized(x, axis, length) for name, length in zip(names, lengths)},
+        forward=Implementation(forward_reference, forward_cpu),
+        backward=Implementation(backward_reference, backward_cpu),
+        results=names,
+        cases=[dict(B=2, **sizes, C=7, lengths=lengths), dict(B=64, **dict.fromkeys(symbols, 32), C=192, lengths=lengths),
+               dict(x=f"B {total}", B=3, **sizes, lengths=lengths, axis=-1), dict(x=f"{total} C", **sizes, C=1, lengths=lengths, axis=0)],
+        cost=lambda *_: Cost(forward=0),
+    )

@@ -1,0 +1,211 @@
+"""Tokens of a square grid on another grid, a sparse linear map along one axis; and the weights it is made of, one axis of the grid.
+
+With R (new, old) the weights along one axis, row and column of the grid apart,
+
+    y[a, (i, j), c] = Σ over k, l of R[i, k]·R[j, l]·x[a, (k, l), c],       so y = S·x with S = R ⊗ R,       dx = Sᵀ·dy
+
+A row of R has from one to four weights that are not zero, so S is kept by rows, as (starts, indices, weights): row i holds the weights
+from starts[i] up to starts[i + 1], of the tokens `indices`. Sᵀ is kept likewise, and the same kernels run backward. A class token before
+the patches is one more row and column: of zeros ("zero": x's is not read, y's is zero), or with a single 1 ("keep").
+
+Where the axis is the last one (C = 1: the keys of an attention map, a channel-first position grid), a block of LANES rows is transposed, so
+that each weight meets whole vectors there too.
+
+Letters: A what precedes the axis, N old tokens, M new ones, C what follows.
+"""
+from __future__ import annotations
+
+from functools import cache
+from math import floor
+from typing import NamedTuple
+
+import numpy as np
+
+from .cpu import kernel
+from .device import empty
+from .op import Cost, Implementation, Op, Shape, launch, require
+from .shaping import bands_for
+
+METHODS = ("bicubic_antialias", "bicubic", "bilinear", "upsample")
+CLASS_TOKENS = {"none": 0, "zero": 1, "keep": 1}        # before the patches, of x and of y
+LANES = 64                                              # rows side by side: 16 kB of 65 tokens in float32
+
+
+# ------------------------------------------------------------------------------------------------------------------ weights
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+    """Keys' convolution kernel (1981)."""
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+def axis_matrix(old: int, new: int, method: str) -> np.ndarray:
+    """R (new, old): along one axis, the resampled row is R @ row.
+
+    "bicubic_antialias"   Keys' cubic, a = -1/2, widened by the factor of a reduction, cut and normalised at the border: timm's
+    "bicubic"             Keys' cubic, a = -3/4, never widened, positions beyond the border taken from it: DeiT's, T2T's
+    "bilinear"            the triangle, likewise: timm's import of Google's files, and 2105.02723's in every forward
+    "upsample"            twice the size, each repeated, then the means of new bins, from ⌊2·old·i / new⌋ up to ⌈2·old·(i + 1) / new⌉:
+                          2105.15075's
+
+    The first three have the weights of PyTorch's `interpolate(align_corners=False)`, "upsample" those of `Upsample(scale_factor=2)` and
+    `adaptive_avg_pool2d`. Raises ValueError for another method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    matrix = np.zeros((new, old))
+    for i in range(new):
+        centre = (i + 0.5) * old / new                  # in units of old pixels, whose centres are at 1/2, 3/2, ...
+        if method == "bicubic_antialias":
+            width = max(old / new, 1.0)
+            first, last = max(int(centre - 2 * width + 0.5), 0), min(int(centre + 2 * width + 0.5), old)
+            weights = _cubic((np.arange(first, last) + 0.5 - centre) / width, -0.5)
+            matrix[i, first:last] = weights / weights.sum()
+        elif method == "bicubic":
+            taps = floor(centre - 0.5) + np.arange(-1, 3)
+            np.add.at(matrix[i], taps.clip(0, old - 1), _cubic(taps + 0.5 - centre, -0.75))
+        elif method == "bilinear":
+            taps = floor(centre - 0.5) + np.arange(2)
+            np.add.at(matrix[i], taps.clip(0, old - 1), 1 - np.abs(taps + 0.5 - centre))
+        else:
+            taps = np.arange(2 * old * i // new, -(-2 * old * (i + 1) // new))
+            np.add.at(matrix[i], taps // 2, 1 / len(taps))
+    return matrix
+
+
+def resample_grid(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """x (A, old², C), mapped along both axes of its grid by matrix (new, old): (A, new², C)."""
+    new, old = matrix.shape
+    square = x.reshape(len(x), old, old, -1)
+    return np.einsum("ik,jl,aklc->aijc", matrix, matrix, square, optimize=True).reshape(len(x), new * new, -1)
+
+
+class Taps(NamedTuple):
+    """A sparse matrix by rows."""
+
+    starts: np.ndarray                                  # (rows + 1,), int64
+    indices: np.ndarray                                 # (weights that are not zero,), int64: their columns
+    weights: np.ndarray
+
+
+@cache
+def taps(old: int, new: int, method: str, class_token: str, transposed: bool, dtype: str) -> Taps:
+    """S, or Sᵀ, with its class token; see the head of this file."""
+    prefix = CLASS_TOKENS[class_token]
+    matrix = axis_matrix(old, new, method)
+    i, k = np.nonzero(matrix)
+    rows = np.add.outer(i * new, i).reshape(-1) + prefix
+    columns = np.add.outer(k * old, k).reshape(-1) + prefix
+    weights = np.multiply.outer(matrix[i, k], matrix[i, k]).reshape(-1)
+    if class_token == "keep":
+        rows, columns, weights = np.append(rows, 0), np.append(columns, 0), np.append(weights, 1.0)
+    number = prefix + new * new
+    if transposed:
+        rows, columns, number = columns, rows, prefix + old * old
+    order = np.lexsort((columns, rows))
+    starts = np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=number))))
+    return Taps(starts, columns[order], weights[order].astype(dtype))
+
+
+# ---------------------------------------------------------------------------------------------------------------- reference
+def _map_reference(y, x, matrix, class_token):
+    prefix = CLASS_TOKENS[class_token]
+    y[:, :prefix] = x[:, :prefix] if class_token == "keep" else 0
+    y[:, prefix:] = resample_grid(x[:, prefix:], matrix.astype(x.dtype))
+
+
+def forward_reference(y, x, old, new, method, class_token):
+    _map_reference(y, x, axis_matrix(old, new, method), class_token)
+
+
+def backward_reference(dx, dy, old, new, method, class_token):
+    _map_reference(dx, dy, axis_matrix(old, new, method).T, class_token)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- CPU
+@kernel
+def _map_columns(band, bands, y, x, starts, indices, weights):
+    A, M, C = y.shape
+    for item in range(band * A * M // bands, (band + 1) * A * M // bands):
+        a, i = item // M, item % M
+        for c in range(C):
+            y[a, i, np.uint64(c)] = 0
+        for tap in range(starts[i], starts[i + 1]):
+            n, weight = indices[tap], weights[tap]
+            for c in range(C):
+                y[a, i, np.uint64(c)] += weight * x[a, n, np.uint64(c)]
+
+
+@kernel
+def _map_rows(band, bands, y, x, blocks, sums, starts, indices, weights):
+    A, M = y.shape
+    block, total = blocks[band], sums[band]             # (N, lanes), (lanes,); lanes beyond the last row hold anything
+    N, lanes = block.shape
+    parts = (A + lanes - 1) // lanes
+    for part in range(band * parts // bands, (band + 1) * parts // bands):
+        first = part * lanes
+        rows = min(lanes, A - first)
+        for a in range(rows):
+            for n in range(N):
+                block[n, a] = x[first + a, n]
+        for i in range(M):
+            for a in range(lanes):
+                total[np.uint64(a)] = 0
+            for tap in range(starts[i], starts[i + 1]):
+                n, weight = indices[tap], weights[tap]
+                for a in range(lanes):
+                    total[np.uint64(a)] += weight * block[n, np.uint64(a)]
+            for a in range(rows):
+                y[first + a, i] = total[a]
+
+
+def _map_cpu(y: np.ndarray, x: np.ndarray, matrix: Taps) -> None:
+    bands = bands_for(y.size)
+    if y.shape[2] > 1:
+        launch(_map_columns, bands, y, x, *matrix)
+    else:
+        blocks, sums = empty((bands, x.shape[1], LANES), x.dtype), empty((bands, LANES), x.dtype)
+        launch(_map_rows, bands, y.reshape(y.shape[:2]), x.reshape(x.shape[:2]), blocks, sums, *matrix)
+
+
+def forward_cpu(y, x, old, new, method, class_token):
+    _map_cpu(y, x, taps(old, new, method, class_token, False, x.dtype.name))
+
+
+def backward_cpu(dx, dy, old, new, method, class_token):
+    _map_cpu(dx, dy, taps(old, new, method, class_token, True, dy.dtype.name))
+
+
+# --------------------------------------------------------------------------------------------------------------------- spec
+def _outputs(x: Shape, old: int, new: int, method: str, class_token: str) -> dict[str, Shape]:
+    if class_token not in CLASS_TOKENS:
+        raise ValueError(f"resample: class_token must be one of {', '.join(CLASS_TOKENS)}, not {class_token!r}")
+    prefix = CLASS_TOKENS[class_token]
+    require("resample", x=(x, (x[0], prefix + old * old, x[-1])))
+    return {"y": (x[0], prefix + new * new, x[2])}
+
+
+def _cost(x: Shape, old: int, new: int, method: str, class_token: str) -> Cost:
+    operations = 2 * x[0] * len(taps(old, new, method, class_token, False, "float64").indices) * x[2]
+    # As 2105.15075 counts: the output of the repetition, and the input of the mean, which are the same.
+    return Cost(operations, operations, macs=2 * x[0] * (2 * old) ** 2 * x[2] if method == "upsample" else 0)
+
+
+resample = Op(
+    "resample",
+    shapes={"x": "A old**2 C"},
+    constants={"old": 2, "new": 3, "method": "upsample", "class_token": "none"},
+    outputs=_outputs,
+    forward=Implementation(forward_reference, forward_cpu),
+    backward=Implementation(backward_reference, backward_cpu),
+    cases=[dict(A=2, C=5, old=3, new=5), dict(x="A old**2+1 C", A=3, C=1, old=7, new=10, class_token="zero"),
+           dict(x="A old**2+1 C", A=2, C=7, old=7, new=10, class_token="keep"), dict(x="A old**2+1 C", A=70, C=1, old=3, new=4,
+                                                                                     class_token="keep"),
+           dict(A=2, C=3, old=6, new=3, method="bilinear"),
+           dict(x="A old**2+1 C", A=1, C=1, old=1, new=3, method="bilinear", class_token="zero"),
+           dict(A=131, C=1, old=5, new=2, method="bicubic"), dict(A=2, C=4, old=5, new=3, method="bicubic_antialias"),
+           dict(x="A old**2+1 C", A=64, C=48, old=7, new=10, class_token="zero"),
+           dict(x="A old**2+1 C", A=500, C=1, old=7, new=10, class_token="keep")],
+    cost=_cost,
+)
