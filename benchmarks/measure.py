@@ -82,12 +82,16 @@ def option_parser(benchmark: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def result_paths(options: argparse.Namespace, benchmark: str, found: Mapping[str, Any]) -> list[Path]:
+    """Where the options ask for the result."""
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{benchmark} {found['cpu']} {found['threads']}".lower())
+    return [options.json] * bool(options.json) + [RESULTS / f"{slug}.json"] * options.save
+
+
 def write_result(options: argparse.Namespace, benchmark: str, found: Mapping[str, Any], **parts: Any) -> None:
     """Write {benchmark, machine, tiny, **parts} where the options ask for it, and say where."""
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{benchmark} {found['cpu']} {found['threads']}".lower())
-    paths = [options.json] * bool(options.json) + [RESULTS / f"{slug}.json"] * options.save
     text = json.dumps({"benchmark": benchmark, "machine": found, "tiny": options.tiny, **parts}, indent=1, ensure_ascii=False) + "\n"
-    for path in paths:
+    for path in result_paths(options, benchmark, found):
         with atomic_file(path) as file:
             file.write(text.encode())
         print(f"wrote {path}")

@@ -17,6 +17,7 @@ _HOME = {                                               # public name -> the mod
     "gradcheck": "checking", "GradientError": "checking",
     "Trainer": "training", "TrainingError": "training", "train": "training", "Run": "training",
     "Predictor": "predict", "load": "predict",
+    "calibrate": "calibrating", "Calibration": "calibration",
     "load_data": "data", "Dataset": "data",
     "UserError": "errors",
 }

@@ -17,8 +17,8 @@ from typing import Any
 
 from .errors import UserError, nearest
 from .files import atomic_file
-from .models import Model, create_model
-from .weights import read_safetensors, save_weights
+from .models import DVT, Model, create_model
+from .weights import read_calibration, read_safetensors, save_weights
 
 CONFIG, METRICS, MODEL, CURVES = "config.json", "metrics.jsonl", "model.safetensors", "curves.png"
 
@@ -42,7 +42,8 @@ def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
     """(the model, in evaluation mode; `about`) of a file of `save_model`. Raises UserError."""
     state, metadata = read_safetensors(path)
     try:
-        about = {key: json.loads(value) for key, value in metadata.items() if key not in ("format", "version")}
+        thresholds = read_calibration(metadata)
+        about = {key: json.loads(value) for key, value in metadata.items() if key not in ("format", "version", "calibration")}
         config = dict(about.pop("model"))
         family, name = config.pop("family"), config.pop("name")
     except (KeyError, TypeError, ValueError) as error:
@@ -50,6 +51,8 @@ def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
     model = create_model(family, **config)
     model.name = name
     model.load_state_dict(state)
+    if isinstance(model, DVT):
+        model.calibration = thresholds
     return model, about
 
 
@@ -110,6 +113,14 @@ class RunFolder:
         """Append a line to the history and to its file."""
         self.history.append(dict(line))
         self._write(METRICS, "".join(json.dumps(entry) + "\n" for entry in self.history))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; none where there is no such file. Raises UserError where it is damaged."""
+        path = self.path / METRICS
+        try:
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {path}: {error}") from error
 
     def _write(self, name: str, text: str) -> None:
         with writing(self.path / name), atomic_file(self.path / name) as file:

@@ -1,4 +1,4 @@
-"""The command line: minivit train | eval | predict | gradcheck | info.
+"""The command line: minivit train | eval | predict | calibrate | plot | gradcheck | info.
 
 Results go to standard output, progress and errors to standard error. Exit status: 0; 1 where a gradient check fails; 2 for a mistake of
 the user's, told in one line; 130 for an interrupt. Nothing heavy is imported before a command needs it.
@@ -24,9 +24,12 @@ from .errors import UserError, nearest
 if TYPE_CHECKING:
     import numpy as np
 
+    from .calibration import Calibration
     from .checking import Report
     from .data import Dataset
     from .module import Module
+    from .predict import Classifier
+    from .thresholds import Outcome
 
 
 class Parser(argparse.ArgumentParser):
@@ -152,63 +155,144 @@ def _run_eval(options: argparse.Namespace) -> int:
     from .predict import evaluate, load
 
     classifier = load(options.run)
-    dataset = _test_data(options, classifier.preprocessing)
-    if dataset.class_names != classifier.class_names:
-        raise UserError(f"the classes of {dataset.name} ({_some(dataset.class_names)}) are not the model's "
-                        f"({_some(classifier.class_names)}): give data of those classes")
+    dataset = _test_data(options, classifier)
     kept = classifier.preprocessing
-    loss, accuracy = evaluate(classifier.predictor, dataset.test_images, dataset.test_labels, kept.mean, kept.std, dataset.num_classes)
+    loss, accuracies = evaluate(classifier.predictor, dataset.test_images, dataset.test_labels, kept.mean, kept.std, dataset.num_classes)
     number = len(dataset.test_images)
     if options.json:
-        _print_json({"test_accuracy": accuracy, "test_loss": loss, "images": number, "data": dataset.name})
+        _print_json({"test_accuracy": accuracies[-1], "exit_accuracies": accuracies, "test_loss": loss, "images": number,
+                     "data": dataset.name})
     else:
-        print(f"test accuracy {100 * accuracy:.1f} % · test loss {loss:.4f} · {number} images of {dataset.name}")
+        exits = f" ({', '.join(f'{100 * a:.1f}' for a in accuracies)} by exit)" if len(accuracies) > 1 else ""
+        print(f"test accuracy {100 * accuracies[-1]:.1f} %{exits} · test loss {loss:.4f} · {number} images of {dataset.name}")
     return 0
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join([*names[:5], "..."] if len(names) > 5 else names)
+def _test_data(options: argparse.Namespace, classifier: Classifier) -> Dataset:
+    """The data that the options name, or else the run's, at the model's size and with its classes."""
+    from .runs import data_of_run
 
-
-def _test_data(options: argparse.Namespace, preprocessing: Any) -> Dataset:
-    """The data that the options name, or else the run's, at the model's size."""
-    from .checkpoint import CONFIG, RunFolder, find_model
-    from .data import load_data
-    from .training import limited
-
-    data, limit, split = options.data, None, {"skip_bad_images": options.skip_bad_images}
-    if data is None:
-        folder = RunFolder(find_model(Path(options.run)).parent)
-        if not (folder.path / CONFIG).is_file():
-            raise UserError(f"{options.run} does not tell which data it was trained on: give --data")
-        given = folder.read_config().get("arguments", {})
-        data, limit = given.get("data"), given.get("limit")
-        if data is None:
-            raise UserError(f"{options.run} was trained on arrays, which are not kept: give --data, an .npz file for one")
-        split |= {name: given[name] for name in ("test_fraction", "split_seed") if name in given}
-        split["skip_bad_images"] |= bool(given.get("skip_bad_images"))
-    dataset = load_data(data, image_size=preprocessing.image_size, in_channels=preprocessing.in_channels, progress=not options.quiet,
-                        **split)
-    return limited(dataset, limit)
+    return data_of_run(options.run, classifier, options.data, skip_bad_images=options.skip_bad_images, progress=not options.quiet)
 
 
 def _configure_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder, its name below runs/, or a .safetensors file of minivit")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    parser.add_argument("--budget", type=float, metavar="FLOAT", help="of a calibrated cascade: largest mean cost of an image, in the unit "
+                        "of its calibration; without it every image goes to the last exit")
 
 
 def _run_predict(options: argparse.Namespace) -> int:
     from .predict import load
 
-    prediction = load(options.run).predict(options.images)
-    rows = list(zip(options.images, prediction.names, prediction.confidence.tolist()))
+    classifier = load(options.run)
+    prediction = classifier.predict(options.images, options.budget)
+    rows = [{"path": path, "label": name, "probability": max(probabilities)}
+            for path, name, probabilities in zip(options.images, prediction.names, prediction.probabilities.tolist())]
+    if classifier.predictor.stages > 1:
+        rows = [{**row, "exit": exit + 1, "macs": macs}
+                for row, exit, macs in zip(rows, prediction.exits.tolist(), prediction.macs.tolist())]
     if options.json:
-        _print_json([{"path": path, "label": label, "probability": probability,
-                      "probabilities": dict(zip(prediction.class_names, all_of_it))}
-                     for (path, label, probability), all_of_it in zip(rows, prediction.probabilities.tolist())])
+        _print_json([{**row, "probabilities": dict(zip(prediction.class_names, probabilities))}
+                     for row, probabilities in zip(rows, prediction.probabilities.tolist())])
     else:
-        for path, label, probability in rows:
-            print(f"{path}\t{label}\t{probability:.4f}")
+        for row in rows:
+            path, label, probability, *taken = row.values()
+            print(path, label, f"{probability:.4f}", *([taken[0], f"{taken[1] / 1e6:.3f}"] if taken else []), sep="\t")
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------------------------ calibrate
+def _configure_calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run folder of a cascade, its name below runs/, or a .safetensors file of minivit")
+    parser.add_argument("--data", metavar="STR", help="test images: a name, folder or .npz file (default: those of the run); half of "
+                        "each class calibrates, the other half tests")
+    parser.add_argument("--budgets", type=float, nargs="+", metavar="FLOAT", help="largest mean costs of an image (default: 8, from all "
+                        "images at the first exit to all at the last)")
+    parser.add_argument("--unit", default="share", metavar="STR", help="of the budgets: share of the multiply-adds of all exits together, "
+                        "macs (multiply-adds), or ms (milliseconds an image on this machine) (default: share)")
+    parser.add_argument("--method", default="exact", metavar="STR", help="exact, or sweep: the authors' rule (default: exact)")
+    parser.add_argument("--confidence", default="max", metavar="STR", help="what makes an image stop: max, the largest probability, "
+                        "entropy or margin (default: max)")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="INT", help="images that are measured together for ms (default: 64)")
+    parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read, and name them")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+
+
+def _run_calibrate(options: argparse.Namespace) -> int:
+    from .calibrating import calibrate, halves, measured_exits
+    from .checkpoint import find_model
+    from .predict import load
+    from .thresholds import outcome
+
+    classifier = load(options.run)
+    dataset = _test_data(options, classifier)
+    images, labels = dataset.test_images, dataset.test_labels
+    half, rest = halves(labels)
+    found = calibrate(classifier, images[half], labels[half], options.budgets, options.unit, options.method, options.confidence,
+                      options.batch_size)
+    sure, correct = measured_exits(classifier.predictor, classifier.preprocessing.batches(images[rest]), labels[rest], found.confidence)
+    tested = [outcome(thresholds, sure, correct, found.costs) for thresholds in found.thresholds]
+    file = find_model(Path(options.run))
+    classifier.save(file)
+    if options.json:
+        _print_json({"file": str(file), "data": dataset.name, "calibration": found.to_json(),
+                     "unseen": {"images": len(rest), "exit_accuracies": correct.mean(0).tolist(),
+                                "outcomes": [each._asdict() for each in tested]}})
+        return 0
+    print(f"{found.images} images of {dataset.name} for calibration, {len(rest)} others for testing; accuracies and shares in %\n")
+    _print_calibration(found, correct.mean(0), tested)
+    print(f"\nsaved with the model: {file}")
+    return 0
+
+
+def _print_calibration(found: Calibration, exit_accuracies: np.ndarray, tested: Sequence[Outcome]) -> None:
+    """exit_accuracies, tested: on other images, by exit and by budget."""
+    scale, unit = {"macs": (1e-6, "M"), "ms": (1, "ms"), "share": (100, "%")}[found.unit]
+    alone = zip(found.macs, found.costs, found.exit_accuracies, exit_accuracies)
+    print(_table(["exit alone", "M multiply-adds", f"cost, {unit}", "calibration: accuracy", "testing: accuracy"],
+                 [[str(k), f"{macs / 1e6:.3f}", f"{scale * cost:.3f}", f"{100 * calibrated:.2f}", f"{100 * unseen:.2f}"]
+                  for k, (macs, cost, calibrated, unseen) in enumerate(alone, 1)]) + "\n")
+
+    def cells(accuracy: float, cost: float, shares: Sequence[float]) -> list[str]:
+        return [f"{100 * accuracy:.2f}", f"{scale * cost:.3f}", " ".join(f"{100 * share:4.1f}" for share in shares)]
+
+    columns = ("accuracy", f"cost, {unit}", "by exit")
+    calibrated = map(cells, found.accuracies, found.mean_costs, found.exit_shares)
+    print(_table([f"budget, {unit}", "thresholds", f"calibration: {columns[0]}", *columns[1:], f"testing: {columns[0]}", *columns[1:]],
+                 [[f"{scale * budget:.3f}", " ".join(f"{t:.4f}" for t in thresholds), *before, *cells(*unseen)]
+                  for budget, thresholds, before, unseen in zip(found.budgets, found.thresholds, calibrated, tested)]))
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned to the right, two spaces apart."""
+    lines = [headings, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
+
+
+# ----------------------------------------------------------------------------------------------------------------------------- plot
+def _configure_plot(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run folder, its name below runs/, or a .safetensors file of minivit")
+    parser.add_argument("--data", metavar="STR", help="test images: a name, folder or .npz file (default: those of the run)")
+    parser.add_argument("--image", dest="images", nargs="+", default=[], metavar="FILE", help="images that attention is laid over, each "
+                        "head's over the first of them (default: some of the test images)")
+    parser.add_argument("--out", metavar="FOLDER", help="where the pictures go (default: the run folder)")
+    parser.add_argument("--budget", type=float, metavar="FLOAT", help="of a calibrated cascade, for the pictures of its exits (default: "
+                        "the smallest that is as accurate as the last exit)")
+    parser.add_argument("--skip-bad-images", action="store_true", help="leave out test images that cannot be read, and name them")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+
+
+def _run_plot(options: argparse.Namespace) -> int:
+    from .plots import draw_run
+
+    paths = draw_run(options.run, options.data, options.images, options.out, options.budget, skip_bad_images=options.skip_bad_images,
+                     progress=not options.quiet)
+    if options.json:
+        _print_json([str(path) for path in paths])
+    else:
+        print(*paths, sep="\n")
     return 0
 
 
@@ -256,14 +340,21 @@ def _model_to_check(name: str) -> Callable[[], tuple[Module, np.ndarray]]:
     return make
 
 
+def _configure_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="a model's name, or a run: its parameters and multiply-adds instead")
+    parser.add_argument("--layers", action="store_true", help="the multiply-adds of each layer of MODEL too")
+
+
 def _run_info(options: argparse.Namespace) -> int:
     from . import info
 
-    found = info.collect()
+    if options.layers and options.model is None:
+        raise UserError("--layers tells of a model: minivit info MODEL --layers")
+    found = info.collect() if options.model is None else info.collect_model(options.model)
     if options.json:
         _print_json(found)
     else:
-        print(info.describe(found))
+        print(info.describe(found) if options.model is None else info.describe_model(found, options.layers))
     return 0
 
 
@@ -271,6 +362,9 @@ COMMANDS = {
     "train": Command("train a model; without options, a small vision transformer on handwritten digits", _configure_train, _run_train),
     "eval": Command("test accuracy of a trained model", _configure_eval, _run_eval),
     "predict": Command("label images: path, label and probability, a line each", _configure_predict, _run_predict),
+    "calibrate": Command("thresholds by which a cascade stops early, for budgets; they are saved with the model", _configure_calibrate,
+                         _run_calibrate),
+    "plot": Command("draw all pictures that fit a run into its folder; the path of each, a line each", _configure_plot, _run_plot),
     "gradcheck": Command("check the kernels' gradients and accuracy on this machine", _configure_gradcheck, _run_gradcheck),
-    "info": Command("what minivit sees of this machine", lambda parser: None, _run_info),
+    "info": Command("what minivit sees of this machine; of a model, its parameters and multiply-adds", _configure_info, _run_info),
 }

@@ -5,13 +5,15 @@ layout. An image array is (B, C, H, W).
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
 from .errors import UserError
 from .kernels import OPS
+from .kernels.joining import concatenation, splitting
 from .tensor import Tensor, apply
 
 
@@ -31,6 +33,11 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Te
 def add_layer_norm(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
     """x + branch, and its layer norm, in one pass."""
     return apply(OPS["add_layernorm"], x, branch, weight, bias, eps=eps)
+
+
+def token_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
+    """Normalise each channel over the tokens, then scale and shift: x (B, N, C), weight and bias (N,) (2105.02723, section 2)."""
+    return apply(OPS["token_layernorm"], x, weight, bias, eps=eps)
 
 
 def attention(qkv: Tensor, heads: int, scale: float | None = None, bias: Tensor | None = None, *, return_probabilities: bool = False,
@@ -78,15 +85,25 @@ def unfold(images: Tensor, kernel: int | Sequence[int], stride: int | Sequence[i
     return apply(OPS["unfold"], images, kernel=size, stride=step, padding=frame)
 
 
+def resample(x: Tensor, old: int, new: int, method: str, class_token: str = "none") -> Tensor:
+    """Tokens of a square grid on another: x (A, old², C) -> (A, new², C), in reading order.
+
+    method: "bilinear" (2105.02723), "upsample" (twice the size, then the means of new bins: 2105.15075, section 3.3), "bicubic" or
+    "bicubic_antialias", as `kernels.resample.axis_matrix` says.
+    class_token: "none"; else both have one more token before the patches: the result's is of zeros ("zero") or x's ("keep").
+    """
+    return apply(OPS["resample"], x, old=old, new=new, method=method, class_token=class_token)
+
+
 def channel_mixing_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *, residual: Tensor | None = None,
                        approximate: str = "none") -> Tensor:
-    """residual + gelu(x @ w1.T + b1) @ w2.T + b2: x (B, N, C), w1 (F, C), w2 (C, F) -> (B, N, C) (2105.01601, equation 1)."""
+    """residual + gelu(x @ w1.T + b1) @ w2.T + b2: x (B, N, C), w1 (F, C), w2 (O, F) -> (B, N, O) (2105.01601, equation 1)."""
     return apply(OPS["channel_mixing"], x, w1, b1, w2, b2, residual, approximate=approximate)
 
 
 def token_mixing_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *, residual: Tensor | None = None,
                      approximate: str = "none") -> Tensor:
-    """The same MLP over the token axis: x (B, N, C), w1 (F, N), w2 (N, F) -> (B, N, C) (2105.01601, equation 1)."""
+    """The same MLP over the token axis: x (B, N, C), w1 (F, N), w2 (O, F) -> (B, O, C) (2105.01601, equation 1)."""
     return apply(OPS["token_mixing"], x, w1, b1, w2, b2, residual, approximate=approximate)
 
 
@@ -105,9 +122,21 @@ def broadcast(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return apply(OPS["broadcast"], x, shape=tuple(shape))
 
 
-def concatenate(a: Tensor, b: Tensor, axis: int) -> Tensor:
-    """Join two tensors along an axis."""
-    return apply(OPS["concatenate"], a, b, axis=axis)
+def concatenate(*tensors: Tensor, axis: int) -> Tensor:
+    """Join tensors along an axis."""
+    return apply(concatenation(len(tensors)), *tensors, lengths=tuple(t.shape[axis] for t in tensors), axis=axis)
+
+
+def split(x: Tensor, parts: int, axis: int) -> tuple[Tensor, ...]:
+    """Cut a tensor into parts of equal length along an axis. Raises UserError where `parts` does not divide it."""
+    if x.shape[axis] % parts:
+        raise UserError(f"split: {parts} parts do not divide axis {axis} of shape {x.shape}")
+    return (x,) if parts == 1 else apply(splitting(parts), x, lengths=(x.shape[axis] // parts,) * parts, axis=axis)
+
+
+def sum_of(tensors: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors of one shape, at least one."""
+    return reduce(Tensor.__add__, tensors)
 
 
 def cross_entropy(logits: Tensor, targets: Any, label_smoothing: float = 0.0) -> Tensor:

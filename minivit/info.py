@@ -1,4 +1,4 @@
-"""What `minivit info` tells: the machine as the kernels see it, and the versions underneath."""
+"""What `minivit info` tells: the machine as the kernels see it, and the versions underneath; or what a model is and costs."""
 from __future__ import annotations
 
 import os
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import __version__
+from .errors import UserError, nearest
 
 # The instruction sets that decide how fast a product is, as llvmlite names them.
 INSTRUCTIONS = ("sse4.2", "avx", "f16c", "fma", "avx2", "avxvnni", "avx512f", "avx512bw", "avx512vnni", "avx512bf16", "avx512fp16",
@@ -56,6 +57,58 @@ def describe(found: dict[str, Any]) -> str:
         "cache": found["cache"],
         "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
     }
+    return _aligned(rows)
+
+
+def collect_model(name: str) -> dict[str, Any]:
+    """A model by name, ready for JSON: its input, its parameters, and its multiply-adds for one image (`minivit.cost`).
+
+    name: a preset or family of `create_model`, or a run as `load` takes it. Raises UserError where there is neither.
+    """
+    from .models import FAMILIES, PRESETS, create_model
+    from .predict import load
+
+    if name in PRESETS or name in FAMILIES:
+        model = create_model(name, init="zeros")        # so that the largest takes no time either
+    elif Path(name).expanduser().exists() or Path("runs", name).exists():
+        model = load(name).model
+    else:
+        raise UserError(f"{name} is no model{nearest(name, [*PRESETS, *FAMILIES])} and no run: list_models() names the models")
+    parameters = {id(p): p for p in model.parameters()}.values()        # a shared one once
+    config, cost = model.config, model.cost()
+    return {
+        "model": model.name,
+        "family": model.family,
+        "input": [config.in_channels, config.image_size, config.image_size],
+        "classes": config.num_classes,
+        "dtype": config.dtype,
+        "parameters": sum(p.size for p in parameters),
+        "trainable": sum(p.size for p in parameters if p.requires_grad),
+        "macs": cost.total,
+        "exits": list(cost.exits),
+        "layers": dict(cost.layers),
+    }
+
+
+def describe_model(found: dict[str, Any], layers: bool = False) -> str:
+    """`collect_model()` as aligned lines; with `layers`, the table by layer below."""
+    from .cost import ModelCost
+
+    total, frozen = found["macs"], found["parameters"] - found["trainable"]
+    rows = {
+        "model": found["model"] + (f" ({found['family']})" if found["family"] != found["model"] else ""),
+        "input": f"({', '.join(map(str, found['input']))}), {found['dtype']}",
+        "classes": str(found["classes"]),
+        "parameters": f"{found['parameters']:,}" + (f", {frozen:,} of them frozen" if frozen else ""),
+        "multiply-adds": f"{total:,} an image",
+    }
+    if len(found["exits"]) > 1:
+        rows |= {f"up to exit {k}": f"{macs:,} ({100 * macs / total:.1f} %)" for k, macs in enumerate(found["exits"], 1)}
+    table = f"\n\n{ModelCost(found['layers'], tuple(found['exits']))}" if layers else ""
+    return _aligned(rows) + table
+
+
+def _aligned(rows: dict[str, str]) -> str:
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
 

@@ -5,6 +5,7 @@ normalisations one) until `initialisers.initialise` or `load_state_dict` fills t
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,21 @@ class Random:
         advance(self.state)
         self.current = device.like(self.state)          # a new one: an earlier pass may still await its backward
         copy(self.current, self.state, (2,), (1,), (1,))
+
+
+class Sequential(Module):
+    """Modules one after the other, whose parameters are named by position; None stands for what has none."""
+
+    def __init__(self, *layers: Any) -> None:
+        self.layers = list(layers)
+
+    def places(self) -> Iterator[tuple[str, Any, Any, Module | Parameter]]:
+        yield from ((str(i), self.layers, i, layer) for i, layer in enumerate(self.layers) if layer is not None)
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+        return x
 
 
 class Dropout(Module):
@@ -88,12 +104,26 @@ class LayerNorm(Module):
         self.weight = Parameter(np.ones(dim, dtype))
         self.bias = Parameter(np.zeros(dim, dtype))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight, self.bias, self.eps)
+    def forward(self, x: Tensor, branch: Tensor | None = None) -> Any:
+        if branch is None:
+            return F.layer_norm(x, self.weight, self.bias, self.eps)
+        return F.add_layer_norm(x, branch, self.weight, self.bias, self.eps)
 
     def add(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
         """x + branch, and its normalisation, in one pass."""
-        return F.add_layer_norm(x, branch, self.weight, self.bias, self.eps)
+        return self(x, branch)
+
+
+class TokenLayerNorm(Module):
+    """Normalisation of each channel over the tokens: (B, tokens, C) -> (B, tokens, C) (2105.02723, section 2)."""
+
+    def __init__(self, tokens: int, eps: float = 1e-6, dtype: str = "float32") -> None:
+        self.eps = eps
+        self.weight = Parameter(np.ones(tokens, dtype))
+        self.bias = Parameter(np.zeros(tokens, dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.token_layer_norm(x, self.weight, self.bias, self.eps)
 
 
 class LayerScale(Module):
@@ -107,27 +137,32 @@ class LayerScale(Module):
 
 
 class PatchEmbed(Module):
-    """Cut images into patches and project each: (B, in_channels, S, S) -> (B, (S / P)², dim) (2010.11929, section 3.1).
+    """Cut images into patches and project each: (B, in_channels, S, S) -> (B, grid², dim) (2010.11929, section 3.1).
 
-    Raises UserError where the patch does not divide the image, or images have another shape.
+    stride: pixels from one patch to the next; None: the patch's own size, which must divide the image then. padding: pixels of zeros
+    around the image. Raises UserError where the image takes no such patches, or images have another shape.
     """
 
-    def __init__(self, image_size: int, patch_size: int, in_channels: int, dim: int, dtype: str = "float32") -> None:
-        if image_size % patch_size:
+    def __init__(self, image_size: int, patch_size: int, in_channels: int, dim: int, dtype: str = "float32", stride: int | None = None,
+                 padding: int = 0) -> None:
+        if stride is None and image_size % patch_size:
             raise UserError(f"patch_size must divide image_size: {image_size} is not a multiple of {patch_size}")
+        if patch_size > image_size + 2 * padding:
+            raise UserError(f"patches of {patch_size} pixels do not fit into an image of {image_size} pixels with padding {padding}")
         self.shape = in_channels, image_size, image_size
-        self.grid = image_size // patch_size
+        self.stride, self.padding = stride or patch_size, padding
+        self.grid = (image_size + 2 * padding - patch_size) // self.stride + 1
         self.proj = Projection(in_channels, dim, patch_size, dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1:] != self.shape:
             raise UserError(f"images have shape {images.shape}, the model takes (B, {', '.join(map(str, self.shape))}): resize them, "
                             "or create the model with their image_size and in_channels")
-        return F.patch_projection(images, self.proj.weight, self.proj.bias)
+        return F.patch_projection(images, self.proj.weight, self.proj.bias, self.stride, self.padding)
 
 
 class Projection(Module):
-    """The weights of a convolution whose stride is its kernel's size."""
+    """The weights of a convolution, which whoever holds them applies as a matrix product."""
 
     def __init__(self, inputs: int, outputs: int, size: int, dtype: str = "float32") -> None:
         self.weight = Parameter(np.zeros((outputs, inputs, size, size), dtype))
@@ -137,7 +172,8 @@ class Projection(Module):
 class Attention(Module):
     """Multi-head self-attention with one projection to q, k and v: (B, N, C) -> (B, N, C) (1706.03762, section 3.2).
 
-    Raises UserError where `heads` does not divide `dim`.
+    `forward` takes a bias (B, H, N, N) that is added to the scaled logits, and gives back the logits with it, (B, H, N, N), where they are
+    asked for. Raises UserError where `heads` does not divide `dim`.
     """
 
     def __init__(self, dim: int, heads: int, random: Random, qkv_bias: bool = True, attn_drop: float = 0.0, proj_drop: float = 0.0,
@@ -150,29 +186,33 @@ class Attention(Module):
         self.proj = Linear(dim, dim, dtype=dtype)
         self.proj_drop = Dropout(proj_drop, random)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None, return_logits: bool = False) -> Any:
         qkv = self.qkv(x)                               # (B, N, 3·C)
-        context = self._dropped_context(qkv) if self.attn_drop.active else F.attention(qkv, self.heads)
-        return self.proj_drop(self.proj(context))
+        given = F.attention(qkv, self.heads, bias=bias, return_probabilities=self.attn_drop.active, return_logits=return_logits)
+        context, *squares = given if isinstance(given, tuple) else (given,)
+        if self.attn_drop.active:
+            context = self._dropped_context(qkv, squares.pop(0))
+        y = self.proj_drop(self.proj(context))
+        return (y, squares[0]) if return_logits else y
 
-    def _dropped_context(self, qkv: Tensor) -> Tensor:
+    def _dropped_context(self, qkv: Tensor, probabilities: Tensor) -> Tensor:
         B, N, channels = qkv.shape
-        _, probabilities = F.attention(qkv, self.heads, return_probabilities=True)      # (B, H, N, N)
         v = qkv.reshape(B, N, 3, self.heads, -1)[:, :, 2].transpose(0, 2, 1, 3)         # (B, H, N, D)
         return (self.attn_drop(probabilities) @ v).transpose(0, 2, 1, 3).reshape(B, N, channels // 3)
 
 
 class Mlp(Module):
-    """fc2(gelu(fc1(x))) over the channels, dropout after each: (B, N, dim) -> (B, N, dim).
+    """fc2(gelu(fc1(x))) over the channels, dropout after each: (B, N, dim) -> (B, N, out).
 
-    activation: "gelu" (erf) or "gelu_tanh". `forward` adds `residual` in the same pass where nothing is dropped.
+    out: None: dim. activation: "gelu" (erf) or "gelu_tanh". `forward` adds `residual` in the same pass where nothing is dropped.
     """
 
-    def __init__(self, dim: int, hidden: int, random: Random, activation: str = "gelu", drop: float = 0.0, dtype: str = "float32") -> None:
+    def __init__(self, dim: int, hidden: int, random: Random, activation: str = "gelu", drop: float = 0.0, dtype: str = "float32",
+                 out: int | None = None) -> None:
         self.activation = activation
         self.fc1 = Linear(dim, hidden, dtype=dtype)
         self.drop1 = Dropout(drop, random)
-        self.fc2 = Linear(hidden, dim, dtype=dtype)
+        self.fc2 = Linear(hidden, out or dim, dtype=dtype)
         self.drop2 = Dropout(drop, random)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .errors import UserError
-from .tensor import Tensor
+from .tensor import Tensor, current_tracer
 
 
 class Parameter(Tensor):
@@ -31,7 +31,18 @@ class Module:
         raise NotImplementedError
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        return self.forward(*inputs, **options)
+        tracer = current_tracer()
+        if tracer is None:
+            return self.forward(*inputs, **options)
+        tracer.enter(self)
+        try:
+            return self.forward(*inputs, **options)
+        finally:
+            tracer.leave()
+
+    def exits(self, *inputs: Any) -> list[Any]:
+        """All answers that training sums the loss over: of a cascade one an exit, of any other module its only one."""
+        return [self(*inputs)]
 
     def places(self) -> Iterator[tuple[str, Any, Any, Module | Parameter]]:
         """Of each Module and Parameter this one holds: its name, the dict or list it stands in, its key there, and itself."""
@@ -52,12 +63,16 @@ class Module:
     def parameters(self) -> list[Parameter]:
         return [p for _, p in self.named_parameters()]
 
+    def named_modules(self, name: str = "") -> Iterator[tuple[str, Module]]:
+        """This module, as `name`, and all below it with their dotted names; a shared one under each of its names."""
+        yield name, self
+        for place, _, _, child in self.places():
+            if isinstance(child, Module):
+                yield from child.named_modules(f"{name}.{place}" if name else place)
+
     def modules(self) -> Iterator[Module]:
         """This module and all below it."""
-        yield self
-        for _, _, _, child in self.places():
-            if isinstance(child, Module):
-                yield from child.modules()
+        return (module for _, module in self.named_modules())
 
     def train(self, mode: bool = True) -> Module:
         """Switch dropout and DropPath on (or off) in the whole tree; returns self."""

@@ -31,7 +31,7 @@ from .kernels.shaping import fill
 from .models import Model
 from .module import Module, Parameter
 
-NO_DECAY = ("bias", "cls_token", "pos_embed")           # the last part of such a parameter's name
+NO_DECAY = ("bias", "cls_token", "pos_embed", "cls_pos_embed")         # the last part of such a parameter's name
 
 
 def decays(name: str, parameter: Parameter) -> bool:

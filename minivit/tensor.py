@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,6 +34,35 @@ def no_grad() -> Iterator[None]:
         yield
     finally:
         _state.grad_enabled = before
+
+
+class Tracer(Protocol):
+    """What `trace` reports to."""
+
+    def op(self, op: Op, shapes: list[tuple[int, ...] | None], constants: Mapping[str, Any]) -> None:
+        """An op would have run on inputs of these shapes."""
+
+    def enter(self, module: Any) -> None:
+        """What is reported from here to the matching `leave` belongs to this Module's `forward`."""
+
+    def leave(self) -> None: ...
+
+
+def current_tracer() -> Tracer | None:
+    """What this thread reports to instead of running ops, if anything."""
+    return getattr(_state, "tracer", None)
+
+
+@contextmanager
+def trace(tracer: Tracer) -> Iterator[None]:
+    """Ops called inside (in this thread) do not run: they are reported, and give results of the right shape and dtype without values."""
+    before = current_tracer()
+    _state.tracer = tracer
+    try:
+        with no_grad():
+            yield
+    finally:
+        _state.tracer = before
 
 
 class Node:
@@ -231,7 +260,11 @@ def apply(op: Op, *inputs: Tensor | np.ndarray | None, **constants: Any) -> Any:
         raise TypeError(f"{op.name}: the inputs must be all float32 or all float64, not {', '.join(map(str, dtypes)) or 'integers'}")
     constants = op.complete(constants)
     outputs = {n: None if a is None else device.empty(a.shape, a.dtype) for n, a in op.describe(arrays, constants).items()}
-    op.forward.cpu(*outputs.values(), *arrays, *constants.values())
+    tracer = current_tracer()
+    if tracer is None:
+        op.forward.cpu(*outputs.values(), *arrays, *constants.values())
+    else:
+        tracer.op(op, [None if a is None else a.shape for a in arrays], constants)
     results = [None if outputs[n] is None else Tensor(outputs[n]) for n in op.results]
     if op.backward and is_grad_enabled() and any(_wants(t) for n, t in zip(op.inputs, inputs) if n in op.differentiable):
         known = outputs | dict(zip(op.inputs, arrays))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .errors import UserError, nearest
-from .functional import classes_below, cross_entropy
+from .functional import classes_below, cross_entropy, sum_of
 from .kernels import device as arrays
 from .module import Module
 from .optim import OPTIMIZERS, FlatParameters, MovingAverage
@@ -27,7 +27,8 @@ class TrainingError(UserError):
 class Trainer:
     """Trains a model batch by batch.
 
-    model: a Module that takes images (B, C, H, W) and returns logits (B, K). Its trainable parameters move into one flat buffer.
+    model: a Module that takes images (B, C, H, W) and returns logits (B, K). The loss is the mean cross-entropy, of a cascade's exits
+        summed with equal weights and nothing detached (2105.15075, section 3.2). Its trainable parameters move into one flat buffer.
     precision: "float32", or "float64", to which a float32 model is converted; a float64 model is trained in float64 in any case.
     device: "cpu". optimizer: "adamw" (betas, eps) or "sgd" (momentum, nesterov).
     weight_decay: of all parameters but those of one dimension, biases, class tokens and position embeddings (`optim.decays`).
@@ -145,9 +146,9 @@ class Trainer:
         self.flat.forget_gradients()
         losses = []
         for images, labels in zip(batch.images, batch.labels):
-            logits = self.model(Tensor(images))
-            batch.check_classes(logits.shape[1])
-            loss = cross_entropy(logits, labels, self.label_smoothing)
+            exits = self.model.exits(Tensor(images))
+            batch.check_classes(exits[-1].shape[1])
+            loss = sum_of(cross_entropy(logits, labels, self.label_smoothing) for logits in exits)
             loss.backward(1 / self.accumulate)
             losses.append(loss.data)
         self.flat.clear_unused_gradients()

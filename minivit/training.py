@@ -6,7 +6,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +22,7 @@ from .data import Batches, Dataset, load_data
 from .data.cifar import recognise
 from .data.idx import holds_idx
 from .data.load import KNOWN
+from .data.sketch import sketch
 from .errors import UserError, nearest
 from .kernels import cpu
 from .models import Model, create_model
@@ -137,7 +138,8 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
     announce(f"{dataset.summary()}\n{trained.name}: {trainer.flat.size:,} parameters to train; run folder {folder.path}")
     if progress and not kernels_are_compiled():
         announce("compiling kernels for this machine, once: some seconds")
-    loop = Loop(trainer, Classifier(trained, dataset.class_names, Preprocessing.of(dataset)), dataset, batches, recipe, schedule, folder)
+    classifier = Classifier(trained, dataset.class_names, Preprocessing.of(dataset), sketch(dataset.train_images))
+    loop = Loop(trainer, classifier, dataset, batches, recipe, schedule, folder)
     loop.run(progress)
     return Run(loop.classifier, folder.history, folder.path)
 
@@ -152,19 +154,7 @@ def _load(data: Any, model: str | Module | None, image_size: int | None, in_chan
     elif image_size is None:
         preferred = _preferred_size(model or OTHERS.model)          # also tells an unknown name before any data is decoded
         image_size = preferred if _is_image_folder(data) else None
-    return limited(load_data(data, image_size=image_size, in_channels=in_channels, **options), limit)
-
-
-def limited(dataset: Dataset, limit: int | None) -> Dataset:
-    """At most `limit` training and `limit` test images of a dataset, spread evenly; all where it is None."""
-    if limit is None:
-        return dataset
-    if limit < 1:
-        raise UserError(f"limit must be 1 or more, got {limit}")
-    train, test = (np.linspace(0, len(labels), min(limit, len(labels)), endpoint=False).astype(np.int64)
-                   for labels in (dataset.train_labels, dataset.test_labels))
-    return replace(dataset, train_images=dataset.train_images[train], train_labels=dataset.train_labels[train],
-                   test_images=dataset.test_images[test], test_labels=dataset.test_labels[test])
+    return load_data(data, image_size=image_size, in_channels=in_channels, **options).limited(limit)
 
 
 def _preferred_size(name: str) -> int:
@@ -278,10 +268,11 @@ class Loop:
         trained = perf_counter() - start
         dataset = self.dataset
         with trainer.averaged():
-            test_loss, test_accuracy = evaluate(self.classifier.predictor, dataset.test_images, dataset.test_labels, dataset.mean,
+            test_loss, accuracies = evaluate(self.classifier.predictor, dataset.test_images, dataset.test_labels, dataset.mean,
                                                 dataset.std, dataset.num_classes)
             self.classifier.save(self.folder.path / MODEL)
-        return {"epoch": epoch + 1, "train_loss": fmean(losses), "test_loss": test_loss, "test_accuracy": test_accuracy,
+        return {"epoch": epoch + 1, "train_loss": fmean(losses), "test_loss": test_loss, "test_accuracy": accuracies[-1],
+                **({"exit_accuracies": accuracies} if len(accuracies) > 1 else {}),
                 "learning_rate": trainer.lr, "seconds": round(perf_counter() - start, 3),
                 "images_per_second": round(len(losses) * self.batches.batch_size / trained, 1)}
 

@@ -20,15 +20,17 @@ import safetensors
 from safetensors.numpy import save
 
 from . import __version__
+from .calibration import Calibration
 from .errors import UserError
 from .files import atomic_file
-from .models import Mixer, Model, ViT
+from .models import DVT, Mixer, Model, ViT
 
 State = dict[str, np.ndarray]                           # parameter name -> array
 
 
 def save_weights(model: Model, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
-    """Write the parameters as a safetensors file, whose metadata holds the model's family, name and configuration as JSON under "model".
+    """Write the parameters as a safetensors file, whose metadata holds the model's family, name and configuration as JSON under "model",
+    and a cascade's thresholds under "calibration".
 
     metadata: more of it. The file takes its name only when it is complete: what was there stays if the disk is full. Raises UserError.
     """
@@ -37,6 +39,8 @@ def save_weights(model: Model, path: str | os.PathLike[str], metadata: Mapping[s
         raise UserError(f"weights are saved as .safetensors: {path} has another ending")
     model_as_json = json.dumps({"family": model.family, "name": model.name, **asdict(model.config)})
     described = {"format": "minivit", "version": __version__, "model": model_as_json, **(metadata or {})}
+    if isinstance(model, DVT) and model.calibration:
+        described["calibration"] = json.dumps(model.calibration.to_json())
     content = save({name: parameter.data for name, parameter in model.named_parameters()}, described)
     try:
         with atomic_file(path) as file:
@@ -49,27 +53,46 @@ def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = Tru
     """Fill a model from a file: `.safetensors` under timm's names, or `.npz` under the names of Google's ViT and Mixer files.
 
     head=False keeps the model's own head, for another number of classes. A ViT's position embedding is resized to the model's grid as timm
-    does it: bicubic with antialiasing from safetensors, bilinear from npz. Raises UserError for a file that is missing, damaged or
-    does not fit; the model is unchanged then.
+    does it: bicubic with antialiasing from safetensors, bilinear from npz. A cascade's thresholds are the file's from then on.
+    Raises UserError for a file that is missing, damaged or does not fit; the model is unchanged then.
     """
     path = Path(path)
+    metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
-        state, method = read_safetensors(path)[0], "bicubic_antialias"
+        state, metadata = read_safetensors(path)
+        state, method = model.own_names(state), "bicubic_antialias"
     elif path.suffix == ".npz":
         state, method = _from_google(model, _read_npz(path), path), "bilinear"
     else:
         raise UserError(f"weights are .safetensors or .npz files: {path} has another ending")
-    own = {name: parameter.data for name, parameter in model.named_parameters() if name.startswith("head.")}
+    own = {name: parameter.data for name, parameter in model.named_parameters() if _of_head(name)}
     if not head:
-        state = {name: array for name, array in state.items() if not name.startswith("head.")} | own
+        state = {name: array for name, array in state.items() if not _of_head(name)} | own
     differing = [f"{n} is {state[n].shape}, not {a.shape}" for n, a in own.items() if n in state and state[n].shape != a.shape]
     if differing:
         raise UserError(f"{path}: the head is for other classes than the model's {model.config.num_classes} ({'; '.join(differing)}): "
                         "create the model with its num_classes, or load with head=False to keep the model's own")
     try:
+        thresholds = read_calibration(metadata)
         model.load_state_dict(model.fit_positions(state, method))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    if isinstance(model, DVT):
+        model.calibration = thresholds
+
+
+def read_calibration(metadata: Mapping[str, str]) -> Calibration | None:
+    """The thresholds in a file's metadata, where it has any. Raises UserError where they are damaged."""
+    if "calibration" not in metadata:
+        return None
+    try:
+        return Calibration.from_json(json.loads(metadata["calibration"]))
+    except json.JSONDecodeError as error:
+        raise UserError(f"the thresholds that were saved with the model are damaged ({error}): calibrate it again") from error
+
+
+def _of_head(name: str) -> bool:
+    return "head" in name.split(".")[:-1]
 
 
 # ------------------------------------------------------------------------------------------------------------------------ reading

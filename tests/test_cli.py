@@ -1,6 +1,7 @@
 """The command line: its output, its exit status, and one line for each mistake."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 from inspect import signature
@@ -12,6 +13,7 @@ from PIL import Image
 
 import minivit
 from minivit import checking, cli
+from minivit.calibrating import halves
 from minivit.checking import Report
 from minivit.cli import main
 
@@ -24,6 +26,18 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli") / "run"
     assert main([*TRAIN, "--quiet", "--out", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def trained_cascade(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cascade") / "run"
+    assert main(["train", "--model", "dvt_nano_8", *TRAIN[1:6], "240", *TRAIN[7:], "--quiet", "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def cascade(trained_cascade, tmp_path):
+    return Path(shutil.copytree(trained_cascade, tmp_path / "cascade"))
 
 
 @pytest.fixture
@@ -107,6 +121,72 @@ def test_predict(folder, digit_files, capsys):
     assert row["probability"] == max(row["probabilities"].values())
 
 
+def test_calibrate_saves_thresholds(cascade, capsys):
+    assert main(["calibrate", str(cascade), "--budgets", "0.9", "0.2", "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    calibration = minivit.load(cascade).model.calibration
+    assert calibration.budgets == (0.2, 0.9) and (calibration.unit, calibration.method, calibration.images) == ("share", "exact", 120)
+    assert printed.startswith("120 images of digits for calibration, 120 others for testing")
+    assert printed.endswith(f"saved with the model: {cascade / 'model.safetensors'}\n")
+    rows = [line.split() for line in printed.splitlines() if line.startswith(("  ", "budget"))][-3:]
+    assert [row[0] for row in rows] == ["budget,", "20.000", "90.000"]
+    for row, thresholds, accuracy in zip(rows[1:], calibration.thresholds, calibration.accuracies):
+        assert row[1:4] == [*(f"{t:.4f}" for t in thresholds), f"{100 * accuracy:.2f}"]
+
+
+def test_calibrate_as_json(cascade, capsys):
+    options = ["--data", "digits", "--unit", "macs", "--method", "sweep", "--confidence", "margin", "--json", "--quiet"]
+    assert main(["calibrate", str(cascade), *options]) == 0
+    result = json.loads(capsys.readouterr().out)
+    classifier = minivit.load(cascade)
+    assert json.loads(json.dumps(classifier.model.calibration.to_json())) == result["calibration"]
+    assert (result["calibration"]["method"], result["calibration"]["confidence"], result["data"]) == ("sweep", "margin", "digits")
+    assert result["calibration"]["images"] + result["unseen"]["images"] == 359
+    dataset = minivit.load_data("digits")
+    unseen = halves(dataset.test_labels)[1]
+    for budget, outcome in zip(result["calibration"]["budgets"], result["unseen"]["outcomes"], strict=True):
+        answer = classifier.predict(dataset.test_images[unseen], budget)
+        assert outcome["mean_cost"] == pytest.approx(answer.macs.mean())
+        assert outcome["accuracy"] == pytest.approx((answer.labels == dataset.test_labels[unseen]).mean())
+
+
+def test_predict_with_a_budget(cascade, digit_files, capsys):
+    assert main(["calibrate", str(cascade), "--quiet"]) == 0
+    classifier = minivit.load(cascade)
+    first, *_, last = classifier.cost().exits
+    capsys.readouterr()
+    assert main(["predict", str(cascade), *digit_files]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert line.split("\t")[3:] == ["3", f"{last / 1e6:.3f}"]              # without a budget, the last exit
+    assert main(["predict", str(cascade), *digit_files, "--budget", str(first / last)]) == 0
+    for line, path in zip(capsys.readouterr().out.splitlines(), digit_files, strict=True):
+        assert line.split("\t")[::3] == [path, "1"] and line.endswith(f"\t{first / 1e6:.3f}")
+    assert main(["predict", str(cascade), digit_files[0], "--budget", "0.5", "--json"]) == 0
+    row, = json.loads(capsys.readouterr().out)
+    answer = classifier.predict(digit_files[:1], 0.5)
+    assert (row["exit"], row["macs"], row["label"]) == (answer.exits[0] + 1, answer.macs[0], answer.names[0])
+    assert row["probability"] == max(row["probabilities"].values())
+
+
+def test_mistakes_with_budgets(cascade, folder, digit_files, tmp_path, capsys):
+    before = (cascade / "model.safetensors").read_bytes()
+    assert "the model has no thresholds yet: calibrate it" in told(capsys, "predict", cascade, digit_files[0], "--budget", "0.5")
+    assert "the model has one exit" in told(capsys, "predict", folder, digit_files[0], "--budget", "0.5")
+    assert "vit_nano_patch2_8 has one exit" in told(capsys, "calibrate", folder, "--quiet")
+    assert "the cheapest, all images at exit 1, costs " in told(capsys, "calibrate", cascade, "--budgets", "0.001", "--quiet")
+    assert told(capsys, "calibrate", cascade, "--unit", "joule", "--quiet").startswith("unknown unit 'joule'")
+    data = minivit.load_data("digits")
+    for images, labels, message in ((data.train_images, data.train_labels, "are of the training set"),
+                                    (data.test_images[:150], data.test_labels[:150], "thresholds need at least 100 images, got 7")):
+        np.savez(tmp_path / "data.npz", train_images=images[:40], train_labels=labels[:40], test_images=images, test_labels=labels,
+                 class_names=data.class_names)
+        assert message in told(capsys, "calibrate", cascade, "--data", tmp_path / "data.npz", "--quiet")
+    assert (cascade / "model.safetensors").read_bytes() == before
+    assert main(["calibrate", str(cascade), "--budgets", "0.4", "--quiet"]) == 0
+    capsys.readouterr()
+    assert "no thresholds for a budget of 30 %" in told(capsys, "predict", cascade, digit_files[0], "--budget", "0.3")
+
+
 def test_gradcheck_prints_a_table(capsys):
     assert main(["gradcheck", "layernorm"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -138,7 +218,7 @@ def test_info(capsys):
 
 # -------------------------------------------------------------------------------------------------------------- mistakes
 @pytest.mark.parametrize("arguments, message", [
-    (["tran"], "unknown command 'tran' (nearest: train): choose train, eval, predict, gradcheck, info"),
+    (["tran"], f"unknown command 'tran' (nearest: train): choose {', '.join(cli.COMMANDS)}"),
     (["train", "--epoch", "3"], "unknown option --epoch (nearest: --epochs"),
     (["train", "--epochs", "many"], "argument --epochs: invalid int value: 'many'; minivit train --help tells more"),
     (["train", "--model", "vit_tiny_patch4"], "unknown model 'vit_tiny_patch4' (nearest: vit_tiny_patch4_32"),
@@ -196,11 +276,11 @@ def test_help_is_instant():
             "print(*sorted({'numba', 'matplotlib', 'cupy', 'PIL', 'numpy'} & set(sys.modules)), file=sys.stderr)")
     done = run("-c", code)
     assert done.stderr.strip() == ""
-    assert all(command in done.stdout for command in ("train", "eval", "predict", "gradcheck", "info"))
+    assert all(command in done.stdout for command in cli.COMMANDS)
 
 
 def test_as_a_process(tmp_path):
     done = run("-m", "minivit", "trian", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines() == ["minivit: unknown command 'trian' (nearest: train): choose train, eval, predict, gradcheck, info"]
+    assert done.stderr.splitlines() == [f"minivit: unknown command 'trian' (nearest: train): choose {', '.join(cli.COMMANDS)}"]
     assert run("-m", "minivit", "--version").stdout == f"minivit {minivit.__version__}\n"

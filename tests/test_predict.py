@@ -5,7 +5,7 @@ from PIL import Image
 
 import minivit
 from minivit import Predictor, Trainer, UserError, create_model
-from minivit.predict import PLANS, Classifier, Preprocessing, evaluate
+from minivit.predict import FIRST_PLANS, Classifier, Preprocessing, evaluate
 
 NAMES = ("cat", "dog", "eel")
 
@@ -54,7 +54,7 @@ def test_few_plans_serve_all_batch_sizes(model):
     predictor = Predictor(model)
     for count in (*range(1, 20), 3, 40, 1):
         np.testing.assert_allclose(predictor(images(count)), direct(model, images(count)), rtol=1e-5, atol=1e-6)
-        assert len(predictor._plans) <= PLANS
+        assert len(predictor._plans[0]) <= FIRST_PLANS
 
 
 def test_results_do_not_change_later(model):
@@ -162,6 +162,6 @@ def test_evaluate_is_exact_with_a_remainder(classifier):
     pixels, labels = rng.integers(0, 256, (23, 8, 8, 3), np.uint8), rng.integers(0, 3, 23)
     probabilities = classifier.predict(pixels).probabilities.astype(np.float64)
     kept = classifier.preprocessing
-    loss, accuracy = evaluate(classifier.predictor, pixels, labels, kept.mean, kept.std, 3, batch_size=8)
+    loss, [accuracy] = evaluate(classifier.predictor, pixels, labels, kept.mean, kept.std, 3, batch_size=8)
     assert loss == pytest.approx(-np.log(probabilities[np.arange(23), labels]).mean(), rel=1e-5)
     assert accuracy == (probabilities.argmax(1) == labels).mean()

@@ -53,6 +53,17 @@ class Dataset:
         mean, std = channel_statistics(train_images)
         return replace(self, train_images=train_images, test_images=fit(self.test_images, size, channels), mean=mean, std=std)
 
+    def limited(self, limit: int | None) -> Dataset:
+        """At most `limit` of the training and `limit` of the test images, spread evenly; all where it is None. Raises UserError below 1."""
+        if limit is None:
+            return self
+        if limit < 1:
+            raise UserError(f"limit must be 1 or more, got {limit}")
+        train, test = (np.linspace(0, len(labels), min(limit, len(labels)), endpoint=False).astype(np.int64)
+                       for labels in (self.train_labels, self.test_labels))
+        return replace(self, train_images=self.train_images[train], train_labels=self.train_labels[train],
+                       test_images=self.test_images[test], test_labels=self.test_labels[test])
+
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of (n, H, W, C) images on the scale 0..1; bytes are summed exactly."""

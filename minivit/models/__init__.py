@@ -8,10 +8,15 @@ from typing import Any
 
 from ..errors import UserError, nearest
 from .base import FAMILIES, PRESETS, Config, Model, register
+from .dynamic import DVT, DVTConfig
+from .ff_only import FFOnly, FFOnlyConfig
 from .mixer import Mixer, MixerConfig
 from .vit import ViT, ViTConfig
 
-__all__ = ["Config", "Mixer", "MixerConfig", "Model", "ViT", "ViTConfig", "create_model", "list_models", "register"]
+__all__ = [
+    "DVT", "Config", "DVTConfig", "FFOnly", "FFOnlyConfig", "Mixer", "MixerConfig", "Model", "ViT", "ViTConfig", "create_model",
+    "list_models", "register",
+]
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -23,8 +28,8 @@ def create_model(name: str, *, num_classes: int | None = None, image_size: int |
                  seed: int = 0, **options: Any) -> Model:
     """A new model, in evaluation mode.
 
-    name: a preset (`list_models()`), or a family, "vit" or "mixer", which begins from the defaults of its configuration.
-    num_classes, image_size, in_channels, options: fields of the configuration (ViTConfig, MixerConfig) to replace.
+    name: a preset (`list_models()`), or a family ("vit", "mixer", "ff_only", "dvt"), which begins from the defaults of its configuration.
+    num_classes, image_size, in_channels, options: fields of the configuration (ViTConfig, MixerConfig, ...) to replace.
     seed: of the first weights and of dropout, 0 or more.
     Raises UserError for an unknown name or option, with the nearest known ones, and for values that do not go together.
     """

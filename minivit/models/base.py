@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from math import isfinite
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from ..cost import ModelCost, count
 from ..errors import UserError, nearest
 from ..initialisers import Initialiser, initialise
 from ..layers import Dropout, Linear, Random
@@ -20,36 +21,47 @@ from ..tensor import Tensor
 class Config:
     """The base of each family's configuration: the fields every family has, and the check of all fields against their annotations.
 
-    An int is at least 1, a rate at least 0 and below 1, any other float finite and above 0, a Literal one of its values. Raises UserError.
+    An int is at least 1 (or the `least` of its metadata), a rate at least 0 and below 1, any other float finite and above 0, a Literal one
+    of its values. Raises UserError.
     """
 
     image_size: int = 224                               # pixels, both sides
-    patch_size: int = 16                                # pixels, both sides; divides image_size
     in_channels: int = 3                                # colours
     num_classes: int = 1000                             # outputs of the head
     dtype: Literal["float32", "float64"] = "float32"    # of parameters and activations
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
-        for field in fields(self):
-            object.__setattr__(self, field.name, _checked(field.name, getattr(self, field.name), hints[field.name]))
+        for entry in fields(self):
+            value = _checked(entry.name, getattr(self, entry.name), hints[entry.name], entry.metadata.get("least", 1))
+            object.__setattr__(self, entry.name, value)
 
 
-def _checked(name: str, value: Any, hint: Any) -> Any:
+@dataclass(frozen=True)
+class BackboneConfig(Config):
+    """The fields of a family that cuts images into patches, and whose blocks can be a stage of a cascade (`models/dynamic.py`)."""
+
+    patch_size: int = 16                                # pixels, both sides; divides image_size where there is no patch_stride
+    patch_stride: int | None = None                     # pixels from one patch to the next; None: patch_size
+    patch_padding: int = field(default=0, metadata={"least": 0})        # pixels of zeros around the image
+    extra_channels: int = field(default=0, metadata={"least": 0})       # that a cascade appends to the input of each block's channel MLP
+
+
+def _checked(name: str, value: Any, hint: Any, least: int) -> Any:
     """`value` as plain int, float, bool, str or None."""
     choices = get_args(hint)
     if get_origin(hint) is Literal:
         if value not in choices:
             raise UserError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}{nearest(str(value), choices)}")
     elif type(None) in choices:
-        return None if value is None else _checked(name, value, choices[0])
+        return None if value is None else _checked(name, value, choices[0], least)
     elif hint is bool:
         if not isinstance(value, (bool, np.bool_)):
             raise UserError(f"{name} must be true or false, not {value!r}")
         return bool(value)
     elif hint is int:
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
         return int(value)
     elif hint is float:
         rate = name.endswith("rate")
@@ -77,9 +89,9 @@ class Model(Module):
     head: Linear
     head_drop: Dropout
 
-    def __init__(self, config: _Config, seed: int = 0) -> None:
+    def __init__(self, config: _Config, seed: int = 0, random: Random | None = None) -> None:
         self.config, self.seed, self.name = config, seed, self.family
-        self.random = Random(seed)
+        self.random = random or Random(seed)
 
     def initialisers(self) -> dict[str, Initialiser]:
         """{pattern of parameter names: distribution}, the first that fits counts; see `minivit.initialisers`."""
@@ -109,6 +121,10 @@ class Model(Module):
             raise UserError(f"images that require a gradient must have the model's dtype {dtype}, not {array.dtype}")
         return Tensor(array.astype(dtype))
 
+    def cost(self) -> ModelCost:
+        """The multiply-adds of one image, by layer and in total; see `minivit.cost` for what counts."""
+        return count(self)
+
     def reset_head(self, num_classes: int) -> None:
         """Give the model a new head for another number of classes, initialised as at the beginning.
 
@@ -120,9 +136,49 @@ class Model(Module):
         self.head.train(self.training)
         self.initialise("head.*")
 
+    def own_names(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`state` under this model's names, where it has those of the authors' code."""
+        return state
+
     def fit_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
         """`state`, a state dict of this family, with its position embeddings resized to this model's grid (`positions.resize`)."""
         return state
+
+
+class Backbone(Model):
+    """A model of blocks over patch tokens, which can be a stage of a cascade.
+
+    A family defines `embed`, `pool` and `blocks`; each block takes tokens (B, N, dim) and returns them, and takes
+    `extra` (B, N, extra_channels), where the configuration has extra_channels: more input of its channel MLP.
+    attends: whether blocks have attention; they then take `bias` and `return_logits` as ViT's do.
+    prefix: class tokens before the patches' tokens. grid: patches a side. random: shared with the other stages of a cascade.
+    """
+
+    attends: ClassVar[bool] = False
+
+    config: BackboneConfig
+    blocks: list[Any]
+    relation_reuse: Any = None                          # a cascade's, and so is each block's feature_reuse
+    prefix: int = 0
+    grid: int
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The tokens before the first block: images (B, in_channels, S, S) in the model's dtype -> (B, N, dim)."""
+        raise NotImplementedError
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """What the head sees, the final normalisation included: (B, N, dim) -> (B, dim)."""
+        raise NotImplementedError
+
+    def tokens(self, images: Any) -> Tensor:
+        """The tokens after the last block, the class token first where there is one: images -> (B, N, dim)."""
+        x = self.embed(self.begin(images))
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def features(self, images: Any) -> Tensor:
+        return self.pool(self.tokens(images))
 
 
 FAMILIES: dict[str, type[Model]] = {}

@@ -4,15 +4,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .. import functional as F
 from ..initialisers import Initialiser, lecun_normal, normal, xavier_uniform
 from ..layers import Dropout, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Random, TokenMlp
 from ..module import Module
 from ..tensor import Tensor
-from .base import Config, Model, register
+from .base import Backbone, BackboneConfig, register
 
 
 @dataclass(frozen=True)
-class MixerConfig(Config):
+class MixerConfig(BackboneConfig):
     """The defaults are Mixer-S/16's."""
 
     dim: int = 512                                      # channels of a token
@@ -41,27 +42,35 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class Block(Module):
-    """x += mlp(norm(x)) over the tokens, then over the channels (section 2, equation 1): (B, N, C) -> (B, N, C)."""
+    """x += mlp(norm(x)) over the tokens, then over the channels (section 2, equation 1): (B, N, C) -> (B, N, C).
+
+    extra: (B, N, extra_channels), appended to the second normalisation's input.
+    """
 
     def __init__(self, config: MixerConfig, tokens: int, random: Random) -> None:
         dim, drop, dtype = config.dim, config.proj_drop_rate, config.dtype
         self.norm1 = LayerNorm(dim, config.eps, dtype)
         self.mlp_tokens = TokenMlp(tokens, config.token_hidden or max(1, dim // 2), random, config.activation, drop, dtype)
         self.drop_path1 = DropPath(config.drop_path_rate, random)
-        self.norm2 = LayerNorm(dim, config.eps, dtype)
-        self.mlp_channels = Mlp(dim, config.channel_hidden or 4 * dim, random, config.activation, drop, dtype)
+        wide = dim + config.extra_channels
+        self.norm2 = LayerNorm(wide, config.eps, dtype)
+        self.mlp_channels = Mlp(wide, config.channel_hidden or 4 * dim, random, config.activation, drop, dtype, out=dim)
         self.drop_path2 = DropPath(config.drop_path_rate, random)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.drop_path1.active:
+    def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
+        if self.drop_path1.active and extra is None:
             x, y = self.norm2.add(x, self.drop_path1(self.mlp_tokens(self.norm1(x))))
-            return x + self.drop_path2(self.mlp_channels(y))
-        x = self.mlp_tokens(self.norm1(x), residual=x)
-        return self.mlp_channels(self.norm2(x), residual=x)
+        else:
+            if self.drop_path1.active:
+                x = x + self.drop_path1(self.mlp_tokens(self.norm1(x)))
+            else:
+                x = self.mlp_tokens(self.norm1(x), residual=x)
+            y = self.norm2(x if extra is None else F.concatenate(x, extra, axis=2))
+        return x + self.drop_path2(self.mlp_channels(y)) if self.drop_path2.active else self.mlp_channels(y, residual=x)
 
 
 @register
-class Mixer(Model):
+class Mixer(Backbone):
     """The whole model; the mean over tokens comes after the final normalisation.
 
     Raises UserError where patch_size does not divide image_size.
@@ -70,11 +79,14 @@ class Mixer(Model):
     family, Config, presets = "mixer", MixerConfig, PRESETS
 
     config: MixerConfig
+    blocks: list[Block]
 
-    def __init__(self, config: MixerConfig, seed: int = 0) -> None:
-        super().__init__(config, seed)
+    def __init__(self, config: MixerConfig, seed: int = 0, random: Random | None = None) -> None:
+        super().__init__(config, seed, random)
         dim, dtype = config.dim, config.dtype
-        self.stem = PatchEmbed(config.image_size, config.patch_size, config.in_channels, dim, dtype)
+        self.stem = PatchEmbed(config.image_size, config.patch_size, config.in_channels, dim, dtype, config.patch_stride,
+                               config.patch_padding)
+        self.grid = self.stem.grid
         self.blocks = [Block(config, self.stem.grid ** 2, self.random) for _ in range(config.depth)]
         self.norm = LayerNorm(dim, config.eps, dtype)
         self.head_drop = Dropout(config.drop_rate, self.random)
@@ -88,12 +100,8 @@ class Mixer(Model):
             return {"stem.proj.weight": lecun_normal, "*.mlp_*.weight": lecun_normal}
         return {"stem.proj.weight": lecun_normal, "*.mlp_*.weight": xavier_uniform(), "*.mlp_*.bias": normal(1e-6)}
 
-    def tokens(self, images: Any) -> Tensor:
-        """The tokens after the last block: images -> (B, N, dim)."""
-        x = self.stem(self.begin(images))               # (B, N, C)
-        for block in self.blocks:
-            x = block(x)
-        return x
+    def embed(self, images: Tensor) -> Tensor:
+        return self.stem(images)
 
-    def features(self, images: Any) -> Tensor:
-        return self.norm(self.tokens(images)).mean(1)
+    def pool(self, tokens: Tensor) -> Tensor:
+        return self.norm(tokens).mean(1)

@@ -13,11 +13,11 @@ from ..layers import Attention, Dropout, DropPath, LayerNorm, LayerScale, Linear
 from ..module import Module, Parameter
 from ..tensor import Tensor
 from . import positions
-from .base import Config, Model, register
+from .base import Backbone, BackboneConfig, register
 
 
 @dataclass(frozen=True)
-class ViTConfig(Config):
+class ViTConfig(BackboneConfig):
     """The defaults are ViT-B/16's."""
 
     dim: int = 768                                      # channels of a token
@@ -62,7 +62,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class Block(Module):
-    """x += attention(norm(x)); x += mlp(norm(x)) (section 3.1, equations 2 and 3): (B, N, C) -> (B, N, C)."""
+    """x += attention(norm(x)); x += mlp(norm(x)) (section 3.1, equations 2 and 3): (B, N, C) -> (B, N, C).
+
+    extra: (B, N, extra_channels), appended to the second normalisation's input. bias (B, H, N, N) is added to the scaled attention logits;
+    with return_logits these come back too, after the tokens.
+    """
 
     def __init__(self, config: ViTConfig, drop_path_rate: float, random: Random) -> None:
         dim, dtype = config.dim, config.dtype
@@ -70,24 +74,31 @@ class Block(Module):
         self.attn = Attention(dim, config.heads, random, config.qkv_bias, config.attn_drop_rate, config.proj_drop_rate, dtype)
         self.ls1 = None if config.layer_scale is None else LayerScale(dim, config.layer_scale, dtype)
         self.drop_path1 = DropPath(drop_path_rate, random)
-        self.norm2 = LayerNorm(dim, config.eps, dtype)
-        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), random, config.activation, config.proj_drop_rate, dtype)
+        wide = dim + config.extra_channels
+        self.norm2 = LayerNorm(wide, config.eps, dtype)
+        self.mlp = Mlp(wide, int(dim * config.mlp_ratio), random, config.activation, config.proj_drop_rate, dtype, out=dim)
         self.ls2 = None if config.layer_scale is None else LayerScale(dim, config.layer_scale, dtype)
         self.drop_path2 = DropPath(drop_path_rate, random)
 
-    def forward(self, x: Tensor) -> Tensor:
-        branch = self.attn(self.norm1(x))
-        if self.ls1:
-            branch = self.ls1(branch)
-        x, y = self.norm2.add(x, self.drop_path1(branch))
+    def forward(self, x: Tensor, extra: Tensor | None = None, bias: Tensor | None = None, return_logits: bool = False) -> Any:
+        given = self.attn(self.norm1(x), bias, return_logits)
+        branch, logits = given if return_logits else (given, None)
+        branch = self.drop_path1(self.ls1(branch) if self.ls1 else branch)
+        if extra is None:
+            x, y = self.norm2.add(x, branch)
+        else:
+            x = x + branch
+            y = self.norm2(F.concatenate(x, extra, axis=2))
         if self.ls2 is None and not self.drop_path2.active:
-            return self.mlp(y, residual=x)
-        branch = self.mlp(y)
-        return x + self.drop_path2(self.ls2(branch) if self.ls2 else branch)
+            x = self.mlp(y, residual=x)
+        else:
+            branch = self.mlp(y)
+            x = x + self.drop_path2(self.ls2(branch) if self.ls2 else branch)
+        return (x, logits) if return_logits else x
 
 
 @register
-class ViT(Model):
+class ViT(Backbone):
     """The whole model.
 
     Mean pooling is timm's: it leaves the class token out, and the final normalisation comes after it, under the name `fc_norm`.
@@ -95,13 +106,16 @@ class ViT(Model):
     """
 
     family, Config, presets = "vit", ViTConfig, PRESETS
+    attends = True
 
     config: ViTConfig
+    blocks: list[Block]
 
-    def __init__(self, config: ViTConfig, seed: int = 0) -> None:
-        super().__init__(config, seed)
+    def __init__(self, config: ViTConfig, seed: int = 0, random: Random | None = None) -> None:
+        super().__init__(config, seed, random)
         dim, dtype, random = config.dim, config.dtype, self.random
-        embed = PatchEmbed(config.image_size, config.patch_size, config.in_channels, dim, dtype)
+        embed = self._patch_embed(config)
+        self.prefix, self.grid = int(config.class_token), embed.grid
         self.cls_token = Parameter(np.zeros((1, 1, dim), dtype)) if config.class_token else None
         self.pos_embed = Parameter(np.zeros((1, config.class_token + embed.grid ** 2, dim), dtype))
         self.patch_embed = embed
@@ -127,22 +141,22 @@ class ViT(Model):
         return {"cls_token": normal(1e-6), "pos_embed": small, "patch_embed.*": uniform(fan_in ** -0.5),
                 "*.attn.*.weight": small, "*.mlp.*.weight": small, "head.weight": small}
 
-    def tokens(self, images: Any) -> Tensor:
-        """The tokens after the last block, the class token first where there is one: images -> (B, N, dim)."""
-        x = self.patch_embed(self.begin(images))        # (B, (S / P)², C)
+    def embed(self, images: Tensor) -> Tensor:
+        x = self.patch_embed(images)                    # (B, grid², C)
         if self.cls_token is not None:
             x = F.concatenate(F.broadcast(self.cls_token, (len(x), 1, x.shape[2])), x, axis=1)          # (B, N, C)
-        x = self.pos_drop(x + self.pos_embed)
-        for block in self.blocks:
-            x = block(x)
-        return x
+        return self.pos_drop(x + self.pos_embed)
 
-    def features(self, images: Any) -> Tensor:
-        x = self.tokens(images)
+    def pool(self, tokens: Tensor) -> Tensor:
         if self.norm:
-            return self.norm(x[:, 0])
+            return self.norm(tokens)[:, 0]
         assert self.fc_norm
-        return self.fc_norm((x[:, 1:] if self.config.class_token else x).mean(1))
+        return self.fc_norm((tokens[:, 1:] if self.prefix else tokens).mean(1))
+
+    @staticmethod
+    def _patch_embed(config: ViTConfig) -> PatchEmbed:
+        return PatchEmbed(config.image_size, config.patch_size, config.in_channels, config.dim, config.dtype, config.patch_stride,
+                          config.patch_padding)
 
     def resize(self, image_size: int) -> None:
         """Take images of another size from now on: the position embedding is resized as timm does, bicubic with antialiasing.
@@ -150,10 +164,10 @@ class ViT(Model):
         Do it before a Trainer is made, which holds the parameters there are. Raises UserError where patch_size does not divide image_size.
         """
         config = replace(self.config, image_size=image_size)
-        embed = PatchEmbed(config.image_size, config.patch_size, config.in_channels, config.dim, config.dtype)
+        embed = self._patch_embed(config)
         embed.proj = self.patch_embed.proj
         self.pos_embed = Parameter(positions.resize(self.pos_embed.data, embed.grid, config.class_token, "bicubic_antialias"))
-        self.config, self.patch_embed = config, embed
+        self.config, self.patch_embed, self.grid = config, embed, embed.grid
 
     def fit_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
         given = state.get("pos_embed")

@@ -1,4 +1,4 @@
-"""Models against timm and Google's code: logits, the image gradient and every parameter's gradient, in float64."""
+"""Models against timm's, their authors' and Google's code: logits, the image gradient and every parameter's gradient, in float64."""
 import numpy as np
 import pytest
 from golden_files import assert_matches, part, read_golden
@@ -9,11 +9,17 @@ from minivit import Tensor
 
 def create(config, family, dtype="float64"):
     """A model of a golden file's configuration."""
-    common = dict(image_size=config["image_size"], patch_size=config["patch_size"], in_channels=config["channels"],
-                  num_classes=config["classes"], dim=config["dim"], depth=config["depth"], eps=config["layer_norm_eps"], dtype=dtype,
+    def given(*names):
+        return next(config[name] for name in names if name in config)
+
+    common = dict(image_size=config["image_size"], patch_size=config["patch_size"], in_channels=given("channels", "in_channels"),
+                  num_classes=given("classes", "num_classes"), dim=config["dim"], depth=config["depth"],
+                  eps=given("layer_norm_eps", "norm_eps"), dtype=dtype,
                   activation={"gelu_erf": "gelu", "gelu_tanh": "gelu_tanh"}[config["activation"]])
     if family == "mixer":
         own = dict(token_hidden=config["token_mlp_hidden"], channel_hidden=config["channel_mlp_hidden"])
+    elif family == "ff_only":
+        own = dict(mlp_ratio=config["mlp_ratio"], position_grid=config["position_grid"][0])
     else:
         own = dict(heads=config["heads"], mlp_ratio=config["mlp_hidden"] / config["dim"], class_token=config["class_token"],
                    layer_scale=config.get("layer_scale_init"), pool="cls" if config["pooling"] == "cls token" else "mean")
@@ -28,11 +34,12 @@ def run(model, images, weights):
     return logits.numpy(), images.grad.numpy()
 
 
-@pytest.mark.parametrize("name", ["vit", "vit_gap", "mixer"])
-class TestTimm:
-    def test_float64(self, name):
+@pytest.mark.parametrize("name, family", [("vit", "vit"), ("vit_gap", "vit"), ("mixer", "mixer"), ("ff_only", "ff_only"),
+                                          ("ff_only_resize", "ff_only")])
+class TestTimmAndAuthors:
+    def test_float64(self, name, family):
         arrays, config = read_golden(f"{name}.safetensors")
-        model = create(config, "mixer" if name == "mixer" else "vit")
+        model = create(config, family)
         model.load_state_dict(part(arrays, "weights/"))
         logits, image_gradient = run(model, arrays["input"], arrays["R"])
         assert_matches(logits, arrays["logits"], "logits")
@@ -42,9 +49,9 @@ class TestTimm:
         for parameter_name, parameter in model.named_parameters():
             assert_matches(parameter.grad.numpy(), expected[parameter_name], parameter_name)
 
-    def test_float32(self, name):
+    def test_float32(self, name, family):
         arrays, config = read_golden(f"{name}.safetensors")
-        model = create(config, "mixer" if name == "mixer" else "vit", "float32")
+        model = create(config, family, "float32")
         model.load_state_dict(part(arrays, "weights/"))
         logits, image_gradient = run(model, arrays["input"].astype(np.float32), arrays["R"].astype(np.float32))
         assert logits.dtype == image_gradient.dtype == np.float32

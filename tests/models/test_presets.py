@@ -10,13 +10,15 @@ import minivit
 from minivit import UserError
 from minivit.models import FAMILIES, PRESETS, ViT, register
 
-PARAMETERS = {                                          # counted in timm, by shapes for patches of 32 and the small ones
+PARAMETERS = {                                          # counted in timm or the authors' code, or by shapes
     "vit_tiny_patch16_224": 5_717_416, "vit_small_patch16_224": 22_050_664, "vit_base_patch16_224": 86_567_656,
     "vit_base_patch32_224": 88_224_232, "vit_large_patch16_224": 304_326_632, "vit_huge_patch14_224": 632_045_800,
     "mixer_s32_224": 19_104_624, "mixer_s16_224": 18_528_264, "mixer_b32_224": 60_293_428, "mixer_b16_224": 59_880_472,
     "mixer_l32_224": 206_939_264, "mixer_l16_224": 208_196_168,
     "vit_nano_patch2_8": 202_058, "vit_nano_patch4_32": 809_098, "vit_tiny_patch4_32": 4_028_170, "vit_small_patch4_32": 12_469_258,
     "mixer_nano_patch2_8": 138_762, "mixer_tiny_patch4_32": 4_360_970,
+    "ff_only_tiny": 7_676_332, "ff_only_base": 61_943_020, "ff_only_large": 206_363_576,
+    "ff_only_nano_patch2_8": 144_838, "ff_only_nano_patch4_32": 681_158,
 }
 
 
@@ -30,20 +32,20 @@ def test_parameter_count(name):
     assert sum(p.size for p in model.parameters()) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", [n for n in PARAMETERS if "16_224" in n or "14_224" in n])
+@pytest.mark.parametrize("name", [n for n in PARAMETERS if n.endswith(("16_224", "14_224", "_tiny", "_base", "_large"))])
 def test_counts_of_the_reference(name):
     path = golden_path(f"names/{name}.json")
     assert json.loads(path.read_text())["parameters"] == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mixer_s16_224"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mixer_s16_224", "ff_only_tiny"])
 def test_names_shapes_and_order(name):
     expected = json.loads(golden_path(f"names/{name}.json").read_text())["state_dict"]
     model = minivit.create_model(name, init="zeros")
     assert [(n, list(p.shape)) for n, p in model.named_parameters()] == list(expected.items())
 
 
-@pytest.mark.parametrize("name", [n for n in PARAMETERS if "224" not in n])
+@pytest.mark.parametrize("name", [n for n in PARAMETERS if n.endswith(("_8", "_32"))])
 def test_small_presets_run(name):
     model = minivit.create_model(name)
     config = model.config

@@ -12,6 +12,7 @@ from minivit.kernels import device
 from minivit.plan import Plan
 
 RATES = dict(drop_rate=0.2, proj_drop_rate=0.1, drop_path_rate=0.4)
+CASCADE = dict(patches=((4, 4, 0), (4, 2, 0), (3, 2, 1)))     # 2, 3 and 4 a side of 8 pixels
 VARIANTS = {
     "vit": ("vit", dict(heads=2)),
     "vit_mean": ("vit", dict(heads=2, pool="mean", class_token=False, qkv_bias=False)),
@@ -19,15 +20,29 @@ VARIANTS = {
     "vit_drop_path": ("vit", dict(heads=2, activation="gelu_tanh", drop_path_rate=0.5)),
     "mixer": ("mixer", dict()),
     "mixer_dropping": ("mixer", dict(activation="gelu_tanh", **RATES)),
+    "ff_only": ("ff_only", dict(position_grid=3, mlp_ratio=2.0)),
+    "dvt": ("dvt", dict(heads=2, **CASCADE)),
+    "dvt_mean": ("dvt", dict(heads=(1, 2, 4), dim=(4, 8, 12), depth=(1, 2, 3), options=dict(pool="mean", class_token=False), **CASCADE)),
+    "dvt_features": ("dvt", dict(heads=2, relationship_reuse=False, **CASCADE)),
+    "dvt_relationships": ("dvt", dict(heads=2, feature_reuse=False, **CASCADE)),
+    "dvt_dropping": ("dvt", dict(heads=2, drop_path_rate=0.4, options=dict(attn_drop_rate=0.2, proj_drop_rate=0.1, drop_rate=0.2), **CASCADE)),
+    "dvt_mixer": ("dvt", dict(backbone="mixer", relationship_reuse=False, drop_path_rate=0.3, **CASCADE)),
+    "dvt_ff_only": ("dvt", dict(backbone="ff_only", relationship_reuse=False, **CASCADE)),
+    "ff_only_dropping": ("ff_only", dict(activation="gelu_tanh", pos_drop_rate=0.1, **RATES)),
 }
 EVERY = pytest.mark.parametrize("variant", VARIANTS)
-DROPPING = pytest.mark.parametrize("variant", ["vit_dropping", "vit_drop_path", "mixer_dropping"])
+DROPPING = pytest.mark.parametrize("variant", ["vit_dropping", "vit_drop_path", "mixer_dropping", "ff_only_dropping",
+                                                 "dvt_dropping", "dvt_mixer"])
+
+
+def sizes(family):
+    return dict(image_size=8, dim=12, depth=3 if family != "dvt" else 2) | ({"patch_size": 4} if family != "dvt" else {})
 
 
 def create(variant, dtype="float32", seed=0):
     family, options = VARIANTS[variant]
-    model = minivit.create_model(family, image_size=8, patch_size=4, in_channels=2, num_classes=3, dim=12, depth=3, dtype=dtype, seed=seed,
-                                 **options)
+    given = dict(in_channels=2, num_classes=3, dtype=dtype, seed=seed, **sizes(family)) | options
+    model = minivit.create_model(family, **given)
     rng = np.random.default_rng(seed)
     for parameter in model.parameters():                # away from zero heads and unit scales
         parameter.data += 0.2 * rng.standard_normal(parameter.shape)
@@ -42,9 +57,13 @@ def batch(dtype="float32", size=5):
 def train_step(model, images, labels):
     """The loss, a Tensor; parameters have their gradients."""
     model.zero_grad()
-    loss = F.cross_entropy(model(Tensor(images)), labels, label_smoothing=0.1)
+    loss = loss_of(model, Tensor(images), labels)
     loss.backward()
     return loss
+
+
+def loss_of(model, images, labels):
+    return F.sum_of(F.cross_entropy(logits, labels, label_smoothing=0.1) for logits in model.exits(images))
 
 
 # --------------------------------------------------------------------------------------------------------------- gradients
@@ -64,7 +83,7 @@ def test_gradients_in_training(variant, set_threads):
 
     def loss():
         model.random.state[1] = 0                       # the same masks each time
-        return F.cross_entropy(model(source), labels, label_smoothing=0.1)
+        return loss_of(model, source, labels)
 
     loss().backward()
     for name, tensor in (*model.named_parameters(), ("images", source)):
@@ -84,7 +103,7 @@ def test_gradients_add_up(variant):
     images, labels = batch("float64")
     train_step(model, images, labels)
     once = [p.grad.numpy().copy() for p in model.parameters()]
-    F.cross_entropy(model(Tensor(images)), labels, label_smoothing=0.1).backward()
+    loss_of(model, Tensor(images), labels).backward()
     for parameter, gradient in zip(model.parameters(), once):
         np.testing.assert_allclose(parameter.grad.numpy(), 2 * gradient, rtol=1e-12, atol=1e-15)
 
@@ -94,6 +113,9 @@ def test_rates_over_depth():
     vit = create("vit_dropping")
     np.testing.assert_allclose([b.drop_path1.rate for b in vit.blocks], [0, 0.2, 0.4])
     np.testing.assert_allclose([b.drop_path2.rate for b in vit.blocks], [0, 0.2, 0.4])
+    ff_only = create("ff_only_dropping")
+    np.testing.assert_allclose([b.drop_path1.rate for b in ff_only.blocks], [0, 0.2, 0.4])
+    np.testing.assert_allclose([b.drop_path2.rate for b in ff_only.blocks], [0, 0.2, 0.4])
     mixer = create("mixer_dropping")
     assert {b.drop_path1.rate for b in mixer.blocks} == {b.drop_path2.rate for b in mixer.blocks} == {0.4}
 
@@ -108,12 +130,17 @@ def test_training_is_random_and_repeatable(variant):
     assert first.random.state[1] == 2 and again.random.state[1] == 1    # evaluation draws nothing
 
 
+def _faint(options):
+    """The options with rates that drop next to nothing."""
+    return {name: _faint(value) if isinstance(value, dict) else 1e-12 if name.endswith("rate") else value for name, value in options.items()}
+
+
 @DROPPING
 def test_dropout_of_every_kind_is_unbiased_to_first_order(variant):
     family, options = VARIANTS[variant]
-    faint = {name: 1e-12 if name.endswith("rate") else value for name, value in options.items()}
-    model = minivit.create_model(family, image_size=8, patch_size=4, num_classes=3, dim=12, depth=2, dtype="float64", **faint)
-    model.head.weight.data += 1.0
+    model = minivit.create_model(family, **dict(num_classes=3, dtype="float64", **sizes(family)) | _faint(options))
+    for name, parameter in model.named_parameters():
+        parameter.data += name.endswith("head.weight")
     images = np.random.default_rng(0).standard_normal((4, 3, 8, 8))
     expected = model(images).numpy()
     np.testing.assert_allclose(model.train()(images).numpy(), expected, rtol=1e-9, atol=1e-12)
@@ -144,7 +171,7 @@ def test_replay_equals_eager(variant):
         labels[...] = (labels + 1) % 3
 
 
-@pytest.mark.parametrize("name", ["vit_nano_patch2_8", "mixer_nano_patch2_8"])
+@pytest.mark.parametrize("name", ["vit_nano_patch2_8", "mixer_nano_patch2_8", "ff_only_nano_patch2_8"])
 def test_arena_and_allocation(name):
     model = minivit.create_model(name, drop_path_rate=0.1).train()
     for parameter in model.parameters():                # as an optimizer has it: gradients lie outside

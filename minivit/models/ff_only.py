@@ -1,0 +1,138 @@
+"""The feed-forward-only transformer, "Do You Even Need Attention?" (Melas-Kyriazi, 2105.02723), with the names of the author's code.
+
+A Vision Transformer whose attention became an MLP over the tokens; unlike MLP-Mixer, that MLP comes second in a block, its normalisation
+goes over the tokens too, and there are a class token, which it mixes with the others, and position embeddings.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import functional as F
+from ..errors import UserError
+from ..initialisers import Initialiser, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
+from ..layers import Dropout, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Random, TokenLayerNorm, TokenMlp
+from ..module import Module, Parameter
+from ..tensor import Tensor
+from .base import Backbone, BackboneConfig, register
+
+
+@dataclass(frozen=True)
+class FFOnlyConfig(BackboneConfig):
+    """The defaults are the tiny model's."""
+
+    position_grid: int | None = None                    # a side of the stored position embeddings; None: that of the patches
+    dim: int = 192                                      # channels of a token
+    depth: int = 12                                     # blocks
+    mlp_ratio: float = 4.0                              # hidden channels of the channel MLP in units of dim, hidden tokens in tokens
+    drop_rate: float = 0.0                              # dropout before the head
+    pos_drop_rate: float = 0.0                          # dropout after the position embedding
+    proj_drop_rate: float = 0.0                         # dropout after each layer of both MLPs
+    drop_path_rate: float = 0.0                         # stochastic depth of the last block; linear over depth, 0 in the first
+    eps: float = 1e-6                                   # of every layer normalisation
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"   # exact, or the tanh form
+    init: Literal["timm", "jax", "zeros"] = "timm"      # how weights begin: as in the author's code, as in Google's ViT, or not at all
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "ff_only_nano_patch2_8": dict(image_size=8, patch_size=2, in_channels=1, num_classes=10, dim=64, depth=4, init="jax"),
+    "ff_only_nano_patch4_32": dict(image_size=32, patch_size=4, num_classes=10, dim=128, depth=4, init="jax"),
+    "ff_only_tiny": dict(),
+    "ff_only_base": dict(dim=768),
+    "ff_only_large": dict(patch_size=32, position_grid=14, dim=1024, depth=24),
+}
+
+
+class Block(Module):
+    """x += mlp1(norm1(x)) over the channels, then x += mlp2(norm2(x)) over the tokens (section 2): (B, N, C) -> (B, N, C).
+
+    extra: (B, N, extra_channels), appended to the first normalisation's input.
+    """
+
+    def __init__(self, config: FFOnlyConfig, tokens: int, drop_path_rate: float, random: Random) -> None:
+        dim, ratio, drop, dtype = config.dim, config.mlp_ratio, config.proj_drop_rate, config.dtype
+        wide = dim + config.extra_channels
+        self.mlp1 = Mlp(wide, int(dim * ratio), random, config.activation, drop, dtype, out=dim)
+        self.norm1 = LayerNorm(wide, config.eps, dtype)
+        self.drop_path1 = DropPath(drop_path_rate, random)
+        self.mlp2 = TokenMlp(tokens, int(tokens * ratio), random, config.activation, drop, dtype)
+        self.norm2 = TokenLayerNorm(tokens, config.eps, dtype)
+        self.drop_path2 = DropPath(drop_path_rate, random)
+
+    def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
+        y = self.norm1(x if extra is None else F.concatenate(x, extra, axis=2))
+        x = x + self.drop_path1(self.mlp1(y)) if self.drop_path1.active else self.mlp1(y, residual=x)
+        y = self.norm2(x)
+        return x + self.drop_path2(self.mlp2(y)) if self.drop_path2.active else self.mlp2(y, residual=x)
+
+
+class PositionEncoding(Module):
+    """The position embeddings (1, 1 + grid², dim), the class token's first; those of the patches resized bilinearly from the stored grid.
+
+    pos_embed is stored as an image, (1, dim, stored, stored).
+    """
+
+    def __init__(self, stored: int, grid: int, dim: int, dtype: str) -> None:
+        self.stored, self.grid = stored, grid
+        self.pos_embed = Parameter(np.zeros((1, dim, stored, stored), dtype))
+        self.cls_pos_embed = Parameter(np.zeros((1, 1, dim), dtype))
+
+    def forward(self) -> Tensor:
+        positions = self.pos_embed.reshape(1, -1, self.stored ** 2).transpose(0, 2, 1)                  # (1, stored², C)
+        if self.stored != self.grid:
+            positions = F.resample(positions, self.stored, self.grid, "bilinear")                       # (1, grid², C)
+        return F.concatenate(self.cls_pos_embed, positions, axis=1)
+
+
+@register
+class FFOnly(Backbone):
+    """The whole model; the head sees the class token.
+
+    Raises UserError where patch_size does not divide image_size, or mlp_ratio leaves an MLP without hidden units.
+    """
+
+    family, Config, presets = "ff_only", FFOnlyConfig, PRESETS
+
+    config: FFOnlyConfig
+    blocks: list[Block]
+    prefix = 1
+
+    def __init__(self, config: FFOnlyConfig, seed: int = 0, random: Random | None = None) -> None:
+        super().__init__(config, seed, random)
+        dim, dtype, random = config.dim, config.dtype, self.random
+        self.cls_token = Parameter(np.zeros((1, 1, dim), dtype))
+        self.patch_embed = PatchEmbed(config.image_size, config.patch_size, config.in_channels, dim, dtype, config.patch_stride,
+                                      config.patch_padding)
+        self.grid = self.patch_embed.grid
+        tokens = 1 + self.grid ** 2
+        if int(min(dim, tokens) * config.mlp_ratio) < 1:
+            raise UserError(f"mlp_ratio={config.mlp_ratio} leaves no hidden unit of {dim} channels or {tokens} tokens: make it larger")
+        self.pos_encoding = PositionEncoding(config.position_grid or self.grid, self.grid, dim, dtype)
+        self.pos_drop = Dropout(config.pos_drop_rate, random)
+        self.blocks = [Block(config, tokens, float(rate), random) for rate in np.linspace(0.0, config.drop_path_rate, config.depth)]
+        self.norm = LayerNorm(dim, config.eps, dtype)
+        self.head_drop = Dropout(config.drop_rate, random)
+        self.head = Linear(dim, config.num_classes, dtype=dtype)
+        self.initialise()
+
+    def initialisers(self) -> dict[str, Initialiser]:
+        config = self.config
+        if config.init == "zeros":
+            return {}
+        if config.init == "jax":
+            return {"pos_encoding.*": normal(0.02), "patch_embed.proj.weight": lecun_normal, "*.mlp?.*.weight": xavier_uniform(),
+                    "*.mlp?.*.bias": normal(1e-6)}
+        fan_in = config.in_channels * config.patch_size ** 2
+        small = truncated_normal(0.02)
+        return {"cls_token": small, "pos_encoding.*": small, "patch_embed.*": uniform(fan_in ** -0.5), "*.mlp?.*.weight": small,
+                "head.weight": small}
+
+    def embed(self, images: Tensor) -> Tensor:
+        x = self.patch_embed(images)                    # (B, grid², C)
+        x = F.concatenate(F.broadcast(self.cls_token, (len(x), 1, x.shape[2])), x, axis=1)              # (B, N, C)
+        return self.pos_drop(x + self.pos_encoding())
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        return self.norm(tokens[:, 0])

@@ -1,0 +1,125 @@
+"""Curves and bars: learning, accuracy against cost, how many images leave a cascade at each exit."""
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ..errors import UserError
+from .figure import BLUE, RED, new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def learning_curves(history: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
+    """Loss of training and testing (left), test accuracy in percent (right), by epoch.
+
+    history: a mapping an epoch with epoch, train_loss, test_loss and test_accuracy (0..1), as `Run.history` and metrics.jsonl have it.
+    The training loss is the one that was minimised, with smoothed and mixed labels; so it may lie above the test loss.
+    Raises UserError where it is empty.
+    """
+    if not history:
+        raise UserError("there are no learning curves before the first epoch has ended")
+    figure = new_figure(9, 3.4)
+    losses, accuracies = figure.subplots(1, 2)
+    epochs = [line["epoch"] for line in history]
+    marker = "o" if len(history) == 1 else None         # a line through one point is invisible
+    losses.plot(epochs, [line["train_loss"] for line in history], color=BLUE, marker=marker, label="training, as minimised")
+    losses.plot(epochs, [line["test_loss"] for line in history], color=RED, marker=marker, label="test")
+    losses.set(xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
+    losses.legend(frameon=False)
+    percent = [100 * line["test_accuracy"] for line in history]
+    accuracies.plot(epochs, percent, color=RED, marker=marker)
+    accuracies.set(xlabel="epoch", ylabel="test accuracy, %")
+    accuracies.annotate(f"{percent[-1]:.1f} %", (epochs[-1], percent[-1]), (-4, -6), textcoords="offset points", ha="right", va="top")
+    for axes in (losses, accuracies):
+        axes.grid(alpha=0.25)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    if title:
+        figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+def save_learning_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], title: str = "") -> Path:
+    """Draw `learning_curves` into a PNG file."""
+    save_figure(learning_curves(history, title), path)
+    return Path(path)
+
+
+def accuracy_cost_curve(cascade: Sequence[tuple[float, float]], exits: Sequence[tuple[float, float]],
+                        unit: Literal["macs", "ms", "share"] = "macs", title: str = "") -> Figure:
+    """Accuracy in percent against mean cost an image: a curve for the cascade, a point for each exit alone (as in 2105.15075, section 4).
+
+    cascade: (mean cost, accuracy 0..1) of the cascade at each budget, in any order. exits: (cost, accuracy) where all images leave at the
+    first exit, the second, ... unit: of the costs: "macs" multiply-adds, "ms" milliseconds, "share" of the last exit's multiply-adds.
+    Raises UserError for no points at all, and for another unit.
+    """
+    if not len(cascade) and not len(exits):
+        raise UserError("there is no accuracy to draw: give points of a cascade, or of exits")
+    factor, label = _scale(max(cost for cost, _ in (*cascade, *exits)), unit)
+    figure = new_figure(5.6, 4)
+    axes = figure.subplots()
+    if len(cascade):
+        costs, accuracies = np.array(sorted(cascade)).T
+        axes.plot(costs / factor, 100 * accuracies, color=BLUE, marker="o", markersize=4, label="cascade, by budget", zorder=3)
+    if len(exits):
+        costs, accuracies = np.array(exits).T
+        axes.plot(costs / factor, 100 * accuracies, color=RED, marker="D", linestyle="none", label="one exit alone", zorder=4)
+        for k, (cost, accuracy) in enumerate(exits, 1):
+            axes.annotate(f"exit {k}", (cost / factor, 100 * accuracy), (0, -8), textcoords="offset points", ha="center", va="top",
+                          color=RED, fontsize="small")
+    axes.set(xlabel=label, ylabel="accuracy, %", xlim=(0, None))
+    axes.set_title(title, fontsize="medium")
+    axes.margins(y=0.12)
+    axes.legend(frameon=False, loc="lower right")
+    axes.grid(alpha=0.25)
+    return figure
+
+
+def _scale(largest: float, unit: str) -> tuple[float, str]:
+    """What costs are divided by, and how the axis is labelled."""
+    if unit == "ms":
+        return 1.0, "mean time an image, milliseconds"
+    if unit == "share":
+        return 0.01, "mean multiply-adds an image, % of the last exit's"
+    if unit != "macs":
+        raise UserError(f"unit must be 'macs', 'ms' or 'share', not {unit!r}")
+    name, factor = next((name, factor) for name, factor in (("billions", 1e9), ("millions", 1e6), ("thousands", 1e3), ("", 1.0))
+                        if largest >= factor or factor == 1)
+    return factor, f"mean multiply-adds an image{', ' * bool(name)}{name}"
+
+
+def exit_histogram(exits: np.ndarray, number: int, correct: np.ndarray | None = None, title: str = "") -> Figure:
+    """How many images leave a cascade at each of its exits; where `correct` is given, the rightly and wrongly labelled ones apart.
+
+    exits: (B,) integers from 0. number: of exits. correct: (B,) bool. Raises UserError for no images, and an exit that there is not.
+    """
+    exits = np.asarray(exits)
+    if not len(exits) or exits.min() < 0 or exits.max() >= number:
+        raise UserError(f"exits must be one or more numbers in 0..{number - 1}, got {_ends(exits)}")
+    all_of_it = np.bincount(exits, minlength=number)    # (number,)
+    right = all_of_it if correct is None else np.bincount(exits[np.asarray(correct, bool)], minlength=number)
+    names = [f"exit {k}" for k in range(1, number + 1)]
+    figure = new_figure(max(3.6, 1.2 * number + 1.2), 3.4)
+    axes = figure.subplots()
+    axes.bar(names, right, 0.7, color=BLUE, label="right")
+    if correct is not None:
+        axes.bar(names, all_of_it - right, 0.7, bottom=right, color=RED, label="wrong")
+        figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize="small")
+    for k, (height, hits) in enumerate(zip(all_of_it, right)):
+        told = f"{100 * height / len(exits):.1f} %"
+        if correct is not None and height:
+            told += f"\n{100 * hits / height:.1f} % right"
+        axes.annotate(told, (k, height), (0, 3), textcoords="offset points", ha="center", va="bottom", fontsize="small")
+    axes.set(ylabel="images", ylim=(0, 1.2 * all_of_it.max()))
+    axes.set_title(title, fontsize="small")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _ends(numbers: np.ndarray) -> str:
+    return f"{numbers.min()}..{numbers.max()}" if numbers.size else "none"

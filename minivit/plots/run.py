@@ -1,0 +1,196 @@
+"""`draw_run`: every picture that fits a run, written as PNG files.
+
+    curves.png            the learning curves
+    filters.png           principal components of the patch filters
+    positions.png         ViT, FF-only: similarity of position embeddings
+    token_mixing.png      Mixer, FF-only: what the hidden units of the token-mixing MLPs take from each patch
+    attention.png         ViT: the attention of each head to each patch of an image
+    rollout.png           ViT: attention rollout over several images
+    accuracy_cost.png     a calibrated cascade: accuracy on test images against mean multiply-adds
+    accuracy_ms.png       the same against milliseconds measured on this machine
+    exits.png             how many test images leave at each exit
+    exit_sheet.png        some that leave early, and some that leave late
+
+Of a cascade, filters, positions, token_mixing and attention are drawn for each exit: filters_exit1.png, ...
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..calibrating import halves, measured_exits, stage_milliseconds
+from ..calibration import Calibration, describe_cost
+from ..checkpoint import CURVES, RunFolder, find_model, writing
+from ..data import Dataset, prepare
+from ..errors import UserError
+from ..models.base import Backbone
+from ..predict import Classifier, load
+from ..runs import data_of_run
+from ..thresholds import outcome
+from .attention import attention_maps, attention_probabilities, attention_rollout, rollout_maps
+from .curves import accuracy_cost_curve, exit_histogram, learning_curves
+from .figure import save_figure
+from .images import exit_sheet
+from .weights import patch_filters, position_similarity, token_mixing_maps
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Pictures = Iterator[tuple[str, "Figure"]]
+
+SHOWN = 6                                               # images that attention is laid over, where none are given
+BLOCKS = 4                                              # of token mixing that are drawn, from the first
+BATCH = 64                                              # images that are timed together
+TIMED = 4                                               # such batches a round
+ROUNDS, SECONDS = 9, 20.0                               # of timing: at most so many, and no more are begun after so long
+AS_GOOD = 0.002                                         # accuracy that a budget may lose to be the one drawn
+
+
+def draw_run(run: str | os.PathLike[str], data: str | None = None, images: Sequence[Any] = (), out: str | os.PathLike[str] | None = None,
+             budget: float | None = None, *, skip_bad_images: bool = False, progress: bool = True) -> list[Path]:
+    """Draw everything that applies to a run; returns the paths of the pictures (see `minivit.plots.run`).
+
+    run: the folder, its name below runs/, or a .safetensors file. data: whose test images are used instead of the run's (`load_data`).
+    images: what attention is laid over, instead of some test images: files or anything that `Classifier.predict` takes; the map of each
+    head is drawn for the first of them. out: the folder for the pictures; None: the run's. budget: of a calibrated cascade, that exits.png
+    and exit_sheet.png are drawn for; None: the smallest that is as accurate as the last exit, or else the largest.
+    Raises UserError, before anything is drawn, for a run, images or thresholds that there are not, and where test images are needed, but
+    the run does not tell its data.
+    """
+    file = find_model(Path(run))
+    classifier = load(file)
+    model: Any = classifier.model
+    stages: list[Backbone] = getattr(model, "stages", [model])
+    calibration: Calibration | None = getattr(model, "calibration", None)
+    if budget is not None:
+        if calibration is None:
+            raise UserError(f"budget={budget:g} is for a cascade with thresholds: calibrate it first (minivit calibrate)")
+        calibration.for_budget(budget)                  # raises where there is none
+    if len(images) and not stages[0].attends:
+        raise UserError(f"images are for laying attention over them, and {model.name} has none: leave them out")
+    kept = classifier.preprocessing
+    pixels = prepare(images, image_size=kept.image_size, in_channels=kept.in_channels) if len(images) else None
+    dataset = None
+    if calibration or (stages[0].attends and pixels is None):
+        dataset = data_of_run(run, classifier, data, skip_bad_images=skip_bad_images, progress=progress)
+        if calibration and len(halves(dataset.test_labels)[1]) < 2:
+            raise UserError(f"{dataset.name} has {len(dataset.test_labels)} test images, too few to show exits with: give other data, with "
+                            "several of each class")
+    history = RunFolder(file.parent).read_metrics()
+
+    def pictures() -> Pictures:
+        if history:
+            yield CURVES, learning_curves(history, model.name)
+        yield from _weights(stages, model.name)
+        shown = _one_a_class(dataset) if pixels is None and dataset else pixels
+        if stages[0].attends and shown is not None:
+            yield from _attention(classifier, stages, shown)
+        if calibration and dataset:
+            yield from _cascade(classifier, calibration, dataset, budget)
+
+    folder, paths = file.parent if out is None else Path(out).expanduser(), []
+    for picture, figure in pictures():
+        paths.append(folder / picture)
+        with writing(paths[-1]):
+            save_figure(figure, paths[-1])
+    return paths
+
+
+def _one_a_class(dataset: Dataset) -> np.ndarray:
+    """The first test image of each of some classes: (n, S, S, C)."""
+    return dataset.test_images[np.unique(dataset.test_labels, return_index=True)[1][:SHOWN]]
+
+
+def _for_each(stages: Sequence[Backbone], name: str) -> Iterator[tuple[Any, str, str]]:
+    """Each stage, with what is added to the names of its files and to its titles."""
+    if len(stages) == 1:
+        yield stages[0], "", name
+    else:
+        yield from ((stage, f"_exit{k}", f"{name}, exit {k}") for k, stage in enumerate(stages, 1))
+
+
+# --------------------------------------------------------------------------------------------------------------------- weights
+def _weights(stages: Sequence[Backbone], name: str) -> Pictures:
+    for stage, suffix, title in _for_each(stages, name):
+        embed = stage.stem if stage.family == "mixer" else stage.patch_embed
+        yield f"filters{suffix}.png", patch_filters(embed.proj.weight.data, title=title)
+        if stage.family == "vit":
+            positions, grid = stage.pos_embed.data[0, stage.prefix:], stage.grid                        # (grid², C)
+        elif stage.family == "ff_only":
+            encoding = stage.pos_encoding
+            positions, grid = encoding.pos_embed.data[0].reshape(-1, encoding.stored ** 2).T, encoding.stored
+        else:
+            positions, grid = None, 0
+        if positions is not None:
+            yield f"positions{suffix}.png", position_similarity(positions, grid, title)
+        if not stage.attends:
+            mixing = [block.mlp_tokens if stage.family == "mixer" else block.mlp2 for block in stage.blocks[:BLOCKS]]
+            weights = [mlp.fc1.weight.data[:, stage.prefix:] for mlp in mixing]                         # (F, grid²) each
+            yield f"token_mixing{suffix}.png", token_mixing_maps(weights, stage.grid, title=title)
+
+
+# ------------------------------------------------------------------------------------------------------------------- attention
+def _attention(classifier: Classifier, stages: Sequence[Backbone], pixels: np.ndarray) -> Pictures:
+    inputs = np.concatenate(list(classifier.preprocessing.batches(pixels)))     # (n, C, S, S)
+    class_token, rollouts = bool(stages[0].prefix), []
+    for k, (stage, suffix, title) in enumerate(_for_each(stages, classifier.model.name)):
+        probabilities = attention_probabilities(classifier.model, inputs, k)
+        rollouts.append(attention_rollout(probabilities))                       # (n, N, N)
+        yield f"attention{suffix}.png", attention_maps(pixels[0], [block[0] for block in probabilities], stage.grid, class_token,
+                                                       title=title)
+    answers = classifier.predict(pixels)
+    captions = [f"{label} · {100 * sure:.0f} %" for label, sure in zip(answers.names, answers.confidence)]
+    yield "rollout.png", rollout_maps(pixels, rollouts, [stage.grid for stage in stages], class_token, captions, classifier.model.name)
+
+
+# --------------------------------------------------------------------------------------------------------------------- cascades
+def _cascade(classifier: Classifier, calibration: Calibration, dataset: Dataset, budget: float | None) -> Pictures:
+    _, chosen = halves(dataset.test_labels)             # the others are those that `minivit calibrate` finds thresholds on
+    images, labels = dataset.test_images[chosen], dataset.test_labels[chosen]
+    predictor, batches = classifier.predictor, classifier.preprocessing.batches
+    sure, correct = measured_exits(predictor, batches(images), labels, calibration.confidence)          # (n, K) both
+    budgets = dict(zip(reversed(calibration.thresholds), reversed(calibration.budgets)))                # the smallest of equal ones
+    reached = [outcome(thresholds, sure, correct, calibration.macs) for thresholds in budgets]
+    alone = correct.mean(0)                             # (K,)
+    title = f"{classifier.model.name}: {len(images)} test images of {dataset.name}"
+    yield "accuracy_cost.png", accuracy_cost_curve([(each.mean_cost, each.accuracy) for each in reached],
+                                                   list(zip(calibration.macs, alone)), "macs", title)
+    timed = list(batches(images[np.arange(BATCH * TIMED) % len(images)], BATCH))
+    cascade = zip(_milliseconds(classifier, timed, [*budgets.values()]), [each.accuracy for each in reached])
+    yield "accuracy_ms.png", accuracy_cost_curve(list(cascade), list(zip(stage_milliseconds(predictor, timed[0], BATCH), alone)), "ms",
+                                                 f"{title}, batch {BATCH}")
+    budget = _as_good(calibration) if budget is None else budget
+    answers = classifier.predict(images, budget)
+    title = f"{title}\nbudget {describe_cost(budget, calibration.unit)}\nspent {describe_cost(answers.macs.mean(), 'macs')} an image"
+    yield "exits.png", exit_histogram(answers.exits, len(alone), answers.labels == labels, title)
+    yield "exit_sheet.png", exit_sheet(images, answers.exits, answers.confidence, answers.names,
+                                       [classifier.class_names[k] for k in labels])
+
+
+def _as_good(calibration: Calibration) -> float:
+    """The smallest budget that loses next to no accuracy against the last exit, or else the largest."""
+    wanted = calibration.exit_accuracies[-1] - AS_GOOD
+    return next((b for b, accuracy in zip(calibration.budgets, calibration.accuracies) if accuracy >= wanted), calibration.budgets[-1])
+
+
+def _milliseconds(classifier: Classifier, batches: Sequence[np.ndarray], budgets: Sequence[float]) -> np.ndarray:
+    """Milliseconds an image takes under each budget: medians of rounds in which the budgets take turns: (budgets,)."""
+    predict = classifier.predictor.predict
+    rounds: list[list[float]] = []
+    for budget in budgets:
+        for batch in batches:                           # records the plans
+            predict(batch, budget)
+    begun = perf_counter()
+    while not rounds or (len(rounds) < ROUNDS and perf_counter() - begun < SECONDS):
+        rounds.append([])
+        for budget in budgets:
+            start = perf_counter()
+            for batch in batches:
+                predict(batch, budget)
+            rounds[-1].append(perf_counter() - start)
+    return 1e3 / sum(map(len, batches)) * np.median(rounds, axis=0)
