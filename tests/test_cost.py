@@ -44,7 +44,7 @@ def test_mixer():
 def test_ff_only():
     cost = model_of("ff_only", mlp_ratio=1.5, position_grid=5).cost()               # whose resizing to 3 a side counts nothing
     block = 2 * 10 * 24 * 36 + 2 * 15 * 10 * 24 + 2 * 5 * 10 * 24
-    assert cost.total == 9 * 2 * 4 * 4 * 24 + 3 * block + 5 * 24 + 24 * 7
+    assert cost.total == 9 * 2 * 4 * 4 * 24 + 3 * block + 10 * 5 * 24 + 24 * 7
     assert cost.layers["blocks.0.mlp2"] == 2 * 15 * 10 * 24 and cost.layers["blocks.0.norm2"] == 5 * 10 * 24
 
 

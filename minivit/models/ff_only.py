@@ -135,4 +135,4 @@ class FFOnly(Backbone):
         return self.pos_drop(x + self.pos_encoding())
 
     def pool(self, tokens: Tensor) -> Tensor:
-        return self.norm(tokens[:, 0])
+        return self.norm(tokens)[:, 0]

@@ -75,12 +75,11 @@ def draw_run(run: str | os.PathLike[str], data: str | None = None, images: Seque
         raise UserError(f"images are for laying attention over them, and {model.name} has none: leave them out")
     kept = classifier.preprocessing
     pixels = prepare(images, image_size=kept.image_size, in_channels=kept.in_channels) if len(images) else None
-    dataset = None
+    dataset, unseen = None, np.empty(0, np.int64)
     if calibration or (stages[0].attends and pixels is None):
         dataset = data_of_run(run, classifier, data, skip_bad_images=skip_bad_images, progress=progress)
-        if calibration and len(halves(dataset.test_labels)[1]) < 2:
-            raise UserError(f"{dataset.name} has {len(dataset.test_labels)} test images, too few to show exits with: give other data, with "
-                            "several of each class")
+        if calibration:                                 # `minivit calibrate` finds thresholds on the other half
+            _, unseen = halves(dataset.test_labels)
     history = RunFolder(file.parent).read_metrics()
 
     def pictures() -> Pictures:
@@ -91,7 +90,7 @@ def draw_run(run: str | os.PathLike[str], data: str | None = None, images: Seque
         if stages[0].attends and shown is not None:
             yield from _attention(classifier, stages, shown)
         if calibration and dataset:
-            yield from _cascade(classifier, calibration, dataset, budget)
+            yield from _cascade(classifier, calibration, dataset.name, dataset.test_images[unseen], dataset.test_labels[unseen], budget)
 
     folder, paths = file.parent if out is None else Path(out).expanduser(), []
     for picture, figure in pictures():
@@ -149,15 +148,14 @@ def _attention(classifier: Classifier, stages: Sequence[Backbone], pixels: np.nd
 
 
 # --------------------------------------------------------------------------------------------------------------------- cascades
-def _cascade(classifier: Classifier, calibration: Calibration, dataset: Dataset, budget: float | None) -> Pictures:
-    _, chosen = halves(dataset.test_labels)             # the others are those that `minivit calibrate` finds thresholds on
-    images, labels = dataset.test_images[chosen], dataset.test_labels[chosen]
+def _cascade(classifier: Classifier, calibration: Calibration, data: str, images: np.ndarray, labels: np.ndarray,
+             budget: float | None) -> Pictures:
     predictor, batches = classifier.predictor, classifier.preprocessing.batches
     sure, correct = measured_exits(predictor, batches(images), labels, calibration.confidence)          # (n, K) both
     budgets = dict(zip(reversed(calibration.thresholds), reversed(calibration.budgets)))                # the smallest of equal ones
     reached = [outcome(thresholds, sure, correct, calibration.macs) for thresholds in budgets]
     alone = correct.mean(0)                             # (K,)
-    title = f"{classifier.model.name}: {len(images)} test images of {dataset.name}"
+    title = f"{classifier.model.name}: {len(images)} test images of {data}"
     yield "accuracy_cost.png", accuracy_cost_curve([(each.mean_cost, each.accuracy) for each in reached],
                                                    list(zip(calibration.macs, alone)), "macs", title)
     timed = list(batches(images[np.arange(BATCH * TIMED) % len(images)], BATCH))

@@ -18,6 +18,7 @@ PARAMETERS = {                                          # counted in timm or the
     "vit_nano_patch2_8": 202_058, "vit_nano_patch4_32": 809_098, "vit_tiny_patch4_32": 4_028_170, "vit_small_patch4_32": 12_469_258,
     "mixer_nano_patch2_8": 138_762, "mixer_tiny_patch4_32": 4_360_970,
     "ff_only_tiny": 7_676_332, "ff_only_base": 61_943_020, "ff_only_large": 206_363_576,
+    "dvt_deit_small": 70_442_232, "dvt_nano_8": 825_886, "dvt_nano_32": 1_387_461, "dvt_tiny_32": 13_420_098,
     "ff_only_nano_patch2_8": 144_838, "ff_only_nano_patch4_32": 681_158,
 }
 
@@ -32,7 +33,7 @@ def test_parameter_count(name):
     assert sum(p.size for p in model.parameters()) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", [n for n in PARAMETERS if n.endswith(("16_224", "14_224", "_tiny", "_base", "_large"))])
+@pytest.mark.parametrize("name", [n for n in PARAMETERS if n.endswith(("16_224", "14_224", "_tiny", "_base", "_large", "deit_small"))])
 def test_counts_of_the_reference(name):
     path = golden_path(f"names/{name}.json")
     assert json.loads(path.read_text())["parameters"] == PARAMETERS[name]
@@ -51,7 +52,7 @@ def test_small_presets_run(name):
     config = model.config
     images = np.random.default_rng(0).random((2, config.in_channels, config.image_size, config.image_size))
     assert model(images).shape == (2, 10)
-    assert model.features(images).shape == (2, config.dim)
+    assert model.features(images).shape == (2, model.head.weight.shape[1])
     assert model.name == name and not model.training
 
 
@@ -61,8 +62,9 @@ def test_list_models():
     assert minivit.list_models("resnet*") == []
 
 
-def test_the_configuration_recreates_the_model():
-    model = minivit.create_model("mixer_nano_patch2_8", num_classes=3, drop_path_rate=0.1)
+@pytest.mark.parametrize("name", ["mixer_nano_patch2_8", "dvt_nano_32"])
+def test_the_configuration_recreates_the_model(name):
+    model = minivit.create_model(name, num_classes=3, drop_path_rate=0.1)
     again = minivit.create_model(model.name, **json.loads(json.dumps(asdict(model.config))))
     assert again.config == model.config
     family = minivit.create_model(model.family, **asdict(model.config))

@@ -134,7 +134,7 @@ def test_too_few_test_images_for_exits(folders, tmp_path):
     first = np.unique(digits.test_labels, return_index=True)[1]                 # one of each class
     np.savez(tmp_path / "few.npz", train_images=digits.train_images, train_labels=digits.train_labels,
              test_images=digits.test_images[first], test_labels=digits.test_labels[first])
-    with pytest.raises(UserError, match="few has 10 test images, too few to show exits with"):
+    with pytest.raises(UserError, match="each class needs two or more"):
         plots.draw_run(folders / "calibrated.safetensors", str(tmp_path / "few.npz"), out=tmp_path / "pictures")
     assert not (tmp_path / "pictures").exists()
 
