@@ -31,7 +31,8 @@ from tqdm import tqdm
 import minivit
 from minivit import UserError
 from minivit.calibrating import calibrate, halves, measured_exits, stage_milliseconds
-from minivit.calibration import Calibration, confidence
+from minivit.calibration import CONFIDENCES, Calibration, confidence
+from minivit.cli import assignment
 from minivit.predict import Classifier, Predictor
 from minivit.runs import data_of_run
 from minivit.thresholds import exits_of, outcome, sweep
@@ -62,29 +63,20 @@ class Half(NamedTuple):
     correct: np.ndarray                                 # (n, K): whether it is right
 
     @classmethod
-    def of(cls, classifier: Classifier, pixels: np.ndarray, labels: np.ndarray) -> Half:
+    def of(cls, classifier: Classifier, pixels: np.ndarray, labels: np.ndarray, kind: str) -> Half:
         images = np.concatenate([*classifier.preprocessing.batches(pixels)])
-        return cls(images, *measured_exits(classifier.predictor, [images], labels, "max"))
+        return cls(images, *measured_exits(classifier.predictor, [images], labels, kind))
 
 
 # ----------------------------------------------------------------------------------------------------------------------- training
 def train(options: Namespace, folder: str | Path | None, **more: Any) -> minivit.Run:
     """Train as the options say, and `more`."""
-    given = dict(map(assignment, options.train)) | {"data": options.data, "seed": options.seed}
+    given = dict(assignment(text, "--train") for text in options.train) | {"data": options.data, "seed": options.seed}
     given |= {name: value for name, value in (("epochs", options.epochs),) if value is not None}
     given |= TINY if options.tiny else {}
     given |= {name: value for name, value in more.items() if name != "model_options"}
     given["model_options"] = given.get("model_options", {}) | more.get("model_options", {})
     return minivit.train(options.model or MODELS.get(options.data, OTHER_MODEL), **given, out=folder, overwrite=folder is not None)
-
-
-def assignment(text: str) -> tuple[str, Any]:
-    """("lr", 0.001) from "lr=0.001"; a value that is no JSON is a string."""
-    name, _, value = text.partition("=")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 # -------------------------------------------------------------------------------------------------------------- accuracy and cost
@@ -219,6 +211,7 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of training (default: %(default)s)")
     parser.add_argument("--run", help="a trained cascade's run folder, in place of training")
     parser.add_argument("--out", type=Path, help="the run folder of training (default: runs/<model>-<data>-<number>)")
+    parser.add_argument("--confidence", default="max", choices=CONFIDENCES, help="what makes an image stop (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of timing (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10.0, help="about how long a round takes a side (default: %(default)s)")
     parser.add_argument("--ablation", action="store_true", help="train with both kinds of reuse, either and none instead")
@@ -232,24 +225,25 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
 def evaluate(options: Namespace, classifier: Classifier, dataset: minivit.Dataset) -> dict[str, Any]:
     """All that is told of one trained cascade."""
     half, rest = halves(dataset.test_labels)
-    seen, unseen = (Half.of(classifier, dataset.test_images[i], dataset.test_labels[i]) for i in (half, rest))
+    seen, unseen = (Half.of(classifier, dataset.test_images[i], dataset.test_labels[i], options.confidence) for i in (half, rest))
     macs = np.array(classifier.cost().exits)
-    budgets = np.geomspace(macs[0] / macs[-1], 1, BUDGETS).tolist()
-    calibration = calibrate(classifier, dataset.test_images[half], dataset.test_labels[half], budgets, unit="share")
+    budgets = np.linspace(macs[0] / macs[-1], 1, BUDGETS).tolist()
+    calibration = calibrate(classifier, dataset.test_images[half], dataset.test_labels[half], budgets, unit="share",
+                            confidence=options.confidence)
     swept = sweep(seen.sure, seen.correct, calibration.costs, calibration.budgets)
     predictor = classifier.predictor
     check(predictor, unseen.images[:CHECKED], calibration)
     entries = compare(calibration, swept, seen, unseen)
     accuracies = {"calibration": seen.correct.mean(0), "unseen": unseen.correct.mean(0)}
     near = {by: nearest_to_last(entries, part, accuracies[by][-1]) for by, part in (("calibration", "exact"), ("unseen", "unseen"))}
-    times = {b: stage_milliseconds(predictor, unseen.images, b) for b in BATCHES}
+    times = {b: stage_milliseconds(predictor.model, unseen.images, b) for b in BATCHES}
     exits = [{"macs": int(m), "share": m / macs[-1], "accuracy": float(accuracies["unseen"][k]),
               "calibration_accuracy": float(accuracies["calibration"][k]), "milliseconds": {str(b): times[b][k] for b in BATCHES}}
              for k, m in enumerate(macs)]
     timed = [measure(predictor, unseen.images, batch, budget, options) for batch in BATCHES
              for budget in sorted({entry["budget"] for entry in near.values()})]
-    return {"data": dataset.name, "images": {"calibration": len(half), "unseen": len(rest)}, "exits": exits, "budgets": entries,
-            "near": near, "times": timed}
+    return {"data": dataset.name, "confidence": options.confidence, "images": {"calibration": len(half), "unseen": len(rest)},
+            "exits": exits, "budgets": entries, "near": near, "times": timed}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

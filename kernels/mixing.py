@@ -130,8 +130,8 @@ def token_backward_cpu(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
 
 # ------------------------------------------------------------------------------------------------------------------------- spec
 def _check(name, length, y, w1, b1, w2, b2, residual):
-    F, O = w1[0], w2[0]
-    require(name, w1=(w1, (F, length)), b1=(b1, (F,)), w2=(w2, (O, F)), b2=(b2, (O,)), residual=(residual, y))
+    hidden, out = w1[0], w2[0]
+    require(name, w1=(w1, (hidden, length)), b1=(b1, (hidden,)), w2=(w2, (out, hidden)), b2=(b2, (out,)), residual=(residual, y))
 
 
 def _channel_outputs(x, w1, b1, w2, b2, residual, approximate):

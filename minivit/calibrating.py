@@ -12,13 +12,14 @@ from .data import prepare
 from .data.dataset import Split, check_labels
 from .data.sketch import overlap
 from .errors import UserError
+from .info import cpu_name
 from .models import Model
 from .module import Module
 from .predict import Classifier, Predictor
 from .tensor import Tensor
 from .thresholds import exact, outcome, sweep
 
-SOLVERS = dict(zip(METHODS, (exact, sweep)))
+SOLVERS = {"exact": exact, "sweep": sweep}
 FEWEST = 100                                            # images to calibrate on
 MOST_KNOWN = 0.05                                       # share of them that may be training images
 BUDGETS = 8                                             # where none are given
@@ -37,8 +38,8 @@ def calibrate(model: Module | Predictor, images: Any, labels: Any, budgets: Sequ
         "share", of the multiply-adds of all exits together.
     method: "exact", the highest accuracy over all thresholds, or "sweep", the rule that the authors released (`minivit.thresholds`).
     confidence: "max", "entropy" or "margin" (`minivit.calibration.confidence`).
-    Raises UserError for a model with one exit, fewer than 100 images, images of the training set, labels that do not fit, and a budget that
-    no thresholds can meet.
+    Raises UserError for a model with one exit, fewer than 100 images, labels that do not fit, a budget that no thresholds can meet, and
+    images of the training set, which a Classifier knows (`data/sketch.py`).
     """
     for what, value, known in (("unit", unit, UNITS), ("method", method, METHODS), ("confidence", confidence, CONFIDENCES)):
         check_choice(what, value, known)
@@ -50,9 +51,9 @@ def calibrate(model: Module | Predictor, images: Any, labels: Any, budgets: Sequ
     pixels = _prepared(model, images, batch_size)
     answers = check_labels(labels, len(pixels))
     if len(pixels) < FEWEST:
-        raise UserError(f"thresholds need at least {FEWEST} images, got {len(pixels)}")
+        raise UserError(f"thresholds need at least {FEWEST} images, got {len(pixels)}: give more that the model was not trained on")
     if unit == "ms":
-        costs = stage_milliseconds(predictor, next(_batches(model, pixels, batch_size)), batch_size)
+        costs = stage_milliseconds(predictor.model, next(_batches(model, pixels, batch_size)), batch_size)
     else:
         costs = tuple(float(m) for m in macs) if unit == "macs" else tuple(m / macs[-1] for m in macs)
     wanted = tuple(np.linspace(costs[0], costs[-1], BUDGETS).tolist()) if wanted is None else wanted
@@ -62,7 +63,8 @@ def calibrate(model: Module | Predictor, images: Any, labels: Any, budgets: Sequ
     outcomes = [outcome(each, sure, correct, costs) for each in thresholds]
     accuracies, mean_costs, shares = zip(*outcomes)
     found = Calibration(unit, method, confidence, wanted, tuple(thresholds), accuracies, mean_costs, shares, costs, tuple(map(float, macs)),
-                        tuple(correct.mean(0).tolist()), len(pixels), fingerprint(predictor.model))
+                        tuple(correct.mean(0).tolist()), len(pixels), fingerprint(predictor.model),
+                        f"{cpu_name()}, batch {batch_size}" if unit == "ms" else "")
     predictor.model.calibration = found                 # type: ignore[attr-defined]
     return found
 
@@ -76,6 +78,8 @@ def _checked_budgets(budgets: Sequence[float], unit: str) -> tuple[float, ...]:
 
 
 def _predictor_of(model: Module | Predictor) -> Predictor:
+    if not isinstance(model, (Module, Predictor)):
+        raise UserError(f"calibrate() takes a cascade, its Predictor or a Classifier, not {type(model).__name__}: minivit.load reads a run")
     if isinstance(model, Predictor):
         return model
     return model.predictor if isinstance(model, Classifier) else Predictor(model)
@@ -93,7 +97,7 @@ def _exit_macs(model: Module) -> tuple[int, ...]:
 def _prepared(model: Module | Predictor, images: Any, batch_size: int) -> np.ndarray:
     """All images, for a Classifier as pixels (n, S, S, C), else as they are. Raises UserError for images of the training set."""
     if not isinstance(model, Classifier):
-        return images.data if isinstance(images, Tensor) else np.asarray(images)
+        return np.atleast_1d(images.data if isinstance(images, Tensor) else images)
     pixels = prepare(images, image_size=model.preprocessing.image_size, in_channels=model.preprocessing.in_channels)
     known = overlap(model.training_sketch, pixels)
     if known > MOST_KNOWN:
@@ -123,11 +127,12 @@ def measured_exits(predictor: Predictor, batches: Iterable[np.ndarray], labels: 
     return confidence(logits, kind).T, (logits.argmax(-1) == labels).T
 
 
-def stage_milliseconds(predictor: Predictor, images: np.ndarray, batch_size: int = 64) -> tuple[float, ...]:
+def stage_milliseconds(model: Module, images: np.ndarray, batch_size: int = 64) -> tuple[float, ...]:
     """Milliseconds an image until each exit has answered for all of a batch, its own and all before it: medians of several rounds.
 
     images: normalised (B, C, S, S), repeated or cut to `batch_size`.
     """
+    predictor = Predictor(model, batch_size=batch_size)             # whose plans are of this very size
     batch = images[np.arange(batch_size) % len(images)]
     rounds = []
     for _ in range(1 + ROUNDS):                         # the first records the plans

@@ -98,6 +98,7 @@ class Calibration:
     exit_accuracies: tuple[float, ...]                  # by exit: if all images took it
     images: int                                         # of the calibration
     fingerprint: str                                    # of the weights that the thresholds belong to
+    measured: str = ""                                  # where milliseconds were, and in which batches
 
     def for_budget(self, budget: float) -> Thresholds:
         """The thresholds of the largest budget that is not above this one.
@@ -128,7 +129,7 @@ class Calibration:
 
     @classmethod
     def _read(cls, content: Mapping[str, Any]) -> Calibration:
-        words: dict[str, Any] = {name: content[name] for name in ("unit", "method", "confidence", "fingerprint")}
+        words: dict[str, Any] = {name: content[name] for name in ("unit", "method", "confidence", "fingerprint", "measured")}
         for name, known in (("unit", UNITS), ("method", METHODS), ("confidence", CONFIDENCES)):
             check_choice(name, words[name], known)
         budgets, exits = len(content["budgets"]), len(content["costs"])
@@ -158,9 +159,14 @@ def fingerprint(model: Module) -> str:
     return found.hexdigest()
 
 
+def fits(calibration: Calibration, model: Module) -> bool:
+    """Whether the thresholds were found for these weights, and this number of exits."""
+    return (calibration.fingerprint, len(calibration.costs)) == (fingerprint(model), len(getattr(model, "stages", [model])))
+
+
 def check(calibration: Calibration, model: Module) -> None:
-    """Raises UserError where the thresholds were found for other weights, or another number of exits, than the model's."""
-    own, exits = fingerprint(model), len(getattr(model, "stages", [model]))
-    if (calibration.fingerprint, len(calibration.costs)) != (own, exits):
+    """Raises UserError where the thresholds do not fit the model."""
+    if not fits(calibration, model):
+        own, exits = fingerprint(model), len(getattr(model, "stages", [model]))
         raise UserError(f"thresholds of another model: they are for {len(calibration.costs)} exits and the weights "
                         f"{calibration.fingerprint[:8]}, and this one has {exits} and {own[:8]}: calibrate it anew")

@@ -124,19 +124,23 @@ def _run_train(options: argparse.Namespace) -> int:
 
     given = vars(options)
     keywords = {name: given[name] for name in inspect.signature(train).parameters if name in given}
-    run = train(**keywords, model_options=dict(map(_assignment, options.model_option)), progress=not options.quiet)
+    run = train(**keywords, model_options=dict(map(assignment, options.model_option)), progress=not options.quiet)
     if options.json:
         _print_json({"test_accuracy": run.test_accuracy, "folder": str(run.folder), "history": run.history})
     else:
-        print(f"test accuracy {100 * run.test_accuracy:.1f} % · {run.folder}")
+        print(f"test accuracy {100 * run.test_accuracy:.1f} %{_by_exit(run.history[-1].get('exit_accuracies', []))} · {run.folder}")
     return 0
 
 
-def _assignment(text: str) -> tuple[str, Any]:
-    """("depth", 4) from "depth=4"; a value that is no JSON is a string."""
+def _by_exit(accuracies: Sequence[float]) -> str:
+    return f" ({', '.join(f'{100 * accuracy:.1f}' for accuracy in accuracies)} by exit)" if len(accuracies) > 1 else ""
+
+
+def assignment(text: str, option: str = "--model-option") -> tuple[str, Any]:
+    """("depth", 4) from "depth=4"; a value that is no JSON is a string. Raises UserError, naming the option, for another text."""
     name, equals, value = text.partition("=")
     if not (name and equals):
-        raise UserError(f"--model-option takes NAME=VALUE, as depth=4, got {text!r}")
+        raise UserError(f"{option} takes NAME=VALUE, as depth=4, got {text!r}")
     try:
         return name, json.loads(value)
     except ValueError:
@@ -163,8 +167,8 @@ def _run_eval(options: argparse.Namespace) -> int:
         _print_json({"test_accuracy": accuracies[-1], "exit_accuracies": accuracies, "test_loss": loss, "images": number,
                      "data": dataset.name})
     else:
-        exits = f" ({', '.join(f'{100 * a:.1f}' for a in accuracies)} by exit)" if len(accuracies) > 1 else ""
-        print(f"test accuracy {100 * accuracies[-1]:.1f} %{exits} · test loss {loss:.4f} · {number} images of {dataset.name}")
+        print(f"test accuracy {100 * accuracies[-1]:.1f} %{_by_exit(accuracies)} · test loss {loss:.4f} · {number} images of "
+              f"{dataset.name}")
     return 0
 
 
@@ -242,7 +246,8 @@ def _run_calibrate(options: argparse.Namespace) -> int:
         return 0
     print(f"{found.images} images of {dataset.name} for calibration, {len(rest)} others for testing; accuracies and shares in %\n")
     _print_calibration(found, correct.mean(0), tested)
-    print(f"\nsaved with the model: {file}")
+    print(f"\nsaved with the model: {file}\nuse: minivit predict {options.run} IMAGE ... --budget {found.budgets[0]:.6g}   (any of these: "
+          f"{', '.join(f'{budget:.6g}' for budget in found.budgets)})")
     return 0
 
 
@@ -260,8 +265,12 @@ def _print_calibration(found: Calibration, exit_accuracies: np.ndarray, tested: 
     columns = ("accuracy", f"cost, {unit}", "by exit")
     calibrated = map(cells, found.accuracies, found.mean_costs, found.exit_shares)
     print(_table([f"budget, {unit}", "thresholds", f"calibration: {columns[0]}", *columns[1:], f"testing: {columns[0]}", *columns[1:]],
-                 [[f"{scale * budget:.3f}", " ".join(f"{t:.4f}" for t in thresholds), *before, *cells(*unseen)]
+                 [[f"{scale * budget:.3f}", " ".join(map(_threshold, thresholds)), *before, *cells(*unseen)]
                   for budget, thresholds, before, unseen in zip(found.budgets, found.thresholds, calibrated, tested)]))
+
+
+def _threshold(value: float) -> str:
+    return "all" if value <= 0 else "none" if value > 1 else f"{value:.4f}"
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -305,8 +314,9 @@ def _run_gradcheck(options: argparse.Namespace) -> int:
     from .checking import check
     from .models import list_models
 
-    models = {name: _model_to_check(name) for name in list_models("*" if options.names else "*_nano_*")}
-    names = [list_models(f"{name}_nano_*")[0] if list_models(f"{name}_nano_*") else name for name in options.names]    # a family's smallest
+    smallest = {name.partition("_nano_")[0]: name for name in list_models("*_nano_*8")}     # of each family
+    models = {name: _model_to_check(name) for name in (list_models() if options.names else smallest.values())}
+    names = [smallest.get(name, name) for name in options.names]
     reports: list[Report] = []
     header = f"{'':6} {'name':<24} {'backend':<9} {'dtype':<8} {'against':<11} {'directions':>10} {'elements':>9}  worst relative error"
     for report in check(names, models):
@@ -361,7 +371,8 @@ def _run_info(options: argparse.Namespace) -> int:
 COMMANDS = {
     "train": Command("train a model; without options, a small vision transformer on handwritten digits", _configure_train, _run_train),
     "eval": Command("test accuracy of a trained model", _configure_eval, _run_eval),
-    "predict": Command("label images: path, label and probability, a line each", _configure_predict, _run_predict),
+    "predict": Command("label images: path, label and probability, a line each; of a cascade also the exit and its million multiply-adds",
+                       _configure_predict, _run_predict),
     "calibrate": Command("thresholds by which a cascade stops early, for budgets; they are saved with the model", _configure_calibrate,
                          _run_calibrate),
     "plot": Command("draw all pictures that fit a run into its folder; the path of each, a line each", _configure_plot, _run_plot),

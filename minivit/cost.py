@@ -16,7 +16,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from .kernels import Op, device
-from .module import Module
+from .module import Module, evaluating
 from .tensor import Tensor, trace
 
 if TYPE_CHECKING:
@@ -55,14 +55,8 @@ def count(model: Model) -> ModelCost:
     config = model.config
     images = Tensor(device.empty((1, config.in_channels, config.image_size, config.image_size), config.dtype))
     counter = _Counter(model)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with trace(counter):
-            exits = model.exits(images)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model), trace(counter):
+        exits = model.exits(images)
     layers = {name: macs for name, macs in counter.layers.items() if macs}
     own = [0] * len(exits)                              # of each exit beyond those before it
     for name, macs in layers.items():

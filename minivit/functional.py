@@ -124,6 +124,8 @@ def broadcast(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def concatenate(*tensors: Tensor, axis: int) -> Tensor:
     """Join tensors along an axis."""
+    if len(tensors) == 1:
+        return tensors[0]
     return apply(concatenation(len(tensors)), *tensors, lengths=tuple(t.shape[axis] for t in tensors), axis=axis)
 
 

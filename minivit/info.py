@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def collect() -> dict[str, Any]:
         "minivit": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "instructions": _instructions(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": cpu.threads(),
@@ -65,11 +66,13 @@ def collect_model(name: str) -> dict[str, Any]:
 
     name: a preset or family of `create_model`, or a run as `load` takes it. Raises UserError where there is neither.
     """
-    from .models import FAMILIES, PRESETS, create_model
+    from .models import DVT, FAMILIES, PRESETS, create_model
     from .predict import load
 
     if name in PRESETS or name in FAMILIES:
-        model = create_model(name, init="zeros")        # so that the largest takes no time either
+        known = {field.name for field in fields((FAMILIES.get(name) or PRESETS[name]).Config)}
+        options: dict[str, Any] = {"init": "zeros"} if "init" in known else {}                  # so that the largest takes no time either
+        model = create_model(name, **options)
     elif Path(name).expanduser().exists() or Path("runs", name).exists():
         model = load(name).model
     else:
@@ -87,6 +90,7 @@ def collect_model(name: str) -> dict[str, Any]:
         "macs": cost.total,
         "exits": list(cost.exits),
         "layers": dict(cost.layers),
+        "calibration": model.calibration.to_json() if isinstance(model, DVT) and model.calibration else None,
     }
 
 
@@ -104,6 +108,10 @@ def describe_model(found: dict[str, Any], layers: bool = False) -> str:
     }
     if len(found["exits"]) > 1:
         rows |= {f"up to exit {k}": f"{macs:,} ({100 * macs / total:.1f} %)" for k, macs in enumerate(found["exits"], 1)}
+    if found["calibration"]:
+        kept = found["calibration"]
+        where = f" ({kept['measured']})" if kept["measured"] else ""
+        rows["budgets"] = f"{', '.join(f'{budget:.6g}' for budget in kept['budgets'])}, unit {kept['unit']}{where}"
     table = f"\n\n{ModelCost(found['layers'], tuple(found['exits']))}" if layers else ""
     return _aligned(rows) + table
 
@@ -120,7 +128,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """What the processor calls itself."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

@@ -25,12 +25,12 @@ from .data.load import KNOWN
 from .data.sketch import sketch
 from .errors import UserError, nearest
 from .kernels import cpu
-from .models import Model, create_model
+from .models import DVT, Model, create_model
 from .models.base import FAMILIES, PRESETS
 from .module import Module
 from .optim import SCHEDULES
 from .plots import save_learning_curves
-from .predict import Classifier, Preprocessing, check_available, evaluate
+from .predict import Classifier, Preprocessing, check_available, evaluate, unwrapped
 from .recipes import OTHERS, Recipe, recipe_for
 from .trainer import Trainer, TrainingError
 
@@ -179,7 +179,7 @@ def _create(dataset: Dataset, recipe: Recipe, precision: str, seed: int, options
 
 
 def _unwrapped(model: Module) -> Model:
-    model = model.model if isinstance(model, Classifier) else model
+    model = unwrapped(model)
     if not isinstance(model, Model):
         raise UserError(f"train() takes a model of create_model, not {type(model).__name__}: train other modules with a Trainer")
     return model
@@ -196,6 +196,8 @@ def _adapt(model: Module, dataset: Dataset, recipe: Recipe, seed: int, options: 
         raise UserError(f"the model takes {size}×{size}×{channels} images, but image_size and in_channels ask for "
                         f"{dataset.image_size}×{dataset.image_size}×{dataset.in_channels}: leave them out")
     model.random.state[...] = seed, 0
+    if isinstance(model, DVT):
+        model.calibration = None                        # other weights will want other thresholds
     if model.config.num_classes != dataset.num_classes:
         announce(f"a new head for {dataset.num_classes} classes, in place of {model.config.num_classes}")
         model.reset_head(dataset.num_classes)

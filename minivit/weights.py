@@ -20,7 +20,7 @@ import safetensors
 from safetensors.numpy import save
 
 from . import __version__
-from .calibration import Calibration
+from .calibration import Calibration, fits
 from .errors import UserError
 from .files import atomic_file
 from .models import DVT, Mixer, Model, ViT
@@ -53,7 +53,8 @@ def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = Tru
     """Fill a model from a file: `.safetensors` under timm's names, or `.npz` under the names of Google's ViT and Mixer files.
 
     head=False keeps the model's own head, for another number of classes. A ViT's position embedding is resized to the model's grid as timm
-    does it: bicubic with antialiasing from safetensors, bilinear from npz. A cascade's thresholds are the file's from then on.
+    does it: bicubic with antialiasing from safetensors, bilinear from npz. A cascade's thresholds are the file's from then on,
+    where all of its weights are. The names of the authors' own code are taken too (`models/dynamic.py`).
     Raises UserError for a file that is missing, damaged or does not fit; the model is unchanged then.
     """
     path = Path(path)
@@ -78,7 +79,7 @@ def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = Tru
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     if isinstance(model, DVT):
-        model.calibration = thresholds
+        model.calibration = thresholds if thresholds and fits(thresholds, model) else None
 
 
 def read_calibration(metadata: Mapping[str, str]) -> Calibration | None:

@@ -185,6 +185,13 @@ def test_mistakes_with_budgets(cascade, folder, digit_files, tmp_path, capsys):
     assert main(["calibrate", str(cascade), "--budgets", "0.4", "--quiet"]) == 0
     capsys.readouterr()
     assert "no thresholds for a budget of 30 %" in told(capsys, "predict", cascade, digit_files[0], "--budget", "0.3")
+    changed = minivit.load(cascade)
+    changed.model.head.bias.data += 1
+    changed.save(cascade / "model.safetensors")
+    assert told(capsys, "predict", cascade, digit_files[0], "--budget", "0.5").startswith("thresholds of another model")
+    for patches, message in (("[[4,4,0]]", "a cascade has two exits or more"),
+                             ("[[4,4,0],[9,2,0]]", "do not fit into an image of 8 pixels")):
+        assert message in told(capsys, "train", "--model", "dvt_nano_8", "--model-option", f"patches={patches}")
 
 
 def test_gradcheck_prints_a_table(capsys):

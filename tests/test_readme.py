@@ -64,6 +64,14 @@ def test_the_python_call(tmp_path, monkeypatch, capsys):
     assert "%" in capsys.readouterr().out
 
 
+def test_the_cascade(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(example("cascade"), names)
+    assert names["calibration"].budgets == (0.3, 0.5, 1.0) and names["answer"].exits.tolist() == [1] * 4
+    assert minivit.load(names["run"].folder).model.calibration == names["calibration"]
+
+
 @pytest.mark.parametrize("marker", ["first-line", "test-line"])
 def test_the_lines_to_paste_are_one_line(marker):
     assert len(example(marker).splitlines()) == 1

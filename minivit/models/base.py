@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import repeat
 from math import isfinite
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -79,10 +80,12 @@ class Model(Module):
     """A classifier of images. A family is a subclass with the three class attributes below, whose `__init__` builds the modules and ends
     with `self.initialise()`, and which defines `features` and `initialisers`.
 
-    config: the family's Config. name: the name it was created by. random: the state of its dropout layers.
+    attends: whether it has attention. config: the family's Config. name: the name it was created by. random: the state of its dropout
+    layers.
     """
 
     family: ClassVar[str]
+    attends: ClassVar[bool] = False
     Config: ClassVar[type[_Config]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # name -> fields of the configuration
 
@@ -149,12 +152,10 @@ class Backbone(Model):
     """A model of blocks over patch tokens, which can be a stage of a cascade.
 
     A family defines `embed`, `pool` and `blocks`; each block takes tokens (B, N, dim) and returns them, and takes
-    `extra` (B, N, extra_channels), where the configuration has extra_channels: more input of its channel MLP.
-    attends: whether blocks have attention; they then take `bias` and `return_logits` as ViT's do.
+    `extra` (B, N, extra_channels), where the configuration has extra_channels: more input of its channel MLP. Blocks with attention take
+    `bias` and `return_logits` as ViT's do. Ops that cost multiply-adds run in modules, by whose names `cost` knows the stage.
     prefix: class tokens before the patches' tokens. grid: patches a side. random: shared with the other stages of a cascade.
     """
-
-    attends: ClassVar[bool] = False
 
     config: BackboneConfig
     blocks: list[Any]
@@ -170,12 +171,29 @@ class Backbone(Model):
         """What the head sees, the final normalisation included: (B, N, dim) -> (B, dim)."""
         raise NotImplementedError
 
+    def encode(self, images: Tensor, features: Tensor | None = None, relation: Tensor | None = None,
+               logits: list[Tensor] | None = None) -> Tensor:
+        """The tokens after the last block: images (B, in_channels, S, S) in the model's dtype -> (B, N, dim).
+
+        features, relation: of a cascade, what the stage before hands on (`models/dynamic.py`). logits: a list to which the scaled attention
+        logits (B, H, N, N) of each block are appended, with the bias that the relation adds to them.
+        """
+        biases = repeat(None) if relation is None else self.relation_reuse(relation)
+        x = self.embed(images)
+        for block, bias in zip(self.blocks, biases):
+            reused: dict[str, Any] = {} if features is None else {"extra": block.feature_reuse(features)}
+            if bias is not None:
+                reused["bias"] = bias
+            if logits is None:
+                x = block(x, **reused)
+            else:
+                x, own = block(x, **reused, return_logits=True)
+                logits.append(own)
+        return x
+
     def tokens(self, images: Any) -> Tensor:
         """The tokens after the last block, the class token first where there is one: images -> (B, N, dim)."""
-        x = self.embed(self.begin(images))
-        for block in self.blocks:
-            x = block(x)
-        return x
+        return self.encode(self.begin(images))
 
     def features(self, images: Any) -> Tensor:
         return self.pool(self.tokens(images))

@@ -3,8 +3,8 @@
 Every stage is a whole backbone with weights of its own that sees the same image in more patches than the one before. From the stage before,
 an image's next stage can reuse
 
-    features       the tokens after its last block, before the final norm: each block of the next stage embeds them (LN, D → 128, GELU, → 48),
-                   upsamples them to its own grid and appends them to the input of its MLP (section 3.3)
+    features       the tokens after its last block, before the final norm: each block of the next stage embeds them (LN, D → 128, GELU,
+                   → 48), upsamples them to its own grid and appends them to the input of its MLP (section 3.3)
     relationships  the scaled attention logits of all its blocks, with what they reused themselves: an MLP over blocks and heads, then the
                    upsampling of both token axes, then added to the logits of each block of the next stage (section 3.3)
 
@@ -25,7 +25,7 @@ import numpy as np
 from .. import functional as F
 from ..errors import UserError, nearest
 from ..initialisers import Initialiser, truncated_normal, uniform
-from ..layers import LayerNorm, Linear, Mlp, Projection, Random, Sequential
+from ..layers import Dropout, LayerNorm, Linear, Mlp, Projection, Random, Sequential
 from ..tensor import Tensor
 from .base import FAMILIES, Backbone, BackboneConfig, Config, Model, register
 
@@ -58,7 +58,7 @@ class DVTConfig(Config):
         object.__setattr__(self, "patches", _checked_patches(self.patches))
         for name in ("dim", "depth", "heads"):
             object.__setattr__(self, name, _checked_stages(name, getattr(self, name), len(self.patches)))
-        family = FAMILIES.get(self.backbone)
+        family = FAMILIES.get(self.backbone) if isinstance(self.backbone, str) else None
         backbones = [name for name, known in FAMILIES.items() if issubclass(known, Backbone)]
         if family is None or not issubclass(family, Backbone):
             raise UserError(f"backbone must be {' or '.join(map(repr, backbones))}, not {self.backbone!r}"
@@ -70,7 +70,8 @@ class DVTConfig(Config):
         free = [f.name for f in fields(family.Config) if f.name not in self.decided(0)]
         for name in self.options:
             if name not in free:
-                raise UserError(f"options: {self.backbone} has no option {name!r} to set here{nearest(name, free)}; it has {', '.join(free)}")
+                raise UserError(f"options: {self.backbone} has no option {name!r} to set here{nearest(name, free)}; it has "
+                                f"{', '.join(free)}")
         object.__setattr__(self, "options", dict(self.options))
 
     def decided(self, k: int) -> dict[str, Any]:
@@ -190,13 +191,14 @@ class DVT(Model):
 
     def _join(self, before: Backbone, stage: Backbone) -> None:
         """Give a stage the modules that reuse what the one before it computed."""
-        grids, dtype, earlier = (before.grid, stage.grid), self.config.dtype, vars(before.config)
+        grids, dtype = (before.grid, stage.grid), self.config.dtype
+        earlier, own = vars(before.config), vars(stage.config)
         if self.config.feature_reuse:
             for block in stage.blocks:
                 block.feature_reuse = FeatureReuse(earlier["dim"], grids, stage.prefix, earlier["eps"], self.random, dtype)
         if self.config.relationship_reuse:
-            own = vars(stage.config)
-            stage.relation_reuse = RelationReuse(earlier["depth"] * earlier["heads"], own["depth"], own["heads"], grids, stage.prefix, dtype)
+            maps = earlier["depth"] * earlier["heads"]
+            stage.relation_reuse = RelationReuse(maps, own["depth"], own["heads"], grids, stage.prefix, dtype)
 
     def initialisers(self) -> dict[str, Initialiser]:
         if self.config.init == "zeros":                 # the stages have begun on their own
@@ -209,6 +211,10 @@ class DVT(Model):
     def head(self) -> Linear:                           # type: ignore[override]
         return self.stages[-1].head
 
+    @property
+    def head_drop(self) -> Dropout:                     # type: ignore[override]
+        return self.stages[-1].head_drop
+
     def stage(self, k: int, images: Tensor, state: State) -> tuple[Tensor, State]:
         """One stage alone: logits (B, num_classes), and what the next stage reuses.
 
@@ -220,22 +226,11 @@ class DVT(Model):
 
     def _tokens(self, k: int, images: Tensor, state: State) -> tuple[Tensor, State]:
         """The tokens (B, N, C) after the last block of one stage, and what the next stage reuses."""
-        stage, last = self.stages[k], k == len(self.stages) - 1
-        features, relation = state
-        biases = stage.relation_reuse(relation) if relation is not None else [None] * len(stage.blocks)
-        relates = self.config.relationship_reuse and not last
-        logits = []
-        x = stage.embed(images)                         # (B, N, C)
-        for block, bias in zip(stage.blocks, biases):
-            extra = None if features is None else block.feature_reuse(features)
-            if relates:
-                x, own = block(x, extra, bias, return_logits=True)
-                logits.append(own)                      # (B, H, N, N)
-            elif bias is not None:
-                x = block(x, extra, bias)
-            else:
-                x = block(x, extra)
-        return x, (x if self.config.feature_reuse and not last else None, F.concatenate(*logits, axis=1) if relates else None)
+        last = k == len(self.stages) - 1
+        logits: list[Tensor] | None = [] if self.config.relationship_reuse and not last else None
+        x = self.stages[k].encode(images, *state, logits)
+        relation = F.concatenate(*logits, axis=1) if logits else None                                   # (B, L·H, N, N)
+        return x, (x if self.config.feature_reuse and not last else None, relation)
 
     def exits(self, images: Any) -> list[Tensor]:
         """The logits (B, num_classes) of every exit: images (B, in_channels, S, S), a float array or Tensor."""

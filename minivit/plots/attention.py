@@ -1,7 +1,7 @@
 """Where transformers look: attention probabilities, the maps of each head, rollout through all blocks."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +9,8 @@ import numpy as np
 from .. import functional as F
 from ..errors import UserError
 from ..models.base import Backbone, Model
+from ..module import evaluating
+from ..predict import unwrapped
 from ..tensor import Tensor, no_grad
 from .figure import as_picture, panels, patch_map, spread, titled
 
@@ -19,23 +21,21 @@ if TYPE_CHECKING:
 GRAYS = np.array([0.299, 0.587, 0.114])                 # luminance of R, G and B (ITU-R BT.601)
 
 
-def attention_probabilities(model: Model, images: Any, stage: int = -1) -> list[np.ndarray]:
+def attention_probabilities(model: Any, images: Any, stage: int = -1) -> list[np.ndarray]:
     """The attention probabilities of each block in evaluation mode: (B, heads, N, N) each, a row a query.
 
     images: (B, C, S, S), normalised as in training. stage: of a cascade, from 0; negative ones count from the last. Its logits contain what
     it reuses from the stages before. Raises UserError for a model without attention, and a stage that there is not.
     """
-    training = model.training
-    model.eval()
-    try:
-        with no_grad():
-            inputs = model.begin(images)
-            backbone, state = _stage_of(model, inputs, stage)
-            if not (isinstance(backbone, Backbone) and backbone.attends):
-                raise UserError(f"{model.name} has no attention to draw: take a ViT, or a cascade of them")
-            return [F.softmax(logits).numpy() for logits in _attention_logits(backbone, inputs, *state)]
-    finally:
-        model.train(training)
+    model = unwrapped(model)
+    with evaluating(model), no_grad():
+        inputs = model.begin(images)
+        backbone, state = _stage_of(model, inputs, stage)
+        if not (isinstance(backbone, Backbone) and backbone.attends):
+            raise UserError(f"{model.name} has no attention to draw: take a ViT, or a cascade of them")
+        logits: list[Tensor] = []
+        backbone.encode(inputs, *state, logits)
+        return [F.softmax(each).numpy() for each in logits]
 
 
 def _stage_of(model: Any, images: Tensor, stage: int) -> tuple[Model, tuple[Tensor | None, Tensor | None]]:
@@ -47,15 +47,6 @@ def _stage_of(model: Any, images: Tensor, stage: int) -> tuple[Model, tuple[Tens
     for k in range(stage % len(stages)):
         _, state = model.stage(k, images, state)
     return stages[stage], state
-
-
-def _attention_logits(backbone: Any, images: Tensor, features: Tensor | None, relation: Tensor | None) -> Iterator[Tensor]:
-    """Scaled logits (B, heads, N, N) of each block, with the bias that a cascade adds to them."""
-    biases = [None] * len(backbone.blocks) if relation is None else backbone.relation_reuse(relation)
-    x = backbone.embed(images)                          # (B, N, C)
-    for block, bias in zip(backbone.blocks, biases):
-        x, logits = block(x, None if features is None else block.feature_reuse(features), bias, return_logits=True)
-        yield logits
 
 
 def to_patches(attention: np.ndarray, grid: int, class_token: bool) -> np.ndarray:

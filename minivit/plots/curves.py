@@ -19,7 +19,8 @@ def learning_curves(history: Sequence[Mapping[str, Any]], title: str = "") -> Fi
     """Loss of training and testing (left), test accuracy in percent (right), by epoch.
 
     history: a mapping an epoch with epoch, train_loss, test_loss and test_accuracy (0..1), as `Run.history` and metrics.jsonl have it.
-    The training loss is the one that was minimised, with smoothed and mixed labels; so it may lie above the test loss.
+    The training loss is the one that was minimised, with smoothed and mixed labels, and of a cascade the sum over its exits; so it may lie
+    above the test loss, which is the last exit's.
     Raises UserError where it is empty.
     """
     if not history:

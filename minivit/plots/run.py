@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..calibrating import halves, measured_exits, stage_milliseconds
-from ..calibration import Calibration, describe_cost
+from ..calibration import Calibration, check, describe_cost
 from ..checkpoint import CURVES, RunFolder, find_model, writing
 from ..data import Dataset, prepare
 from ..errors import UserError
@@ -67,6 +67,8 @@ def draw_run(run: str | os.PathLike[str], data: str | None = None, images: Seque
     model: Any = classifier.model
     stages: list[Backbone] = getattr(model, "stages", [model])
     calibration: Calibration | None = getattr(model, "calibration", None)
+    if calibration is not None:
+        check(calibration, model)
     if budget is not None:
         if calibration is None:
             raise UserError(f"budget={budget:g} is for a cascade with thresholds: calibrate it first (minivit calibrate)")
@@ -116,8 +118,9 @@ def _for_each(stages: Sequence[Backbone], name: str) -> Iterator[tuple[Any, str,
 # --------------------------------------------------------------------------------------------------------------------- weights
 def _weights(stages: Sequence[Backbone], name: str) -> Pictures:
     for stage, suffix, title in _for_each(stages, name):
-        embed = stage.stem if stage.family == "mixer" else stage.patch_embed
-        yield f"filters{suffix}.png", patch_filters(embed.proj.weight.data, title=title)
+        embed = getattr(stage, "stem", None) or getattr(stage, "patch_embed", None)
+        if embed is not None:
+            yield f"filters{suffix}.png", patch_filters(embed.proj.weight.data, title=title)
         if stage.family == "vit":
             positions, grid = stage.pos_embed.data[0, stage.prefix:], stage.grid                        # (grid², C)
         elif stage.family == "ff_only":
@@ -127,7 +130,7 @@ def _weights(stages: Sequence[Backbone], name: str) -> Pictures:
             positions, grid = None, 0
         if positions is not None:
             yield f"positions{suffix}.png", position_similarity(positions, grid, title)
-        if not stage.attends:
+        if stage.family in ("mixer", "ff_only"):
             mixing = [block.mlp_tokens if stage.family == "mixer" else block.mlp2 for block in stage.blocks[:BLOCKS]]
             weights = [mlp.fc1.weight.data[:, stage.prefix:] for mlp in mixing]                         # (F, grid²) each
             yield f"token_mixing{suffix}.png", token_mixing_maps(weights, stage.grid, title=title)
@@ -160,8 +163,8 @@ def _cascade(classifier: Classifier, calibration: Calibration, data: str, images
                                                    list(zip(calibration.macs, alone)), "macs", title)
     timed = list(batches(images[np.arange(BATCH * TIMED) % len(images)], BATCH))
     cascade = zip(_milliseconds(classifier, timed, [*budgets.values()]), [each.accuracy for each in reached])
-    yield "accuracy_ms.png", accuracy_cost_curve(list(cascade), list(zip(stage_milliseconds(predictor, timed[0], BATCH), alone)), "ms",
-                                                 f"{title}, batch {BATCH}")
+    exits = zip(stage_milliseconds(predictor.model, timed[0], BATCH), alone)
+    yield "accuracy_ms.png", accuracy_cost_curve(list(cascade), list(exits), "ms", f"{title}, batch {BATCH}")
     budget = _as_good(calibration) if budget is None else budget
     answers = classifier.predict(images, budget)
     title = f"{title}\nbudget {describe_cost(budget, calibration.unit)}\nspent {describe_cost(answers.macs.mean(), 'macs')} an image"

@@ -25,7 +25,8 @@ VARIANTS = {
     "dvt_mean": ("dvt", dict(heads=(1, 2, 4), dim=(4, 8, 12), depth=(1, 2, 3), options=dict(pool="mean", class_token=False), **CASCADE)),
     "dvt_features": ("dvt", dict(heads=2, relationship_reuse=False, **CASCADE)),
     "dvt_relationships": ("dvt", dict(heads=2, feature_reuse=False, **CASCADE)),
-    "dvt_dropping": ("dvt", dict(heads=2, drop_path_rate=0.4, options=dict(attn_drop_rate=0.2, proj_drop_rate=0.1, drop_rate=0.2), **CASCADE)),
+    "dvt_dropping": ("dvt", dict(heads=2, drop_path_rate=0.4, options=dict(attn_drop_rate=0.2, proj_drop_rate=0.1, drop_rate=0.2),
+                                 **CASCADE)),
     "dvt_mixer": ("dvt", dict(backbone="mixer", relationship_reuse=False, drop_path_rate=0.3, **CASCADE)),
     "dvt_ff_only": ("dvt", dict(backbone="ff_only", relationship_reuse=False, **CASCADE)),
     "ff_only_dropping": ("ff_only", dict(activation="gelu_tanh", pos_drop_rate=0.1, **RATES)),
@@ -132,7 +133,8 @@ def test_training_is_random_and_repeatable(variant):
 
 def _faint(options):
     """The options with rates that drop next to nothing."""
-    return {name: _faint(value) if isinstance(value, dict) else 1e-12 if name.endswith("rate") else value for name, value in options.items()}
+    return {name: _faint(value) if isinstance(value, dict) else 1e-12 if name.endswith("rate") else value
+            for name, value in options.items()}
 
 
 @DROPPING
