@@ -7,8 +7,8 @@ sought for a budget: those with the highest accuracy whose mean cost is within i
     sweep     the 59 candidates of the code released with Dynamic ViT (2105.15075), which come from the confidences alone
     exact     the best of all thresholds: proven for two and three exits, never worse than `sweep` for more
 
-Confidences lie in 0..1. A threshold of ALWAYS stops every image, NEVER none. Any other of `exact` lies midway between the confidences that it
-parts; of `sweep` it is the confidence of the last image that stops, as released.
+Confidences lie in 0..1. A threshold of ALWAYS stops every image, NEVER none. Any other of `exact` lies midway between the confidences that
+it parts; of `sweep` it is the confidence of the last image that stops, as released.
 """
 from __future__ import annotations
 

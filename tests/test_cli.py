@@ -127,11 +127,12 @@ def test_calibrate_saves_thresholds(cascade, capsys):
     calibration = minivit.load(cascade).model.calibration
     assert calibration.budgets == (0.2, 0.9) and (calibration.unit, calibration.method, calibration.images) == ("share", "exact", 120)
     assert printed.startswith("120 images of digits for calibration, 120 others for testing")
-    assert printed.endswith(f"saved with the model: {cascade / 'model.safetensors'}\n")
+    assert f"saved with the model: {cascade / 'model.safetensors'}\nuse: minivit predict {cascade} IMAGE ... --budget " in printed
     rows = [line.split() for line in printed.splitlines() if line.startswith(("  ", "budget"))][-3:]
     assert [row[0] for row in rows] == ["budget,", "20.000", "90.000"]
     for row, thresholds, accuracy in zip(rows[1:], calibration.thresholds, calibration.accuracies):
-        assert row[1:4] == [*(f"{t:.4f}" for t in thresholds), f"{100 * accuracy:.2f}"]
+        told = ["all" if t == 0 else "none" if t == 2 else f"{t:.4f}" for t in thresholds]
+        assert row[1:4] == [*told, f"{100 * accuracy:.2f}"]
 
 
 def test_calibrate_as_json(cascade, capsys):
