@@ -29,8 +29,8 @@ def check_choice(what: str, value: Any, known: Iterable[str]) -> None:
 def confidence(logits: np.ndarray, kind: str = "max") -> np.ndarray:
     """How sure logits (..., K) are of a class, in 0..1 and in their dtype: (...).
 
-    kind: "max", the largest probability; "entropy", one less the entropy over its largest value log K; "margin", by how much the largest
-    probability exceeds the second. Raises UserError for another.
+    kind: "max", the largest probability p; "entropy", one less the entropy over its largest value log K; "margin", (p - q) / (p + q) with
+    the second largest q, which orders images by the logarithm of p / q, whatever the other classes share. Raises UserError for another.
     """
     check_choice("confidence", kind, CONFIDENCES)
     classes = logits.shape[-1]
@@ -43,7 +43,7 @@ def confidence(logits: np.ndarray, kind: str = "max") -> np.ndarray:
         return 1 / total
     if kind == "margin":
         second, first = np.moveaxis(np.partition(powers, classes - 2, -1)[..., -2:], -1, 0)
-        return (first - second) / total
+        return (first - second) / (first + second)
     entropy = np.log(total) - (powers * shifted).sum(-1) / total
     return np.clip(1 - entropy / log(classes), 0, 1)
 

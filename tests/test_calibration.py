@@ -29,7 +29,7 @@ def by_definition(logits, kind):
     powers = np.exp(logits.astype(np.float64))
     p = powers / powers.sum(-1, keepdims=True)
     ordered = np.sort(p, -1)
-    return {"max": ordered[..., -1], "margin": ordered[..., -1] - ordered[..., -2],
+    return {"max": ordered[..., -1], "margin": (ordered[..., -1] - ordered[..., -2]) / (ordered[..., -1] + ordered[..., -2]),
             "entropy": 1 + (p * np.log(p)).sum(-1) / np.log(p.shape[-1])}[kind]
 
 
