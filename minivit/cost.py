@@ -13,14 +13,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .kernels import Op, device
 from .module import Module, evaluating
 from .tensor import Tensor, trace
-
-if TYPE_CHECKING:
-    from .models import Model
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,8 @@ class ModelCost:
         return "\n".join(lines)
 
 
-def count(model: Model) -> ModelCost:
-    """The cost of a model for one image.
+def count(model: Any) -> ModelCost:
+    """The cost of a Model for one image.
 
     Of a cascade, what `stages.k` holds runs for exit k + 1 and later ones, all else for every exit. Leaves the model as it is, its mode
     and its random state; while it counts, the model is in evaluation mode.
