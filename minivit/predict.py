@@ -289,8 +289,8 @@ class Prediction:
 class Classifier(Module):
     """A model with its class names and preprocessing: what training gives and `load` reads.
 
-    Its parameters are the model's, by the same names. training_sketch: by which images of the training set are known again
-    (`data/sketch.py`).
+    Its parameters are the model's, by the same names. training_sketch: of a cascade, by which images of the training set are
+    known again (`data/sketch.py`).
     """
 
     def __init__(self, model: Model, class_names: Sequence[str], preprocessing: Preprocessing, training_sketch: Sequence[int] = ()) -> None:

@@ -138,7 +138,8 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
     announce(f"{dataset.summary()}\n{trained.name}: {trainer.flat.size:,} parameters to train; run folder {folder.path}")
     if progress and not kernels_are_compiled():
         announce("compiling kernels for this machine, once: some seconds")
-    classifier = Classifier(trained, dataset.class_names, Preprocessing.of(dataset), sketch(dataset.train_images))
+    known = sketch(dataset.train_images) if isinstance(trained, DVT) else ()        # only thresholds ask for it
+    classifier = Classifier(trained, dataset.class_names, Preprocessing.of(dataset), known)
     loop = Loop(trainer, classifier, dataset, batches, recipe, schedule, folder)
     loop.run(progress)
     return Run(loop.classifier, folder.history, folder.path)
