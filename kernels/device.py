@@ -33,6 +33,8 @@ class Recording:
         self.calls: list[tuple[Any, int, tuple]] = []   # (kernel, bands, arguments)
         self.sizes: list[int] = []                      # bytes of each buffer, by serial number
         self.kept: set[int] = set()                     # buffers that are read after the step
+        self.work: Any = None                           # what the next calls are part of, if an op has said so (`op.Work`)
+        self.works: list[Any] = []                      # that, of each call
         self._alive: dict[int, tuple[weakref.ref, int, int]] = {}       # id of a root -> (root, serial number, address)
 
     def register(self, root: np.ndarray, array: np.ndarray) -> None:
@@ -53,6 +55,7 @@ class Recording:
 
     def add(self, kernel: Any, bands: int, arguments: tuple) -> None:
         self.calls.append((kernel, bands, tuple(map(self.describe, arguments))))
+        self.works.append(self.work)
 
     def keep(self, array: np.ndarray) -> Any:
         """Mark the buffer of `array` as read after the step; returns its description."""

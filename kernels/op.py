@@ -21,10 +21,10 @@ optional input or output that is absent. A kernel writes every element of what i
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -109,6 +109,36 @@ class Op:
         read = [n for n in self.results + self.saves if n in size]
         written = [n for n in self.differentiable if n in size and n not in self.same]
         return sum(size.values()), sum(size[n] for n in read + written)
+
+    def run(self, direction: str, arguments: Sequence, inputs: Iterable, constants: Iterable, phase: str | None = None) -> None:
+        """Run the kernels of a direction, "forward" or "backward", on their arguments, as the head of this file lists them.
+
+        inputs, constants: the op's own, arrays or Tensors; a recording notes them with the launches. phase: of the step, that the
+        launches belong to, "forward", "backward" or "update"; None: as the direction.
+        """
+        recording = device.current_recording()
+        if recording is not None:
+            described = tuple(None if a is None else Array(a.shape, a.dtype) for a in inputs)
+            recording.work = Work(self, direction, phase or direction, described, tuple(constants))
+        getattr(self, direction).cpu(*arguments)
+        if recording is not None:
+            recording.work = None
+
+
+class Work(NamedTuple):
+    """What recorded launches are part of: one call of an op. Holds none of its arrays."""
+
+    op: Op
+    direction: str                                      # forward, backward
+    phase: str                                          # of the step: forward, backward, update
+    inputs: tuple[Array | None, ...]
+    constants: tuple[Any, ...]
+
+    def least(self) -> tuple[int, int]:
+        """(floating-point operations, bytes) that it takes at least, where every input wants its gradient."""
+        cost = self.op.cost(*(None if a is None else a.shape for a in self.inputs), *self.constants)
+        forward, backward = self.op.least_bytes(self.inputs, dict(zip(self.op.constants, self.constants)))
+        return (cost.forward, forward) if self.direction == "forward" else (cost.backward, backward)
 
 
 def require(op: str, **shapes: tuple[Shape | None, Shape]) -> None:

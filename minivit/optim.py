@@ -111,6 +111,10 @@ def _convert(model: Module, dtype: np.dtype) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------------ optimizers
+def _run(op: str, outputs: tuple, inputs: tuple, *constants: Any) -> None:
+    OPS[op].run("forward", (*outputs, *inputs, *constants), inputs, constants, "update")
+
+
 class Optimizer:
     """What AdamW and SGD share: the numbers of a step, which may be set between steps, and the norm of the gradient.
 
@@ -153,7 +157,7 @@ class Optimizer:
     def step(self) -> None:
         """Move the parameters by the gradients that lie in the flat buffer."""
         advance(self.hyper)
-        OPS["global_norm"].forward.cpu(self._norm, self.flat.gradient)
+        _run("global_norm", (self._norm,), (self.flat.gradient,))
         self._update()
 
     def _update(self) -> None:
@@ -174,7 +178,7 @@ class AdamW(Optimizer):
 
     def _update(self) -> None:
         p = self.flat.data
-        OPS["adamw"].forward.cpu(p, self.m, self.v, p, self.flat.gradient, self.m, self.v, self._norm, self.hyper, self.flat.decayed)
+        _run("adamw", (p, self.m, self.v), (p, self.flat.gradient, self.m, self.v, self._norm, self.hyper), self.flat.decayed)
 
 
 class SGD(Optimizer):
@@ -189,7 +193,7 @@ class SGD(Optimizer):
 
     def _update(self) -> None:
         p, velocity = self.flat.data, self.velocity
-        OPS["sgd"].forward.cpu(p, velocity, p, self.flat.gradient, velocity, self._norm, self.hyper, self.flat.decayed, self.nesterov)
+        _run("sgd", (p, velocity), (p, self.flat.gradient, velocity, self._norm, self.hyper), self.flat.decayed, self.nesterov)
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "sgd": SGD}
@@ -213,7 +217,7 @@ class MovingAverage:
 
     def update(self) -> None:
         """Take the present weights into the average."""
-        OPS["ema"].forward.cpu(self.data, self.data, self.flat.data, self.hyper)
+        _run("ema", (self.data,), (self.data, self.flat.data, self.hyper))
 
     def swap(self) -> None:
         """Exchange the model's weights with their average."""

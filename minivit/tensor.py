@@ -262,7 +262,7 @@ def apply(op: Op, *inputs: Tensor | np.ndarray | None, **constants: Any) -> Any:
     outputs = {n: None if a is None else device.empty(a.shape, a.dtype) for n, a in op.describe(arrays, constants).items()}
     tracer = current_tracer()
     if tracer is None:
-        op.forward.cpu(*outputs.values(), *arrays, *constants.values())
+        op.run("forward", (*outputs.values(), *arrays, *constants.values()), arrays, constants.values())
     else:
         tracer.op(op, [None if a is None else a.shape for a in arrays], constants)
     results = [None if outputs[n] is None else Tensor(outputs[n]) for n in op.results]
@@ -313,7 +313,7 @@ class _Gradients:
 
 def _sum(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     out = device.like(a) if out is None else out
-    OPS["add"].forward.cpu(out, a, b)
+    OPS["add"].run("forward", (out, a, b), (a, b), (), "backward")
     return out
 
 
@@ -325,7 +325,7 @@ def _add_to_leaf(leaf: Tensor, gradient: np.ndarray, own: bool) -> None:
         leaf.grad = Tensor(gradient)
     else:
         copy = device.like(gradient) if home is None else home
-        OPS["broadcast"].forward.cpu(copy, gradient, gradient.shape)
+        OPS["broadcast"].run("forward", (copy, gradient, gradient.shape), (gradient,), (gradient.shape,), "backward")
         leaf.grad = Tensor(copy)
 
 
@@ -359,7 +359,7 @@ def _run_backward(node: Node, arrived: list[np.ndarray | None], gradients: _Grad
             straight = once and n not in shared and tensor.node is None and tensor.grad is None and tensor.grad_home is not None
             computed[n] = tensor.grad_home if straight else device.like(tensor.data)
     sums = {n: gradients.running(sources[n]) if n in wanted and sources[n].node else None for n in op.accumulates}
-    op.backward.cpu(*computed.values(), *arrived, *sums.values(), *saved, *node.constants)
+    op.run("backward", (*computed.values(), *arrived, *sums.values(), *saved, *node.constants), node.inputs, node.constants)
     given = {"d" + n: a for n, a in (computed | dict(zip(op.results, arrived))).items()}
     for n in wanted:
         gradient = given[op.same.get(n, "d" + n)]
