@@ -18,6 +18,7 @@ _HOME = {                                               # public name -> the mod
     "Trainer": "training", "TrainingError": "training", "train": "training", "Run": "training",
     "Predictor": "predict", "load": "predict",
     "calibrate": "calibrating", "Calibration": "calibration",
+    "profile": "profiling", "Profile": "profiling",
     "load_data": "data", "Dataset": "data",
     "UserError": "errors",
 }

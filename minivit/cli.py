@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default this process's; returns the exit status."""
     try:
         options = _parse(sys.argv[1:] if arguments is None else list(arguments))
-        return COMMANDS[options.command].run(options)
+        with _on_threads(getattr(options, "threads", None)):
+            return COMMANDS[options.command].run(options)
     except UserError as error:
         print(f"minivit: {error}", file=sys.stderr)
         return 2
@@ -60,6 +62,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:                             # `minivit ... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+@contextmanager
+def _on_threads(number: int | None) -> Iterator[None]:
+    """Inside, so many threads compute; None changes nothing. Raises UserError."""
+    if number is None:
+        yield
+        return
+    from .kernels import cpu
+    from .threads import thread_count
+
+    with cpu.threads_set(thread_count(number)):
+        yield
+
+
+def _add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, metavar="INT", help="how many compute (default: as many as there are cores)")
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -152,6 +171,7 @@ def _configure_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder, its name below runs/, or a .safetensors file of minivit")
     parser.add_argument("--data", metavar="STR", help="test images: a name, folder or .npz file (default: those of the run)")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read, and name them")
+    _add_threads(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
 
 
@@ -184,6 +204,7 @@ def _configure_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     parser.add_argument("--budget", type=float, metavar="FLOAT", help="of a calibrated cascade: largest mean cost of an image, in the unit "
                         "of its calibration; without it every image goes to the last exit")
+    _add_threads(parser)
 
 
 def _run_predict(options: argparse.Namespace) -> int:
@@ -220,6 +241,7 @@ def _configure_calibrate(parser: argparse.ArgumentParser) -> None:
                         "entropy or margin (default: max)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="INT", help="images that are measured together for ms (default: 64)")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read, and name them")
+    _add_threads(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
 
 
@@ -290,6 +312,7 @@ def _configure_plot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=float, metavar="FLOAT", help="of a calibrated cascade, for the pictures of its exits (default: "
                         "the smallest that is as accurate as the last exit)")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out test images that cannot be read, and name them")
+    _add_threads(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
 
 

@@ -36,6 +36,7 @@ def collect() -> dict[str, Any]:
         "instructions": _instructions(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": cpu.threads(),
+        "most_threads": cpu.most_threads(),
         "threading_layer": numba.threading_layer(),      # known, for `cpu` has loaded a parallel loop
         "blas": _blas(),
         "gpu": gpu,
@@ -52,7 +53,7 @@ def describe(found: dict[str, Any]) -> str:
         "Python": f"{found['python']}, {found['system']}",
         "CPU": f"{found['cpu']}, {found['cores']} cores",
         "instructions": " ".join(found["instructions"]) or "none of those that kernels use",
-        "threads": f"{found['threads']}, threading layer {found['threading_layer']}",
+        "threads": f"{found['threads']}, or 1 ... {found['most_threads']} by --threads; threading layer {found['threading_layer']}",
         "BLAS of NumPy": found["blas"],
         "GPU": found["gpu"] or f"none: {found['gpu_note']}",
         "cache": found["cache"],

@@ -14,11 +14,12 @@ from .calibration import Calibration, check, confidence
 from .cost import ModelCost
 from .data import Batches, Dataset, prepare
 from .errors import UserError
-from .kernels import device
+from .kernels import cpu, device
 from .models import DVT, Model
 from .module import Module, Parameter, evaluating
 from .plan import Plan
 from .tensor import Tensor, no_grad
+from .threads import thread_count
 
 FIRST_PLANS, LATER_PLANS = 4, 16                        # batch sizes whose plans a Predictor keeps: of the first stage, of each other
 LARGEST_BATCH = 256
@@ -47,18 +48,20 @@ class Predictor:
 
     model: is called on (B, C, H, W) and returns (B, classes); its weights may change between calls. precision: None, the model's own, is
     the only choice so far. device: "cpu". batch_size: of the largest plan; larger batches are split; None fits it to the images.
+    threads: how many compute; None: as many as there are cores.
     A cascade has plans of each stage by itself: with a budget, images that exit leave the batch, and the others go on without them
     (2105.15075, section 3.1). A few plans are kept; a batch a little smaller than one of them is padded for it.
     """
 
-    def __init__(self, model: Module, precision: str | None = None, device: str = "cpu", batch_size: int | None = None) -> None:
+    def __init__(self, model: Module, precision: str | None = None, device: str = "cpu", batch_size: int | None = None,
+                 threads: int | None = None) -> None:
         own = dtype_of(model).name
         check_available(precision=precision or own, device=device)
         if precision not in (None, own):
             raise UserError(f"precision={precision!r} does not fit a model of dtype {own}: create it with dtype={precision!r}")
         if batch_size is not None and batch_size < 1:
             raise UserError(f"batch_size must be 1 or more, got {batch_size}")
-        self.model, self.batch_size = unwrapped(model), batch_size
+        self.model, self.batch_size, self.threads = unwrapped(model), batch_size, thread_count(threads)
         self.stages = len(self.model.stages) if isinstance(self.model, DVT) else 1
         self._plans: list[dict[tuple[int, ...], _StagePlan]] = []   # of each stage, by input shape; last used last
         self._recorded: tuple[Any, list[Parameter], list[np.ndarray]] = None, [], []        # configuration, parameters, their arrays
@@ -91,6 +94,11 @@ class Predictor:
         """
         for k, logits in enumerate(self._logits_by_exit(self._parts(images))):
             yield self._prediction(logits, np.full(len(logits), k))
+
+    @property
+    def plans(self) -> list[Plan]:
+        """The recorded plans that are kept, of all stages."""
+        return [stage.plan for plans in self._plans for stage in plans.values()]
 
     def _parts(self, images: Any) -> list[np.ndarray]:
         """The images in batches that plans take; plans of parameters that lie elsewhere by now are dropped."""
@@ -169,7 +177,10 @@ class Predictor:
         least = number if number == whole else _padded(number, whole)
         fitting = [s for s in plans if s[1:] == images.shape[1:] and least <= s[0] <= 1.25 * number]
         key = min(fitting, default=(least, *images.shape[1:]))
-        plan = plans.pop(key, None) or _StagePlan(self.model, k, key, state)
+        plan = plans.pop(key, None)
+        if plan is None:
+            with cpu.threads_set(self.threads):
+                plan = _StagePlan(self.model, k, key, state)
         plans[key] = plan
         if len(plans) > (FIRST_PLANS if k == 0 else LATER_PLANS):
             del plans[next(iter(plans))]                # the one that has not been used for longest

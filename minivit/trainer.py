@@ -10,12 +10,14 @@ import numpy as np
 
 from .errors import UserError, nearest
 from .functional import classes_below, cross_entropy, sum_of
+from .kernels import cpu
 from .kernels import device as arrays
 from .module import Module
 from .optim import OPTIMIZERS, FlatParameters, MovingAverage
 from .plan import Plan
 from .predict import check_available, dtype_of
 from .tensor import Tensor
+from .threads import thread_count
 
 SHAPES = 4                                              # of batches whose buffers and plans a Trainer keeps
 
@@ -37,6 +39,7 @@ class Trainer:
     ema: decay of a running average of the weights, e.g. 0.999; None or 0: none. `averaged()` puts it into the model.
     plan: record the first step of each shape of batch, and replay it later (`minivit.plan`): the same numbers bit for bit, without
         Python's and the allocator's cost. What the model computes besides ops (a Python `if`) is fixed at the first step then.
+    threads: how many compute; None: as many as there are cores. The results are the same bit for bit.
 
     lr, weight_decay: may be set between steps. steps: how many were made. gradient_norm: of the last step, before clipping.
     Raises UserError for values out of range.
@@ -45,8 +48,9 @@ class Trainer:
     def __init__(self, model: Module, *, precision: str = "float32", device: str = "cpu", optimizer: str = "adamw", lr: float = 1e-3,
                  weight_decay: float = 0.05, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, momentum: float = 0.9,
                  nesterov: bool = False, clip_norm: float | None = None, label_smoothing: float = 0.0, accumulate: int = 1,
-                 ema: float | None = None, plan: bool = True) -> None:
+                 ema: float | None = None, plan: bool = True, threads: int | None = None) -> None:
         check_available(precision=precision, device=device)
+        self.threads = thread_count(threads)
         if optimizer not in OPTIMIZERS:
             raise UserError(f"unknown optimizer {optimizer!r}{nearest(optimizer, OPTIMIZERS)}: choose {', '.join(OPTIMIZERS)}")
         if not 0 <= label_smoothing < 1:
@@ -102,11 +106,11 @@ class Trainer:
             self.average.prepare(self.steps + 1)
         if batch.plan:
             batch.plan.replay()
-        elif self.plan:
-            batch.plan = Plan(lambda: self._compute(batch))
-            batch.losses = batch.plan.results
         else:
-            batch.losses = self._compute(batch)
+            with cpu.threads_set(self.threads):
+                if self.plan:
+                    batch.plan = Plan(lambda: self._compute(batch))
+                batch.losses = batch.plan.results if batch.plan else self._compute(batch)
         self._shapes.pop(key, None)
         self._shapes[key] = batch
         loss = sum(map(float, batch.losses)) / self.accumulate
@@ -114,6 +118,11 @@ class Trainer:
             raise TrainingError(f"the loss is {loss} at step {self.steps} with learning rate {self.lr:g}: lower lr, lengthen the warmup or "
                                 "set clip_norm, and see that all images are finite")
         return loss
+
+    @property
+    def plans(self) -> list[Plan]:
+        """The recorded steps that are kept, one for each shape of batch; last used last."""
+        return [batch.plan for batch in self._shapes.values() if batch.plan]
 
     def swap_average(self) -> None:
         """Exchange the model's weights with their running average, where `ema` is on."""

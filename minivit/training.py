@@ -31,7 +31,9 @@ from .module import Module
 from .optim import SCHEDULES
 from .plots import save_learning_curves
 from .predict import Classifier, Preprocessing, check_available, evaluate, unwrapped
+from .profiling import profile as profile_step
 from .recipes import OTHERS, Recipe, recipe_for
+from .threads import thread_count
 from .trainer import Trainer, TrainingError
 
 __all__ = ["Interrupted", "Run", "Trainer", "TrainingError", "train"]
@@ -63,7 +65,7 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
           precision: str = "float32", device: str = "cpu", image_size: int | None = None, in_channels: int | None = None,
           test_fraction: float = 0.2, split_seed: int = 0, skip_bad_images: bool = False, limit: int | None = None,
           model_options: Mapping[str, Any] | None = None, out: str | os.PathLike[str] | None = None, overwrite: bool = False,
-          progress: bool = True) -> Run:
+          progress: bool = True, threads: int | None = None, profile: bool = False) -> Run:
     """Train a model on images, and write a run folder.
 
     What is None follows the recipe of the data (`minivit.recipes`); the model is made to fit the data's classes, channels and image size.
@@ -100,11 +102,14 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
     out: the run folder; by default runs/<model>-<data>-<number>
     overwrite: replace the run that is in that folder
     progress: show a progress bar on a terminal, and a line an epoch elsewhere, on standard error
+    threads: how many compute, by default as many as there are cores; the run is the same bit for bit
+    profile: before training, print on standard error what a step's time goes to, by op, with floors
 
     Raises UserError, one line, for all that is wrong with these; TrainingError where the loss is not finite; Interrupted. In either of the
     last two the run folder holds the weights of the last finished epoch.
     """
     check_available(precision=precision, device=device)
+    threads = thread_count(threads)
     if schedule not in SCHEDULES:
         raise UserError(f"unknown schedule {schedule!r}{nearest(schedule, SCHEDULES)}: choose {', '.join(SCHEDULES)}")
     check_free(out, overwrite)
@@ -124,9 +129,10 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
         trained = _adapt(model, dataset, recipe, seed, options, announce)
     else:
         trained = _create(dataset, recipe, precision, seed, options)
-    trainer = Trainer(trained, precision=precision, device=device, optimizer=optimizer, lr=recipe.lr, weight_decay=recipe.weight_decay,
-                      momentum=momentum, clip_norm=recipe.clip_norm, label_smoothing=recipe.label_smoothing, accumulate=accumulate,
-                      ema=recipe.ema)
+    settings: dict[str, Any] = dict(precision=precision, device=device, optimizer=optimizer, lr=recipe.lr, momentum=momentum,
+                                    weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm, label_smoothing=recipe.label_smoothing,
+                                    accumulate=accumulate, ema=recipe.ema, threads=threads)
+    trainer = Trainer(trained, **settings)
     folder = RunFolder.create(out, f"{_slug(trained.name)}-{_slug(dataset.name)}", overwrite)
     arguments = {
         **asdict(recipe), "model": trained.name, "data": _repeatable(data), "schedule": schedule, "augmentation": batches.policy,
@@ -138,10 +144,13 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
     announce(f"{dataset.summary()}\n{trained.name}: {trainer.flat.size:,} parameters to train; run folder {folder.path}")
     if progress and not kernels_are_compiled():
         announce("compiling kernels for this machine, once: some seconds")
+    if profile:
+        _say(f"{profile_step(trained, recipe.batch_size, **settings)}\n")
     known = sketch(dataset.train_images) if isinstance(trained, DVT) else ()        # only thresholds ask for it
     classifier = Classifier(trained, dataset.class_names, Preprocessing.of(dataset), known)
     loop = Loop(trainer, classifier, dataset, batches, recipe, schedule, folder)
-    loop.run(progress)
+    with cpu.threads_set(threads):
+        loop.run(progress)
     return Run(loop.classifier, folder.history, folder.path)
 
 

@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 import minivit
-from minivit import checking, cli
+from minivit import checking, cli, profiling
 from minivit.calibrating import halves
 from minivit.checking import Report
 from minivit.cli import main
+from minivit.kernels import cpu
 
 TRAIN = ("train", "--epochs", "2", "--batch-size", "32", "--limit", "96", "--model-option", "dim=16", "--model-option", "depth=1",
          "--model-option", "heads=2")
@@ -88,6 +89,20 @@ def test_train_as_json(tmp_path, capsys):
     assert (arguments["lr"], arguments["seed"], arguments["model_options"]) == (0.01, 3, {"dim": 16, "depth": 1, "heads": 2})
 
 
+def test_train_on_one_thread_with_a_profile(tmp_path, capsys, monkeypatch):
+    for name, value in {"PRODUCT": 64, "STREAM": 1 << 16, "SECONDS": 0.0, "STEP_SECONDS": 0.0}.items():
+        monkeypatch.setattr(profiling, name, value)
+    results = []
+    for options in (["--threads", "1", "--profile"], []):
+        out = tmp_path / f"run{len(results)}"
+        assert main([*TRAIN, *options, "--json", "--quiet", "--out", str(out)]) == 0
+        output, told = capsys.readouterr()
+        assert ("vit_nano_patch2_8, training step, batch 32, float32, 1 thread" in told and "adamw" in told) == bool(options)
+        results.append([{**line, "seconds": 0, "images_per_second": 0} for line in json.loads(output)["history"]])
+    assert results[0] == results[1]
+    assert cpu.threads() == cpu.most_threads()
+
+
 def test_every_keyword_of_train_is_an_option(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "--help"])
@@ -103,7 +118,7 @@ def test_eval(folder, capsys):
     accuracy = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["test_accuracy"]
     assert main(["eval", str(folder), "--data", "digits"]) == 0
     assert capsys.readouterr().out.endswith(" · 359 images of digits\n")
-    assert main(["eval", str(folder), "--json"]) == 0
+    assert main(["eval", str(folder), "--json", "--threads", "1"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["data"] == "digits" and result["images"] == 96        # as the run was limited
     assert result["test_accuracy"] == accuracy
@@ -114,7 +129,7 @@ def test_predict(folder, digit_files, capsys):
     assert main(["predict", str(folder), *digit_files]) == 0
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert lines == [[path, name, f"{p:.4f}"] for path, name, p in zip(digit_files, prediction.names, prediction.confidence)]
-    assert main(["predict", str(folder), digit_files[1], "--json"]) == 0
+    assert main(["predict", str(folder), digit_files[1], "--json", "--threads", "1"]) == 0
     row, = json.loads(capsys.readouterr().out)
     assert row["path"] == digit_files[1] and row["label"] == prediction.names[1]
     assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
@@ -221,7 +236,8 @@ def test_info(capsys):
         assert word in text
     assert main(["info", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["minivit"] == minivit.__version__ and found["versions"]["numpy"] == np.__version__ and found["threads"] >= 1
+    assert found["minivit"] == minivit.__version__ and found["versions"]["numpy"] == np.__version__
+    assert 1 <= found["threads"] <= found["most_threads"]
 
 
 # -------------------------------------------------------------------------------------------------------------- mistakes
@@ -236,6 +252,8 @@ def test_info(capsys):
     (["train", "--model-option", "dmi=3"], "vit_nano_patch2_8 has no option 'dmi'"),
     (["train", "--model-option", "image_size=9"], "image_size is not for model_options"),
     (["train", "--device", "cuda"], "device='cuda' is not available: choose 'cpu'"),
+    (["train", "--threads", "0"], f"threads must be a whole number of 1 ... {cpu.most_threads()}, the cores of this process, got 0"),
+    (["predict", "no_such_run", "x.png", "--threads", "100000"], f"threads must be a whole number of 1 ... {cpu.most_threads()}"),
     (["eval", "no_such_run"], "there is no run no_such_run"),
     (["predict", "no_such_run"], "the following arguments are required: IMAGE; minivit predict --help tells more"),
     (["gradcheck", "layernrom"], "no op or model is called 'layernrom' (nearest: layernorm"),

@@ -5,6 +5,7 @@ from PIL import Image
 
 import minivit
 from minivit import Predictor, Trainer, UserError, create_model
+from minivit.kernels import cpu
 from minivit.predict import FIRST_PLANS, Classifier, Preprocessing, evaluate
 
 NAMES = ("cat", "dog", "eel")
@@ -50,6 +51,13 @@ def test_logits_are_the_models(model, count):
         np.testing.assert_allclose(logits, direct(model, images(count)), rtol=1e-5, atol=1e-6)
 
 
+def test_any_number_of_threads_gives_the_same_logits(model):
+    one, all_of_them = (Predictor(model, threads=threads) for threads in (1, None))
+    for _ in range(2):
+        np.testing.assert_array_equal(one(images(9)), all_of_them(images(9)))
+    assert [plan.threads for plan in one.plans] == [1] and cpu.threads() == cpu.most_threads() == all_of_them.threads
+
+
 def test_few_plans_serve_all_batch_sizes(model):
     predictor = Predictor(model)
     for count in (*range(1, 20), 3, 40, 1):
@@ -93,6 +101,7 @@ def test_float64_models_predict_float32_logits():
 @pytest.mark.parametrize("options, message", [
     ({"precision": "float64"}, "create it with dtype='float64'"), ({"precision": "int4"}, "precision='int4' is not available"),
     ({"device": "cuda"}, "device='cuda' is not available"), ({"batch_size": 0}, "batch_size must be 1 or more"),
+    ({"threads": -1}, "threads must be a whole number"),
 ])
 def test_settings_out_of_range_are_told(model, options, message):
     with pytest.raises(UserError, match=message):

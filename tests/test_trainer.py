@@ -1,6 +1,7 @@
 """Training steps: PyTorch's numbers, and a plan that gives the same as eager steps without allocating."""
 import gc
 import json
+import threading
 import tracemalloc
 from importlib.resources import files
 
@@ -11,6 +12,7 @@ from safetensors import safe_open
 
 import minivit
 from minivit import Trainer, UserError, create_model
+from minivit.kernels import cpu
 from minivit.trainer import SHAPES, TrainingError
 
 NANO = {"image_size": 8, "patch_size": 2, "in_channels": 1, "num_classes": 10, "dim": 16, "depth": 2}
@@ -80,6 +82,35 @@ def test_plan_equals_eager_bit_for_bit(name, soft, options):
     assert planned[0] != planned[-1]
     for parameter, value in planned_state.items():
         np.testing.assert_array_equal(value, eager_state[parameter], err_msg=parameter)
+
+
+@pytest.mark.parametrize("plan", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_any_number_of_threads_gives_the_same_bits(name, plan):
+    results = []
+    for threads in {1, cpu.most_threads(), None}:
+        trainer = Trainer(nano(name, seed=3, dim=48, **MODELS[name]), plan=plan, threads=threads)
+        assert trainer.threads == (threads or cpu.threads())
+        results.append([trainer.step(images, labels) for images, labels in batches(3, 64)])
+        assert all(p.threads == trainer.threads for p in trainer.plans) and len(trainer.plans) == plan
+    assert all(result == results[0] for result in results)
+    assert cpu.threads() == cpu.most_threads()
+
+
+def test_a_trainer_keeps_its_threads_wherever_it_steps():
+    trainer, other, data, seen = Trainer(nano(), threads=1), Trainer(nano()), [*batches(3)], []
+    for batch in data:                                  # each in a thread of Python's own, whose setting is another
+        thread = threading.Thread(target=lambda batch=batch: seen.append((trainer.step(*batch), cpu.threads())))
+        thread.start()
+        thread.join()
+    assert seen == [(other.step(*batch), cpu.most_threads()) for batch in data]
+    assert [plan.threads for plan in trainer.plans] == [1]
+
+
+def test_an_error_leaves_the_number_of_threads():
+    with pytest.raises(UserError, match="labels have"):
+        Trainer(nano(), threads=1).step(np.ones((2, 1, 8, 8), np.float32), np.ones((2, 9)))
+    assert cpu.threads() == cpu.most_threads()
 
 
 def test_a_plan_serves_batches_of_several_shapes():
@@ -230,6 +261,10 @@ def test_a_batch_that_does_not_fit_is_told_and_changes_nothing(images, labels, m
     ({"label_smoothing": 1.0}, "label_smoothing must"),
     ({"accumulate": 0}, "accumulate must be 1 or more"),
     ({"ema": 1.5}, "ema must"),
+    ({"threads": 0}, r"threads must be a whole number of 1 \.\.\. \d+, the cores of this process, got 0"),
+    ({"threads": cpu.most_threads() + 1}, "threads must be a whole number"),
+    ({"threads": 1.0}, "got 1.0"),
+    ({"threads": True}, "got True"),
 ])
 def test_settings_out_of_range_are_told(options, message):
     with pytest.raises(UserError, match=message):

@@ -28,7 +28,7 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import get_num_threads, njit, prange, types
+from numba import get_num_threads, njit, prange, set_num_threads, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 from numba.np import arrayobj
@@ -37,7 +37,7 @@ from ..paths import cache_folder
 
 # Reassociation lets sums vectorise. Not nnan or ninf: a NaN must stay visible.
 OPTIONS: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
-I64 = ir.IntType(64)
+I32, I64 = ir.IntType(32), ir.IntType(64)
 FLOATS = float, np.floating
 
 
@@ -184,6 +184,19 @@ def call(typing_context, address, band, table):
     return types.void(types.int64, types.int64, types.int64), generate
 
 
+@intrinsic
+def _exchange_threads(typing_context, number):
+    """Set how many threads share what this thread launches; gives how many did. Code that calls Numba's own for it cannot be cached."""
+    def generate(context, builder, signature, values):
+        ask = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I64, []), "get_num_threads")      # a C int
+        tell = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [I32]), "set_num_threads")
+        before = builder.trunc(builder.call(ask, []), I32)
+        builder.call(tell, [builder.trunc(values[0], I32)])
+        return builder.sext(before, I64)
+
+    return types.int64(types.int64), generate
+
+
 def _run(address, bands, table):
     if bands == 1:
         call(address, 0, table)
@@ -192,9 +205,11 @@ def _run(address, bands, table):
             call(address, band, table)
 
 
-def _replay(addresses, bands, tables):
+def _replay(addresses, bands, tables, number):
+    before = _exchange_threads(number)                  # here, for it takes nanoseconds, from Python microseconds
     for i in range(len(addresses)):
         run_bands(addresses[i], bands[i], tables[i])
+    _exchange_threads(before)
 
 
 @contextmanager
@@ -213,7 +228,7 @@ def _short_spin() -> Iterator[None]:
 
 with _short_spin():                                     # Numba loads the threading layer with the first parallel function
     run_bands = _cached(njit("void(int64, int64, int64)", parallel=True, nogil=True, cache=True), _run)
-replay = _cached(njit("void(int64[::1], int64[::1], int64[::1])", nogil=True, cache=True), _replay)
+replay = _cached(njit("void(int64[::1], int64[::1], int64[::1], int64)", nogil=True, cache=True), _replay)
 
 
 def run(kernel: Kernel, bands: int, arguments: Sequence[Any]) -> None:
@@ -225,3 +240,19 @@ def run(kernel: Kernel, bands: int, arguments: Sequence[Any]) -> None:
 def threads() -> int:
     """How many threads share a kernel's bands."""
     return get_num_threads()
+
+
+def most_threads() -> int:
+    """How many may: as many as there are cores for this process, or as NUMBA_NUM_THREADS says."""
+    return numba.config.NUMBA_NUM_THREADS
+
+
+@contextmanager
+def threads_set(number: int) -> Iterator[None]:
+    """Inside, what this thread launches and records is shared among so many threads, of 1 ... most_threads()."""
+    before = get_num_threads()
+    set_num_threads(number)
+    try:
+        yield
+    finally:
+        set_num_threads(before)
