@@ -14,8 +14,9 @@ import numpy as np
 
 from .cpu import kernel, routine, threads
 from .cpu.math import exp, highest
-from .cpu.product import item_bytes, plain_product, product_entry, scratch_bytes, view
+from .cpu.product import CONVERT, finish_entry, item_bytes, plain_product, product_entry, scratch_bytes, view, zero_of
 from .device import empty, like
+from .gemm import tile_of
 from .op import Cost, Implementation, Op, launch, require
 from .shaping import fill, sum_into
 
@@ -66,9 +67,9 @@ def backward_reference(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse,
 
 # -------------------------------------------------------------------------------------------------------------------------- CPU
 @routine
-def _scale_and_bias(zero, address, N, scale, bias, biased):
+def _scale_and_bias(zero, address, N, scale, bias_zero, bias, biased):
     """scores = scale·scores + bias; both (N, N), at these addresses."""
-    scores, added = view(zero, address), view(zero, bias)
+    scores, added = view(zero, address), view(bias_zero, bias)
     for j in range(N * N):
         scores[j] *= type(zero)(scale)
     if biased:
@@ -76,29 +77,31 @@ def _scale_and_bias(zero, address, N, scale, bias, biased):
             scores[j] += added[j]
 
 
+# A square is an (N, N) matrix of one head, in scratch: as sums, and, where activations are narrower, once more as the products read it.
 @kernel
-def _forward(band, bands, entry, y, logits, probabilities, lse, qkv, bias, scratch, bias_batch, bias_head, scale, keep_logits,
+def _forward(band, bands, entry, finish, flags, y, logits, probabilities, lse, qkv, bias, scratch, bias_batch, bias_head, scale, keep_logits,
              keep_probabilities):
     B, N, _, H, D = qkv.shape
-    zero = qkv.dtype.type(0)
-    item = item_bytes(zero)
+    zero, number = zero_of(lse), zero_of(qkv)
+    item, size = item_bytes(number), item_bytes(zero)
     row = 3 * H * D
     room = scratch.ctypes.data + band * scratch.shape[1]
-    address = room + scratch.shape[1] - N * N * item
+    address = room + scratch.shape[1] - N * N * (size + (item if flags else 0))
+    p_address = address + (N * N * size if flags else 0)
     scores = view(zero, address)
     for head in range(B * H * band // bands, B * H * (band + 1) // bands):
         b, h = head // H, head % H
         q = qkv.ctypes.data + (b * N * row + h * D) * item
         k, v = q + H * D * item, q + 2 * H * D * item
-        plain_product(entry, room, N, N, D, q, row, 1, k, 1, row, address, N)
-        _scale_and_bias(zero, address, N, scale, bias.ctypes.data + (b * bias_batch + h * bias_head) * item, bias_batch >= 0)
+        plain_product(entry, finish, room, N, N, D, q, row, 1, k, 1, row, address, N, 0)
+        _scale_and_bias(zero, address, N, scale, number, bias.ctypes.data + (b * bias_batch + h * bias_head) * item, bias_batch >= 0)
         square = head * N * N * item                    # where this head's (N, N) begins
         if keep_logits:
-            out = view(zero, logits.ctypes.data + square)
+            out = view(number, logits.ctypes.data + square)
             for j in range(N * N):
                 out[j] = scores[j]
         for i in range(N):
-            line = view(zero, address + i * N * item)
+            line, p = view(zero, address + i * N * size), view(number, p_address + i * N * item)
             top = highest(line, 0, N)
             total = zero
             for j in range(N):
@@ -107,70 +110,79 @@ def _forward(band, bands, entry, y, logits, probabilities, lse, qkv, bias, scrat
             lse[head * N + i] = top + np.log(total)
             inverse = type(zero)(1) / total
             for j in range(N):
-                line[j] *= inverse
+                p[j] = line[j] * inverse
         if keep_probabilities:
-            out = view(zero, probabilities.ctypes.data + square)
+            out, p = view(number, probabilities.ctypes.data + square), view(number, p_address)
             for j in range(N * N):
-                out[j] = scores[j]
-        plain_product(entry, room, N, D, N, address, N, 1, v, row, 1, y.ctypes.data + (b * N * H * D + h * D) * item, H * D)
+                out[j] = p[j]
+        plain_product(entry, finish, room, N, D, N, p_address, N, 1, v, row, 1, y.ctypes.data + (b * N * H * D + h * D) * item, H * D, flags)
 
 
 @kernel
-def _backward(band, bands, entry, dqkv, dl, dy, dlogits, dprobabilities, qkv, bias, lse, scratch, bias_batch, bias_head, scale, write_dl,
-              add_logits, add_probabilities):
+def _backward(band, bands, entry, finish, flags, dqkv, dl, dy, dlogits, dprobabilities, qkv, bias, lse, scratch, bias_batch, bias_head, scale,
+              write_dl, add_logits, add_probabilities):
     B, N, _, H, D = qkv.shape
-    zero = qkv.dtype.type(0)
-    item = item_bytes(zero)
+    zero, number = zero_of(lse), zero_of(qkv)
+    item, size = item_bytes(number), item_bytes(zero)
     row = 3 * H * D
     room = scratch.ctypes.data + band * scratch.shape[1]
-    p_address = room + scratch.shape[1] - 2 * N * N * item
-    g_address = p_address + N * N * item
+    p_address = room + scratch.shape[1] - 2 * N * N * (size + (item if flags else 0))
+    g_address = p_address + N * N * size
+    p_narrow = p_address + (2 * N * N * size if flags else 0)
+    g_narrow = p_narrow + N * N * item
     for head in range(B * H * band // bands, B * H * (band + 1) // bands):
         b, h = head // H, head % H
         shift = (b * N * row + h * D) * item
         q, dq = qkv.ctypes.data + shift, dqkv.ctypes.data + shift
         k, v = q + H * D * item, q + 2 * H * D * item
         dout = dy.ctypes.data + (b * N * H * D + h * D) * item
-        plain_product(entry, room, N, N, D, q, row, 1, k, 1, row, p_address, N)
-        _scale_and_bias(zero, p_address, N, scale, bias.ctypes.data + (b * bias_batch + h * bias_head) * item, bias_batch >= 0)
+        plain_product(entry, finish, room, N, N, D, q, row, 1, k, 1, row, p_address, N, 0)
+        _scale_and_bias(zero, p_address, N, scale, number, bias.ctypes.data + (b * bias_batch + h * bias_head) * item, bias_batch >= 0)
         for i in range(N):
-            line, shift = view(zero, p_address + i * N * item), lse[head * N + i]
+            line, p, shift = view(zero, p_address + i * N * size), view(number, p_narrow + i * N * item), lse[head * N + i]
             for j in range(N):
                 line[j] = exp(line[j] - shift)
-        plain_product(entry, room, N, D, N, p_address, 1, N, dout, H * D, 1, dq + 2 * H * D * item, row)
-        plain_product(entry, room, N, N, D, dout, H * D, 1, v, 1, row, g_address, N)
+            if flags:
+                for j in range(N):
+                    p[j] = line[j]
+        plain_product(entry, finish, room, N, D, N, p_narrow, 1, N, dout, H * D, 1, dq + 2 * H * D * item, row, flags)
+        plain_product(entry, finish, room, N, N, D, dout, H * D, 1, v, 1, row, g_address, N, 0)
         square = head * N * N * item                    # where this head's (N, N) begins
-        g = view(zero, g_address)
+        g, scaled = view(zero, g_address), view(number, g_narrow)
         if add_probabilities:
-            arriving = view(zero, dprobabilities.ctypes.data + square)
+            arriving = view(number, dprobabilities.ctypes.data + square)
             for j in range(N * N):
                 g[j] += arriving[j]
         for i in range(N):
-            line, d = view(zero, p_address + i * N * item), view(zero, g_address + i * N * item)
+            line, d = view(zero, p_address + i * N * size), view(zero, g_address + i * N * size)
             total = zero
             for j in range(N):
                 total += line[j] * d[j]
             for j in range(N):
                 d[j] = line[j] * (d[j] - total)
         if add_logits:
-            arriving = view(zero, dlogits.ctypes.data + square)
+            arriving = view(number, dlogits.ctypes.data + square)
             for j in range(N * N):
                 g[j] += arriving[j]
         if write_dl:
-            out = view(zero, dl.ctypes.data + square)
+            out = view(number, dl.ctypes.data + square)
             for j in range(N * N):
                 out[j] = g[j]
         for j in range(N * N):
-            g[j] *= type(zero)(scale)
-        plain_product(entry, room, N, D, N, g_address, N, 1, k, row, 1, dq, row)
-        plain_product(entry, room, N, D, N, g_address, 1, N, q, row, 1, dq + H * D * item, row)
+            scaled[j] = g[j] * type(zero)(scale)
+        plain_product(entry, finish, room, N, D, N, g_narrow, N, 1, k, row, 1, dq, row, flags)
+        plain_product(entry, finish, room, N, D, N, g_narrow, 1, N, q, row, 1, dq + H * D * item, row, flags)
 
 
-def _scratch(qkv, squares):
-    """For each band: what `product` needs, then so many (N, N) matrices at the end."""
+def _products(qkv, squares):
+    """What the kernels need to multiply: entry and epilogue, its flags, and for each band the room of a product and of so many squares."""
     B, N, _, H, D = qkv.shape
-    needed = scratch_bytes(N, max(N, D), max(N, D)) + squares * N * N * qkv.itemsize
-    return empty((min(threads(), B * H), -(-needed // 64) * 64), np.uint8)
+    tile = tile_of(qkv.dtype)
+    narrow = qkv.dtype != tile.accumulator
+    needed = scratch_bytes(tile, N, max(N, D), max(N, D)) + squares * N * N * (tile.accumulator.itemsize + qkv.itemsize * narrow)
+    scratch = empty((min(threads(), B * H), -(-needed // 64) * 64), np.uint8)
+    finish = finish_entry(tile.accumulator, qkv.dtype) if narrow else 0
+    return (product_entry(tile), finish, CONVERT if narrow else 0), scratch
 
 
 def _bias_steps(bias, shape):
@@ -186,8 +198,8 @@ def _flat(array, instead):
 
 
 def forward_cpu(y, logits, probabilities, lse, qkv, bias, scale, keep_logits, keep_probabilities):
-    scratch = _scratch(qkv, 1)
-    launch(_forward, len(scratch), product_entry(qkv.dtype), y.reshape(-1), _flat(logits, y), _flat(probabilities, y), lse.reshape(-1),
+    products, scratch = _products(qkv, 1)
+    launch(_forward, len(scratch), *products, y.reshape(-1), _flat(logits, y), _flat(probabilities, y), lse.reshape(-1),
            qkv, _flat(bias, y), scratch, *_bias_steps(bias, qkv.shape), float(scale), keep_logits, keep_probabilities)
 
 
@@ -199,8 +211,8 @@ def backward_cpu(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale
         fill(dy, 0.0)
     whole = bias is not None and bias.shape == (B, H, N, N)
     dl = None if dbias is None else dbias if whole else empty((B, H, N, N), qkv.dtype)
-    scratch = _scratch(qkv, 2)
-    launch(_backward, len(scratch), product_entry(qkv.dtype), dqkv.reshape(-1), _flat(dl, dqkv), dy.reshape(-1), _flat(dlogits, dy),
+    products, scratch = _products(qkv, 2)
+    launch(_backward, len(scratch), *products, dqkv.reshape(-1), _flat(dl, dqkv), dy.reshape(-1), _flat(dlogits, dy),
            _flat(dprobabilities, dy), qkv, _flat(bias, dy), lse.reshape(-1), scratch, *_bias_steps(bias, qkv.shape), float(scale),
            dl is not None, dlogits is not None, dprobabilities is not None)
     if dbias is not None and dl is not None and not whole:
@@ -231,6 +243,7 @@ attention = Op(
     backward=Implementation(backward_reference, backward_cpu),
     results=("y", "logits", "probabilities"),
     saves=("qkv", "bias", "lse"),
+    precise=("lse",),
     cases=[dict(B=2, N=5, H=3, D=4), dict(B=2, N=7, H=2, D=5, bias="1 H N N", keep_logits=True, keep_probabilities=True),
            dict(B=3, N=6, H=2, D=3, bias="B 1 N N", keep_logits=True), dict(B=2, N=17, H=3, D=16, bias=None, keep_probabilities=True),
            dict(B=64, N=65, H=3, D=64, bias=None, scale=0.125)],

@@ -61,7 +61,7 @@ def make_inputs(op: Op, case: Mapping[str, Any], dtype: Any, rng: np.random.Gene
             continue
         draw = op.values.get(name)
         value = np.asarray(draw(rng, shape, names) if draw else rng.standard_normal(shape))
-        inputs[name] = np.array(value, dtype if value.dtype.kind == "f" else value.dtype, order="C")
+        inputs[name] = np.array(value, _dtype_of(op, name, dtype) if value.dtype.kind == "f" else value.dtype, order="C")
     return inputs, {n: names[n] for n in op.constants}
 
 
@@ -87,14 +87,16 @@ class Call:
 
     @property
     def dtype(self) -> np.dtype:
-        return next(a.dtype for a in self.inputs.values() if is_floating(a))
+        dtypes = [a.dtype for a in self.inputs.values() if is_floating(a)]
+        return device.BFLOAT16 if device.BFLOAT16 in dtypes else dtypes[0]
 
     @property
     def differentiable(self) -> list[str]:
         return [n for n in self.op.differentiable if self.inputs[n] is not None] if self.op.backward else []
 
     def astype(self, dtype: Any) -> Call:
-        return Call(self.op, cast(self.inputs, dtype), self.constants)
+        inputs = {n: a.astype(_dtype_of(self.op, n, dtype)) if is_floating(a) else a for n, a in self.inputs.items()}
+        return Call(self.op, inputs, self.constants)
 
     def describe(self) -> dict[str, Array | None]:
         """Shape and dtype of each output."""
@@ -106,11 +108,11 @@ class Call:
 
     def weights(self, rng: np.random.Generator) -> Arrays:
         """A random gradient for each result that this call has."""
-        return {n: _normal(rng, a, self.dtype) for n, a in self.describe().items() if n in self.op.results}
+        return {n: _normal(rng, a) for n, a in self.describe().items() if n in self.op.results}
 
     def running(self, rng: np.random.Generator) -> Arrays:
         """A random gradient that runs already to each input the op can add to."""
-        return {n: _normal(rng, self.inputs[n], self.dtype) for n in self.op.accumulates}
+        return {n: _normal(rng, self.inputs[n]) for n in self.op.accumulates}
 
     def forward(self, implementation: str) -> Arrays:
         outputs = self.outputs()
@@ -145,7 +147,7 @@ class Call:
 
 def is_floating(array: Any) -> bool:
     """Whether there is an array, and it is of floats."""
-    return array is not None and array.dtype.kind == "f"
+    return array is not None and device.is_floating(array.dtype)
 
 
 def cast(arrays: Arrays, dtype: Any) -> Arrays:
@@ -153,8 +155,13 @@ def cast(arrays: Arrays, dtype: Any) -> Arrays:
     return {n: a.astype(dtype) if is_floating(a) else a for n, a in arrays.items()}
 
 
-def _normal(rng: np.random.Generator, like: Any, dtype: Any) -> np.ndarray | None:
-    return None if like is None else np.array(rng.standard_normal(like.shape), dtype)
+def _normal(rng: np.random.Generator, like: Any) -> np.ndarray | None:
+    return None if like is None else np.array(rng.standard_normal(like.shape), like.dtype)
+
+
+def _dtype_of(op: Op, name: str, dtype: Any) -> np.dtype:
+    """Of a floating input, where activations have this dtype."""
+    return device.accumulator(np.dtype(dtype)) if name in op.parameters else np.dtype(dtype)
 
 
 def _blank(like: Any) -> np.ndarray | None:

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from math import prod
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 ALIGNMENT = 64                                          # bytes: a cache line, and the widest vector
 
 
@@ -83,6 +85,16 @@ def record() -> Iterator[Recording]:
         yield _thread.recording
     finally:
         _thread.recording = None
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """Whether numbers of this dtype carry gradients."""
+    return dtype.kind == "f" or dtype == BFLOAT16
+
+
+def accumulator(dtype: np.dtype) -> np.dtype:
+    """The dtype of sums and statistics of numbers of this one."""
+    return np.dtype(np.float32) if dtype == BFLOAT16 else dtype
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -8,61 +8,85 @@ Letters: M rows of y, N columns, K the inner length, B batch, T tokens, C channe
 """
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 
 import numpy as np
 
 from .cpu import kernel, threads
 from .cpu import product as tiles
-from .cpu.product import item_bytes, product
-from .device import empty, like
+from .cpu.product import finish_entry, item_bytes, pack, panel_bytes, product, product_entry, scratch_bytes, zero_of
+from .cpu.tiles import Tile, host_tile
+from .device import BFLOAT16, empty, like
 from .op import Cost, Implementation, Op, launch, require
 from .pointwise import gelu_backward_cpu, gelu_backward_reference, gelu_reference
+from .shaping import converted
 
 TALL = 48                                               # rows below which a thread's share is cut by columns rather
+_thread = threading.local()                             # .split: whether products of float32 are made of bfloat16 (`splitting`)
 
 
 # ------------------------------------------------------------------------------------------------------------------ the product
+@contextmanager
+def split_products(wanted: bool = True) -> Iterator[None]:
+    """Inside (in this thread), products of float32 arrays are computed as "bf16x3": `cpu/tiles.py`."""
+    before = getattr(_thread, "split", False)
+    _thread.split = wanted
+    try:
+        yield
+    finally:
+        _thread.split = before
+
+
+def tile_of(dtype: np.dtype) -> Tile:
+    """How this CPU multiplies arrays of a dtype now."""
+    split = dtype == np.float32 and getattr(_thread, "split", False)
+    return host_tile("bf16x3" if split else dtype.name)
+
+
 @kernel
-def _gemm(band, bands, entry, c, a, b, bias, pre, extra, scratch, batch, rows, columns, depth, a_batch, a_row, a_column,
-          b_batch, b_row, b_column, sum_batch, flags, column_bands):
-    zero = c.dtype.type(0)
-    item = item_bytes(zero)
+def _gemm(band, bands, entry, finish, c, a, b, bias, pre, extra, scratch, batch, rows, columns, depth, a_batch, a_row, a_column,
+          b_batch, b_row, b_column, panels, width, tall_tile, sum_batch, flags, column_bands):
+    item, c_item, bias_item = item_bytes(zero_of(a)), item_bytes(zero_of(c)), item_bytes(zero_of(bias))
     row_bands = bands // column_bands
     row_band, column_band = band // column_bands, band % column_bands
-    width = tiles.ROW_BYTES // item
-    panels = (columns + width - 1) // width
-    j = min(columns, panels * column_band // column_bands * width)
-    wide = min(columns, panels * (column_band + 1) // column_bands * width) - j
-    tall_tiles = (rows + tiles.ROWS - 1) // tiles.ROWS
+    every = (columns + width - 1) // width
+    first = every * column_band // column_bands
+    j = min(columns, first * width)
+    wide = min(columns, every * (column_band + 1) // column_bands * width) - j
+    tall_tiles = (rows + tall_tile - 1) // tall_tile
     number = tall_tiles if sum_batch else tall_tiles * batch
     tile, stop = number * row_band // row_bands, number * (row_band + 1) // row_bands
     room = scratch.ctypes.data + band * scratch.shape[1]
     while tile < stop and wide > 0:
         sample = tile // tall_tiles
         last = min(stop, (sample + 1) * tall_tiles)
-        i = (tile - sample * tall_tiles) * tiles.ROWS
-        tall = min(rows, (last - sample * tall_tiles) * tiles.ROWS) - i
-        out = ((sample * rows + i) * columns + j) * item
-        shift = j * item if flags & tiles.BIAS_COLUMN else i * item
+        i = (tile - sample * tall_tiles) * tall_tile
+        tall = min(rows, (last - sample * tall_tiles) * tall_tile) - i
+        out = ((sample * rows + i) * columns + j) * c_item
+        shift = (j if flags & tiles.BIAS_COLUMN else i) * bias_item
         for part in range(batch if sum_batch else 1):
             at = part if sum_batch else sample
-            product(entry, room, tall, wide, depth,
-                    a.ctypes.data + (at * a_batch + i * a_row) * item, a_row, a_column,
-                    b.ctypes.data + (at * b_batch + j * b_column) * item, b_row, b_column,
-                    c.ctypes.data + out, columns, part, flags, bias.ctypes.data + shift, pre.ctypes.data + out, extra.ctypes.data + out,
-                    columns)
+            right, step, leap = b.ctypes.data + (at * b_batch + j * b_column) * item, b_row, b_column
+            if panels:
+                right, step, leap = b.ctypes.data, first, every
+            product(entry, finish, room, tall, wide, depth, a.ctypes.data + (at * a_batch + i * a_row) * item, a_row, a_column,
+                    right, step, leap, panels, c.ctypes.data + out, columns, part, flags, bias.ctypes.data + shift,
+                    pre.ctypes.data + out, extra.ctypes.data + out, columns)
         tile = last
 
 
 def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, flags=0, bias=None, pre=None, extra=None):
     """c = epilogue(a·b), or of the transposes. Each of a and b is a matrix or a batch of them, c likewise.
 
-    sum_batch: c is one matrix, the sum over the batch. flags and bias, pre, extra: the epilogue of `cpu/product.py`; pre and extra are
-    shaped as c.
+    a and b of float32, where the other one is bfloat16, are rounded. c is of either type, and pre and extra are of its shape and type.
+    sum_batch: c is one matrix, the sum over the batch. flags and bias, pre, extra: the epilogue of `cpu/product.py`.
     """
     if sum_batch and flags:
         raise ValueError("gemm: a sum over the batch has no epilogue")
+    tile = tile_of(BFLOAT16 if BFLOAT16 in (a.dtype, b.dtype) else a.dtype)
     rows, columns = c.shape[-2:]
     depth = a.shape[-2] if transpose_a else a.shape[-1]
     batch = max([len(m) for m in (a, b) if m.ndim == 3], default=1)
@@ -71,11 +95,23 @@ def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, flag
     bands, column_bands = threads(), 1
     while bands % (2 * column_bands) == 0 and rows * (1 if sum_batch else batch) * column_bands < TALL * bands:
         column_bands *= 2
-    scratch = empty((bands, tiles.scratch_bytes(rows, columns, depth)), np.uint8)
-    bias, pre, extra = (c if m is None else m for m in (bias, pre, extra))
-    launch(_gemm, bands, tiles.product_entry(c.dtype), *(m.reshape(-1) for m in (c, a, b, bias, pre, extra)), scratch,
-           batch, rows, columns, depth, rows * depth if a.ndim == 3 else 0, a_row, a_column, depth * columns if b.ndim == 3 else 0,
-           b_row, b_column, sum_batch, flags, column_bands)
+    a_batch, b_batch, shared = rows * depth if a.ndim == 3 else 0, depth * columns if b.ndim == 3 else 0, b.ndim == 2
+    if tile.precision == "bfloat16":
+        a, b = converted(a, BFLOAT16), b if shared else converted(b, BFLOAT16)
+    if shared:                                          # packed once, for all bands
+        panels = empty((panel_bytes(tile, columns, depth),), np.uint8)
+        launch(pack, min(threads(), -(-columns // tile.width)), tile, panels, b.reshape(-1), b_row, b_column, depth, columns)
+        b = panels
+    finish = 0
+    if c.dtype != tile.accumulator:
+        flags |= tiles.CONVERT
+    if flags:
+        finish = finish_entry(tile.accumulator, c.dtype)
+    scratch = empty((bands, scratch_bytes(tile, rows, columns, depth, shared)), np.uint8)
+    bias = empty((0,), tile.accumulator) if bias is None else bias
+    pre, extra = (c if m is None else m for m in (pre, extra))
+    launch(_gemm, bands, product_entry(tile), finish, *(m.reshape(-1) for m in (c, a, b, bias, pre, extra)), scratch, batch, rows, columns,
+           depth, a_batch, a_row, a_column, b_batch, b_row, b_column, shared, tile.width, tile.rows, sum_batch, flags, column_bands)
 
 
 @kernel
@@ -219,6 +255,7 @@ linear = Op(
     forward=Implementation(forward_reference, forward_cpu),
     backward=Implementation(backward_reference, backward_cpu),
     saves=("x", "weight", "pre"),
+    parameters=("weight", "bias"),
     same={"residual": "dy"},
     cases=[dict(B=2, T=5, C=7, O=3), dict(B=2, T=5, C=7, O=3, bias=None, residual=None), dict(B=3, T=37, C=40, O=50, activation="gelu"),
            dict(B=2, T=9, C=33, O=19, activation="gelu_tanh", residual=None),

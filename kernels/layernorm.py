@@ -100,11 +100,12 @@ def _backward(band, bands, dx, partial, dy, dx_sum, x, w, mean, rstd, add):
             db[j] += dy[i, j]
         total /= number(C)
         product /= number(C)
-        for j in range(C):
-            dx[i, j] = r * (dy[i, j] * w[j] - total - (x[i, j] - m) * r * product)
         if add:
             for j in range(C):
-                dx[i, j] += dx_sum[i, j]
+                dx[i, j] = dx_sum[i, j] + r * (dy[i, j] * w[j] - total - (x[i, j] - m) * r * product)
+        else:
+            for j in range(C):
+                dx[i, j] = r * (dy[i, j] * w[j] - total - (x[i, j] - m) * r * product)
 
 
 @kernel
@@ -133,7 +134,7 @@ def backward_cpu(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
     C = x.shape[-1]
     rows = x.reshape(-1, C)                             # (R, C)
     dx, dw, db = (like(a) if d is None else d for d, a in ((dx, x), (dw, w), (db, w)))
-    partial = empty((max(1, min(BLOCKS, len(rows))), 2, C), x.dtype)
+    partial = empty((max(1, min(BLOCKS, len(rows))), 2, C), w.dtype)
     running = dy if dx_sum is None else dx_sum
     launch(_backward, len(partial), dx.reshape(-1, C), partial, dy.reshape(-1, C), running.reshape(-1, C), rows, w,
            mean.reshape(-1), rstd.reshape(-1), dx_sum is not None)
@@ -166,6 +167,8 @@ layernorm = Op(
     forward=Implementation(forward_reference, forward_cpu),
     backward=Implementation(backward_reference, backward_cpu),
     saves=("x", "w", "mean", "rstd"),
+    parameters=("w", "b"),
+    precise=("mean", "rstd"),
     accumulates=("x",),
     cases=[dict(B=2, N=5, C=8), dict(B=64, N=65, C=192)],
     cost=lambda x, w, b, eps: Cost(forward=8 * prod(x), backward=14 * prod(x), macs=5 * prod(x)),
@@ -180,6 +183,8 @@ add_layernorm = Op(
     backward=Implementation(add_backward_reference, add_backward_cpu),
     results=("s", "y"),
     saves=("s", "w", "mean", "rstd"),
+    parameters=("w", "b"),
+    precise=("mean", "rstd"),
     same={"branch": "dx"},
     cases=[dict(B=2, N=5, C=8), dict(B=64, N=65, C=192)],
     cost=lambda x, branch, w, b, eps: Cost(forward=9 * prod(x), backward=15 * prod(x), macs=5 * prod(x)),

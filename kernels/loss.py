@@ -18,6 +18,7 @@ from .cpu import kernel, threads
 from .cpu.math import exp, highest
 from .device import empty
 from .op import Cost, Implementation, Op, launch, require
+from .shaping import in_float32
 
 NONE = np.zeros(1, np.int64)                            # stands in for the classes where targets are probabilities
 
@@ -115,10 +116,12 @@ def soft_forward_cpu(loss, lse, logits, targets, label_smoothing):
     _run_forward(loss, lse, logits, NONE, targets, True, label_smoothing)
 
 
+@in_float32(outputs=1)
 def backward_cpu(dlogits, dloss, logits, targets, lse, label_smoothing):
     launch(_backward, threads(), dlogits, dloss.reshape(1), logits, targets, logits, lse, False, float(label_smoothing))
 
 
+@in_float32(outputs=1)
 def soft_backward_cpu(dlogits, dloss, logits, targets, lse, label_smoothing):
     launch(_backward, threads(), dlogits, dloss.reshape(1), logits, NONE, targets, lse, True, float(label_smoothing))
 
@@ -139,6 +142,7 @@ cross_entropy = Op(
     constants={"label_smoothing": 0.0},
     outputs=lambda logits, targets, label_smoothing: _outputs(logits, targets, logits[:1]),
     results=("loss",),
+    precise=("loss", "lse"),
     forward=Implementation(forward_reference, forward_cpu),
     backward=Implementation(backward_reference, backward_cpu),
     gradients=("logits",),
@@ -155,6 +159,7 @@ soft_cross_entropy = Op(
     constants={"label_smoothing": 0.0},
     outputs=lambda logits, targets, label_smoothing: _outputs(logits, targets, logits),
     results=("loss",),
+    precise=("loss", "lse"),
     forward=Implementation(forward_reference, soft_forward_cpu),
     backward=Implementation(backward_reference, soft_backward_cpu),
     gradients=("logits",),

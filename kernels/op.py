@@ -35,7 +35,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Array:
-    """An output whose dtype is not that of the op's first floating input."""
+    """An output whose dtype is not that of the op's floating inputs, which is bfloat16 where any of them is."""
 
     shape: Shape
     dtype: Any
@@ -75,6 +75,8 @@ class Op:
     results: tuple[str, ...] = ("y",)                   # the outputs that carry a gradient; they come first
     gradients: tuple[str, ...] | None = None            # the inputs that have one; None: all
     saves: tuple[str, ...] = ()                         # inputs and outputs that backward reads
+    parameters: tuple[str, ...] = ()                    # inputs that stay float32 where the others are bfloat16
+    precise: tuple[str, ...] = ()                       # outputs that are float32 then: statistics and losses
     same: Mapping[str, str] = field(default_factory=dict)           # {"residual": "dy"}: that gradient is another one; nothing runs
     accumulates: tuple[str, ...] = ()                   # inputs to whose running gradient backward adds at no cost
     # input -> (rng, shape, sizes) -> array, where standard normal draws do not do; `sizes` holds letters and constants
@@ -90,10 +92,13 @@ class Op:
 
     def describe(self, inputs: Sequence, constants: Mapping[str, Any]) -> dict[str, Array | None]:
         """Shape and dtype of each output for these input arrays (or None) and constants; nothing runs."""
-        dtype = next(a.dtype for a in inputs if a is not None and a.dtype.kind == "f")
+        dtypes = [a.dtype for a in inputs if a is not None and device.is_floating(a.dtype)]
+        dtype = device.BFLOAT16 if device.BFLOAT16 in dtypes else dtypes[0]
+        precise = device.accumulator(dtype)
         shapes = [None if a is None else a.shape for a in inputs]
         described = self.outputs(*shapes, *constants.values())
-        return {name: Array(tuple(s), dtype) if isinstance(s, tuple) else s for name, s in described.items()}
+        return {name: Array(tuple(s), precise if name in self.precise else dtype) if isinstance(s, tuple) else s
+                for name, s in described.items()}
 
     def complete(self, constants: Mapping[str, Any]) -> dict[str, Any]:
         """All constants in their order, defaults filled in."""

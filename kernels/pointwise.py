@@ -20,9 +20,9 @@ import numpy as np
 
 from .cpu import kernel, threads
 from .cpu.math import exp, gelu_erf, gelu_tanh, highest
-from .device import empty
+from .device import accumulator, empty
 from .op import Cost, Implementation, Op, Shape, launch
-from .shaping import bands_for, broadcast_strides, nests, offset, share, strides, sum_into
+from .shaping import convert, in_float32, bands_for, broadcast_strides, nests, offset, share, strides, sum_into
 
 PLUS, TIMES, OVER = range(3)
 
@@ -123,7 +123,7 @@ def _gradient(d: np.ndarray | None, operation: int, dy: np.ndarray, other: np.nd
     elif operation == TIMES and other.shape == dy.shape:
         sum_into(d, dy, other)
     else:
-        product = empty(dy.shape, dy.dtype)
+        product = empty(dy.shape, accumulator(dy.dtype))
         _arithmetic(operation, product, dy, other)
         sum_into(d, product)
 
@@ -163,6 +163,7 @@ def divide_cpu(y, a, b):
     _arithmetic(OVER, y, a, b)
 
 
+@in_float32(outputs=2)
 def divide_backward_cpu(da, db, dy, b, y):
     _gradient(da, OVER, dy, b)
     if db is not None:
@@ -286,6 +287,27 @@ gelu = Op(
 )
 
 
+# ------------------------------------------------------------------------------------------------------------------ widen
+def widen_reference(y, x):
+    y[...] = x
+
+
+def widen_backward_reference(dx, dy):
+    dx[...] = dy
+
+
+widen = Op(                                             # y = x, in float32 where x is bfloat16
+    "widen",
+    shapes={"x": "B N C"},
+    outputs=lambda x: {"y": x},
+    precise=("y",),
+    forward=Implementation(widen_reference, convert),
+    backward=Implementation(widen_backward_reference, convert),
+    cases=[dict(B=2, N=3, C=5), dict(B=64, N=65, C=192)],
+    cost=lambda x: Cost(forward=0),
+)
+
+
 # ---------------------------------------------------------------------------------------------------------------- softmax
 def softmax_reference(y, x):
     e = np.exp(x - x.max(-1, keepdims=True))
@@ -323,6 +345,7 @@ def _softmax_backward(band, bands, dx, dy, y):
             dx[i, j] = y[i, j] * (dy[i, j] - total)
 
 
+@in_float32(outputs=1)
 def softmax_cpu(y, x):
     launch(_softmax, threads(), y.reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1]))
 

@@ -24,7 +24,7 @@ import numpy as np
 from .cpu import kernel
 from .device import empty
 from .op import Cost, Implementation, Op, Shape, launch, require
-from .shaping import bands_for
+from .shaping import bands_for, in_float32
 
 METHODS = ("bicubic_antialias", "bicubic", "bilinear", "upsample")
 CLASS_TOKENS = {"none": 0, "zero": 1, "keep": 1}        # before the patches, of x and of y
@@ -169,10 +169,12 @@ def _map_cpu(y: np.ndarray, x: np.ndarray, matrix: Taps) -> None:
         launch(_map_rows, bands, y.reshape(y.shape[:2]), x.reshape(x.shape[:2]), blocks, sums, *matrix)
 
 
+@in_float32(outputs=1)
 def forward_cpu(y, x, old, new, method, class_token):
     _map_cpu(y, x, taps(old, new, method, class_token, False, x.dtype.name))
 
 
+@in_float32(outputs=1)
 def backward_cpu(dx, dy, old, new, method, class_token):
     _map_cpu(dx, dy, taps(old, new, method, class_token, True, dy.dtype.name))
 

@@ -12,13 +12,14 @@ steps through as through one are joined. A sum along neighbouring axes is one ov
 """
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
 from math import isqrt, prod
 
 import numpy as np
 
 from .cpu import kernel, routine, threads
-from .device import empty
+from .device import BFLOAT16, empty
 from .op import Cost, Implementation, Op, Shape, launch
 
 CHUNK = 1024                                            # elements that are summed side by side
@@ -141,6 +142,48 @@ def copy(y: np.ndarray, x: np.ndarray, shape: Shape, y_steps: Shape, x_steps: Sh
         launch(_copy, bands_for(prod(shape)), y.reshape(-1), x.reshape(-1), loops, y_start + to, x_start + at, float(scale))
 
 
+@kernel
+def _convert(band, bands, y, x):
+    first, last = band * len(x) // bands, (band + 1) * len(x) // bands
+    y, x = y[first:last], x[first:last]
+    for i in range(len(x)):
+        y[i] = x[i]
+
+
+def convert(y: np.ndarray, x: np.ndarray) -> None:
+    """y = x, of another floating type."""
+    launch(_convert, bands_for(x.size), y.reshape(-1), x.reshape(-1))
+
+
+def converted(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """x as an array of another floating type, or x itself."""
+    if x.dtype == dtype:
+        return x
+    y = empty(x.shape, dtype)
+    convert(y, x)
+    return y
+
+
+def in_float32(outputs: int) -> Callable:
+    """Decorator of kernels whose sums lie in their outputs, the first `outputs` arguments: bfloat16 arrays are float32 inside."""
+    def decorate(function: Callable) -> Callable:
+        @wraps(function)
+        def run(*arguments):
+            if not any(isinstance(a, np.ndarray) and a.dtype == BFLOAT16 for a in arguments):
+                return function(*arguments)
+            given = [a if not isinstance(a, np.ndarray) or a.dtype != BFLOAT16 else
+                     empty(a.shape, np.float32) if i < outputs else converted(a, np.dtype(np.float32)) for i, a in enumerate(arguments)]
+            function(*given)
+            for array, wide in zip(arguments[:outputs], given):
+                if wide is not array:
+                    convert(array, wide)
+            return None
+
+        return run
+
+    return decorate
+
+
 def fill(y: np.ndarray, value: float) -> None:
     """y = value everywhere."""
     launch(_fill, bands_for(y.size), y.reshape(-1), float(value))
@@ -166,6 +209,10 @@ def sum_into(y: np.ndarray, p: np.ndarray, q: np.ndarray | None = None, scale: f
     """y = scale·Σ p, or scale·Σ p·q with q of p's shape, over the axes along which y is broadcast to p."""
     if p.size == 0:
         return fill(y, 0.0)
+    if y.dtype == BFLOAT16:
+        wide = empty(y.shape, np.float32)
+        sum_into(wide, p, q, scale)
+        return convert(y, wide)
     kept = (1,) * (p.ndim - y.ndim) + y.shape
     stop = p.ndim                                       # the last axis of size > 1 that is summed, and those before it that are too
     while stop and kept[stop - 1] == p.shape[stop - 1]:

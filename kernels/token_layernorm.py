@@ -122,8 +122,8 @@ def forward_cpu(y, mean, rstd, x, w, b, eps):
 def backward_cpu(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
     B, N, C = x.shape
     bands = max(1, min(BLOCKS, B * (-(-C // WIDTH))))
-    shares = empty((2, bands, N), x.dtype)
-    sums = empty((2, bands, WIDTH), x.dtype)
+    shares = empty((2, bands, N), w.dtype)
+    sums = empty((2, bands, WIDTH), w.dtype)
     launch(_backward, bands, like(x) if dx is None else dx, *shares, *sums, dy, dy if dx_sum is None else dx_sum, x, w, mean, rstd,
            dx_sum is not None)
     for gradient, share in zip((dw, db), shares):
@@ -148,6 +148,8 @@ token_layernorm = Op(
     forward=Implementation(forward_reference, forward_cpu),
     backward=Implementation(backward_reference, backward_cpu),
     saves=("x", "w", "mean", "rstd"),
+    parameters=("w", "b"),
+    precise=("mean", "rstd"),
     accumulates=("x",),
     cases=[dict(B=2, N=5, C=8), dict(B=3, N=17, C=131), dict(B=64, N=65, C=192)],
     cost=lambda x, w, b, eps: Cost(forward=8 * prod(x), backward=14 * prod(x), macs=5 * prod(x)),

@@ -16,7 +16,7 @@ import numpy as np
 
 from .cpu import kernel
 from .op import Cost, Implementation, Op, Shape, launch
-from .shaping import bands_for
+from .shaping import bands_for, in_float32
 
 Pair = tuple[int, int]
 
@@ -92,6 +92,7 @@ def forward_cpu(y, images, kernel, stride, padding):
     launch(_unfold, bands_for(y.size), y, images, *kernel, *stride, *padding)
 
 
+@in_float32(outputs=1)
 def backward_cpu(dimages, dy, kernel, stride, padding):
     launch(_fold, bands_for(dy.size), dimages, dy, *kernel, *stride, *padding)
 

@@ -18,6 +18,7 @@ from .kernels import cpu, device
 from .models import DVT, Model
 from .module import Module, Parameter, evaluating
 from .plan import Plan
+from .precision import PRECISIONS, precision_for
 from .tensor import Tensor, no_grad
 from .threads import thread_count
 
@@ -25,7 +26,7 @@ FIRST_PLANS, LATER_PLANS = 4, 16                        # batch sizes whose plan
 LARGEST_BATCH = 256
 Arrays = tuple[np.ndarray | None, ...]                  # the state that a stage of a cascade hands to the next; () before the first
 ELEMENTS = 2 ** 21                                      # of all images of a batch together, at most: activations stay near the caches
-AVAILABLE = {"precision": ("float32", "float64"), "device": ("cpu",)}
+AVAILABLE = {"precision": (*PRECISIONS, "auto"), "device": ("cpu",)}
 
 
 def check_available(**chosen: str) -> None:
@@ -46,8 +47,8 @@ def dtype_of(model: Module) -> np.dtype:
 class Predictor:
     """predictor(images) -> logits, in evaluation mode, by plans of the model's forward that are recorded once for each batch size.
 
-    model: is called on (B, C, H, W) and returns (B, classes); its weights may change between calls. precision: None, the model's own, is
-    the only choice so far. device: "cpu". batch_size: of the largest plan; larger batches are split; None fits it to the images.
+    model: is called on (B, C, H, W) and returns (B, classes); its weights may change between calls. precision: of a float32 model
+    "float32", "bf16x3", "bfloat16" or "auto", as `minivit.precision` says; None: the model's own. device: "cpu". batch_size: of the largest plan; larger batches are split; None fits it to the images.
     threads: how many compute; None: as many as there are cores.
     A cascade has plans of each stage by itself: with a budget, images that exit leave the batch, and the others go on without them
     (2105.15075, section 3.1). A few plans are kept; a batch a little smaller than one of them is padded for it.
@@ -56,8 +57,9 @@ class Predictor:
     def __init__(self, model: Module, precision: str | None = None, device: str = "cpu", batch_size: int | None = None,
                  threads: int | None = None) -> None:
         own = dtype_of(model).name
-        check_available(precision=precision or own, device=device)
-        if precision not in (None, own):
+        check_available(device=device)
+        self.precision = precision_for(precision or own, dtype_of(model))
+        if self.precision.parameters != own:
             raise UserError(f"precision={precision!r} does not fit a model of dtype {own}: create it with dtype={precision!r}")
         if batch_size is not None and batch_size < 1:
             raise UserError(f"batch_size must be 1 or more, got {batch_size}")
@@ -179,8 +181,8 @@ class Predictor:
         key = min(fitting, default=(least, *images.shape[1:]))
         plan = plans.pop(key, None)
         if plan is None:
-            with cpu.threads_set(self.threads):
-                plan = _StagePlan(self.model, k, key, state)
+            with cpu.threads_set(self.threads), self.precision.products():
+                plan = _StagePlan(self.model, k, key, state, self.precision.activations)
         plans[key] = plan
         if len(plans) > (FIRST_PLANS if k == 0 else LATER_PLANS):
             del plans[next(iter(plans))]                # the one that has not been used for longest
@@ -196,8 +198,8 @@ def _padded(number: int, whole: int) -> int:
 class _StagePlan:
     """The plan of one stage, or of a model without stages, for batches of one shape."""
 
-    def __init__(self, model: Module, k: int, shape: tuple[int, ...], state: Arrays) -> None:
-        self.images = device.empty(shape, dtype_of(model))          # (B, C, H, W)
+    def __init__(self, model: Module, k: int, shape: tuple[int, ...], state: Arrays, dtype: np.dtype) -> None:
+        self.images = device.empty(shape, dtype)        # (B, C, H, W)
         self.state = tuple(None if a is None else device.empty((shape[0], *a.shape[1:]), a.dtype) for a in state)
         for array in (self.images, *self.state):
             if array is not None:
@@ -216,7 +218,7 @@ class _StagePlan:
 
     def __call__(self, images: np.ndarray, state: Arrays) -> tuple[np.ndarray, Arrays]:
         number = len(images)
-        np.copyto(self.images[:number], images)
+        np.copyto(self.images[:number], images, casting="unsafe")
         for own, array in zip(self.state, state):
             if own is not None and array is not None:
                 np.copyto(own[:number], array)

@@ -16,6 +16,7 @@ import numpy as np
 
 from .kernels import OPS, Op, device
 
+DTYPES = ({np.dtype(np.float32)}, {np.dtype(np.float64)}, {device.BFLOAT16}, {device.BFLOAT16, np.dtype(np.float32)})     # of an op's inputs
 _numbers = count()
 _state = threading.local()
 
@@ -78,7 +79,7 @@ class Node:
 class Tensor:
     """An array that remembers how it was computed.
 
-    data: a C-contiguous NumPy array of float32 or float64 (any array-like is accepted; integers become float32).
+    data: a C-contiguous NumPy array of float32, float64 or bfloat16 (any array-like is accepted; integers become float32).
     requires_grad: whether `backward` puts a gradient into `.grad`, a Tensor of the same shape (None before).
     """
 
@@ -87,7 +88,7 @@ class Tensor:
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         array = np.asarray(data.data if isinstance(data, Tensor) else data)
-        if array.dtype not in (np.float32, np.float64):
+        if array.dtype not in (np.float32, np.float64, device.BFLOAT16):
             array = array.astype(np.float32)
         self.data: np.ndarray = np.ascontiguousarray(array).reshape(array.shape)
         self.requires_grad = requires_grad
@@ -255,8 +256,8 @@ def _bounds(key: Any, length: int) -> tuple[int, int, int]:
 def apply(op: Op, *inputs: Tensor | np.ndarray | None, **constants: Any) -> Any:
     """Run an op. Returns its result as a Tensor, or a tuple of them (None where absent) where it has several."""
     arrays = [t.data if isinstance(t, Tensor) else t for t in inputs]
-    dtypes = {a.dtype for a in arrays if a is not None and a.dtype.kind == "f"}
-    if len(dtypes) != 1 or not dtypes <= {np.dtype(np.float32), np.dtype(np.float64)}:
+    dtypes = {a.dtype for a in arrays if a is not None and device.is_floating(a.dtype)}
+    if dtypes not in DTYPES:
         raise TypeError(f"{op.name}: the inputs must be all float32 or all float64, not {', '.join(map(str, dtypes)) or 'integers'}")
     constants = op.complete(constants)
     outputs = {n: None if a is None else device.empty(a.shape, a.dtype) for n, a in op.describe(arrays, constants).items()}

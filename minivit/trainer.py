@@ -15,6 +15,7 @@ from .kernels import device as arrays
 from .module import Module
 from .optim import OPTIMIZERS, FlatParameters, MovingAverage
 from .plan import Plan
+from .precision import Precision, precision_for
 from .predict import check_available, dtype_of
 from .tensor import Tensor
 from .threads import thread_count
@@ -31,7 +32,8 @@ class Trainer:
 
     model: a Module that takes images (B, C, H, W) and returns logits (B, K). The loss is the mean cross-entropy, of a cascade's exits
         summed with equal weights and nothing detached (2105.15075, section 3.2). Its trainable parameters move into one flat buffer.
-    precision: "float32", or "float64", to which a float32 model is converted; a float64 model is trained in float64 in any case.
+    precision: "float32", "bf16x3", "bfloat16", "float64" or "auto", as `minivit.precision` says; a float32 model is converted to "float64",
+        and a float64 model is trained in float64 in any case. `precision.name` tells which it is.
     device: "cpu". optimizer: "adamw" (betas, eps) or "sgd" (momentum, nesterov).
     weight_decay: of all parameters but those of one dimension, biases, class tokens and position embeddings (`optim.decays`).
     clip_norm: the largest norm of the whole gradient; None or 0: no clipping. label_smoothing: 0 ... below 1 (`functional.cross_entropy`).
@@ -49,7 +51,7 @@ class Trainer:
                  weight_decay: float = 0.05, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, momentum: float = 0.9,
                  nesterov: bool = False, clip_norm: float | None = None, label_smoothing: float = 0.0, accumulate: int = 1,
                  ema: float | None = None, plan: bool = True, threads: int | None = None) -> None:
-        check_available(precision=precision, device=device)
+        check_available(device=device)
         self.threads = thread_count(threads)
         if optimizer not in OPTIMIZERS:
             raise UserError(f"unknown optimizer {optimizer!r}{nearest(optimizer, OPTIMIZERS)}: choose {', '.join(OPTIMIZERS)}")
@@ -58,8 +60,8 @@ class Trainer:
         if accumulate < 1:
             raise UserError(f"accumulate must be 1 or more, got {accumulate}")
         self.model, self.label_smoothing, self.accumulate, self.plan = model, label_smoothing, accumulate, plan
-        self.dtype = np.dtype(np.float64) if precision == "float64" else dtype_of(model)
-        self.flat = FlatParameters(model, self.dtype)
+        self.precision = precision_for(precision, dtype_of(model))
+        self.flat = FlatParameters(model, self.precision.parameters)
         options = {"betas": betas, "eps": eps} if optimizer == "adamw" else {"momentum": momentum, "nesterov": nesterov}
         self.optimizer = OPTIMIZERS[optimizer](self.flat, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm, **options)
         self.average = MovingAverage(self.flat, ema) if ema else None
@@ -107,7 +109,7 @@ class Trainer:
         if batch.plan:
             batch.plan.replay()
         else:
-            with cpu.threads_set(self.threads):
+            with cpu.threads_set(self.threads), self.precision.products():
                 if self.plan:
                     batch.plan = Plan(lambda: self._compute(batch))
                 batch.losses = batch.plan.results if batch.plan else self._compute(batch)
@@ -147,7 +149,7 @@ class Trainer:
             raise UserError(f"accumulate must divide the batch: {len(images)} is not a multiple of {self.accumulate}")
         if labels.ndim not in (1, 2) or len(labels) != len(images):
             raise UserError(f"labels must have the shape ({len(images)},) or ({len(images)}, classes), got {labels.shape}")
-        return _Batch(images.shape, labels.shape, self.accumulate, self.dtype)
+        return _Batch(images.shape, labels.shape, self.accumulate, self.precision)
 
     def _compute(self, batch: _Batch) -> tuple[np.ndarray, ...]:
         """Forward, backward and update; the loss () of each part."""
@@ -170,10 +172,11 @@ class Trainer:
 class _Batch:
     """Where batches of one shape are copied to, and the plan that reads them there. An axis of parts comes first: `accumulate` of them."""
 
-    def __init__(self, images: tuple[int, ...], labels: tuple[int, ...], parts: int, dtype: np.dtype) -> None:
+    def __init__(self, images: tuple[int, ...], labels: tuple[int, ...], parts: int, precision: Precision) -> None:
         size = images[0] // parts
-        self.images = arrays.empty((parts, size, *images[1:]), dtype)           # (A, B / A, C, H, W)
-        self.labels = arrays.empty((parts, size, *labels[1:]), np.int64 if len(labels) == 1 else dtype)      # (A, B / A) or (A, B / A, K)
+        kind = np.int64 if len(labels) == 1 else precision.parameters
+        self.images = arrays.empty((parts, size, *images[1:]), precision.activations)       # (A, B / A, C, H, W)
+        self.labels = arrays.empty((parts, size, *labels[1:]), kind)                        # (A, B / A) or (A, B / A, K)
         self.flat_images, self.flat_labels = self.images.reshape(images), self.labels.reshape(labels)
         self.classes = 0                                # of the model; 0 before its first step
         self.plan: Plan | None = None
@@ -185,7 +188,7 @@ class _Batch:
                 raise UserError(f"labels must be integers, or rows of probabilities, got {labels.dtype} of shape {labels.shape}")
             if self.classes and (labels.min() < 0 or labels.max() >= self.classes):
                 classes_below(labels, self.classes)     # raises
-        np.copyto(self.flat_images, images)
+        np.copyto(self.flat_images, images, casting="unsafe")
         np.copyto(self.flat_labels, labels, casting="same_kind")
 
     def check_classes(self, classes: int) -> None:

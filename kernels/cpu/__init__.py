@@ -33,7 +33,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 from numba.np import arrayobj
 
+from ..device import BFLOAT16
 from ..paths import cache_folder
+from .bfloat16 import bfloat16
+from .tiles import Tile, TileType
 
 # Reassociation lets sums vectorise. Not nnan or ninf: a NaN must stay visible.
 OPTIONS: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
@@ -95,7 +98,9 @@ def _arguments(typing_context, table):
 
         members = []
         for member in table.members:
-            if isinstance(member, types.Array):
+            if isinstance(member, TileType):
+                members.append(context.get_dummy_value())
+            elif isinstance(member, types.Array):
                 data = builder.inttoptr(following(), context.get_data_type(member.dtype).as_pointer())
                 shape = [following() for _ in range(member.ndim)]
                 item = context.get_abi_sizeof(context.get_data_type(member.dtype))
@@ -122,10 +127,17 @@ def _entry(number: int) -> python_types.CodeType:
 
 def _member(value: Any) -> types.Type:
     if isinstance(value, np.ndarray):
-        return types.Array(numba.from_dtype(value.dtype), value.ndim, "C")
+        return types.Array(bfloat16 if value.dtype == BFLOAT16 else numba.from_dtype(value.dtype), value.ndim, "C")
+    if isinstance(value, Tile):
+        return TileType(value)
     if not isinstance(value, (*FLOATS, int, np.integer, np.bool_)):
-        raise TypeError(f"a kernel takes arrays and numbers, not {type(value).__name__}")
+        raise TypeError(f"a kernel takes arrays, numbers and tiles, not {type(value).__name__}")
     return types.float64 if isinstance(value, FLOATS) else types.int64
+
+
+def address_of(array: np.ndarray) -> int:
+    """Where an array's elements begin."""
+    return array.__array_interface__["data"][0]
 
 
 class Kernel:
@@ -139,7 +151,8 @@ class Kernel:
 
     def prepare(self, bands: int, arguments: Sequence[Any]) -> tuple[int, np.ndarray]:
         """The address of the compiled entry for these arguments, and their table."""
-        key = tuple((a.dtype.char, a.ndim) if isinstance(a, np.ndarray) else isinstance(a, FLOATS) for a in arguments)
+        key = tuple((a.dtype.char, a.ndim) if isinstance(a, np.ndarray) else a if isinstance(a, Tile) else isinstance(a, FLOATS)
+                    for a in arguments)
         entry = self.entries.get(key)
         if entry is None:
             entry = self.entries[key] = self.compile(tuple(map(_member, arguments)))
@@ -148,8 +161,8 @@ class Kernel:
             if isinstance(a, np.ndarray):
                 if not a.flags.c_contiguous:
                     raise ValueError(f"{self.__name__} wants C-contiguous arrays, not strides {a.strides} of shape {a.shape}")
-                table += a.__array_interface__["data"][0], *a.shape
-            else:
+                table += address_of(a), *a.shape
+            elif not isinstance(a, Tile):
                 table.append(int(np.float64(a).view(np.int64)) if isinstance(a, FLOATS) else int(a))
         return entry.address, np.array(table, np.int64)
 

@@ -19,6 +19,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
 
+from .bfloat16 import bfloat16
+
 # No `reassoc`: the reduction of exp's argument must be computed as written. Only what is inlined can vectorise.
 OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy", "forceinline": True}
 
@@ -72,7 +74,7 @@ def _single(single: Callable) -> Callable:
     """Decorator: inside kernels the function is `single` where its arguments are float32, and itself where they are float64."""
     def decorate(function: Callable) -> Callable:
         def choose(*arguments):
-            return single if arguments[0] == types.float32 else function
+            return single if arguments[0] in (types.float32, bfloat16) else function
 
         overload(function, jit_options=OPTIONS, strict=False)(choose)
         return function

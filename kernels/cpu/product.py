@@ -1,22 +1,23 @@
 """The product of two blocks of matrices on one thread, with an epilogue; what gemm, attention and mixing are made of.
 
-The scheme is that of Goto and van de Geijn ("Anatomy of High-Performance Matrix Multiplication", 2008) and BLIS. A register tile of
-ROWS × COLUMNS elements of C is the sum of outer products of a column of A with a row of B:
+The scheme is that of Goto and van de Geijn ("Anatomy of High-Performance Matrix Multiplication", 2008) and BLIS. A tile of C
+(`cpu/tiles.py`) is the sum of outer products of a column of A with a row of B:
 
-    for a KDEPTH-deep slice of the inner dimension                  B's slice is packed into panels of COLUMNS, each contiguous
-        for a block of MBLOCK rows                                  A's block stays in L2
-            for a panel of B                                        which stays in L1
-                for a tile of ROWS rows: `_tile`
+    for NBLOCK columns of B
+        for a slice of the inner dimension                          B's slice is packed into panels of a tile's width, each contiguous,
+            for MBLOCK rows of A                                    unless `pack` has done so; A's block stays in L2
+                for a panel of B                                    which stays in L1
+                    for the rows of a tile: `multiply_tile`
             after the last slice: the epilogue over the block's rows, while they are in L2
 
-A is read where it lies when its rows are contiguous, and packed otherwise. All addresses are int64, all strides count elements.
+Where C is of the accumulator's type, sums lie in C itself; where it is narrower, in a block of their own, and the slices run inside the
+blocks of rows. A is read where it lies when its rows are contiguous, and packed otherwise. All addresses are int64, strides of A, B and C
+count elements, and everything about a tile is in cells: a number, or two bfloat16 of one column of A's row.
 """
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -26,6 +27,27 @@ from numba.np import arrayobj
 
 from . import call, kernel, routine
 from .math import gelu_erf, gelu_tanh
+from .tiles import (
+    Tile,
+    cell_bytes,
+    configure_tiles,
+    is_raw,
+    move_rows,
+    move_width,
+    multiply_tile,
+    packed_number,
+    packed_zero,
+    release_tiles,
+    row_bytes,
+    storage_zero,
+    sum_zero,
+    tile_lanes,
+    tile_pairs,
+    tile_rows,
+    tile_step,
+    tile_width,
+    transpose_cells,
+)
 
 # Epilogue, in this order; v is the product's element (i, j).
 BIAS_COLUMN = 1                                         # v += bias[j]
@@ -34,115 +56,16 @@ GELU = 4                                                # pre[i, j] = v, then v 
 GELU_GRADIENT = 8                                       # v *= gelu'(pre[i, j]), and extra[i, j] = gelu(pre[i, j])
 TANH = 16                                               # the tanh form of both
 RESIDUAL = 32                                           # v += extra[i, j]
+SCALE = 64                                              # v *= factor, before all others
+CONVERT = 128                                           # C is not of the accumulator's type
 
-KDEPTH, MBLOCK, NBLOCK = 256, 120, 1024
-TABLE_BYTES = 192                                       # for the arguments of a call, at the start of the scratch
-
-
-class Tile(NamedTuple):
-    """The register tile: rows, and bytes of a vector times vectors of a row."""
-
-    rows: int
-    lane_bytes: int
-    vectors: int
-
-
-def _host_tile() -> Tile:
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f"):
-        return Tile(8, 64, 2)
-    if features.get("avx2"):
-        return Tile(6, 32, 2)
-    return Tile(6, 16, 2)
-
-
-TILE = _host_tile()
-ROWS = TILE.rows
-ROW_BYTES = TILE.lane_bytes * TILE.vectors              # of a row of the tile
-
-
-def scratch_bytes(rows: int, columns: int, depth: int) -> int:
-    """Room that `product` needs for its packed blocks, a multiple of 64 bytes."""
-    depth = min(depth, KDEPTH)
-    panels = -(-min(columns, NBLOCK) * 8 // ROW_BYTES) * ROW_BYTES * depth
-    return TABLE_BYTES + panels + (MBLOCK + ROWS) * depth * 8 + ROWS * ROW_BYTES + 63 & ~63
-
-
+KDEPTH, MBLOCK, NBLOCK = 256, 120, 768                  # cells, rows, columns
+TABLE = 24                                              # int64 for the arguments of a call; two such tables begin the scratch
 I64 = ir.IntType(64)
 
 
-@intrinsic
-def _tile(typing_context, zero, depth, a, a_row, a_column, last, panel, c, c_row, add):
-    """c[0:ROWS, 0:COLUMNS] (+)= a[0:ROWS, 0:depth] · panel; rows of a beyond `last` repeat it."""
-    def generate(context, b, signature, values):
-        _, depth, a, a_row, a_column, last, panel, c, c_row, add = values
-        number = context.get_value_type(zero)
-        item = 4 if zero == types.float32 else 8
-        lanes = TILE.lane_bytes // item
-        vector = ir.VectorType(number, lanes)
-        name = f"llvm.fmuladd.v{lanes}f{item * 8}"
-        fma = b.module.globals.get(name) or ir.Function(b.module, ir.FunctionType(vector, [vector] * 3), name)
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
-
-        def constant(value):
-            return ir.Constant(I64, value)
-
-        def address(base, offset, type_):
-            return b.inttoptr(b.add(base, offset), type_.as_pointer())
-
-        def load(base, offset, type_, align):
-            instruction = b.load(address(base, offset, type_))
-            instruction.align = align
-            return instruction
-
-        rows = []
-        for i in range(ROWS):
-            clamped = b.select(b.icmp_signed("<", constant(i), last), constant(i), last)
-            rows.append(b.add(a, b.mul(clamped, b.mul(a_row, constant(item)))))
-        step = b.mul(a_column, constant(item))
-
-        before = b.block
-        loop, after = b.append_basic_block("tile.loop"), b.append_basic_block("tile.after")
-        b.branch(loop)
-        b.position_at_end(loop)
-        k, offset, row = (b.phi(I64) for _ in range(3))
-        sums = [[b.phi(vector) for _ in range(TILE.vectors)] for _ in range(ROWS)]
-        right = [load(row, constant(v * TILE.lane_bytes), vector, item) for v in range(TILE.vectors)]
-        new = []
-        for i in range(ROWS):
-            scalar = load(rows[i], offset, number, item)
-            left = b.shuffle_vector(b.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)),
-                                    ir.Constant(vector, ir.Undefined), zeros)
-            new.append([b.call(fma, [left, right[v], sums[i][v]]) for v in range(TILE.vectors)])
-        following = b.add(k, constant(1)), b.add(offset, step), b.add(row, constant(ROW_BYTES))
-        for phi, start, value in zip((k, offset, row), (constant(0), constant(0), panel), following):
-            phi.add_incoming(start, before)
-            phi.add_incoming(value, loop)
-        for i in range(ROWS):
-            for v in range(TILE.vectors):
-                sums[i][v].add_incoming(ir.Constant(vector, [0.0] * lanes), before)
-                sums[i][v].add_incoming(new[i][v], loop)
-        b.cbranch(b.icmp_signed("<", following[0], depth), loop, after)
-        b.position_at_end(after)
-
-        def store(accumulate):
-            for i in range(ROWS):
-                line = b.add(c, b.mul(c_row, constant(i * item)))
-                for v in range(TILE.vectors):
-                    value = new[i][v]
-                    if accumulate:
-                        value = b.fadd(value, load(line, constant(v * TILE.lane_bytes), vector, item))
-                    b.store(value, address(line, constant(v * TILE.lane_bytes), vector)).align = item
-
-        with b.if_else(b.icmp_signed("!=", add, constant(0))) as (then, otherwise):
-            with then:
-                store(True)
-            with otherwise:
-                store(False)
-        return context.get_dummy_value()
-
-    i = types.int64
-    return types.void(zero, i, i, i, i, i, i, i, i, i), generate
+def item_size(zero: types.Type) -> int:
+    return max(1, zero.bitwidth // 8)
 
 
 @intrinsic
@@ -151,7 +74,7 @@ def view(typing_context, zero, address):
     array_type = types.Array(zero, 1, "C")
 
     def generate(context, b, signature, values):
-        item = ir.Constant(I64, 4 if zero == types.float32 else 8)
+        item = ir.Constant(I64, item_size(zero))
         endless = ir.Constant(I64, 2**48)
         array = arrayobj.make_array(array_type)(context, b)
         arrayobj.populate_array(array, data=b.inttoptr(values[1], context.get_data_type(zero).as_pointer()), itemsize=item,
@@ -164,165 +87,326 @@ def view(typing_context, zero, address):
 @intrinsic
 def item_bytes(typing_context, zero):
     """Bytes of a number of this type."""
-    return types.int64(zero), lambda context, b, signature, values: ir.Constant(I64, 4 if zero == types.float32 else 8)
+    return types.int64(zero), lambda context, b, signature, values: ir.Constant(I64, item_size(zero))
+
+
+@intrinsic
+def zero_of(typing_context, array):
+    """A zero of the type of an array's elements."""
+    return array.dtype(array), lambda context, b, signature, values: context.get_constant_generic(b, signature.return_type, 0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------- packing
+@routine
+def _pack_numbers(tile, source_zero, to, cell_step, line_step, source, row, column, first, depth, lines, low):
+    """The cell k of line j, numbers[k·row + j·column] for k = first ... depth - 1, at k·cell_step + j·line_step cells. Any layout."""
+    zero, pairs, numbers = packed_zero(tile), tile_pairs(tile), view(source_zero, source)
+    out = view(zero, to)
+    for j in range(lines):
+        for k in range(first, depth):
+            out[(k // pairs * cell_step + j * line_step) * pairs + k % pairs] = packed_number(zero, numbers[k * row + j * column], low)
 
 
 @routine
-def _pack_right(zero, panels, right, row, column, depth, columns):
-    """panels[p, k, j] = right[k, p·width + j], padded with zeros: `width` columns are a panel."""
-    item = item_bytes(zero)
-    width = ROW_BYTES // item
-    for p in range((columns + width - 1) // width):
-        panel = panels + p * depth * ROW_BYTES
-        origin = right + p * width * column * item
-        valid = min(width, columns - p * width)
-        if valid < width:
-            padded = view(zero, panel)
-            for i in range(depth * width):
-                padded[i] = 0
+def _pack_columns(tile, source_zero, panel, source, row, column, depth, columns, padded, low):
+    """panel[k, j] = source[k, j]: `columns` <= width columns, `depth` numbers deep, zeros beyond both; `padded` cells deep."""
+    item, pairs, width, line = item_bytes(source_zero), tile_pairs(tile), tile_width(tile), row_bytes(tile)
+    whole, done = depth // pairs, 0                     # cells without padding; how many of them are moved by vectors
+    if columns < width or pairs * padded > depth:
+        blank = view(0, panel)
+        for i in range(padded * line // 8):
+            blank[i] = 0
+    if columns == width and is_raw(tile) and item * pairs == cell_bytes(tile):
         if column == 1:
-            for k in range(depth):
-                to, source = view(zero, panel + k * ROW_BYTES), view(zero, origin + k * row * item)
-                for j in range(valid):
-                    to[j] = source[j]
+            done = whole
+            for k in range(whole):
+                first = source + pairs * k * row * item
+                move_width(tile, panel + k * line, first, first + row * item)
+        elif row == 1 and cell_bytes(tile) == 4:
+            lanes = tile_lanes(tile)
+            done = whole // lanes * lanes
+            for k in range(0, done, lanes):
+                for j in range(0, width, lanes):
+                    transpose_cells(tile, panel + k * line + 4 * j, line, source + j * column * item + 4 * k, column * item)
+    _pack_numbers(tile, source_zero, panel, width, 1, source, row, column, done * pairs, depth, columns, low)
+
+
+@routine
+def _pack_right(tile, source_zero, panels, source, row, column, depth, columns, padded, low):
+    """Panels of B, `width` columns each, one after the other."""
+    width = tile_width(tile)
+    for p in range((columns + width - 1) // width):
+        _pack_columns(tile, source_zero, panels + p * padded * row_bytes(tile), source + p * width * column * item_bytes(source_zero),
+                      row, column, depth, min(width, columns - p * width), padded, low)
+
+
+@routine
+def _pack_left(tile, source_zero, packed, source, row, column, rows, depth, padded, low):
+    """Tiles of A: packed[t, k, r] = A[t·ROWS + r, k] by cells, each tile contiguous; packed[t, r, k] where a tile has steps."""
+    item, pairs, tall, cell = item_bytes(source_zero), tile_pairs(tile), tile_rows(tile), cell_bytes(tile)
+    whole, tiles = depth // pairs, (rows + tall - 1) // tall
+    for t in range(tiles):
+        valid, done = min(tall, rows - t * tall), 0
+        start, block = source + t * tall * row * item, packed + t * padded * tall * cell
+        if pairs * padded > depth:
+            blank = view(np.uint16(0), block)
+            for i in range(padded * tall * cell // 2):
+                blank[i] = 0
+        if tile_step(tile) > 1:
+            if column == 1:
+                _pack_numbers(tile, source_zero, block, 1, padded, start, 1, row, 0, depth, valid, low)
+            else:                                       # a panel is as wide as a tile is tall: through one, and turned
+                panel = packed + tiles * padded * tall * cell
+                _pack_columns(tile, source_zero, panel, start, column, row, depth, valid, padded, low)
+                for k in range(0, padded, tile_lanes(tile)):
+                    for r in range(0, tall, tile_lanes(tile)):
+                        transpose_cells(tile, block + 4 * (r * padded + k), 4 * padded, panel + k * row_bytes(tile) + 4 * r, row_bytes(tile))
         else:
-            for j in range(valid):
-                to, source = view(zero, panel + j * item), view(zero, origin + j * column * item)
-                for k in range(depth):
-                    to[k * width] = source[k * row]
+            if row == 1 and valid == tall and is_raw(tile):
+                done = whole
+                for k in range(whole):
+                    first = start + pairs * k * column * item
+                    move_rows(tile, block + k * tall * cell, first, first + column * item)
+            _pack_numbers(tile, source_zero, block, tall, 1, start, column, row, done * pairs, depth, valid, low)
 
 
 @routine
-def _pack_left(zero, packed, left, row, column, rows, depth):
-    """packed[t, k, r] = left[t·ROWS + r, k]: tiles of ROWS rows, each contiguous by columns."""
-    item = item_bytes(zero)
-    for t in range((rows + ROWS - 1) // ROWS):
-        valid = min(ROWS, rows - t * ROWS)
-        for k in range(depth):
-            to = view(zero, packed + (t * depth + k) * ROWS * item)
-            source = view(zero, left + (t * ROWS * row + k * column) * item)
-            for r in range(valid):
-                to[r] = source[r * row]
+def _slice_cells(tile, cells):
+    """Cells of every slice of the inner dimension but the last."""
+    step = tile_step(tile)
+    slices = max(1, (cells + KDEPTH - 1) // KDEPTH)
+    return ((cells + slices - 1) // slices + step - 1) // step * step
 
 
 @routine
-def _epilogue(zero, first, rows, columns, c, c_row, flags, bias, pre, extra, other_row):
-    """The epilogue over rows `first` … of C, whose row `first` is at address c; `pre` and `extra` likewise."""
-    item = item_bytes(zero)
+def _cells(tile, depth):
+    unit = tile_pairs(tile) * tile_step(tile)
+    return (depth + unit - 1) // unit * tile_step(tile)
+
+
+@kernel
+def _pack(band, bands, tile, panels, source, row, column, depth, columns):
+    zero, width, pairs = zero_of(source), tile_width(tile), tile_pairs(tile)
+    number, cells = (columns + width - 1) // width, _cells(tile, depth)
+    deepest = _slice_cells(tile, cells)
+    slices = (cells + deepest - 1) // deepest
+    pieces = number * slices * (1 if is_raw(tile) else 2)
+    for i in range(pieces * band // bands, pieces * (band + 1) // bands):
+        part, k, p = i // (number * slices), i // number % slices * deepest, i % number
+        padded = min(deepest, cells - k)
+        at = panels.ctypes.data + ((part * cells + k) * number + p * padded) * row_bytes(tile)
+        start = source.ctypes.data + (k * pairs * row + p * width * column) * item_bytes(zero)
+        _pack_columns(tile, zero, at, start, row, column, min(depth - k * pairs, padded * pairs), min(width, columns - p * width), padded, part)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- epilogue
+@kernel
+def _epilogue(band, bands, sums, outs, first, rows, columns, values, values_row, c, c_row, flags, bias, pre, extra, other_row):
+    """The epilogue over rows `first` ... of C: from sums at `values` to C at c; `pre` and `extra` are of C's type and at its rows.
+
+    sums, outs: empty arrays of the two types.
+    """
+    zero, out_zero = zero_of(sums), zero_of(outs)
+    item, size = item_bytes(zero), item_bytes(out_zero)
+    biases = view(zero, bias)
     for i in range(rows):
-        values = view(zero, c + i * c_row * item)
-        before = view(zero, pre + i * other_row * item)
-        others = view(zero, extra + i * other_row * item)
+        line = view(zero, values + i * values_row * item)
+        out = view(out_zero, c + i * c_row * size)
+        before = view(out_zero, pre + i * other_row * size)
+        others = view(out_zero, extra + i * other_row * size)
         if flags & BIAS_COLUMN:
             for j in range(columns):
-                values[j] += bias[j]
+                line[j] += biases[j]
         if flags & BIAS_ROW:
             for j in range(columns):
-                values[j] += bias[first + i]
+                line[j] += biases[first + i]
         if flags & GELU:
             for j in range(columns):
-                before[j] = values[j]
+                before[j] = line[j]
             if flags & TANH:
                 for j in range(columns):
-                    values[j] = gelu_tanh(values[j])[0]
+                    line[j] = gelu_tanh(line[j])[0]
             else:
                 for j in range(columns):
-                    values[j] = gelu_erf(values[j])[0]
+                    line[j] = gelu_erf(line[j])[0]
         if flags & GELU_GRADIENT:
             if flags & TANH:
                 for j in range(columns):
-                    activated, slope = gelu_tanh(before[j])
-                    values[j] *= slope
+                    activated, slope = gelu_tanh(zero + before[j])
+                    line[j] *= slope
                     others[j] = activated
             else:
                 for j in range(columns):
-                    activated, slope = gelu_erf(before[j])
-                    values[j] *= slope
+                    activated, slope = gelu_erf(zero + before[j])
+                    line[j] *= slope
                     others[j] = activated
         if flags & RESIDUAL:
             for j in range(columns):
-                values[j] += others[j]
+                line[j] += others[j]
+        if flags & CONVERT:
+            for j in range(columns):
+                out[j] = line[j]
 
 
+# ----------------------------------------------------------------------------------------------------------------------- product
 @routine
-def _block(zero, rows, columns, depth, a, a_row, a_column, a_tile, panels, c, c_row, add, edge):
-    """c[0:rows, 0:columns] (+)= a · panels, tile by tile; tiles of a are a_tile apart; `edge` is the address of a spare tile."""
+def _block(tile, rows, columns, depth, a, a_row, a_step, a_tile, panels, c, c_row, add, edge):
+    """c[0:rows, 0:columns] (+)= a · panels, tile by tile; tiles of a are a_tile bytes apart; `edge` is the address of a spare tile."""
+    zero, width, tall = sum_zero(tile), tile_width(tile), tile_rows(tile)
     item = item_bytes(zero)
-    width = ROW_BYTES // item
     for p in range((columns + width - 1) // width):
-        panel = panels + p * depth * ROW_BYTES
+        panel = panels + p * depth * row_bytes(tile)
         wide = min(width, columns - p * width)
-        for t in range((rows + ROWS - 1) // ROWS):
-            tall = min(ROWS, rows - t * ROWS)
-            out = c + (t * ROWS * c_row + p * width) * item
-            whole = tall == ROWS and wide == width
-            _tile(zero, depth, a + t * a_tile * item, a_row, a_column, tall - 1, panel,
-                  out if whole else edge, c_row if whole else width, add if whole else 0)
+        for t in range((rows + tall - 1) // tall):
+            valid = min(tall, rows - t * tall)
+            out = c + (t * tall * c_row + p * width) * item
+            whole = valid == tall and wide == width
+            multiply_tile(tile, depth, a + t * a_tile, a_row, a_step, valid - 1, panel,
+                          out if whole else edge, c_row * item if whole else width * item, add if whole else 0)
             if not whole:
-                for r in range(tall):
-                    line, spare = view(zero, out + r * c_row * item), view(zero, edge + r * ROW_BYTES)
+                for r in range(valid):
+                    line, spare = view(zero, out + r * c_row * item), view(zero, edge + r * width * item)
                     for j in range(wide):
                         line[j] = spare[j] + (line[j] if add else zero)
 
 
+@routine
+def _rows_block(tile, packed, rows, columns, depth, cells, a, a_row, a_column, low, panels, c, c_row, add, edge):
+    """The same for a block of rows of A as it lies in memory: there, where that works, or packed."""
+    zero, tall, cell = storage_zero(tile), tile_rows(tile), cell_bytes(tile)
+    item, there = item_bytes(zero), 0                   # rows that are read where they lie
+    if a_column == 1 and is_raw(tile) and cells * tile_pairs(tile) == depth:
+        there = rows if tile_step(tile) == 1 else rows // tall * tall           # tile instructions would read rows that are not A's
+    if there:
+        _block(tile, there, columns, cells, a, a_row * item, cell, tall * a_row * item, panels, c, c_row, add, edge)
+    if there < rows:
+        _pack_left(tile, zero, packed, a + there * a_row * item, a_row, a_column, rows - there, depth, cells, low)
+        row, step = (cells * cell, cell) if tile_step(tile) > 1 else (cell, tall * cell)
+        _block(tile, rows - there, columns, cells, packed, row, step, tall * cells * cell, panels,
+               c + there * c_row * item_bytes(sum_zero(tile)), c_row, add, edge)
+
+
 @kernel
-def _product(band, bands, scratch, rows, columns, depth, a, a_row, a_column, b, b_row, b_column, c, c_row, add, flags, bias, pre, extra,
-             other_row):
-    zero = scratch.dtype.type(0)
-    item = item_bytes(zero)
-    width = ROW_BYTES // item                           # columns of a panel
-    slices = (depth + KDEPTH - 1) // KDEPTH
-    deepest = (depth + slices - 1) // slices
+def _product(band, bands, tile, scratch, finish, rows, columns, depth, a, a_row, a_column, b, b_row, b_column, packed, c, c_row, add, flags,
+             bias, pre, extra, other_row):
+    zero, width, pairs, line = storage_zero(tile), tile_width(tile), tile_pairs(tile), row_bytes(tile)
+    item, size = item_bytes(zero), item_bytes(sum_zero(tile))
+    c_item = 2 if flags & CONVERT else size
+    cells = _cells(tile, depth)
+    deepest = _slice_cells(tile, cells)
+    slices = (cells + deepest - 1) // deepest
+    inside = slices if flags & CONVERT else 1           # slices that run inside a block of rows
+    parts, rounds = (1, 1) if is_raw(tile) else (2, 3)
+    most = (min(columns, NBLOCK) + width - 1) // width
     panels = scratch.ctypes.data
-    packed = panels + (min(columns, NBLOCK) + width - 1) // width * ROW_BYTES * deepest
-    edge = packed + (MBLOCK + ROWS) * deepest * item
+    left = panels + (0 if packed else most * line * parts * min(cells, deepest * inside))
+    edge = left + (MBLOCK + 2 * tile_rows(tile)) * deepest * cell_bytes(tile)
+    block = edge + tile_rows(tile) * width * size
+    configure_tiles(tile)
     for j in range(0, columns, NBLOCK):
         wide = min(NBLOCK, columns - j)
-        for s in range(slices):
-            k = s * depth // slices
-            deep = (s + 1) * depth // slices - k
-            _pack_right(zero, panels, b + (k * b_row + j * b_column) * item, b_row, b_column, deep, wide)
+        number = (wide + width - 1) // width
+        for start in range(0, cells, deepest * inside):
+            span = min(cells - start, deepest * inside)
+            if not packed:
+                for k in range(start, start + span, deepest):
+                    padded = min(deepest, cells - k)
+                    for part in range(parts):
+                        _pack_right(tile, zero, panels + (part * span + k - start) * number * line,
+                                    b + (k * pairs * b_row + j * b_column) * item, b_row, b_column,
+                                    min(depth - k * pairs, padded * pairs), wide, padded, part)
             for i in range(0, rows, MBLOCK):
                 tall = min(MBLOCK, rows - i)
-                left = a + (i * a_row + k * a_column) * item
-                out = c + (i * c_row + j) * item
-                row, column, tile = a_row, a_column, ROWS * a_row
-                if a_column != 1:
-                    _pack_left(zero, packed, left, a_row, a_column, tall, deep)
-                    left, row, column, tile = packed, 1, ROWS, ROWS * deep
-                _block(zero, tall, wide, deep, left, row, column, tile, panels, out, c_row, add or s, edge)
-                if flags and s == slices - 1:
-                    other = (i * other_row + j) * item
-                    _epilogue(zero, i, tall, wide, out, c_row, flags, view(zero, bias + (j * item if flags & BIAS_COLUMN else 0)),
-                              pre + other, extra + other, other_row)
-
-
-@cache
-def product_entry(dtype: np.dtype) -> int:
-    """The address of the compiled product of this type, which kernels are handed: so it is compiled once, not into each of them."""
-    return _product.prepare(1, (np.empty(0, dtype), *[0] * 17))[0]
+                out = c + (i * c_row + j) * c_item
+                values, values_row = (block, number * width) if flags & CONVERT else (out, c_row)
+                for k in range(start, start + span, deepest):
+                    padded = min(deepest, cells - k)
+                    for turn in range(rounds):          # high·high, high·low, low·high
+                        right = panels + ((turn == 1) * span + k - start) * number * line
+                        if packed:
+                            right = b + (((turn == 1) * cells + k) * b_column + (b_row + j // width) * padded) * line
+                        _rows_block(tile, left, tall, wide, min(depth - k * pairs, padded * pairs), padded,
+                                    a + (i * a_row + k * pairs * a_column) * item, a_row, a_column, turn == 2, right, values, values_row,
+                                    add or k or turn, edge)
+                if flags and start + span == cells:
+                    other = (i * other_row + j) * c_item
+                    _finish(finish, scratch.ctypes.data - TABLE * 8, i, tall, wide, values, values_row, out, c_row, flags,
+                            bias + (j * size if flags & BIAS_COLUMN else 0), pre + other, extra + other, other_row)
+    release_tiles(tile)
 
 
 @routine
-def product(entry, room, rows, columns, depth, a, a_row, a_column, b, b_row, b_column, c, c_row, add, flags, bias, pre, extra, other_row):
-    """c = epilogue(a · b [+ c where `add`]): a (rows, depth), b (depth, columns), c (rows, columns).
-
-    entry: `product_entry` of the type; room: the address of `scratch_bytes` bytes, 64-byte aligned, for this thread alone; pre and extra
-    share the row stride `other_row`.
-    """
+def _finish(entry, room, first, rows, columns, values, values_row, c, c_row, flags, bias, pre, extra, other_row):
     table = view(0, room)
-    table[0] = 1
-    table[1] = room + TABLE_BYTES
-    table[2] = 0
-    table[3], table[4], table[5] = rows, columns, depth
-    table[6], table[7], table[8] = a, a_row, a_column
-    table[9], table[10], table[11] = b, b_row, b_column
-    table[12], table[13], table[14] = c, c_row, add
-    table[15], table[16], table[17], table[18], table[19] = flags, bias, pre, extra, other_row
+    table[0], table[1], table[2], table[3], table[4] = 1, 0, 0, 0, 0
+    table[5], table[6], table[7] = first, rows, columns
+    table[8], table[9], table[10], table[11] = values, values_row, c, c_row
+    table[12], table[13], table[14], table[15], table[16] = flags, bias, pre, extra, other_row
     call(entry, 0, room)
 
 
 @routine
-def plain_product(entry, room, rows, columns, depth, a, a_row, a_column, b, b_row, b_column, c, c_row):
-    """c = a · b."""
-    product(entry, room, rows, columns, depth, a, a_row, a_column, b, b_row, b_column, c, c_row, 0, 0, 0, 0, 0, 0)
+def product(entry, finish, room, rows, columns, depth, a, a_row, a_column, b, b_row, b_column, packed, c, c_row, add, flags, bias, pre, extra,
+            other_row):
+    """c = epilogue(a · b [+ c where `add`]): a (rows, depth), b (depth, columns), c (rows, columns).
+
+    entry: `product_entry` of the tile; finish: `finish_entry` of the types, where there are flags; room: the address of `scratch_bytes`
+    bytes, 64-byte aligned, for this thread alone. packed: whether b is the address of what `pack` made of a whole matrix, which has b_column
+    panels and of which this b begins with panel b_row. pre and extra share the row stride `other_row` and are of c's type. Without CONVERT, c is of the accumulator's type.
+    """
+    table = view(0, room)
+    table[0], table[1], table[2], table[3] = 1, room + 2 * TABLE * 8, 0, finish
+    table[4], table[5], table[6] = rows, columns, depth
+    table[7], table[8], table[9] = a, a_row, a_column
+    table[10], table[11], table[12], table[13] = b, b_row, b_column, packed
+    table[14], table[15], table[16], table[17] = c, c_row, add, flags
+    table[18], table[19], table[20], table[21] = bias, pre, extra, other_row
+    call(entry, 0, room)
+
+
+@routine
+def plain_product(entry, finish, room, rows, columns, depth, a, a_row, a_column, b, b_row, b_column, c, c_row, flags):
+    """c = a · b; flags: 0 or CONVERT."""
+    product(entry, finish, room, rows, columns, depth, a, a_row, a_column, b, b_row, b_column, 0, c, c_row, 0, flags, 0, 0, 0, 0)
+
+
+# --------------------------------------------------------------------------------------------------------------- for the host side
+@cache
+def product_entry(tile: Tile) -> int:
+    """The address of the compiled product, which kernels are handed: so it is compiled once, not into each of them."""
+    return _product.prepare(1, (tile, np.empty(0, np.uint8), *[0] * 19))[0]
+
+
+@cache
+def finish_entry(accumulator: np.dtype, dtype: np.dtype) -> int:
+    """The address of the compiled epilogue from sums of the first type to an output of the second."""
+    return _epilogue.prepare(1, (np.empty(0, accumulator), np.empty(0, dtype), *[0] * 12))[0]
+
+
+def _sizes(tile: Tile, columns: int, depth: int) -> tuple[int, int, int]:
+    """(cells of the depth, cells of a slice, panels) as the kernels find them."""
+    unit = tile.pairs * tile.step
+    cells = -(-depth // unit) * tile.step
+    deepest = -(-cells // max(1, -(-cells // KDEPTH)))
+    return cells, -(-deepest // tile.step) * tile.step, -(-columns // tile.width)
+
+
+def scratch_bytes(tile: Tile, rows: int, columns: int, depth: int, packed: bool = False) -> int:
+    """Room that `product` needs for its packed blocks, a multiple of 64 bytes."""
+    cells, deepest, panels = _sizes(tile, columns, depth)
+    panels = min(panels, NBLOCK // tile.width)
+    most = cells if tile.pairs == 2 else deepest        # with CONVERT all slices of B are packed at once
+    right = 0 if packed else panels * tile.row_bytes * most * (2 if tile.split else 1)
+    left = (MBLOCK + 2 * tile.rows) * deepest * tile.cell_bytes
+    spare = tile.rows * tile.width * tile.accumulator.itemsize
+    block = min(rows, MBLOCK) * panels * tile.width * 4 if tile.pairs == 2 else 0
+    return 2 * TABLE * 8 + right + left + spare + block + 63 & ~63
+
+
+def panel_bytes(tile: Tile, columns: int, depth: int) -> int:
+    """What `pack` makes of a matrix (depth, columns)."""
+    cells, _, panels = _sizes(tile, columns, depth)
+    return cells * panels * tile.row_bytes * (2 if tile.split else 1)
+
+
+pack = _pack                                            # panels (bytes,) = B, of any type, for products with this tile

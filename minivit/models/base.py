@@ -10,9 +10,11 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_ty
 
 import numpy as np
 
+from .. import functional as F
 from ..cost import ModelCost, count
 from ..errors import UserError, nearest
 from ..initialisers import Initialiser, initialise
+from ..kernels.device import BFLOAT16
 from ..layers import Dropout, Linear, Random
 from ..module import Module
 from ..tensor import Tensor
@@ -110,15 +112,15 @@ class Model(Module):
 
     def forward(self, images: Any) -> Tensor:
         """Logits: images (B, in_channels, image_size, image_size), a float array or Tensor -> (B, num_classes)."""
-        return self.head(self.head_drop(self.features(images)))
+        return self.head(F.widen(self.head_drop(self.features(images))))
 
     def begin(self, images: Any) -> Tensor:
-        """The images in the model's dtype. In training, the dropout layers draw new masks from here on."""
+        """The images in the model's dtype, or in bfloat16 if they are: then all activations are. In training, the dropout layers draw new masks from here on."""
         if self.training and self.random.active:
             self.random.advance()
         array = images.data if isinstance(images, Tensor) else np.asarray(images)
         dtype = self.head.weight.dtype
-        if array.dtype == dtype:
+        if array.dtype in (dtype, BFLOAT16):
             return images if isinstance(images, Tensor) else Tensor(array)
         if isinstance(images, Tensor) and images.requires_grad:
             raise UserError(f"images that require a gradient must have the model's dtype {dtype}, not {array.dtype}")

@@ -1,0 +1,127 @@
+"""bfloat16 inside kernels: two bytes in memory, float32 in a register.
+
+A kernel that is handed a bfloat16 array needs no other source: reading an element widens it to float32 and writing one rounds it to
+nearest even, so that all arithmetic is float32's. A bfloat16 is the upper half of a float32: sign, 8 bits of exponent, 7 of fraction.
+"""
+from __future__ import annotations
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import imputils, typeconv
+from numba.core.datamodel import models
+from numba.core.datamodel.registry import register_default
+from numba.extending import box, intrinsic, unbox
+
+NATIVE = bool(llvm.get_host_cpu_features().get("avx512bf16"))       # whether this CPU rounds to bfloat16 by one instruction
+I16, I32, F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
+
+
+class LLVMBFloat(ir.types.Type):
+    """LLVM's `bfloat`, which llvmlite does not name."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, type(self))
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+BFLOAT = LLVMBFloat()
+
+
+class BFloat16(types.Float):
+    """The Numba type of an element."""
+
+    def __init__(self) -> None:
+        types.Number.__init__(self, name="bfloat16")
+        self.bitwidth = 16
+
+    def __str__(self) -> str:
+        return "float16"                                # by which Numba asks NumPy what it promotes to
+
+    def cast_python_value(self, value):
+        return np.float32(value)
+
+
+bfloat16 = BFloat16()
+
+
+def widen(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
+    """The float32 of an i16, or of a vector of them."""
+    vector = isinstance(bits.type, ir.VectorType)
+    wide, number = (ir.VectorType(t, bits.type.count) if vector else t for t in (I32, F32))
+    sixteen = ir.Constant(wide, [16] * bits.type.count if vector else 16)
+    return builder.bitcast(builder.shl(builder.zext(bits, wide), sixteen), number)
+
+
+def narrow(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """The i16 nearest to a float32; ties go to the even one, NaN stays NaN."""
+    if NATIVE:
+        return builder.bitcast(builder.fptrunc(value, BFLOAT), I16)
+    bits = builder.bitcast(value, I32)
+    odd = builder.and_(builder.lshr(bits, ir.Constant(I32, 16)), ir.Constant(I32, 1))
+    rounded = builder.add(bits, builder.add(odd, ir.Constant(I32, 0x7FFF)))
+    quiet = builder.or_(bits, ir.Constant(I32, 0x400000))
+    chosen = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
+    return builder.trunc(builder.lshr(chosen, ir.Constant(I32, 16)), I16)
+
+
+@register_default(BFloat16)
+class _Model(models.PrimitiveModel):
+    def __init__(self, manager, type_) -> None:
+        super().__init__(manager, type_, F32)
+
+    def get_data_type(self):
+        return I16
+
+    def as_data(self, builder, value):
+        return narrow(builder, value)
+
+    def from_data(self, builder, value):
+        return widen(builder, value)
+
+    def load_from_data_pointer(self, builder, pointer, align=None):
+        return widen(builder, builder.load(pointer, align=align))
+
+
+_rules = typeconv.rules.default_casting_rules
+_rules.promote_unsafe(bfloat16, types.float32)
+_rules.unsafe_unsafe(types.int64, bfloat16)
+
+
+@imputils.lower_cast(BFloat16, types.Float)
+def _to_float(context, builder, source, target, value):
+    return value if isinstance(target, BFloat16) else context.cast(builder, value, types.float32, target)
+
+
+@imputils.lower_cast(types.Float, BFloat16)
+@imputils.lower_cast(types.Integer, BFloat16)
+@imputils.lower_cast(types.IntegerLiteral, BFloat16)
+def _from_number(context, builder, source, target, value):
+    return value if isinstance(source, BFloat16) else context.cast(builder, value, source, types.float32)
+
+
+@unbox(BFloat16)
+def _unbox(type_, value, context):
+    return context.unbox(types.float32, value)
+
+
+@box(BFloat16)
+def _box(type_, value, context):
+    return context.box(types.float32, value)
+
+
+@imputils.lower_constant(BFloat16)
+def _constant(context, builder, type_, value):
+    return ir.Constant(F32, float(value))
+
+
+@intrinsic
+def rounded(typing_context, x):
+    """The float32 that a float32 becomes as a bfloat16."""
+    return types.float32(types.float32), lambda context, b, signature, values: widen(b, narrow(b, values[0]))
