@@ -14,7 +14,7 @@ import numpy as np
 
 from .cpu import kernel, routine, threads
 from .cpu.math import exp, highest
-from .cpu.product import CONVERT, finish_entry, item_bytes, plain_product, product_entry, scratch_bytes, view, zero_of
+from .cpu.product import CONVERT, PADDED, finish_entry, item_bytes, plain_product, product_entry, scratch_bytes, view, zero_of
 from .device import empty, like
 from .gemm import tile_of
 from .op import Cost, Implementation, Op, launch, require
@@ -67,41 +67,43 @@ def backward_reference(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse,
 
 # -------------------------------------------------------------------------------------------------------------------------- CPU
 @routine
-def _scale_and_bias(zero, address, N, scale, bias_zero, bias, biased):
-    """scores = scale·scores + bias; both (N, N), at these addresses."""
-    scores, added = view(zero, address), view(bias_zero, bias)
-    for j in range(N * N):
-        scores[j] *= type(zero)(scale)
+def _scaled_line(zero, line, N, scale, bias_zero, bias, biased):
+    """line = scale·line + bias; the bias' address is that of its row."""
+    factor, added = type(zero)(scale), view(bias_zero, bias)
     if biased:
-        for j in range(N * N):
-            scores[j] += added[j]
+        for j in range(N):
+            line[j] = line[j] * factor + added[j]
+    else:
+        for j in range(N):
+            line[j] *= factor
 
 
-# A square is an (N, N) matrix of one head, in scratch: as sums, and, where activations are narrower, once more as the products read it.
+# A square is the (N, N) matrix of one head, in scratch, as sums; and, where activations are narrower, once more as products read it: with
+# rows of W >= N numbers, the last of which are zeros.
 @kernel
-def _forward(band, bands, entry, finish, flags, y, logits, probabilities, lse, qkv, bias, scratch, bias_batch, bias_head, scale, keep_logits,
-             keep_probabilities):
+def _forward(band, bands, entry, finish, flags, W, y, logits, probabilities, lse, qkv, bias, scratch, bias_batch, bias_head, scale,
+             keep_logits, keep_probabilities):
     B, N, _, H, D = qkv.shape
     zero, number = zero_of(lse), zero_of(qkv)
     item, size = item_bytes(number), item_bytes(zero)
     row = 3 * H * D
     room = scratch.ctypes.data + band * scratch.shape[1]
-    address = room + scratch.shape[1] - N * N * (size + (item if flags else 0))
+    address = room + scratch.shape[1] - N * N * size - (N * W * item if flags else 0)
     p_address = address + (N * N * size if flags else 0)
-    scores = view(zero, address)
     for head in range(B * H * band // bands, B * H * (band + 1) // bands):
         b, h = head // H, head % H
         q = qkv.ctypes.data + (b * N * row + h * D) * item
         k, v = q + H * D * item, q + 2 * H * D * item
         plain_product(entry, finish, room, N, N, D, q, row, 1, k, 1, row, address, N, 0)
-        _scale_and_bias(zero, address, N, scale, number, bias.ctypes.data + (b * bias_batch + h * bias_head) * item, bias_batch >= 0)
+        added = bias.ctypes.data + (b * bias_batch + h * bias_head) * item
         square = head * N * N * item                    # where this head's (N, N) begins
-        if keep_logits:
-            out = view(number, logits.ctypes.data + square)
-            for j in range(N * N):
-                out[j] = scores[j]
         for i in range(N):
-            line, p = view(zero, address + i * N * size), view(number, p_address + i * N * item)
+            line, p = view(zero, address + i * N * size), view(number, p_address + i * W * item)
+            _scaled_line(zero, line, N, scale, number, added + i * N * item, bias_batch >= 0)
+            if keep_logits:
+                out = view(number, logits.ctypes.data + square + i * N * item)
+                for j in range(N):
+                    out[j] = line[j]
             top = highest(line, 0, N)
             total = zero
             for j in range(N):
@@ -111,78 +113,86 @@ def _forward(band, bands, entry, finish, flags, y, logits, probabilities, lse, q
             inverse = type(zero)(1) / total
             for j in range(N):
                 p[j] = line[j] * inverse
-        if keep_probabilities:
-            out, p = view(number, probabilities.ctypes.data + square), view(number, p_address)
-            for j in range(N * N):
-                out[j] = p[j]
-        plain_product(entry, finish, room, N, D, N, p_address, N, 1, v, row, 1, y.ctypes.data + (b * N * H * D + h * D) * item, H * D, flags)
+            for j in range(N, W):
+                p[j] = zero
+            if keep_probabilities:
+                out = view(number, probabilities.ctypes.data + square + i * N * item)
+                for j in range(N):
+                    out[j] = p[j]
+        out_address = y.ctypes.data + (b * N * H * D + h * D) * item
+        plain_product(entry, finish, room, N, D, N, p_address, W, 1, v, row, 1, out_address, H * D, flags)
 
 
 @kernel
-def _backward(band, bands, entry, finish, flags, dqkv, dl, dy, dlogits, dprobabilities, qkv, bias, lse, scratch, bias_batch, bias_head, scale,
-              write_dl, add_logits, add_probabilities):
+def _backward(band, bands, entry, finish, flags, W, dqkv, dl, dy, dlogits, dprobabilities, qkv, bias, lse, scratch, bias_batch, bias_head,
+              scale, write_dl, add_logits, add_probabilities):
     B, N, _, H, D = qkv.shape
     zero, number = zero_of(lse), zero_of(qkv)
     item, size = item_bytes(number), item_bytes(zero)
-    row = 3 * H * D
+    row, factor = 3 * H * D, type(zero_of(lse))(scale)
     room = scratch.ctypes.data + band * scratch.shape[1]
-    p_address = room + scratch.shape[1] - 2 * N * N * (size + (item if flags else 0))
+    p_address = room + scratch.shape[1] - 2 * N * N * size - (2 * N * W * item if flags else 0)
     g_address = p_address + N * N * size
-    p_narrow = p_address + (2 * N * N * size if flags else 0)
-    g_narrow = p_narrow + N * N * item
+    p_narrow, g_narrow = (g_address + N * N * size, g_address + N * N * size + N * W * item) if flags else (p_address, g_address)
     for head in range(B * H * band // bands, B * H * (band + 1) // bands):
         b, h = head // H, head % H
         shift = (b * N * row + h * D) * item
         q, dq = qkv.ctypes.data + shift, dqkv.ctypes.data + shift
         k, v = q + H * D * item, q + 2 * H * D * item
         dout = dy.ctypes.data + (b * N * H * D + h * D) * item
+        square = head * N * N * item                    # where this head's (N, N) begins
+        added = bias.ctypes.data + (b * bias_batch + h * bias_head) * item
         plain_product(entry, finish, room, N, N, D, q, row, 1, k, 1, row, p_address, N, 0)
-        _scale_and_bias(zero, p_address, N, scale, number, bias.ctypes.data + (b * bias_batch + h * bias_head) * item, bias_batch >= 0)
         for i in range(N):
-            line, p, shift = view(zero, p_address + i * N * size), view(number, p_narrow + i * N * item), lse[head * N + i]
+            line, p, shift = view(zero, p_address + i * N * size), view(number, p_narrow + i * W * item), lse[head * N + i]
+            _scaled_line(zero, line, N, scale, number, added + i * N * item, bias_batch >= 0)
             for j in range(N):
                 line[j] = exp(line[j] - shift)
             if flags:
                 for j in range(N):
                     p[j] = line[j]
-        plain_product(entry, finish, room, N, D, N, p_narrow, 1, N, dout, H * D, 1, dq + 2 * H * D * item, row, flags)
+        plain_product(entry, finish, room, N, D, N, p_narrow, 1, W, dout, H * D, 1, dq + 2 * H * D * item, row, flags & ~PADDED)
         plain_product(entry, finish, room, N, N, D, dout, H * D, 1, v, 1, row, g_address, N, 0)
-        square = head * N * N * item                    # where this head's (N, N) begins
-        g, scaled = view(zero, g_address), view(number, g_narrow)
-        if add_probabilities:
-            arriving = view(number, dprobabilities.ctypes.data + square)
-            for j in range(N * N):
-                g[j] += arriving[j]
         for i in range(N):
-            line, d = view(zero, p_address + i * N * size), view(zero, g_address + i * N * size)
+            line, g = view(zero, p_address + i * N * size), view(zero, g_address + i * N * size)
+            narrow = view(number, g_narrow + i * W * item)
+            if add_probabilities:
+                arriving = view(number, dprobabilities.ctypes.data + square + i * N * item)
+                for j in range(N):
+                    g[j] += arriving[j]
             total = zero
             for j in range(N):
-                total += line[j] * d[j]
+                total += line[j] * g[j]
+            if add_logits:
+                arriving = view(number, dlogits.ctypes.data + square + i * N * item)
+                for j in range(N):
+                    g[j] = line[j] * (g[j] - total) + arriving[j]
+            else:
+                for j in range(N):
+                    g[j] = line[j] * (g[j] - total)
+            if write_dl:
+                out = view(number, dl.ctypes.data + square + i * N * item)
+                for j in range(N):
+                    out[j] = g[j]
             for j in range(N):
-                d[j] = line[j] * (d[j] - total)
-        if add_logits:
-            arriving = view(number, dlogits.ctypes.data + square)
-            for j in range(N * N):
-                g[j] += arriving[j]
-        if write_dl:
-            out = view(number, dl.ctypes.data + square)
-            for j in range(N * N):
-                out[j] = g[j]
-        for j in range(N * N):
-            scaled[j] = g[j] * type(zero)(scale)
-        plain_product(entry, finish, room, N, D, N, g_narrow, N, 1, k, row, 1, dq, row, flags)
-        plain_product(entry, finish, room, N, D, N, g_narrow, 1, N, q, row, 1, dq + H * D * item, row, flags)
+                narrow[j] = g[j] * factor
+            for j in range(N, W):
+                narrow[j] = zero
+        plain_product(entry, finish, room, N, D, N, g_narrow, W, 1, k, row, 1, dq, row, flags)
+        plain_product(entry, finish, room, N, D, N, g_narrow, 1, W, q, row, 1, dq + H * D * item, row, flags & ~PADDED)
 
 
 def _products(qkv, squares):
-    """What the kernels need to multiply: entry and epilogue, its flags, and for each band the room of a product and of so many squares."""
+    """What the kernels need to multiply (entry, epilogue, its flags, length of a row of a narrow square), and for each band the room of a
+    product and of so many squares."""
     B, N, _, H, D = qkv.shape
-    tile = tile_of(qkv.dtype)
-    narrow = qkv.dtype != tile.accumulator
-    needed = scratch_bytes(tile, N, max(N, D), max(N, D)) + squares * N * N * (tile.accumulator.itemsize + qkv.itemsize * narrow)
-    scratch = empty((min(threads(), B * H), -(-needed // 64) * 64), np.uint8)
-    finish = finish_entry(tile.accumulator, qkv.dtype) if narrow else 0
-    return (product_entry(tile), finish, CONVERT if narrow else 0), scratch
+    tile, width = tile_of(qkv.dtype), N
+    needed, finish, flags = scratch_bytes(tile, N, max(N, D), max(N, D)) + squares * N * N * tile.accumulator.itemsize, 0, 0
+    if qkv.dtype != tile.accumulator:
+        finish, flags = finish_entry(tile.accumulator, qkv.dtype), CONVERT | PADDED
+        width = -(-N // (tile.pairs * tile.step)) * tile.pairs * tile.step
+        needed += squares * N * width * qkv.itemsize
+    return (product_entry(tile), finish, flags, width), empty((min(threads(), B * H), -(-needed // 64) * 64), np.uint8)
 
 
 def _bias_steps(bias, shape):

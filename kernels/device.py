@@ -13,6 +13,9 @@ import numpy as np
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 ALIGNMENT = 64                                          # bytes: a cache line, and the widest vector
+# Bytes after an array that stay free: where two begin closer together than a few vectors, a compiled loop over both takes them to overlap
+# and sums in another order; so results would depend on where the allocator happened to put small arrays.
+GUARD = 512
 
 
 class View(NamedTuple):
@@ -35,6 +38,7 @@ class Recording:
         self.calls: list[tuple[Any, int, tuple]] = []   # (kernel, bands, arguments)
         self.sizes: list[int] = []                      # bytes of each buffer, by serial number
         self.kept: set[int] = set()                     # buffers that are read after the step
+        self.permanent: set[int] = set()                # buffers that are not written again in each replay
         self.work: Any = None                           # what the next calls are part of, if an op has said so (`op.Work`)
         self.works: list[Any] = []                      # that, of each call
         self._alive: dict[int, tuple[weakref.ref, int, int]] = {}       # id of a root -> (root, serial number, address)
@@ -101,7 +105,7 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """An uninitialised C-contiguous array whose data starts on a cache line."""
     dtype = np.dtype(dtype)
     size = prod(shape) * dtype.itemsize
-    root = np.empty(size + ALIGNMENT, np.uint8)
+    root = np.empty(size + ALIGNMENT + GUARD, np.uint8)
     start = -root.ctypes.data % ALIGNMENT
     array = root[start:start + size].view(dtype).reshape(shape)
     recording = current_recording()

@@ -22,7 +22,7 @@ from .cpu import kernel, threads
 from .cpu.math import exp, gelu_erf, gelu_tanh, highest
 from .device import accumulator, empty
 from .op import Cost, Implementation, Op, Shape, launch
-from .shaping import convert, in_float32, bands_for, broadcast_strides, nests, offset, share, strides, sum_into
+from .shaping import bands_for, broadcast_strides, convert, in_float32, nests, offset, share, strides, sum_into
 
 PLUS, TIMES, OVER = range(3)
 

@@ -18,7 +18,7 @@ from math import isqrt, prod
 
 import numpy as np
 
-from .cpu import kernel, routine, threads
+from .cpu import kernel, preparation, routine, threads
 from .device import BFLOAT16, empty
 from .op import Cost, Implementation, Op, Shape, launch
 
@@ -142,7 +142,7 @@ def copy(y: np.ndarray, x: np.ndarray, shape: Shape, y_steps: Shape, x_steps: Sh
         launch(_copy, bands_for(prod(shape)), y.reshape(-1), x.reshape(-1), loops, y_start + to, x_start + at, float(scale))
 
 
-@kernel
+@preparation
 def _convert(band, bands, y, x):
     first, last = band * len(x) // bands, (band + 1) * len(x) // bands
     y, x = y[first:last], x[first:last]

@@ -53,7 +53,8 @@ def calibrate(model: Module | Predictor, images: Any, labels: Any, budgets: Sequ
     if len(pixels) < FEWEST:
         raise UserError(f"thresholds need at least {FEWEST} images, got {len(pixels)}: give more that the model was not trained on")
     if unit == "ms":
-        costs = stage_milliseconds(predictor.model, next(_batches(model, pixels, batch_size)), batch_size, predictor.threads)
+        costs = stage_milliseconds(predictor.model, next(_batches(model, pixels, batch_size)), batch_size, predictor.threads,
+                                   predictor.precision.name)
     else:
         costs = tuple(float(m) for m in macs) if unit == "macs" else tuple(m / macs[-1] for m in macs)
     wanted = tuple(np.linspace(costs[0], costs[-1], BUDGETS).tolist()) if wanted is None else wanted
@@ -127,12 +128,13 @@ def measured_exits(predictor: Predictor, batches: Iterable[np.ndarray], labels: 
     return confidence(logits, kind).T, (logits.argmax(-1) == labels).T
 
 
-def stage_milliseconds(model: Module, images: np.ndarray, batch_size: int = 64, threads: int | None = None) -> tuple[float, ...]:
+def stage_milliseconds(model: Module, images: np.ndarray, batch_size: int = 64, threads: int | None = None,
+                       precision: str | None = None) -> tuple[float, ...]:
     """Milliseconds an image until each exit has answered for all of a batch, its own and all before it: medians of several rounds.
 
-    images: normalised (B, C, S, S), repeated or cut to `batch_size`. threads: as the Predictor's.
+    images: normalised (B, C, S, S), repeated or cut to `batch_size`. threads, precision: as the Predictor's.
     """
-    predictor = Predictor(model, batch_size=batch_size, threads=threads)        # whose plans are of this very size
+    predictor = Predictor(model, precision, batch_size=batch_size, threads=threads)        # whose plans are of this very size
     batch = images[np.arange(batch_size) % len(images)]
     rounds = []
     for _ in range(1 + ROUNDS):                         # the first records the plans

@@ -77,6 +77,10 @@ def _on_threads(number: int | None) -> Iterator[None]:
         yield
 
 
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--precision", metavar="STR", help="float32, bf16x3, bfloat16, or auto, the fastest here (default: float32)")
+
+
 def _add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="INT", help="how many compute (default: as many as there are cores)")
 
@@ -171,6 +175,7 @@ def _configure_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder, its name below runs/, or a .safetensors file of minivit")
     parser.add_argument("--data", metavar="STR", help="test images: a name, folder or .npz file (default: those of the run)")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read, and name them")
+    _add_precision(parser)
     _add_threads(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
 
@@ -178,7 +183,7 @@ def _configure_eval(parser: argparse.ArgumentParser) -> None:
 def _run_eval(options: argparse.Namespace) -> int:
     from .predict import evaluate, load
 
-    classifier = load(options.run)
+    classifier = load(options.run, options.precision)
     dataset = _test_data(options, classifier)
     kept = classifier.preprocessing
     loss, accuracies = evaluate(classifier.predictor, dataset.test_images, dataset.test_labels, kept.mean, kept.std, dataset.num_classes)
@@ -204,13 +209,14 @@ def _configure_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     parser.add_argument("--budget", type=float, metavar="FLOAT", help="of a calibrated cascade: largest mean cost of an image, in the unit "
                         "of its calibration; without it every image goes to the last exit")
+    _add_precision(parser)
     _add_threads(parser)
 
 
 def _run_predict(options: argparse.Namespace) -> int:
     from .predict import load
 
-    classifier = load(options.run)
+    classifier = load(options.run, options.precision)
     prediction = classifier.predict(options.images, options.budget)
     rows = [{"path": path, "label": name, "probability": max(probabilities)}
             for path, name, probabilities in zip(options.images, prediction.names, prediction.probabilities.tolist())]
@@ -241,6 +247,7 @@ def _configure_calibrate(parser: argparse.ArgumentParser) -> None:
                         "entropy or margin (default: max)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="INT", help="images that are measured together for ms (default: 64)")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read, and name them")
+    _add_precision(parser)
     _add_threads(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
 
@@ -251,7 +258,7 @@ def _run_calibrate(options: argparse.Namespace) -> int:
     from .predict import load
     from .thresholds import outcome
 
-    classifier = load(options.run)
+    classifier = load(options.run, options.precision)
     dataset = _test_data(options, classifier)
     images, labels = dataset.test_images, dataset.test_labels
     half, rest = halves(labels)

@@ -26,6 +26,7 @@ def collect() -> dict[str, Any]:
     import numba
 
     from .kernels import cpu, paths
+    from .precision import fastest
 
     gpu, reason = _gpu()
     return {
@@ -37,6 +38,7 @@ def collect() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": cpu.threads(),
         "most_threads": cpu.most_threads(),
+        "precision": fastest(),
         "threading_layer": numba.threading_layer(),      # known, for `cpu` has loaded a parallel loop
         "blas": _blas(),
         "gpu": gpu,
@@ -54,6 +56,7 @@ def describe(found: dict[str, Any]) -> str:
         "CPU": f"{found['cpu']}, {found['cores']} cores",
         "instructions": " ".join(found["instructions"]) or "none of those that kernels use",
         "threads": f"{found['threads']}, or 1 ... {found['most_threads']} by --threads; threading layer {found['threading_layer']}",
+        "precision": "auto is {}: {}".format(*found["precision"]),
         "BLAS of NumPy": found["blas"],
         "GPU": found["gpu"] or f"none: {found['gpu_note']}",
         "cache": found["cache"],

@@ -6,36 +6,39 @@ Inputs, parameters, learning rate and random state live in arrays that exist bef
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from .kernels import cpu, device
-from .kernels.device import ALIGNMENT, Recording, View
+from .kernels.device import ALIGNMENT, GUARD, Recording, View
 
 
 class Plan:
     """Record `step()` by running it once; `replay()` repeats it, bit for bit.
 
     step: a function without arguments that returns an array or a tuple of arrays, the results; it computes through ops alone.
+    constants: arrays that change seldom: weights of a model that only predicts. What kernels make of them alone, as panels of weights, is
+        kept, and `prepare()` makes it again after they have changed.
     results: what the step returned, as arrays that a replay overwrites.
     arena_bytes: the memory of all its buffers together; buffer_bytes: what they would take if each were kept.
     threads: how many recorded the step, and share its replays. labels: of each launch the op's `Work` it is part of, or None, and the
         kernel's name.
     """
 
-    def __init__(self, step: Callable[[], Any]) -> None:
+    def __init__(self, step: Callable[[], Any], constants: Sequence[np.ndarray] = ()) -> None:
         with device.record() as recording:
             returned = step()
             arrays = returned if isinstance(returned, tuple) else (returned,)
             first, views = [np.array(a) for a in arrays], [recording.keep(a) for a in arrays]
             del returned, arrays
+        once = _preparations(recording, {cpu.address_of(a) for a in constants})
         offsets, self.arena_bytes = _share(recording)
         self.buffer_bytes = sum(recording.sizes)
-        self.launches, self.threads = len(recording.calls), cpu.threads()
-        self.labels = [(work, kernel.__name__) for work, (kernel, *_) in zip(recording.works, recording.calls)]
+        self.threads = cpu.threads()
+        self.labels = [(work, call[0].__name__) for i, (work, call) in enumerate(zip(recording.works, recording.calls)) if i not in once]
         self._arena = device.empty((self.arena_bytes,), np.uint8)
         self._keep = recording.calls                    # the arrays outside the arena must stay where they are
 
@@ -45,28 +48,57 @@ class Plan:
             return np.ndarray(value.shape, value.dtype, self._arena, offsets[value.serial] + value.offset, value.strides)
 
         prepared = [(bands, *kernel.prepare(bands, [place(a) for a in arguments])) for kernel, bands, arguments in recording.calls]
-        self._bands = np.array([p[0] for p in prepared], np.int64)
-        self._entries = np.array([p[1] for p in prepared], np.int64)
-        self._tables = np.concatenate([p[2] for p in prepared])
-        lengths = np.cumsum([0] + [len(p[2]) for p in prepared[:-1]])
-        self._addresses = self._tables.ctypes.data + lengths * self._tables.itemsize
+        self._preparations = _Calls([p for i, p in enumerate(prepared) if i in once])
+        self._calls = _Calls([p for i, p in enumerate(prepared) if i not in once])
+        self.launches = len(self._calls.bands)
+        self.prepare()
         self.results = tuple(place(v) for v in views)
         for result, value in zip(self.results, first):
             result[...] = value
 
+    def prepare(self) -> None:
+        """Make anew what depends on the `constants` alone."""
+        self._preparations.run(self.threads)
+
     def replay(self) -> None:
         """Run the recorded calls again over what the outer arrays hold now."""
-        cpu.replay(self._entries, self._bands, self._addresses, self.threads)
+        self._calls.run(self.threads)
 
     def timed_replay(self) -> list[float]:
         """The same, launch by launch: the seconds that each took, of which some 0.3 µs are Python's."""
         seconds = []
         with cpu.threads_set(self.threads):
-            for launch in zip(self._entries.tolist(), self._bands.tolist(), self._addresses.tolist()):
+            for launch in zip(self._calls.entries.tolist(), self._calls.bands.tolist(), self._calls.addresses.tolist()):
                 start = perf_counter()
                 cpu.run_bands(*launch)
                 seconds.append(perf_counter() - start)
         return seconds
+
+
+class _Calls:
+    """Calls of kernels as three arrays, (bands, entry, table) of each."""
+
+    def __init__(self, prepared: Sequence[tuple[int, int, np.ndarray]]) -> None:
+        self.bands = np.array([p[0] for p in prepared], np.int64)
+        self.entries = np.array([p[1] for p in prepared], np.int64)
+        self.tables = np.concatenate([np.zeros(0, np.int64), *(p[2] for p in prepared)])
+        lengths = np.cumsum([0] + [len(p[2]) for p in prepared])[:len(prepared)]
+        self.addresses = self.tables.ctypes.data + lengths * self.tables.itemsize
+
+    def run(self, threads: int) -> None:
+        cpu.replay(self.entries, self.bands, self.addresses, threads)
+
+
+def _preparations(recording: Recording, constants: set[int]) -> set[int]:
+    """Which calls compute from arrays at these addresses alone; what they make lives as long as the plan."""
+    found = set()
+    for i, (kernel, _, arguments) in enumerate(recording.calls):
+        arrays = [a for a in arguments if isinstance(a, (np.ndarray, View))]
+        if kernel.prepares and isinstance(arrays[0], View) and all(
+                isinstance(a, np.ndarray) and cpu.address_of(a) in constants for a in arrays[1:]):
+            found.add(i)
+            recording.permanent.add(arrays[0].serial)
+    return found
 
 
 def _share(recording: Recording) -> tuple[list[int], int]:
@@ -81,9 +113,11 @@ def _share(recording: Recording) -> tuple[list[int], int]:
             if isinstance(view, View):
                 first[view.serial] = min(first[view.serial], i)
                 last[view.serial] = i
-    for serial in recording.kept:
+    for serial in recording.kept | recording.permanent:
         last[serial] = len(recording.calls)
-    sizes = -(-np.array(recording.sizes, np.int64) // ALIGNMENT) * ALIGNMENT
+    for serial in recording.permanent:
+        first[serial] = 0
+    sizes = -(-np.array(recording.sizes, np.int64) // ALIGNMENT) * ALIGNMENT + GUARD
     offsets = np.zeros(number, np.int64)
     placed = np.zeros(0, np.int64)
     total = 0

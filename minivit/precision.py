@@ -44,7 +44,7 @@ def precision_for(name: str, model: np.dtype) -> Precision:
     Raises UserError for another name.
     """
     if name not in (*PRECISIONS, "auto"):
-        raise UserError(f"unknown precision {name!r}{nearest(name, PRECISIONS)}: choose auto, {', '.join(PRECISIONS)}")
+        raise UserError(f"precision={name!r} is not available{nearest(name, PRECISIONS)}: choose auto, {', '.join(PRECISIONS)}")
     name = "float64" if model == np.float64 else fastest()[0] if name == "auto" else name
     if name == "float64":
         return Precision(name, np.dtype(np.float64), np.dtype(np.float64))

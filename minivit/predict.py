@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from .cost import ModelCost
 from .data import Batches, Dataset, prepare
 from .errors import UserError
 from .kernels import cpu, device
+from .kernels.watching import watch
 from .models import DVT, Model
 from .module import Module, Parameter, evaluating
 from .plan import Plan
-from .precision import PRECISIONS, precision_for
+from .precision import precision_for
 from .tensor import Tensor, no_grad
 from .threads import thread_count
 
@@ -26,14 +27,13 @@ FIRST_PLANS, LATER_PLANS = 4, 16                        # batch sizes whose plan
 LARGEST_BATCH = 256
 Arrays = tuple[np.ndarray | None, ...]                  # the state that a stage of a cascade hands to the next; () before the first
 ELEMENTS = 2 ** 21                                      # of all images of a batch together, at most: activations stay near the caches
-AVAILABLE = {"precision": (*PRECISIONS, "auto"), "device": ("cpu",)}
+DEVICES = ("cpu",)
 
 
-def check_available(**chosen: str) -> None:
-    """Raises UserError for a precision or device that this version cannot compute with."""
-    for name, value in chosen.items():
-        if value not in AVAILABLE[name]:
-            raise UserError(f"{name}={value!r} is not available: choose {' or '.join(map(repr, AVAILABLE[name]))}")
+def check_device(device: str) -> None:
+    """Raises UserError for a device that this version cannot compute on."""
+    if device not in DEVICES:
+        raise UserError(f"device={device!r} is not available: choose {' or '.join(map(repr, DEVICES))}")
 
 
 def dtype_of(model: Module) -> np.dtype:
@@ -47,8 +47,10 @@ def dtype_of(model: Module) -> np.dtype:
 class Predictor:
     """predictor(images) -> logits, in evaluation mode, by plans of the model's forward that are recorded once for each batch size.
 
-    model: is called on (B, C, H, W) and returns (B, classes); its weights may change between calls. precision: of a float32 model
-    "float32", "bf16x3", "bfloat16" or "auto", as `minivit.precision` says; None: the model's own. device: "cpu". batch_size: of the largest plan; larger batches are split; None fits it to the images.
+    model: is called on (B, C, H, W) and returns (B, classes). Its weights may change between calls, as by training or loading; after a
+    change of single elements, which might not be noticed, call `refresh()`. precision: of a float32 model
+    "float32", "bf16x3", "bfloat16" or "auto", as `minivit.precision` says; None: the model's own. device: "cpu". batch_size: of the largest
+    plan; larger batches are split; None fits it to the images.
     threads: how many compute; None: as many as there are cores.
     A cascade has plans of each stage by itself: with a budget, images that exit leave the batch, and the others go on without them
     (2105.15075, section 3.1). A few plans are kept; a batch a little smaller than one of them is padded for it.
@@ -57,7 +59,7 @@ class Predictor:
     def __init__(self, model: Module, precision: str | None = None, device: str = "cpu", batch_size: int | None = None,
                  threads: int | None = None) -> None:
         own = dtype_of(model).name
-        check_available(device=device)
+        check_device(device)
         self.precision = precision_for(precision or own, dtype_of(model))
         if self.precision.parameters != own:
             raise UserError(f"precision={precision!r} does not fit a model of dtype {own}: create it with dtype={precision!r}")
@@ -67,6 +69,8 @@ class Predictor:
         self.stages = len(self.model.stages) if isinstance(self.model, DVT) else 1
         self._plans: list[dict[tuple[int, ...], _StagePlan]] = []   # of each stage, by input shape; last used last
         self._recorded: tuple[Any, list[Parameter], list[np.ndarray]] = None, [], []        # configuration, parameters, their arrays
+        self._changed: Callable[[], bool] = lambda: False           # whether the weights have, since it was asked last
+        self._version = 0                               # of the weights: how often they have
         self._costs = np.full(self.stages, np.nan)      # multiply-adds by exit
         self._checked: tuple[Calibration, bytes] | None = None      # what was found to fit the weights, and a sign of these
 
@@ -97,6 +101,10 @@ class Predictor:
         for k, logits in enumerate(self._logits_by_exit(self._parts(images))):
             yield self._prediction(logits, np.full(len(logits), k))
 
+    def refresh(self) -> None:
+        """Read all weights anew at the next call."""
+        self._version += 1
+
     @property
     def plans(self) -> list[Plan]:
         """The recorded plans that are kept, of all stages."""
@@ -113,6 +121,7 @@ class Predictor:
 
     def _follow(self) -> None:
         """Begin anew where the model has other parameters, or they lie elsewhere: a Trainer has moved them, for one."""
+        self._version += self._changed()
         config, parameters, arrays = self._recorded
         now = getattr(self.model, "config", None)
         if now is None or now is not config:            # only families promise that other parameters mean another configuration
@@ -120,6 +129,8 @@ class Predictor:
         if now is config and len(parameters) == len(arrays) and all(p.data is a for p, a in zip(parameters, arrays)):
             return
         self._plans, self._recorded = [{} for _ in range(self.stages)], (now, parameters, [p.data for p in parameters])
+        self._changed = watch(self._recorded[2])
+        self._changed()
         if isinstance(self.model, Model):
             self._costs = np.array(self.model.cost().exits, np.float64)
 
@@ -183,6 +194,9 @@ class Predictor:
         if plan is None:
             with cpu.threads_set(self.threads), self.precision.products():
                 plan = _StagePlan(self.model, k, key, state, self.precision.activations)
+        elif plan.version != self._version:
+            plan.plan.prepare()
+        plan.version = self._version
         plans[key] = plan
         if len(plans) > (FIRST_PLANS if k == 0 else LATER_PLANS):
             del plans[next(iter(plans))]                # the one that has not been used for longest
@@ -206,7 +220,8 @@ class _StagePlan:
                 array[...] = 0
         self.given: list[bool] = []                     # which of the things that the next stage may reuse there are
         with evaluating(model), no_grad():
-            self.plan = Plan(lambda: self._compute(model, k))
+            self.plan = Plan(lambda: self._compute(model, k), [p.data for p in model.parameters()])
+        self.version = 0                                # of the weights that the plan is prepared for
 
     def _compute(self, model: Module, k: int) -> tuple[np.ndarray, ...]:
         if not isinstance(model, DVT):
@@ -302,13 +317,15 @@ class Prediction:
 class Classifier(Module):
     """A model with its class names and preprocessing: what training gives and `load` reads.
 
-    Its parameters are the model's, by the same names. training_sketch: of a cascade, by which images of the training set are
-    known again (`data/sketch.py`).
+    Its parameters are the model's, by the same names. precision: that it predicts in, as the Predictor's. training_sketch: of a cascade, by
+    which images of the training set are known again (`data/sketch.py`).
     """
 
-    def __init__(self, model: Model, class_names: Sequence[str], preprocessing: Preprocessing, training_sketch: Sequence[int] = ()) -> None:
+    def __init__(self, model: Model, class_names: Sequence[str], preprocessing: Preprocessing, training_sketch: Sequence[int] = (),
+                 precision: str | None = None) -> None:
         self.model, self.class_names, self.preprocessing = model, tuple(class_names), preprocessing
         self.training_sketch = tuple(training_sketch)
+        self.precision = precision
         self._predictor: Predictor | None = None
 
     def forward(self, images: Any) -> Tensor:
@@ -332,7 +349,7 @@ class Classifier(Module):
     @property
     def predictor(self) -> Predictor:
         if self._predictor is None:
-            self._predictor = Predictor(self.model)
+            self._predictor = Predictor(self.model, self.precision)
         return self._predictor
 
     def predict(self, images: Any, budget: float | None = None) -> Prediction:
@@ -353,10 +370,11 @@ class Classifier(Module):
                                                  "training_sketch": self.training_sketch})
 
 
-def load(path: str | os.PathLike[str]) -> Classifier:
+def load(path: str | os.PathLike[str], precision: str | None = None) -> Classifier:
     """The model of a run folder, or of a .safetensors file that minivit wrote, in evaluation mode.
 
-    path: the folder, its name below runs/, or the file. Raises UserError where there is none (with the nearest names), or it is damaged.
+    path: the folder, its name below runs/, or the file. precision: that it predicts in, as the Predictor's. Raises UserError where there is
+    none (with the nearest names), or it is damaged.
     """
     file = checkpoint.find_model(Path(path))
     model, about = checkpoint.load_model(file)
@@ -366,4 +384,5 @@ def load(path: str | os.PathLike[str]) -> Classifier:
         names, sketch = tuple(map(str, about["class_names"])), tuple(map(int, about.get("training_sketch", ())))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file} does not say how its images are prepared ({error}): load its weights with load_weights") from error
-    return Classifier(model, names, preprocessing, sketch)
+    precision_for(precision or model.config.dtype, dtype_of(model))     # raises
+    return Classifier(model, names, preprocessing, sketch, precision)

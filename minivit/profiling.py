@@ -21,6 +21,7 @@ from .kernels.gemm import gemm
 from .models import Model, create_model
 from .module import Module
 from .plan import Plan
+from .precision import precision_for
 from .predict import Predictor, unwrapped
 from .threads import thread_count
 from .trainer import Trainer
@@ -94,10 +95,11 @@ def profile(model: str | Module = "vit_nano_patch2_8", batch: int = 64, precisio
         raise UserError(f"profile() takes a model of create_model, not {type(measured).__name__}")
     with cpu.threads_set(thread_count(threads)):
         plans = _recorded(measured, batch, precision, train, trainer)
-        dtype = np.dtype(measured.config.dtype)
-        title = (f"{measured.name}, {'training step' if train else 'inference'}, batch {batch}, {dtype}, {cpu.threads()} "
+        exactness = precision_for(precision, np.dtype(measured.config.dtype))
+        title = (f"{measured.name}, {'training step' if train else 'inference'}, batch {batch}, {exactness.name}, {cpu.threads()} "
                  f"thread{'s' if cpu.threads() > 1 else ''}, {sum(plan.launches for plan in plans)} launches")
-        rates = product_rate(dtype), memory_rate()
+        with exactness.products():
+            rates = product_rate(exactness.activations), memory_rate()
         step = 1e3 * median(repeat(lambda: _replay(plans), STEP_SECONDS, STEPS))
         replays: list[list[float]] = []
         repeat(lambda: replays.append([seconds for plan in plans for seconds in plan.timed_replay()]), STEP_SECONDS, STEPS)
@@ -142,7 +144,7 @@ def _rows(labels: Iterable[tuple[Any, str]], seconds: Iterable[float], product: 
 
 # ------------------------------------------------------------------------------------------------------------------------- rates
 def product_rate(dtype: Any = np.float32) -> float:
-    """Floating-point operations a second of a large product by minivit's own kernels: the best of several."""
+    """Floating-point operations a second of a large product by minivit's own kernels, as it multiplies now: the best of several."""
     a, b = np.random.default_rng(0).standard_normal((2, PRODUCT, PRODUCT)).astype(dtype)
     c = device.empty(a.shape, dtype)
     return 2 * PRODUCT ** 3 / min(repeat(Plan(lambda: _then(gemm(c, a, b), c)).replay, SECONDS))

@@ -16,7 +16,8 @@ import numpy as np
 
 from .kernels import OPS, Op, device
 
-DTYPES = ({np.dtype(np.float32)}, {np.dtype(np.float64)}, {device.BFLOAT16}, {device.BFLOAT16, np.dtype(np.float32)})     # of an op's inputs
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+DTYPES = {FLOAT32}, {FLOAT64}, {device.BFLOAT16}, {device.BFLOAT16, FLOAT32}            # of an op's floating inputs together
 _numbers = count()
 _state = threading.local()
 

@@ -16,7 +16,7 @@ from .module import Module
 from .optim import OPTIMIZERS, FlatParameters, MovingAverage
 from .plan import Plan
 from .precision import Precision, precision_for
-from .predict import check_available, dtype_of
+from .predict import check_device, dtype_of
 from .tensor import Tensor
 from .threads import thread_count
 
@@ -51,7 +51,7 @@ class Trainer:
                  weight_decay: float = 0.05, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, momentum: float = 0.9,
                  nesterov: bool = False, clip_norm: float | None = None, label_smoothing: float = 0.0, accumulate: int = 1,
                  ema: float | None = None, plan: bool = True, threads: int | None = None) -> None:
-        check_available(device=device)
+        check_device(device)
         self.threads = thread_count(threads)
         if optimizer not in OPTIMIZERS:
             raise UserError(f"unknown optimizer {optimizer!r}{nearest(optimizer, OPTIMIZERS)}: choose {', '.join(OPTIMIZERS)}")

@@ -30,7 +30,8 @@ from .models.base import FAMILIES, PRESETS
 from .module import Module
 from .optim import SCHEDULES
 from .plots import save_learning_curves
-from .predict import Classifier, Preprocessing, check_available, evaluate, unwrapped
+from .precision import fastest, precision_for
+from .predict import Classifier, Preprocessing, check_device, evaluate, unwrapped
 from .profiling import profile as profile_step
 from .recipes import OTHERS, Recipe, recipe_for
 from .threads import thread_count
@@ -62,7 +63,7 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
           weight_decay: float | None = None, clip_norm: float | None = None, label_smoothing: float | None = None,
           augmentation: str | None = None, mixup: float | None = None, cutmix: float | None = None, drop_path: float | None = None,
           ema: float | None = None, optimizer: str = "adamw", momentum: float = 0.9, accumulate: int = 1, seed: int = 0,
-          precision: str = "float32", device: str = "cpu", image_size: int | None = None, in_channels: int | None = None,
+          precision: str = "auto", device: str = "cpu", image_size: int | None = None, in_channels: int | None = None,
           test_fraction: float = 0.2, split_seed: int = 0, skip_bad_images: bool = False, limit: int | None = None,
           model_options: Mapping[str, Any] | None = None, out: str | os.PathLike[str] | None = None, overwrite: bool = False,
           progress: bool = True, threads: int | None = None, profile: bool = False) -> Run:
@@ -90,7 +91,8 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
     momentum: of sgd, 0 ... below 1
     accumulate: parts that a batch is computed in, for less memory
     seed: of weights, order, augmentation and dropout; the same seed gives the same run bit for bit on the same machine
-    precision: of all arithmetic, float32 or float64
+    precision: of training and of the model's predictions afterwards: float32, bf16x3, bfloat16, float64, or auto, the fastest here that
+        trains as well as float32
     device: where it is done, cpu
     image_size: pixels that images are resized to
     in_channels: 1 for gray, 3 for RGB
@@ -108,7 +110,8 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
     Raises UserError, one line, for all that is wrong with these; TrainingError where the loss is not finite; Interrupted. In either of the
     last two the run folder holds the weights of the last finished epoch.
     """
-    check_available(precision=precision, device=device)
+    check_device(device)
+    precision_for(precision, np.dtype(np.float32))      # raises
     threads = thread_count(threads)
     if schedule not in SCHEDULES:
         raise UserError(f"unknown schedule {schedule!r}{nearest(schedule, SCHEDULES)}: choose {', '.join(SCHEDULES)}")
@@ -136,18 +139,20 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
     folder = RunFolder.create(out, f"{_slug(trained.name)}-{_slug(dataset.name)}", overwrite)
     arguments = {
         **asdict(recipe), "model": trained.name, "data": _repeatable(data), "schedule": schedule, "augmentation": batches.policy,
-        "optimizer": optimizer, "momentum": momentum, "accumulate": accumulate, "seed": seed, "precision": precision, "device": device,
-        "image_size": dataset.image_size, "in_channels": dataset.in_channels, "test_fraction": test_fraction, "split_seed": split_seed,
-        "skip_bad_images": skip_bad_images, "limit": limit, "model_options": options}
+        "optimizer": optimizer, "momentum": momentum, "accumulate": accumulate, "seed": seed, "precision": trainer.precision.name,
+        "device": device, "image_size": dataset.image_size, "in_channels": dataset.in_channels, "test_fraction": test_fraction,
+        "split_seed": split_seed, "skip_bad_images": skip_bad_images, "limit": limit, "model_options": options}
     folder.write_config({"arguments": arguments, "model_given": isinstance(model, Module), "model_config": asdict(trained.config),
                          "dataset": dataset.summary(), "class_names": dataset.class_names, "parameters": trainer.flat.size, **_versions()})
     announce(f"{dataset.summary()}\n{trained.name}: {trainer.flat.size:,} parameters to train; run folder {folder.path}")
+    if precision == "auto":
+        announce(f"precision {trainer.precision.name}: {fastest()[1] if trainer.precision.name == fastest()[0] else 'that of the model'}")
     if progress and not kernels_are_compiled():
         announce("compiling kernels for this machine, once: some seconds")
     if profile:
         _say(f"{profile_step(trained, recipe.batch_size, **settings)}\n")
     known = sketch(dataset.train_images) if isinstance(trained, DVT) else ()        # only thresholds ask for it
-    classifier = Classifier(trained, dataset.class_names, Preprocessing.of(dataset), known)
+    classifier = Classifier(trained, dataset.class_names, Preprocessing.of(dataset), known, trainer.precision.name)
     loop = Loop(trainer, classifier, dataset, batches, recipe, schedule, folder)
     with cpu.threads_set(threads):
         loop.run(progress)

@@ -141,10 +141,13 @@ def address_of(array: np.ndarray) -> int:
 
 
 class Kernel:
-    """A compiled-when-needed kernel; its function's first arguments are `band, bands`."""
+    """A compiled-when-needed kernel; its function's first arguments are `band, bands`.
 
-    def __init__(self, function: Callable) -> None:
-        self.function = function
+    prepares: whether its first array is a function of the other arrays alone: a plan that knows these to stay as they are runs it once.
+    """
+
+    def __init__(self, function: Callable, prepares: bool = False) -> None:
+        self.function, self.prepares = function, prepares
         self.__name__, self.__doc__ = function.__name__, function.__doc__
         self.body = njit(inline="always", **OPTIONS)(function)
         self.entries: dict[tuple, Any] = {}             # argument types -> the compiled C function
@@ -183,6 +186,11 @@ class Kernel:
 def kernel(function: Callable) -> Kernel:
     """Decorator: see the head of this file."""
     return Kernel(function)
+
+
+def preparation(function: Callable) -> Kernel:
+    """Decorator of a kernel whose first array is a function of the other arrays alone, and is all that it writes."""
+    return Kernel(function, prepares=True)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- running

@@ -25,7 +25,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
-from . import call, kernel, routine
+from . import call, kernel, preparation, routine
 from .math import gelu_erf, gelu_tanh
 from .tiles import (
     Tile,
@@ -34,7 +34,9 @@ from .tiles import (
     is_raw,
     move_rows,
     move_width,
+    multiply_narrow_tile,
     multiply_tile,
+    narrow_width,
     packed_number,
     packed_zero,
     release_tiles,
@@ -56,8 +58,9 @@ GELU = 4                                                # pre[i, j] = v, then v 
 GELU_GRADIENT = 8                                       # v *= gelu'(pre[i, j]), and extra[i, j] = gelu(pre[i, j])
 TANH = 16                                               # the tanh form of both
 RESIDUAL = 32                                           # v += extra[i, j]
-SCALE = 64                                              # v *= factor, before all others
-CONVERT = 128                                           # C is not of the accumulator's type
+CONVERT = 64                                            # C is not of the accumulator's type
+
+PADDED = 128                                            # no epilogue: rows of A go on with zeros, up to whole cells and steps
 
 KDEPTH, MBLOCK, NBLOCK = 256, 120, 768                  # cells, rows, columns
 TABLE = 24                                              # int64 for the arguments of a call; two such tables begin the scratch
@@ -156,11 +159,11 @@ def _pack_left(tile, source_zero, packed, source, row, column, rows, depth, padd
             if column == 1:
                 _pack_numbers(tile, source_zero, block, 1, padded, start, 1, row, 0, depth, valid, low)
             else:                                       # a panel is as wide as a tile is tall: through one, and turned
-                panel = packed + tiles * padded * tall * cell
+                panel, line = packed + tiles * padded * tall * cell, row_bytes(tile)
                 _pack_columns(tile, source_zero, panel, start, column, row, depth, valid, padded, low)
                 for k in range(0, padded, tile_lanes(tile)):
                     for r in range(0, tall, tile_lanes(tile)):
-                        transpose_cells(tile, block + 4 * (r * padded + k), 4 * padded, panel + k * row_bytes(tile) + 4 * r, row_bytes(tile))
+                        transpose_cells(tile, block + 4 * (r * padded + k), 4 * padded, panel + k * line + 4 * r, line)
         else:
             if row == 1 and valid == tall and is_raw(tile):
                 done = whole
@@ -184,8 +187,9 @@ def _cells(tile, depth):
     return (depth + unit - 1) // unit * tile_step(tile)
 
 
-@kernel
-def _pack(band, bands, tile, panels, source, row, column, depth, columns):
+@preparation
+def pack(band, bands, tile, panels, source, row, column, depth, columns):
+    """panels (`panel_bytes`) = B (depth, columns), elements of `source` in steps of row and column, for products with this tile."""
     zero, width, pairs = zero_of(source), tile_width(tile), tile_pairs(tile)
     number, cells = (columns + width - 1) // width, _cells(tile, depth)
     deepest = _slice_cells(tile, cells)
@@ -196,7 +200,8 @@ def _pack(band, bands, tile, panels, source, row, column, depth, columns):
         padded = min(deepest, cells - k)
         at = panels.ctypes.data + ((part * cells + k) * number + p * padded) * row_bytes(tile)
         start = source.ctypes.data + (k * pairs * row + p * width * column) * item_bytes(zero)
-        _pack_columns(tile, zero, at, start, row, column, min(depth - k * pairs, padded * pairs), min(width, columns - p * width), padded, part)
+        deep, wide = min(depth - k * pairs, padded * pairs), min(width, columns - p * width)
+        _pack_columns(tile, zero, at, start, row, column, deep, wide, padded, part)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- epilogue
@@ -261,8 +266,11 @@ def _block(tile, rows, columns, depth, a, a_row, a_step, a_tile, panels, c, c_ro
             valid = min(tall, rows - t * tall)
             out = c + (t * tall * c_row + p * width) * item
             whole = valid == tall and wide == width
-            multiply_tile(tile, depth, a + t * a_tile, a_row, a_step, valid - 1, panel,
-                          out if whole else edge, c_row * item if whole else width * item, add if whole else 0)
+            if wide <= narrow_width(tile):
+                multiply_narrow_tile(tile, depth, a + t * a_tile, a_row, a_step, valid - 1, panel, edge, width * item, 0)
+            else:
+                multiply_tile(tile, depth, a + t * a_tile, a_row, a_step, valid - 1, panel,
+                              out if whole else edge, c_row * item if whole else width * item, add if whole else 0)
             if not whole:
                 for r in range(valid):
                     line, spare = view(zero, out + r * c_row * item), view(zero, edge + r * width * item)
@@ -271,11 +279,11 @@ def _block(tile, rows, columns, depth, a, a_row, a_step, a_tile, panels, c, c_ro
 
 
 @routine
-def _rows_block(tile, packed, rows, columns, depth, cells, a, a_row, a_column, low, panels, c, c_row, add, edge):
+def _rows_block(tile, packed, rows, columns, depth, cells, a, a_row, a_column, padded, low, panels, c, c_row, add, edge):
     """The same for a block of rows of A as it lies in memory: there, where that works, or packed."""
     zero, tall, cell = storage_zero(tile), tile_rows(tile), cell_bytes(tile)
     item, there = item_bytes(zero), 0                   # rows that are read where they lie
-    if a_column == 1 and is_raw(tile) and cells * tile_pairs(tile) == depth:
+    if a_column == 1 and is_raw(tile) and (padded or cells * tile_pairs(tile) == depth):
         there = rows if tile_step(tile) == 1 else rows // tall * tall           # tile instructions would read rows that are not A's
     if there:
         _block(tile, there, columns, cells, a, a_row * item, cell, tall * a_row * item, panels, c, c_row, add, edge)
@@ -326,9 +334,9 @@ def _product(band, bands, tile, scratch, finish, rows, columns, depth, a, a_row,
                         if packed:
                             right = b + (((turn == 1) * cells + k) * b_column + (b_row + j // width) * padded) * line
                         _rows_block(tile, left, tall, wide, min(depth - k * pairs, padded * pairs), padded,
-                                    a + (i * a_row + k * pairs * a_column) * item, a_row, a_column, turn == 2, right, values, values_row,
-                                    add or k or turn, edge)
-                if flags and start + span == cells:
+                                    a + (i * a_row + k * pairs * a_column) * item, a_row, a_column, flags & PADDED, turn == 2, right,
+                                    values, values_row, add or k or turn, edge)
+                if flags & ~PADDED and start + span == cells:
                     other = (i * other_row + j) * c_item
                     _finish(finish, scratch.ctypes.data - TABLE * 8, i, tall, wide, values, values_row, out, c_row, flags,
                             bias + (j * size if flags & BIAS_COLUMN else 0), pre + other, extra + other, other_row)
@@ -346,13 +354,14 @@ def _finish(entry, room, first, rows, columns, values, values_row, c, c_row, fla
 
 
 @routine
-def product(entry, finish, room, rows, columns, depth, a, a_row, a_column, b, b_row, b_column, packed, c, c_row, add, flags, bias, pre, extra,
-            other_row):
+def product(entry, finish, room, rows, columns, depth, a, a_row, a_column, b, b_row, b_column, packed, c, c_row, add, flags, bias, pre,
+            extra, other_row):
     """c = epilogue(a · b [+ c where `add`]): a (rows, depth), b (depth, columns), c (rows, columns).
 
     entry: `product_entry` of the tile; finish: `finish_entry` of the types, where there are flags; room: the address of `scratch_bytes`
-    bytes, 64-byte aligned, for this thread alone. packed: whether b is the address of what `pack` made of a whole matrix, which has b_column
-    panels and of which this b begins with panel b_row. pre and extra share the row stride `other_row` and are of c's type. Without CONVERT, c is of the accumulator's type.
+    bytes, 64-byte aligned, for this thread alone. packed: whether b is the address of what `pack` made of a whole matrix; then b_column is
+    how many panels that has, and b_row with which of them this b begins. pre and extra share the row stride `other_row` and are of c's
+    type. Without CONVERT, c is of the accumulator's type.
     """
     table = view(0, room)
     table[0], table[1], table[2], table[3] = 1, room + 2 * TABLE * 8, 0, finish
@@ -366,7 +375,7 @@ def product(entry, finish, room, rows, columns, depth, a, a_row, a_column, b, b_
 
 @routine
 def plain_product(entry, finish, room, rows, columns, depth, a, a_row, a_column, b, b_row, b_column, c, c_row, flags):
-    """c = a · b; flags: 0 or CONVERT."""
+    """c = a · b; flags: CONVERT or PADDED, both or neither."""
     product(entry, finish, room, rows, columns, depth, a, a_row, a_column, b, b_row, b_column, 0, c, c_row, 0, flags, 0, 0, 0, 0)
 
 
@@ -408,5 +417,3 @@ def panel_bytes(tile: Tile, columns: int, depth: int) -> int:
     cells, _, panels = _sizes(tile, columns, depth)
     return cells * panels * tile.row_bytes * (2 if tile.split else 1)
 
-
-pack = _pack                                            # panels (bytes,) = B, of any type, for products with this tile

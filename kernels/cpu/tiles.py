@@ -17,7 +17,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -138,6 +138,7 @@ tile_width = _of_tile(lambda tile: tile.width)
 tile_pairs = _of_tile(lambda tile: tile.pairs)
 tile_step = _of_tile(lambda tile: tile.step)
 tile_lanes = _of_tile(lambda tile: tile.lane_bytes // 4)
+narrow_width = _of_tile(lambda tile: tile.width // tile.vectors if tile.step == 1 else 0)       # columns of `multiply_narrow_tile`
 is_raw = _of_tile(lambda tile: int(not tile.split))     # whether operands lie in memory as panels hold them
 row_bytes = _of_tile(lambda tile: tile.row_bytes)
 cell_bytes = _of_tile(lambda tile: tile.cell_bytes)
@@ -236,37 +237,41 @@ def _multiply_add(code: _Code, tile: Tile, left: ir.Value, right: ir.Value, tota
     return total
 
 
-@intrinsic
-def multiply_tile(typing_context, tile, depth, a, a_row, a_step, last, panel, c, c_row, add):
-    """c[0:rows, 0:width] (+)= a · panel over `depth` cells; rows of a beyond `last` repeat it. Addresses and strides are in bytes."""
-    def generate(context, builder, signature, values):
-        shape = signature.args[0].tile
-        (_generate_registers if shape.step == 1 else _generate_amx)(_Code(builder), shape, *values[1:])
-        return context.get_dummy_value()
+def _multiplier(generate_registers: Any) -> Any:
+    @intrinsic
+    def multiply(typing_context, tile, depth, a, a_row, a_step, last, panel, c, c_row, add):
+        """c[0:rows, 0:width] (+)= a · panel over `depth` cells; rows of a beyond `last` repeat it. Addresses and strides are in bytes."""
+        def generate(context, builder, signature, values):
+            shape = signature.args[0].tile
+            (generate_registers if shape.step == 1 else _generate_amx)(_Code(builder), shape, *values[1:])
+            return context.get_dummy_value()
 
-    return types.void(tile, *[types.int64] * 9), generate
+        return types.void(tile, *[types.int64] * 9), generate
+
+    return multiply
 
 
-def _generate_registers(code: _Code, tile: Tile, depth, a, a_row, a_step, last, panel, c, c_row, add) -> None:
+def _generate_registers(code: _Code, tile: Tile, depth, a, a_row, a_step, last, panel, c, c_row, add, vectors: int | None = None) -> None:
+    vectors = vectors or tile.vectors
     b, lanes = code.b, tile.lane_bytes // tile.cell_bytes
     number = F64 if tile.precision == "float64" else F32
     cell = I32 if tile.pairs == 2 else number
     vector, cells = ir.VectorType(number, lanes), ir.VectorType(cell, lanes)
     rows = [code.at(a, b.mul(b.select(b.icmp_signed("<", code.number(i), last), code.number(i), last), a_row)) for i in range(tile.rows)]
     zero = ir.Constant(vector, [0.0] * lanes)
-    _, (offset, line, *sums), end = code.loop(depth, [code.number(0), panel, *[zero] * tile.rows * tile.vectors])
-    right = [code.load(code.at(line, v * tile.lane_bytes), cells, tile.cell_bytes) for v in range(tile.vectors)]
+    _, (offset, line, *sums), end = code.loop(depth, [code.number(0), panel, *[zero] * tile.rows * vectors])
+    right = [code.load(code.at(line, v * tile.lane_bytes), cells, tile.cell_bytes) for v in range(vectors)]
     new = []
     for i in range(tile.rows):
         left = code.splat(code.load(code.at(rows[i], offset), cell, min(tile.cell_bytes, 4) if tile.pairs == 1 else 2), lanes)
-        new += [_multiply_add(code, tile, left, right[v], sums[i * tile.vectors + v]) for v in range(tile.vectors)]
+        new += [_multiply_add(code, tile, left, right[v], sums[i * vectors + v]) for v in range(vectors)]
     _, _, *new = end([b.add(offset, a_step), code.at(line, tile.row_bytes), *new])
 
     def store(accumulate: bool) -> None:
         for i in range(tile.rows):
-            for v in range(tile.vectors):
+            for v in range(vectors):
                 place = code.at(c, b.mul(c_row, code.number(i)), v * tile.lane_bytes)
-                value = new[i * tile.vectors + v]
+                value = new[i * vectors + v]
                 code.store(b.fadd(value, code.load(place, vector)) if accumulate else value, place)
 
     with b.if_else(b.icmp_signed("!=", add, code.number(0))) as (then, otherwise):
@@ -274,6 +279,10 @@ def _generate_registers(code: _Code, tile: Tile, depth, a, a_row, a_step, last, 
             store(True)
         with otherwise:
             store(False)
+
+
+multiply_tile = _multiplier(_generate_registers)
+multiply_narrow_tile = _multiplier(partial(_generate_registers, vectors=1))     # of the first vector's columns alone
 
 
 # --------------------------------------------------------------------------------------------------------------------------- AMX

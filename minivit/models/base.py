@@ -115,7 +115,10 @@ class Model(Module):
         return self.head(F.widen(self.head_drop(self.features(images))))
 
     def begin(self, images: Any) -> Tensor:
-        """The images in the model's dtype, or in bfloat16 if they are: then all activations are. In training, the dropout layers draw new masks from here on."""
+        """The images in the model's dtype, or in bfloat16 if they are, and then all activations are.
+
+        In training, the dropout layers draw new masks from here on.
+        """
         if self.training and self.random.active:
             self.random.advance()
         array = images.data if isinstance(images, Tensor) else np.asarray(images)
