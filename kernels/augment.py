@@ -118,6 +118,7 @@ augment = Op(
     forward=Implementation(forward_reference, forward_cpu),
     results=(),
     gradients=(),
+    parameters=("matrices", "lam", "mean", "std"),
     cases=[dict(n=5, B=3, H=8, W=8, C=1), dict(n=300, B=64, H=32, W=32, C=3)],
     values={
         "images": lambda rng, shape, sizes: rng.integers(0, 256, shape, np.uint8),

@@ -115,21 +115,26 @@ def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, flag
 
 
 @kernel
-def _column_sums(band, bands, out, x):
+def _column_sums(band, bands, out, part, x):
     R, C = x.shape
     first, last = C * band // bands, C * (band + 1) // bands
-    sums = out[first:last]
+    sums, some = out[first:last], part[first:last]
     for j in range(last - first):
         sums[j] = 0
-    for i in range(R):
-        row = x[i, first:last]
+    for start in range(0, R, 64):                       # rows at a time, so that roundings grow with the root of R
         for j in range(last - first):
-            sums[j] += row[j]
+            some[j] = 0
+        for i in range(start, min(start + 64, R)):
+            row = x[i, first:last]
+            for j in range(last - first):
+                some[j] += row[j]
+        for j in range(last - first):
+            sums[j] += some[j]
 
 
 def column_sums(out, x):
     """out (C,) = the sums of x (..., C) over all rows."""
-    launch(_column_sums, threads(), out, x.reshape(-1, x.shape[-1]))
+    launch(_column_sums, threads(), out, like(out), x.reshape(-1, x.shape[-1]))
 
 
 # ----------------------------------------------------------------------------------------------------------------------- matmul

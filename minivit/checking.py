@@ -8,7 +8,8 @@ same forward in float64,
 along random directions v over everything at once, which sees every element a little, and along single elements, which sees a few exactly.
 
 Accuracy. Flash-attention's rule (2205.14135, its tests): a fast version may err, against the reference in float64, at most twice as much as
-the plain reference in the same low precision does, plus a floor of a few roundings.
+the plain reference in the same low precision does, plus a floor of a few roundings; in bfloat16 of one. With products of split
+bfloat16 ("bf16x3"), whose roundings are 64 times float32's, it may err by 64 times what the reference does in float32, plus one of them.
 """
 from __future__ import annotations
 
@@ -23,6 +24,8 @@ from .errors import UserError, nearest
 from .functional import concatenate
 from .kernels import OPS, Op
 from .kernels.call import Arrays, Call, cast, is_floating, make_inputs, shrunk
+from .kernels.device import BFLOAT16
+from .kernels.gemm import split_products
 from .module import Module
 from .tensor import Tensor, no_grad
 
@@ -34,6 +37,8 @@ STEP = 1e-5
 TOLERANCE = 1e-6
 # The floor under flash-attention's rule, in roundings of the largest number that took part: where the naive version happens to be exact.
 FLOOR = 4.0
+BFLOAT16_ROUNDING = 2.0 ** -8                           # of bfloat16, the most that one rounding changes a number by, relative to it
+SPLIT_ROUNDING = 2.0 ** -17                             # of the sum of two bfloat16
 
 
 class GradientError(RuntimeError):
@@ -44,7 +49,7 @@ class GradientError(RuntimeError):
 class Report:
     """A line of the table that `minivit gradcheck` prints.
 
-    name: the op or model; backend: "cpu", "reference", ...; dtype: "float64" or "float32".
+    name: the op or model; backend: "cpu", "reference", ...; dtype: "float64", "float32" or "bfloat16".
     against: "differences" (the gradients' check) or "reference" (the accuracy of results and gradients).
     directions, elements: how many were tried (of arrays compared with the reference, all elements are).
     worst: the largest relative error. A gradient's is relative to its own size, that of the largest element for "reference".
@@ -185,18 +190,22 @@ def check_gradients(call: Call, implementation: str, rng: np.random.Generator, d
 
 
 # ------------------------------------------------------------------------------------------------------------ accuracy
-def check_accuracy(call: Call, implementation: str, rng: np.random.Generator, tally: Tally, accumulate: bool = False) -> None:
+def check_accuracy(call: Call, implementation: str, rng: np.random.Generator, tally: Tally, accumulate: bool = False,
+                   split: bool = False) -> None:
     """Outputs and gradients against the reference in float64, by flash-attention's rule; integer outputs must be equal.
 
-    How far a result can be trusted is measured in float32, where the truth is known, and carries over to float64 in units of the last
-    place. accumulate: with gradients that run already to the inputs the op adds to.
+    accumulate: with gradients that run already to the inputs the op adds to. split: products of float32 made of bfloat16 ("bf16x3").
+    In bfloat16, parameters are rounded to it first, since products round weights.
     """
-    op, dtype = call.op, call.dtype
+    if call.dtype == BFLOAT16:
+        inputs = {n: a.astype(BFLOAT16).astype(a.dtype) if is_floating(a) else a for n, a in call.inputs.items()}
+        call = Call(call.op, inputs, call.constants)
+    op = call.op
     weights, running = call.weights(rng), call.running(rng) if accumulate else {}
-    fast = call.run(implementation, weights, running)
-    high, doubt = _doubt(call, weights, running, rng)
-    # Flash-attention's 2. In float64 there is no higher precision: the reference itself errs once more.
-    truth, factor = (high, 2) if dtype == np.float32 else (call.run("reference", weights, running), 3)
+    with split_products(split):
+        fast = call.run(implementation, weights, running)
+    doubts = _bfloat16_doubt(call, weights, running) if call.dtype == BFLOAT16 else _doubt(call, weights, running, rng, split)
+    truth, doubt, rounding = doubts
     read = [a for a in (*call.inputs.values(), *weights.values(), *running.values(), *(truth.get(n) for n in op.saves)) if is_floating(a)]
     largest = max(_largest(a) for a in read)
     for name, value in fast.items():
@@ -207,21 +216,23 @@ def check_accuracy(call: Call, implementation: str, rng: np.random.Generator, ta
             equal = np.array_equal(value, truth[name])
             tally.note(float(not equal), equal, f"{op.name}: {name} differs from the reference")
             continue
-        errors = np.abs(value - truth[name])
+        errors = np.abs(value.astype(np.float64) - truth[name])
         size = _largest(truth[name])
-        allowed = np.finfo(dtype).eps * (factor * doubt[name] + FLOOR * max(size, largest))
+        allowed = doubt[name] + rounding * max(size, largest)
         error = _largest(errors)                        # NaN where an element is
         where = np.unravel_index(np.argmax(errors), errors.shape)
         tally.note(error / (size or 1.0), error <= allowed,
-                   f"{op.name} {dtype}: {name}[{', '.join(map(str, where))}] is {value[where]:.9g}, the reference in float64 "
-                   f"{truth[name][where]:.9g}; they may differ by {allowed:.2g}")
+                   f"{op.name} {'bf16x3' if split else call.dtype}: {name}[{', '.join(map(str, where))}] is {value[where]:.9g}, the "
+                   f"reference in float64 {truth[name][where]:.9g}; they may differ by {allowed:.2g}")
 
 
-def _doubt(call: Call, weights: Arrays, running: Arrays, rng: np.random.Generator) -> tuple[Arrays, dict[str, float]]:
-    """What the reference gives in float64 for the arguments rounded to float32, and how far float32 may be from it, in roundings.
+def _doubt(call: Call, weights: Arrays, running: Arrays, rng: np.random.Generator,
+           split: bool) -> tuple[Arrays, dict[str, float], float]:
+    """The truth, how far each result may be from it for what the op is, and how far for each unit of the largest number.
 
-    That is the error of the reference in float32, or what one rounding of every argument does to it: where a result is ill-conditioned (a
-    layer norm over two channels that are almost equal), one float32 run may be right by luck.
+    How far a result can be trusted is measured in float32, where the truth is known, and carries over to float64 in units of the last
+    place. It is the error of the reference in float32, or what one rounding of every argument does to it: where a result is ill-conditioned
+    (a layer norm over two channels that are almost equal), one float32 run may be right by luck.
     """
     unit = float(np.finfo(np.float32).eps)
 
@@ -234,7 +245,29 @@ def _doubt(call: Call, weights: Arrays, running: Arrays, rng: np.random.Generato
     high = run(np.float64)
     number = 4 if sum(a.size for a in high.values() if is_floating(a)) < 100_000 else 1       # a large array holds enough chances by itself
     others = [run(np.float32), *(run(np.float64, unit) for _ in range(number))]
-    return high, {n: max(_largest(other[n] - a) for other in others) / unit for n, a in high.items() if is_floating(a)}
+    # Flash-attention's 2. In float64 there is no higher precision: the reference itself errs once more.
+    truth, factor = (high, 2) if call.dtype == np.float32 else (call.run("reference", weights, running), 3)
+    own, floor = float(np.finfo(call.dtype).eps), FLOOR
+    if split:
+        own, factor, floor = SPLIT_ROUNDING, 1, 1.0
+    doubt = {n: factor * own / unit * max(_largest(other[n] - a) for other in others) for n, a in high.items() if is_floating(a)}
+    return truth, doubt, floor * own
+
+
+def _bfloat16_doubt(call: Call, weights: Arrays, running: Arrays) -> tuple[Arrays, dict[str, float], float]:
+    """The same in bfloat16, where the naive version is the reference on bfloat16 arrays: what it saves and all between is rounded too."""
+    def run(dtype: Any) -> Arrays:
+        return Call(call.op, cast(call.inputs, dtype), call.constants).run("reference", cast(weights, dtype), cast(running, dtype))
+
+    truth = run(np.float64)
+    try:
+        naive = call.run("reference", weights, running)
+    except TypeError as error:
+        if "einsum" not in str(error):                  # which NumPy has not for bfloat16: there, only results are rounded
+            raise
+        naive = cast(cast(run(np.float32), BFLOAT16), np.float64)
+    doubt = {n: 2 * _largest(naive[n].astype(np.float64) - a) for n, a in truth.items() if is_floating(a)}
+    return truth, doubt, BFLOAT16_ROUNDING
 
 
 def _largest(array: np.ndarray) -> float:
@@ -244,19 +277,19 @@ def _largest(array: np.ndarray) -> float:
 # ------------------------------------------------------------------------------------------------------------ ops and models
 def check_op(op: Op, implementation: str = "cpu", *, cases: Sequence[Mapping[str, Any]] | None = None, seed: int = 0, directions: int = 2,
              work: float = 2e7) -> list[Report]:
-    """Check one implementation of an op on its cases (or these), with large ones shrunk: gradients in float64, accuracy in both dtypes.
+    """Check one implementation of an op on its cases (or these), with large ones shrunk: gradients in float64, accuracy in every dtype.
 
     work: about how many operations the element-by-element differences of one input of one case may take (at least 2 and at most 100
-    elements are tried). Returns a Report each for gradients, float64 and float32; the first alone for the reference, and not for an op
-    without backward.
+    elements are tried). Returns a Report each for gradients, float64, float32 and bfloat16; the first alone for the reference, and not for
+    an op without backward; the last not for an op without activations.
     """
-    gradients, tallies = Tally(), {np.dtype(t): Tally() for t in (np.float64, np.float32)}
+    gradients, tallies = Tally(), {np.dtype(t): Tally() for t in (np.float64, np.float32, BFLOAT16)}
     for case in op.cases if cases is None else cases:
         case = shrunk(op, case)
         for dtype, tally in tallies.items():
             rng = np.random.default_rng(seed)
             call = Call(op, *make_inputs(op, case, dtype, rng))
-            if implementation != "reference":
+            if implementation != "reference" and call.dtype == dtype:
                 check_accuracy(call, implementation, rng, tally)
                 if op.accumulates:
                     check_accuracy(call, implementation, rng, tally, accumulate=True)
@@ -267,7 +300,7 @@ def check_op(op: Op, implementation: str = "cpu", *, cases: Sequence[Mapping[str
                 elements = int(np.clip(work / effort, 2, 100))
                 check_gradients(call, implementation, rng, directions, elements, gradients)
     rows = [("float64", "differences", gradients)] if op.backward else []
-    rows += [(str(dtype), "reference", tally) for dtype, tally in tallies.items() if implementation != "reference"]
+    rows += [(str(dtype), "reference", tally) for dtype, tally in tallies.items() if tally.elements]
     return [Report(op.name, implementation, dtype, against, t.directions, t.elements, t.worst, t.failure) for dtype, against, t in rows]
 
 

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from minivit import functional
-from minivit.checking import GradientError, check, check_model, check_op, gradcheck
+from minivit.checking import GradientError, Tally, check, check_accuracy, check_model, check_op, gradcheck
 from minivit.errors import UserError
 from minivit.kernels import OPS
 from minivit.kernels.call import Call, input_shapes, make_inputs, shrunk
+from minivit.kernels.device import BFLOAT16
 from minivit.kernels.op import Cost, Implementation, Op
 from minivit.module import Module, Parameter
 from minivit.tensor import Tensor
@@ -95,7 +96,8 @@ def test_values_make_an_input():
 
 def test_a_right_op_passes():
     rows = check_op(POWER)
-    assert [(r.dtype, r.against) for r in rows] == [("float64", "differences"), ("float64", "reference"), ("float32", "reference")]
+    assert [(r.dtype, r.against) for r in rows] == [("float64", "differences"), ("float64", "reference"), ("float32", "reference"),
+                                                    ("bfloat16", "reference")]
     assert all(r.passed and r.name == "power" and r.backend == "cpu" for r in rows)
     assert rows[0].directions == 4 and rows[0].elements == 12 + 4 + 4 + 12 + 6      # all: both cases are small
     assert 0 < rows[0].worst < 1e-8
@@ -139,7 +141,33 @@ def test_a_running_gradient_that_is_forgotten_is_caught():
         if dx_sum is not None:
             dx -= dx_sum
 
-    assert failed(with_cpu(backward=forget)) == {("float64", "reference"), ("float32", "reference")}
+    assert failed(with_cpu(backward=forget)) == {(dtype, "reference") for dtype in ("float64", "float32", "bfloat16")}
+
+
+def test_bfloat16_is_held_to_one_rounding_more_than_naive():
+    def spoil(part):
+        def multiply(y, sums, x, *arguments):
+            if y.dtype == BFLOAT16:
+                y[...] = y.astype(np.float32) * (1 + part)
+        return with_cpu(forward=multiply)
+
+    assert failed(spoil(2 ** -5)) == {("bfloat16", "reference")}
+    assert not failed(spoil(2 ** -9))                   # as naive as the reference, and not worse
+
+
+def test_without_activations_there_is_no_bfloat16():
+    rows = check_op(replace(POWER, parameters=("x", "w", "shift")))
+    assert "bfloat16" not in {r.dtype for r in rows} and all(r.passed for r in rows)
+
+
+@pytest.mark.parametrize("part, found", [(1e-3, True), (1e-6, False)])
+def test_split_products_are_held_to_their_own_bound(part, found):
+    def spoil(y, *arguments):
+        y *= 1 + part
+
+    rng, tally = np.random.default_rng(0), Tally()
+    check_accuracy(Call(with_cpu(forward=spoil), *make_inputs(POWER, POWER.cases[0], "float32", rng)), "cpu", rng, tally, split=True)
+    assert bool(tally.failure) == found
 
 
 def test_optional_pieces_reach_the_kernels():
@@ -240,7 +268,7 @@ def test_check_model_refuses_what_it_cannot_judge():
 def test_the_table_is_in_the_order_asked_for():
     name = next(iter(OPS))
     rows = list(check([name, "small"], {"small": lambda: (Small(), normal(2, 3, 2, 2))}))
-    assert [r.name for r in rows] == [name] * 3 + ["small"] and all(r.passed for r in rows)
+    assert [r.name for r in rows] == [name] * 4 + ["small"] and all(r.passed for r in rows)
 
 
 def test_an_unknown_name_is_refused_before_anything_runs():

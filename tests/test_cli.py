@@ -214,7 +214,9 @@ def test_gradcheck_prints_a_table(capsys):
     assert main(["gradcheck", "layernorm"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "worst relative error" in lines[0] and "backend" in lines[0]
-    assert lines[1:] and all(line.startswith("ok     layernorm ") for line in lines[1:])
+    assert all(line.startswith("ok     layernorm ") for line in lines[1:])
+    assert [line.split()[3:5] for line in lines[1:]] == [["float64", "differences"], ["float64", "reference"], ["float32", "reference"],
+                                                         ["bfloat16", "reference"]]
 
 
 def test_a_gradient_that_is_wrong_fails(capsys, monkeypatch):

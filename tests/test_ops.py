@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from minivit.checking import Tally, check_accuracy, check_gradients
 from minivit.kernels import OPS, Op
 from minivit.kernels.call import Call, input_shapes, letters, make_inputs, shrunk
+from minivit.kernels.gemm import split_products
 from minivit.kernels.op import Cost, Implementation
 
 IMPLEMENTATIONS = ("reference", "cpu")
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "bfloat16")
 EVERY = list(OPS.values())
 DIFFERENTIABLE = [op for op in EVERY if op.backward]
 SMALL = 50_000                                          # elements of all inputs; larger cases run only the tests that sizes matter to
@@ -34,9 +35,27 @@ def cases(ops=EVERY, choose=lambda op: op.cases) -> list:
     return [pytest.param(op, case, id=f"{op.name}-{i}") for op in ops for i, case in enumerate(choose(op))]
 
 
+def typed_cases(choose=lambda op: op.cases) -> list:
+    """Cases in every dtype that the op has: there is no bfloat16 form where all that floats are parameters."""
+    return [pytest.param(*c.values, dtype, id=f"{c.id}-{dtype}") for dtype in DTYPES for c in cases(choose=choose)
+            if has_dtype(c.values[0], dtype)]
+
+
+def has_dtype(op: Op, dtype) -> bool:
+    return any(call_of(op, shrunk(op, case, elements=1), dtype)[0].dtype == dtype for case in op.cases[:1])
+
+
 def call_of(op: Op, case, dtype="float64", sizes=None) -> tuple[Call, np.random.Generator]:
     rng = np.random.default_rng(0)
     return Call(op, *make_inputs(op, case, dtype, rng, sizes)), rng
+
+
+def multiplies(call: Call) -> bool:
+    """Whether the op is made of products, which "bf16x3" computes in another way."""
+    weights = call.weights(np.random.default_rng(1))
+    plain = call.run("cpu", weights)
+    with split_products():
+        return not same_bits(plain, call.run("cpu", weights))
 
 
 def same_bits(one: dict, other: dict) -> bool:
@@ -125,13 +144,14 @@ def test_a_planted_wrong_gradient_is_caught(op, name):
 
 
 # ------------------------------------------------------------------------------------------------------------ agreement
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("op, case", cases())
+@pytest.mark.parametrize("op, case, dtype", typed_cases())
 def test_agreement_with_the_reference(op, case, dtype, poisoned_scratch):
     call, rng = call_of(op, shrunk(op, case), dtype)
     passed(check_accuracy, call, "cpu", rng)
     if op.accumulates:
         passed(check_accuracy, call, "cpu", rng, accumulate=True)
+    if dtype == "float32" and multiplies(call):
+        passed(check_accuracy, call, "cpu", rng, split=True)
 
 
 LENGTHS = st.sampled_from((1, 2, 3, 4, 5, 7, 8, 11, 16, 17))
@@ -161,9 +181,12 @@ def drawn_cases(draw, op: Op) -> dict:
 @given(data=st.data())
 def test_agreement_at_any_shape(op, poisoned_scratch, data):
     case = data.draw(drawn_cases(op))
-    for dtype in DTYPES:
+    accumulate = bool(op.accumulates) and data.draw(st.booleans())
+    for dtype in (dtype for dtype in DTYPES if has_dtype(op, dtype)):
         call, rng = call_of(op, case, dtype)
-        passed(check_accuracy, call, "cpu", rng, accumulate=bool(op.accumulates) and data.draw(st.booleans()))
+        passed(check_accuracy, call, "cpu", rng, accumulate=accumulate)
+        if dtype == "float32" and multiplies(call):
+            passed(check_accuracy, call, "cpu", rng, split=True)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -180,30 +203,30 @@ def test_a_running_gradient_is_added_to(op, case, implementation):
 
 
 # ------------------------------------------------------------------------------------------------------------ a kernel's manners
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("op, case", cases(choose=small_cases))
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_inputs_stay_as_they_are(op, case, dtype, implementation):
-    call, rng = call_of(op, case, dtype)
-    weights, running = call.weights(rng), call.running(rng)
-    given = deepcopy((call.inputs, weights, running))
-    outputs = call.forward(implementation)
-    given_outputs = deepcopy(outputs)
-    if op.backward:
-        call.backward(implementation, outputs, weights, running=running)
-    assert all(map(same_bits, (call.inputs, weights, running, outputs), (*given, given_outputs)))
+@pytest.mark.parametrize("op, case, dtype", typed_cases(small_cases))
+def test_inputs_stay_as_they_are(op, case, dtype):
+    for implementation in IMPLEMENTATIONS if dtype != "bfloat16" else ["cpu"]:
+        call, rng = call_of(op, case, dtype)
+        weights, running = call.weights(rng), call.running(rng)
+        given = deepcopy((call.inputs, weights, running))
+        outputs = call.forward(implementation)
+        given_outputs = deepcopy(outputs)
+        if op.backward:
+            call.backward(implementation, outputs, weights, running=running)
+        assert all(map(same_bits, (call.inputs, weights, running, outputs), (*given, given_outputs)))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("op, case", cases())
+@pytest.mark.parametrize("op, case, dtype", typed_cases())
 def test_every_run_and_any_number_of_threads_gives_the_same_bits(op, case, dtype, set_threads):
     call, rng = call_of(op, shrunk(op, case, elements=1_000_000, operations=500_000_000), dtype)
     weights = call.weights(rng)
-    first = call.run("cpu", weights)
-    assert same_bits(first, call.run("cpu", weights))
-    for number in range(1, min(numba.config.NUMBA_NUM_THREADS, 3) + 1):
-        set_threads(number)
-        assert same_bits(first, call.run("cpu", weights)), f"{number} threads"
+    for split in (False, True) if dtype == "float32" and multiplies(call) else (False,):
+        with split_products(split):
+            first = call.run("cpu", weights)
+            assert same_bits(first, call.run("cpu", weights))
+            for number in range(1, min(numba.config.NUMBA_NUM_THREADS, 3) + 1):
+                set_threads(number)
+                assert same_bits(first, call.run("cpu", weights)), f"{number} threads, split={split}"
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
