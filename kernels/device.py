@@ -31,7 +31,7 @@ class View(NamedTuple):
 class Recording:
     """The kernel calls of one step, in order, and the buffers they use.
 
-    Holds no reference to a buffer of the step, so that recording needs no more memory than running.
+    While it is made no kernel runs: memory that `empty` gives out is never touched, and so takes none. Holds no reference to it.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ def current_recording() -> Recording | None:
 
 @contextmanager
 def record() -> Iterator[Recording]:
-    """Everything launched and allocated inside is recorded."""
+    """Inside, everything that is allocated and launched is recorded, and nothing runs."""
     if current_recording() is not None:
         raise RuntimeError("a step is being recorded already")
     _thread.recording = Recording()

@@ -154,8 +154,9 @@ def require(op: str, **shapes: tuple[Shape | None, Shape]) -> None:
 
 
 def launch(kernel: cpu.Kernel, bands: int, *arguments) -> None:
-    """Run a kernel in `bands` independent parts: the one gate that every kernel call passes, so that a plan can record it."""
-    cpu.run(kernel, bands, arguments)
+    """Run a kernel in `bands` independent parts, or only note it for a plan: the one gate that every kernel call passes."""
     recording = device.current_recording()
-    if recording is not None:
+    if recording is None:
+        cpu.run(kernel, bands, arguments)
+    else:
         recording.add(kernel, bands, arguments)

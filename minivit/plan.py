@@ -1,7 +1,8 @@
 """A recorded step: one arena, one flat list of kernel calls, replayed without Python.
 
-The first step of a shape runs eagerly while every launch and allocation is recorded (`kernels/device.py`). Buffers that are never alive
-together then share memory in one arena, and the calls become three arrays, entry, bands and argument table, which one compiled loop runs.
+The first step of a shape is walked through without running any kernel, while every launch and allocation is recorded (`kernels/device.py`).
+Buffers that are never alive together then share memory in one arena, and the calls become three arrays, entry, bands and argument table,
+which one compiled loop runs: the first step, and all later ones.
 Inputs, parameters, learning rate and random state live in arrays that exist before the recording; everything else is a constant.
 """
 from __future__ import annotations
@@ -17,9 +18,10 @@ from .kernels.device import ALIGNMENT, GUARD, Recording, View
 
 
 class Plan:
-    """Record `step()` by running it once; `replay()` repeats it, bit for bit.
+    """Record `step()` and run it once; `replay()` repeats it, bit for bit.
 
-    step: a function without arguments that returns an array or a tuple of arrays, the results; it computes through ops alone.
+    step: a function without arguments that returns an array or a tuple of arrays, the results; it computes through ops alone, and looks at
+        no value.
     constants: arrays that change seldom: weights of a model that only predicts. What kernels make of them alone, as panels of weights, is
         kept, and `prepare()` makes it again after they have changed.
     results: what the step returned, as arrays that a replay overwrites.
@@ -32,7 +34,7 @@ class Plan:
         with device.record() as recording:
             returned = step()
             arrays = returned if isinstance(returned, tuple) else (returned,)
-            first, views = [np.array(a) for a in arrays], [recording.keep(a) for a in arrays]
+            views = [recording.keep(a) for a in arrays]
             del returned, arrays
         once = _preparations(recording, {cpu.address_of(a) for a in constants})
         offsets, self.arena_bytes = _share(recording)
@@ -51,10 +53,9 @@ class Plan:
         self._preparations = _Calls([p for i, p in enumerate(prepared) if i in once])
         self._calls = _Calls([p for i, p in enumerate(prepared) if i not in once])
         self.launches = len(self._calls.bands)
-        self.prepare()
         self.results = tuple(place(v) for v in views)
-        for result, value in zip(self.results, first):
-            result[...] = value
+        self.prepare()
+        self.replay()
 
     def prepare(self) -> None:
         """Make anew what depends on the `constants` alone."""
