@@ -67,15 +67,37 @@ def backward_reference(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse,
 
 # -------------------------------------------------------------------------------------------------------------------------- CPU
 @routine
-def _scaled_line(zero, line, N, scale, bias_zero, bias, biased):
-    """line = scale·line + bias; the bias' address is that of its row."""
-    factor, added = type(zero)(scale), view(bias_zero, bias)
+def _scale_and_bias(zero, square, size, scale, bias_zero, bias, biased):
+    """square = scale·square + bias, both of `size` numbers from these addresses on."""
+    scores, added, factor = view(zero, square), view(bias_zero, bias), type(zero)(scale)
     if biased:
-        for j in range(N):
-            line[j] = line[j] * factor + added[j]
+        for j in range(size):
+            scores[j] = scores[j] * factor + added[j]
     else:
-        for j in range(N):
-            line[j] *= factor
+        for j in range(size):
+            scores[j] *= factor
+
+
+@routine
+def _exp_all(zero, square, size):
+    """In one loop over all rows: a row by itself is too short for its remainder not to count."""
+    scores = view(zero, square)
+    for j in range(size):
+        scores[j] = exp(scores[j])
+
+
+@routine
+def _copy_all(to_zero, to, zero, square, size):
+    out, scores = view(to_zero, to), view(zero, square)
+    for j in range(size):
+        out[j] = scores[j]
+
+
+@routine
+def _add_all(zero, square, from_zero, source, size):
+    scores, added = view(zero, square), view(from_zero, source)
+    for j in range(size):
+        scores[j] += added[j]
 
 
 # A square is the (N, N) matrix of one head, in scratch, as sums; and, where activations are narrower, once more as products read it: with
@@ -95,21 +117,23 @@ def _forward(band, bands, entry, finish, flags, W, y, logits, probabilities, lse
         q = qkv.ctypes.data + (b * N * row + h * D) * item
         k, v = q + H * D * item, q + 2 * H * D * item
         plain_product(entry, finish, room, N, N, D, q, row, 1, k, 1, row, address, N, 0)
-        added = bias.ctypes.data + (b * bias_batch + h * bias_head) * item
+        _scale_and_bias(zero, address, N * N, scale, number, bias.ctypes.data + (b * bias_batch + h * bias_head) * item, bias_batch >= 0)
         square = head * N * N * item                    # where this head's (N, N) begins
+        if keep_logits:
+            _copy_all(number, logits.ctypes.data + square, zero, address, N * N)
+        for i in range(N):
+            line = view(zero, address + i * N * size)
+            top = highest(line, 0, N)
+            for j in range(N):
+                line[j] -= top
+            lse[head * N + i] = top
+        _exp_all(zero, address, N * N)
         for i in range(N):
             line, p = view(zero, address + i * N * size), view(number, p_address + i * W * item)
-            _scaled_line(zero, line, N, scale, number, added + i * N * item, bias_batch >= 0)
-            if keep_logits:
-                out = view(number, logits.ctypes.data + square + i * N * item)
-                for j in range(N):
-                    out[j] = line[j]
-            top = highest(line, 0, N)
             total = zero
             for j in range(N):
-                line[j] = exp(line[j] - top)
                 total += line[j]
-            lse[head * N + i] = top + np.log(total)
+            lse[head * N + i] += np.log(total)
             inverse = type(zero)(1) / total
             for j in range(N):
                 p[j] = line[j] * inverse
@@ -141,39 +165,35 @@ def _backward(band, bands, entry, finish, flags, W, dqkv, dl, dy, dlogits, dprob
         k, v = q + H * D * item, q + 2 * H * D * item
         dout = dy.ctypes.data + (b * N * H * D + h * D) * item
         square = head * N * N * item                    # where this head's (N, N) begins
-        added = bias.ctypes.data + (b * bias_batch + h * bias_head) * item
         plain_product(entry, finish, room, N, N, D, q, row, 1, k, 1, row, p_address, N, 0)
+        _scale_and_bias(zero, p_address, N * N, scale, number, bias.ctypes.data + (b * bias_batch + h * bias_head) * item, bias_batch >= 0)
         for i in range(N):
-            line, p, shift = view(zero, p_address + i * N * size), view(number, p_narrow + i * W * item), lse[head * N + i]
-            _scaled_line(zero, line, N, scale, number, added + i * N * item, bias_batch >= 0)
+            line, top = view(zero, p_address + i * N * size), lse[head * N + i]
             for j in range(N):
-                line[j] = exp(line[j] - shift)
-            if flags:
+                line[j] -= top
+        _exp_all(zero, p_address, N * N)
+        if flags:
+            for i in range(N):
+                line, p = view(zero, p_address + i * N * size), view(number, p_narrow + i * W * item)
                 for j in range(N):
                     p[j] = line[j]
         plain_product(entry, finish, room, N, D, N, p_narrow, 1, W, dout, H * D, 1, dq + 2 * H * D * item, row, flags & ~PADDED)
         plain_product(entry, finish, room, N, N, D, dout, H * D, 1, v, 1, row, g_address, N, 0)
+        if add_probabilities:
+            _add_all(zero, g_address, number, dprobabilities.ctypes.data + square, N * N)
         for i in range(N):
             line, g = view(zero, p_address + i * N * size), view(zero, g_address + i * N * size)
-            narrow = view(number, g_narrow + i * W * item)
-            if add_probabilities:
-                arriving = view(number, dprobabilities.ctypes.data + square + i * N * item)
-                for j in range(N):
-                    g[j] += arriving[j]
             total = zero
             for j in range(N):
                 total += line[j] * g[j]
-            if add_logits:
-                arriving = view(number, dlogits.ctypes.data + square + i * N * item)
-                for j in range(N):
-                    g[j] = line[j] * (g[j] - total) + arriving[j]
-            else:
-                for j in range(N):
-                    g[j] = line[j] * (g[j] - total)
-            if write_dl:
-                out = view(number, dl.ctypes.data + square + i * N * item)
-                for j in range(N):
-                    out[j] = g[j]
+            for j in range(N):
+                g[j] = line[j] * (g[j] - total)
+        if add_logits:
+            _add_all(zero, g_address, number, dlogits.ctypes.data + square, N * N)
+        if write_dl:
+            _copy_all(number, dl.ctypes.data + square, zero, g_address, N * N)
+        for i in range(N):
+            g, narrow = view(zero, g_address + i * N * size), view(number, g_narrow + i * W * item)
             for j in range(N):
                 narrow[j] = g[j] * factor
             for j in range(N, W):
