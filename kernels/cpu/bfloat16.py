@@ -51,24 +51,31 @@ class BFloat16(types.Float):
 bfloat16 = BFloat16()
 
 
+def _like(value: ir.Value, type_: ir.Type) -> ir.Type:
+    """A vector of the type where `value` is a vector."""
+    return ir.VectorType(type_, value.type.count) if isinstance(value.type, ir.VectorType) else type_
+
+
+def _constant_like(value: ir.Value, number: int) -> ir.Constant:
+    vector = isinstance(value.type, ir.VectorType)
+    return ir.Constant(_like(value, I32), [number] * value.type.count if vector else number)
+
+
 def widen(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
     """The float32 of an i16, or of a vector of them."""
-    vector = isinstance(bits.type, ir.VectorType)
-    wide, number = (ir.VectorType(t, bits.type.count) if vector else t for t in (I32, F32))
-    sixteen = ir.Constant(wide, [16] * bits.type.count if vector else 16)
-    return builder.bitcast(builder.shl(builder.zext(bits, wide), sixteen), number)
+    return builder.bitcast(builder.shl(builder.zext(bits, _like(bits, I32)), _constant_like(bits, 16)), _like(bits, F32))
 
 
 def narrow(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    """The i16 nearest to a float32; ties go to the even one, NaN stays NaN."""
+    """The i16 nearest to a float32, or of a vector of them; ties go to the even one, NaN stays NaN."""
     if NATIVE:
-        return builder.bitcast(builder.fptrunc(value, BFLOAT), I16)
-    bits = builder.bitcast(value, I32)
-    odd = builder.and_(builder.lshr(bits, ir.Constant(I32, 16)), ir.Constant(I32, 1))
-    rounded = builder.add(bits, builder.add(odd, ir.Constant(I32, 0x7FFF)))
-    quiet = builder.or_(bits, ir.Constant(I32, 0x400000))
+        return builder.bitcast(builder.fptrunc(value, _like(value, BFLOAT)), _like(value, I16))
+    bits, sixteen = builder.bitcast(value, _like(value, I32)), _constant_like(value, 16)
+    odd = builder.and_(builder.lshr(bits, sixteen), _constant_like(value, 1))
+    rounded = builder.add(bits, builder.add(odd, _constant_like(value, 0x7FFF)))
+    quiet = builder.or_(bits, _constant_like(value, 0x400000))
     chosen = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
-    return builder.trunc(builder.lshr(chosen, ir.Constant(I32, 16)), I16)
+    return builder.trunc(builder.lshr(chosen, sixteen), _like(value, I16))
 
 
 @register_default(BFloat16)

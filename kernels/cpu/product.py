@@ -5,7 +5,7 @@ The scheme is that of Goto and van de Geijn ("Anatomy of High-Performance Matrix
 
     for NBLOCK columns of B
         for a slice of the inner dimension                          B's slice is packed into panels of a tile's width, each contiguous,
-            for MBLOCK rows of A                                    unless `pack` has done so; A's block stays in L2
+            for up to MBLOCK rows of A                              unless `pack` has done so; A's block stays in L2
                 for a panel of B                                    which stays in L1
                     for the rows of a tile: `multiply_tile`
             after the last slice: the epilogue over the block's rows, while they are in L2
@@ -28,7 +28,9 @@ from numba.np import arrayobj
 from . import call, kernel, preparation, routine
 from .math import gelu_erf, gelu_tanh
 from .tiles import (
+    MBLOCK,
     Tile,
+    block_rows,
     cell_bytes,
     configure_tiles,
     is_raw,
@@ -62,7 +64,7 @@ CONVERT = 64                                            # C is not of the accumu
 
 PADDED = 128                                            # no epilogue: rows of A go on with zeros, up to whole cells and steps
 
-KDEPTH, MBLOCK, NBLOCK = 256, 120, 768                  # cells, rows, columns
+KDEPTH, NBLOCK = 256, 768                               # cells of a slice, columns of a block
 TABLE = 24                                              # int64 for the arguments of a call; two such tables begin the scratch
 I64 = ir.IntType(64)
 
@@ -119,18 +121,18 @@ def _pack_columns(tile, source_zero, panel, source, row, column, depth, columns,
         blank = view(0, panel)
         for i in range(padded * line // 8):
             blank[i] = 0
-    if columns == width and is_raw(tile) and item * pairs == cell_bytes(tile):
-        if column == 1:
-            done = whole
-            for k in range(whole):
-                first = source + pairs * k * row * item
-                move_width(tile, panel + k * line, first, first + row * item)
-        elif row == 1 and cell_bytes(tile) == 4:
-            lanes = tile_lanes(tile)
-            done = whole // lanes * lanes
-            for k in range(0, done, lanes):
-                for j in range(0, width, lanes):
-                    transpose_cells(tile, panel + k * line + 4 * j, line, source + j * column * item + 4 * k, column * item)
+    if columns == width and column == 1:
+        done = whole
+        for k in range(whole):
+            first = source + pairs * k * row * item
+            move_width(tile, source_zero, panel + k * line, first, first + row * item, low)
+    elif columns == width and row == 1 and cell_bytes(tile) == 4:
+        lanes = tile_lanes(tile)
+        done = whole // lanes * lanes
+        for k in range(0, done, lanes):
+            for j in range(0, width, lanes):
+                transpose_cells(tile, source_zero, panel + k * line + 4 * j, line, source + (j * column + pairs * k) * item, column * item,
+                                low)
     _pack_numbers(tile, source_zero, panel, width, 1, source, row, column, done * pairs, depth, columns, low)
 
 
@@ -144,10 +146,17 @@ def _pack_right(tile, source_zero, panels, source, row, column, depth, columns, 
 
 
 @routine
+def _by_rows(tile, a_column):
+    """Whether `_pack_left` lays A's rows one after the other, packed[t, r, k], rather than its columns, packed[t, k, r]."""
+    return a_column == 1 or tile_step(tile) > 1
+
+
+@routine
 def _pack_left(tile, source_zero, packed, source, row, column, rows, depth, padded, low):
-    """Tiles of A: packed[t, k, r] = A[t·ROWS + r, k] by cells, each tile contiguous; packed[t, r, k] where a tile has steps."""
-    item, pairs, tall, cell = item_bytes(source_zero), tile_pairs(tile), tile_rows(tile), cell_bytes(tile)
-    whole, tiles = depth // pairs, (rows + tall - 1) // tall
+    """Tiles of A by cells, each contiguous; where a tile has steps, its rows are turned through a panel, which is as wide as it is tall."""
+    item, pairs, tall, cell, line = item_bytes(source_zero), tile_pairs(tile), tile_rows(tile), cell_bytes(tile), row_bytes(tile)
+    zero, whole, tiles = packed_zero(tile), depth // pairs, (rows + tall - 1) // tall
+    panel = packed + tiles * padded * tall * cell
     for t in range(tiles):
         valid, done = min(tall, rows - t * tall), 0
         start, block = source + t * tall * row * item, packed + t * padded * tall * cell
@@ -155,21 +164,22 @@ def _pack_left(tile, source_zero, packed, source, row, column, rows, depth, padd
             blank = view(np.uint16(0), block)
             for i in range(padded * tall * cell // 2):
                 blank[i] = 0
-        if tile_step(tile) > 1:
-            if column == 1:
-                _pack_numbers(tile, source_zero, block, 1, padded, start, 1, row, 0, depth, valid, low)
-            else:                                       # a panel is as wide as a tile is tall: through one, and turned
-                panel, line = packed + tiles * padded * tall * cell, row_bytes(tile)
-                _pack_columns(tile, source_zero, panel, start, column, row, depth, valid, padded, low)
-                for k in range(0, padded, tile_lanes(tile)):
-                    for r in range(0, tall, tile_lanes(tile)):
-                        transpose_cells(tile, block + 4 * (r * padded + k), 4 * padded, panel + k * line + 4 * r, line)
+        if column == 1:
+            for r in range(valid):
+                to, numbers = view(zero, block + r * padded * cell), view(source_zero, start + r * row * item)
+                for k in range(depth):
+                    to[k] = packed_number(zero, numbers[k], low)
+        elif tile_step(tile) > 1:
+            _pack_columns(tile, source_zero, panel, start, column, row, depth, valid, padded, low)
+            for k in range(0, padded, tile_lanes(tile)):
+                for r in range(0, tall, tile_lanes(tile)):
+                    transpose_cells(tile, zero, block + 4 * (r * padded + k), 4 * padded, panel + k * line + 4 * r, line, 0)
         else:
-            if row == 1 and valid == tall and is_raw(tile):
+            if row == 1 and valid == tall:
                 done = whole
                 for k in range(whole):
                     first = start + pairs * k * column * item
-                    move_rows(tile, block + k * tall * cell, first, first + column * item)
+                    move_rows(tile, source_zero, block + k * tall * cell, first, first + column * item, low)
             _pack_numbers(tile, source_zero, block, tall, 1, start, column, row, done * pairs, depth, valid, low)
 
 
@@ -289,7 +299,7 @@ def _rows_block(tile, packed, rows, columns, depth, cells, a, a_row, a_column, p
         _block(tile, there, columns, cells, a, a_row * item, cell, tall * a_row * item, panels, c, c_row, add, edge)
     if there < rows:
         _pack_left(tile, zero, packed, a + there * a_row * item, a_row, a_column, rows - there, depth, cells, low)
-        row, step = (cells * cell, cell) if tile_step(tile) > 1 else (cell, tall * cell)
+        row, step = (cells * cell, cell) if _by_rows(tile, a_column) else (cell, tall * cell)
         _block(tile, rows - there, columns, cells, packed, row, step, tall * cells * cell, panels,
                c + there * c_row * item_bytes(sum_zero(tile)), c_row, add, edge)
 
@@ -308,7 +318,7 @@ def _product(band, bands, tile, scratch, finish, rows, columns, depth, a, a_row,
     most = (min(columns, NBLOCK) + width - 1) // width
     panels = scratch.ctypes.data
     left = panels + (0 if packed else most * line * parts * min(cells, deepest * inside))
-    edge = left + (MBLOCK + 2 * tile_rows(tile)) * deepest * cell_bytes(tile)
+    edge = left + (block_rows(tile) + 2 * tile_rows(tile)) * deepest * cell_bytes(tile)
     block = edge + tile_rows(tile) * width * size
     configure_tiles(tile)
     for j in range(0, columns, NBLOCK):
@@ -323,8 +333,8 @@ def _product(band, bands, tile, scratch, finish, rows, columns, depth, a, a_row,
                         _pack_right(tile, zero, panels + (part * span + k - start) * number * line,
                                     b + (k * pairs * b_row + j * b_column) * item, b_row, b_column,
                                     min(depth - k * pairs, padded * pairs), wide, padded, part)
-            for i in range(0, rows, MBLOCK):
-                tall = min(MBLOCK, rows - i)
+            for i in range(0, rows, block_rows(tile)):
+                tall = min(block_rows(tile), rows - i)
                 out = c + (i * c_row + j) * c_item
                 values, values_row = (block, number * width) if flags & CONVERT else (out, c_row)
                 for k in range(start, start + span, deepest):

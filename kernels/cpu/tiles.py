@@ -32,6 +32,7 @@ from .bfloat16 import BFLOAT, narrow, widen
 
 I8, I16, I32, I64, F32, F64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
 AMX_CELLS = 16                                          # of the inner dimension, in one tile instruction
+MBLOCK = 128                                            # rows of a block of C, at most
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ tile_rows = _of_tile(lambda tile: tile.rows)
 tile_width = _of_tile(lambda tile: tile.width)
 tile_pairs = _of_tile(lambda tile: tile.pairs)
 tile_step = _of_tile(lambda tile: tile.step)
+block_rows = _of_tile(lambda tile: MBLOCK // tile.rows * tile.rows)
 tile_lanes = _of_tile(lambda tile: tile.lane_bytes // 4)
 narrow_width = _of_tile(lambda tile: tile.width // tile.vectors if tile.step == 1 else 0)       # columns of `multiply_narrow_tile`
 is_raw = _of_tile(lambda tile: int(not tile.split))     # whether operands lie in memory as panels hold them
@@ -159,15 +161,19 @@ packed_zero = _zero_of_tile(lambda tile: tile.storage.name if tile.pairs == 1 el
 sum_zero = _zero_of_tile(lambda tile: tile.accumulator.name)
 
 
+def _packed(b: ir.IRBuilder, number: ir.Value, low: ir.Value) -> ir.Value:
+    """The bits of the bfloat16 nearest to a float32, or with `low` != 0 to what that one leaves of it; vectors of them too."""
+    bits = narrow(b, number)
+    rest = narrow(b, b.fsub(number, widen(b, bits)))
+    return b.select(b.icmp_signed("!=", low, ir.Constant(I64, 0)), rest, bits)
+
+
 @intrinsic
 def packed_number(typing_context, zero, x, low):
-    """A number as panels hold it: itself, or as the bits of a bfloat16; with `low`, those of what the first bfloat16 leaves of it."""
+    """A number as panels hold it: itself, or as `_packed` says."""
     def generate(context, b, signature, values):
-        if signature.args[0] == signature.args[1]:
-            return values[1]
-        number = context.cast(b, values[1], signature.args[1], types.float32)
-        bits = narrow(b, number)
-        return b.select(b.icmp_signed("!=", values[2], ir.Constant(I64, 0)), narrow(b, b.fsub(number, widen(b, bits))), bits)
+        given, wanted = signature.args[1], signature.args[0]
+        return values[1] if given == wanted else _packed(b, context.cast(b, values[1], given, types.float32), values[2])
 
     return zero(zero, x, types.int64), generate
 
@@ -359,22 +365,31 @@ release_tiles = _of_instructions("release")             # after the last
 
 
 # ----------------------------------------------------------------------------------------------------------------- moving cells
+def _numbers(code: _Code, tile: Tile, source: Any, address: ir.Value, count: int, low: ir.Value) -> ir.Value:
+    """So many numbers as panels hold them, of a Numba type in memory."""
+    if tile.pairs == 1:
+        return code.load(address, ir.VectorType(ir.IntType(8 * tile.cell_bytes), count))
+    if source == types.float32:
+        return _packed(code.b, code.load(address, ir.VectorType(F32, count)), low)
+    return code.load(address, ir.VectorType(I16, count), 2)
+
+
 def _mover(count: Any) -> Any:
     """An intrinsic that writes `count(tile)` cells in a row, made of numbers that lie in a row, or for pairs in two."""
     @intrinsic
-    def move(typing_context, tile, to, first, second):
+    def move(typing_context, tile, source_zero, to, first, second, low):
         def generate(context, b, signature, values):
-            code, (_, to, first, second), shape = _Code(b), values, signature.args[0].tile
+            code, (_, _, to, first, second, low), shape, source = _Code(b), values, signature.args[0].tile, signature.args[1]
             number = count(shape)
-            if shape.pairs == 1:
-                code.store(code.load(first, ir.VectorType(ir.IntType(8 * shape.cell_bytes), number)), to)
-            else:
-                one, two = (code.load(place, ir.VectorType(I16, number), 2) for place in (first, second))
+            one = _numbers(code, shape, source, first, number, low)
+            if shape.pairs == 2:
+                two = _numbers(code, shape, source, second, number, low)
                 order = [j // 2 + number * (j % 2) for j in range(2 * number)]
-                code.store(b.shuffle_vector(one, two, ir.Constant(ir.VectorType(I32, 2 * number), order)), to)
+                one = b.shuffle_vector(one, two, ir.Constant(ir.VectorType(I32, 2 * number), order))
+            code.store(one, to)
             return context.get_dummy_value()
 
-        return types.void(tile, *[types.int64] * 3), generate
+        return types.void(tile, source_zero, *[types.int64] * 4), generate
 
     return move
 
@@ -384,25 +399,28 @@ move_rows = _mover(lambda tile: tile.rows)
 
 
 @intrinsic
-def transpose_cells(typing_context, tile, to, to_row, source, source_row):
+def transpose_cells(typing_context, tile, source_zero, to, to_row, source, source_row, low):
     """to[j, i] = source[i, j] over a square of as many 32-bit cells as a vector has; strides in bytes."""
     def generate(context, b, signature, values):
-        code, (_, to, to_row, source, source_row) = _Code(b), values
-        lanes = signature.args[0].tile.lane_bytes // 4
+        code, (_, _, to, to_row, source, source_row, low), shape = _Code(b), values, signature.args[0].tile
+        if shape.cell_bytes != 4:                       # never called, but compiled
+            return context.get_dummy_value()
+        lanes = shape.lane_bytes // 4
         vector = ir.VectorType(I32, lanes)
-        rows = [code.load(code.at(source, b.mul(source_row, code.number(i))), vector, 2) for i in range(lanes)]
+        rows = [b.bitcast(_numbers(code, shape, signature.args[1], code.at(source, b.mul(source_row, code.number(i))), lanes * shape.pairs, low),
+                          vector) for i in range(lanes)]
         size = 1
         while size < lanes:                             # swap the off-diagonal halves of ever larger squares
             first = [j if not j & size else lanes + j - size for j in range(lanes)]
             second = [j + size if not j & size else lanes + j for j in range(lanes)]
             for i in range(lanes):
                 if not i & size:
-                    low, high = rows[i], rows[i + size]
-                    rows[i], rows[i + size] = (b.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, lanes), mask))
+                    low_row, high_row = rows[i], rows[i + size]
+                    rows[i], rows[i + size] = (b.shuffle_vector(low_row, high_row, ir.Constant(ir.VectorType(I32, lanes), mask))
                                                for mask in (first, second))
             size *= 2
         for i in range(lanes):
             code.store(rows[i], code.at(to, b.mul(to_row, code.number(i))))
         return context.get_dummy_value()
 
-    return types.void(tile, *[types.int64] * 4), generate
+    return types.void(tile, source_zero, *[types.int64] * 5), generate
