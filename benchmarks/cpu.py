@@ -1,209 +1,201 @@
-"""python -m benchmarks.cpu: training steps and inference of whole models in float32, minivit beside PyTorch.
+"""python -m benchmarks.cpu: training steps and inference of whole models, minivit in each precision beside the fastest of its rivals.
 
-A training step is forward, cross-entropy, backward and AdamW on one batch, through `Trainer.step` and its plan; inference is `Predictor`.
-PyTorch runs eagerly. Each side has a process of its own with the same number of threads, and they work in turns, the other one asleep:
+A training step is forward, cross-entropy, backward and AdamW on one batch, through `Trainer.step` and its plan; inference is `Predictor`,
+at a usual batch and at batch 1. `sides.py` lists the rivals and their modes: PyTorch, and for inference ONNX Runtime and OpenVINO.
+Each side has a process of its own with the same number of threads. For each model and workload:
 
-    check    the same weights and batch in both: two training steps must give the same losses, weights and then logits
-    rounds   minivit, PyTorch, minivit, PyTorch, ...; a turn is one step that is not counted, and as many as fit into --seconds
+    check    the same weights and batch in all: two training steps must give the same losses and weights, inference the same logits, as
+             far as each side's precision allows (`answers.py`)
+    trial    every mode of every rival runs briefly; the best in float32 and the best of all go on
+    rounds   these and minivit in turns; a turn is one step that is not counted, and as many as fit into --seconds
 
-Reported: the median time of a step and the range of the middle half of all; the median over the rounds of PyTorch's time over minivit's;
-the fraction of the arithmetic floor, which is the operations that the ops count (`Op.cost`; the optimizer's are not) at the fastest float32
-product of 2048 x 2048 matrices that minivit, NumPy or PyTorch reached in this run; the peak of resident memory, and how much of it came
-after the imports.
+Reported: the median time of a step and the range of the middle half of all; the medians over the rounds of the rivals' times over
+minivit's, and their geometric means; the peak of resident memory, and how much of it came after the imports (the libraries of `runtimes.py`
+are imported after that). And what fraction of minivit's time is explained by each of two floors: the operations that the ops count
+(`Op.cost`; the optimizer's are not) at the fastest products of 2048 x 2048 matrices that any side reached in this run in that precision or
+a more exact one; and the least bytes that the ops must move (`Op.least_bytes`) at the rate of a triad over arrays that fit no cache, which
+is above 100 % where arrays stay in one.
+
+With --growth, instead: how minivit's time and memory grow with the batch and with the number of tokens (`growth.py`).
 """
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
-from statistics import median
-from time import sleep
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
-from minivit import UserError, create_model
+from minivit import UserError
 
-from .measure import Summary, machine, machine_line, milliseconds, option_parser, percent, table, write_result
+from .answers import Answers, Disagreement, checked, make_problem, product_problem, reference_answers
+from .growth import growth
+from .measure import Summary, machine, machine_line, option_parser, write_result
+from .report import draw, geometric_means, rates_line, rows, show
+from .sides import EXACTNESS, OURS, REFERENCE, Side, best_rates, fits, products_of_rivals, rivals, unavailable
+from .turns import Measured, Task, alternate, steps_for, trial
 from .worker import Problem, Worker
 
-MODELS, BATCH = ("vit_nano_patch2_8", "vit_tiny_patch4_32", "mixer_tiny_patch4_32"), 64
-TINY_MODELS, TINY_BATCH = ("vit_nano_patch2_8", "mixer_nano_patch2_8"), 4
-SIDES = {"minivit": "ours", "PyTorch": "rivals"}        # name -> module in this package
-WORKLOADS = ("train", "infer")
-PAUSE = 0.1                                             # seconds before a turn: the other side's threads have stopped spinning
-MOST_STEPS = 200                                        # in a turn
-ADAMW = {"lr": 1e-4, "weight_decay": 0.05, "eps": 1e-8}
-# For the check, a weight decay that shows, and an eps that keeps the update smooth: with the usual one, where a gradient is zero but for
-# rounding (the bias of k, or of the last layer of a token-mixing MLP), AdamW makes a whole step of the rounding error.
-CHECKED_ADAMW = {"lr": 1e-3, "weight_decay": 1.0, "eps": 1e-5}
-LOSS_TOLERANCE = 1e-5                                   # relative
-LOGIT_TOLERANCE = 1e-3                                  # relative to the largest
-WEIGHT_TOLERANCE = 1e-2                                 # relative to the largest change of any weight in two steps, a few lr
+MODELS = {"vit_nano_patch2_8": 64, "vit_tiny_patch4_32": 64, "mixer_tiny_patch4_32": 64, "vit_tiny_patch16_224": 16,
+          "mixer_s16_224": 16}                          # with the images in a batch
+USUAL_BATCH, TINY_BATCH = 64, 4
+TINY_MODELS = ("vit_nano_patch2_8",)
 
 
-class Disagreement(RuntimeError):
-    """The two sides do not compute the same."""
+class Job(NamedTuple):
+    """What is measured: one entry of the result."""
+
+    model: str
+    problem: Problem
+    workload: str                                       # "train" or "infer"
 
 
-# ----------------------------------------------------------------------------------------------------------------------- problem
-def make_problem(name: str, batch: int) -> Problem:
-    """A preset with random weights about those it begins with, so that no gradient is zero because a head is."""
-    model = create_model(name)
-    rng = np.random.default_rng(0)
-    weights = {n: (w + 0.02 * rng.standard_normal(w.shape)).astype(np.float32) for n, w in model.state_dict().items()}
-    return Problem(model.family, asdict(model.config), weights, batch, ADAMW)
-
-
-@contextmanager
-def workers_for(problem: Problem, sides: Mapping[str, str], threads: int) -> Iterator[dict[str, Worker]]:
-    """A fresh process for each side."""
-    with ExitStack() as stack:
-        yield {name: stack.enter_context(Worker(module, problem, threads)) for name, module in sides.items()}
-
-
-# ------------------------------------------------------------------------------------------------------------------------- check
+# ------------------------------------------------------------------------------------------------------------------------ limits
 @dataclass(frozen=True)
-class Answers:
-    losses: list[float]                                 # of two steps
-    weights: dict[str, np.ndarray]                      # after them
-    logits: np.ndarray                                  # (B, K), with these weights
+class Limits:
+    products: dict[str, float]                          # floating-point operations a second of large products, by side
+    memory: float                                       # bytes a second
 
     @classmethod
-    def of(cls, worker: Worker) -> Answers:
-        losses = [worker.call("train") for _ in range(2)]
-        return cls(losses, worker.call("weights"), worker.call("infer"))
+    def of(cls, ours: Sequence[Side], options: Namespace) -> Limits:
+        problem = product_problem(options.tiny)
+        reference, works = reference_answers(problem, "infer", (REFERENCE.precision,), options.threads)
+        flops, _ = works[REFERENCE.precision]
+        others = [side for side in products_of_rivals() if not unavailable(side, options.tiny)]
+        products = {}
+        for side in dict.fromkeys([REFERENCE, *ours, *others]):
+            with checked(problem, side, "infer", reference, options.threads) as worker:
+                steps = steps_for(worker, "infer", options.seconds, options.steps)
+                products[side.name] = flops / min(worker.call("turn", "infer", steps))
+        with Worker(REFERENCE, problem, options.threads) as worker:
+            return cls(products, worker.call("memory_rate", options.tiny))
 
-
-def compare(before: Mapping[str, np.ndarray], ours: Answers, theirs: Answers) -> None:
-    """Raises Disagreement that lists what differs by more than float32 explains. before: the weights that both began with."""
-    wrong = [f"loss {a:.7g} and {b:.7g}" for a, b in zip(ours.losses, theirs.losses) if not abs(a - b) <= LOSS_TOLERANCE * abs(b)]
-    change = max(float(np.abs(theirs.weights[name] - start).max()) for name, start in before.items())
-    for name in before:
-        error = np.abs(ours.weights[name] - theirs.weights[name]).max() / change
-        if not error <= WEIGHT_TOLERANCE:
-            wrong.append(f"{name} differs by {percent(error)} of what two steps change at most")
-    error = np.abs(ours.logits - theirs.logits).max() / np.abs(theirs.logits).max()
-    if not error <= LOGIT_TOLERANCE:
-        wrong.append(f"logits differ by {percent(error)} of the largest")
-    if wrong:
-        raise Disagreement(f"minivit and its rival do not compute the same: {'; '.join(wrong)}")
-
-
-def check(problem: Problem, sides: Mapping[str, str], threads: int) -> dict[str, int]:
-    """Hold the rival's answers against minivit's; gives the floating-point operations of each workload. Raises Disagreement."""
-    with workers_for(replace(problem, adamw=CHECKED_ADAMW), sides, threads) as workers:
-        flops = workers["minivit"].call("flops")
-        answers = {name: Answers.of(worker) for name, worker in workers.items()}
-    for name in sides.keys() - {"minivit"}:
-        compare(problem.weights, answers["minivit"], answers[name])
-    return dict(zip(WORKLOADS, flops))
-
-
-def measure_peak(problem: Problem, sides: Mapping[str, str], threads: int, tiny: bool) -> dict[str, float]:
-    """Floating-point operations a second of a large product, by library; one process after the other."""
-    rates: dict[str, float] = {}
-    for module in sides.values():
-        with Worker(module, problem, threads) as worker:
-            rates |= worker.call("product_rates", tiny)
-    return rates
+    def fractions(self, work: tuple[int, int], precision: str, seconds: float) -> dict[str, float]:
+        """What of a time the arithmetic takes at the least, and the memory traffic."""
+        flops, moved = work
+        return {"flops": flops, "least_bytes": moved, "of_arithmetic": flops / best_rates(self.products)[precision] / seconds,
+                "of_memory": moved / self.memory / seconds}
 
 
 # -------------------------------------------------------------------------------------------------------------------------- time
-def alternate(problem: Problem, workload: str, sides: Mapping[str, str], options: Namespace, progress: tqdm) -> dict[str, dict[str, Any]]:
-    """By side: the times of all rounds in seconds, and its memory in bytes."""
-    with workers_for(problem, sides, options.threads) as workers:
-        steps = {}
-        for name, worker in workers.items():            # a warm-up: its times only tell how long a step is
-            usual = median(worker.call("turn", workload, 3))
-            steps[name] = max(options.steps, min(MOST_STEPS, round(options.seconds / usual)))
-        rounds: dict[str, list[list[float]]] = {name: [] for name in workers}
-        for _ in range(options.rounds):
-            for name, worker in workers.items():
-                sleep(PAUSE)
-                rounds[name].append(worker.call("turn", workload, steps[name]))
-            progress.update()
-        return {name: {"rounds": rounds[name], "memory": worker.call("memory")} for name, worker in workers.items()}
+def try_rivals(problem: Problem, workload: str, sides: Sequence[Side], reference: Answers, options: Namespace,
+               progress: tqdm) -> tuple[dict[str, float], dict[str, str]]:
+    """By name: the seconds of a step of each rival, roughly; and why there are none of the others.
+
+    Raises Disagreement for a rival in float32: then minivit may be the one that errs.
+    """
+    seconds, failures = {}, {}
+    for side in sides:
+        progress.set_postfix_str(side.name)
+        try:
+            with checked(problem, side, workload, reference, options.threads) as worker:
+                seconds[side.name] = trial(worker, workload, options)
+        except Disagreement as error:
+            if side.precision == REFERENCE.precision:
+                raise
+            failures[side.name] = str(error)
+        except RuntimeError as error:                   # whatever went wrong in its process
+            failures[side.name] = str(error).strip().splitlines()[-1]
+        progress.update()
+    return seconds, failures
 
 
-def summarise(name: str, batch: int, workload: str, flops: int, peak: float, measured: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """One entry of the result; times in seconds, memory in bytes."""
-    sides = {}
-    for side, found in measured.items():
-        times = Summary.of([t for turn in found["rounds"] for t in turn])
-        start, most = found["memory"]
-        sides[side] = {"seconds": times.median, "spread": times.spread, "images_per_second": batch / times.median,
-                       "of_floor": flops / peak / times.median, "peak_memory": most, "memory_after_imports": most - start,
-                       "round_medians": [median(turn) for turn in found["rounds"]]}
-    entry = {"model": name, "workload": workload, "batch": batch, "flops": flops, "floor_seconds": flops / peak, "sides": sides}
-    if "PyTorch" in sides:
-        ratios = [b / a for a, b in zip(sides["minivit"]["round_medians"], sides["PyTorch"]["round_medians"])]
-        entry["times_as_fast"] = asdict(Summary.of(ratios))
-    return entry
+def measure(job: Job, ours: Sequence[Side], others: Sequence[Side], limits: Limits, options: Namespace, progress: tqdm) -> dict[str, Any]:
+    """An entry of the result: checks all, tries the rivals, and times the best of them in turns with minivit."""
+    model, problem, workload = job
+    reference, works = reference_answers(problem, workload, [side.precision for side in ours], options.threads)
+    for side in ours:
+        if side != REFERENCE:
+            with checked(problem, side, workload, reference, options.threads):
+                pass
+    trials, failures = try_rivals(problem, workload, others, reference, options, progress)
+    exact = [side.name for side in others if side.name in trials and side.precision == REFERENCE.precision]
+    best = {kind: min(names, key=trials.__getitem__) for kind, names in (("float32", exact), ("any", trials)) if names}
+    chosen = {side.name: side for side in [*ours, *others] if side in ours or side.name in best.values()}
+    progress.set_postfix_str("")
+    measured = alternate({name: Task(side, problem, workload) for name, side in chosen.items()}, options, progress.update)
+    sides = {name: {"precision": chosen[name].precision, **found.entry(problem.batch)} for name, found in measured.items()}
+    for side in ours:
+        sides[side.name] |= limits.fractions(works[side.precision], side.precision, sides[side.name]["seconds"])
+    return {"model": model, "workload": workload, "batch": problem.batch, "trials": trials, "failures": failures, "rivals": best,
+            "sides": sides, "times_as_fast": {side.precision: {kind: asdict(ratio(measured[side.name], measured[name]))
+                                                               for kind, name in best.items()} for side in ours}}
 
 
-# ------------------------------------------------------------------------------------------------------------------------ output
-COLUMNS = {"model": "<", "": "<", "batch": ">", "by": "<", "ms": ">", "spread": ">", "images/s": ">", "of floor": ">", "peak MB": ">",
-           "after imports": ">", "times as fast": ">"}
+def ratio(ours: Measured, theirs: Measured) -> Summary:
+    """How many times as fast as theirs, over the rounds."""
+    return Summary.of([b / a for a, b in zip(ours.medians, theirs.medians)])
 
 
-def rows(entries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    lines = []
-    for entry in entries:
-        for side, found in entry["sides"].items():
-            ratio = f"{entry['times_as_fast']['median']:.2f}" if side == "minivit" and "times_as_fast" in entry else ""
-            lines.append([entry["model"], entry["workload"], str(entry["batch"]), side,
-                          milliseconds(found["seconds"]), percent(found["spread"]),
-                          f"{found['images_per_second']:.0f}", percent(found["of_floor"]),
-                          f"{found['peak_memory'] / 1e6:.0f}", f"{found['memory_after_imports'] / 1e6:.0f}", ratio])
-    return lines
+def jobs(options: Namespace) -> Iterator[Job]:
+    for name in options.models:
+        problem = make_problem(name, options.batch or (TINY_BATCH if options.tiny else MODELS.get(name, USUAL_BATCH)))
+        yield Job(name, problem, "train")
+        for batch in dict.fromkeys((problem.batch, 1)):
+            yield Job(name, replace(problem, batch=batch), "infer")
 
 
+def entries_of(options: Namespace, ours: Sequence[Side], others: Mapping[str, Sequence[Side]], limits: Limits) -> Iterator[dict[str, Any]]:
+    """An entry for each model, workload and batch, as it is measured."""
+    fitting = [(job, [side for side in others[job.workload] if fits(side, job.problem.batch, options.threads)]) for job in jobs(options)]
+    with tqdm(total=sum(len(sides) + options.rounds for _, sides in fitting), disable=None, leave=False, unit="turn") as progress:
+        for job, sides in fitting:
+            progress.set_description(f"{job.model} {job.workload} {job.problem.batch}")
+            yield measure(job, ours, sides, limits, options, progress)
+
+
+# -------------------------------------------------------------------------------------------------------------------------- main
 def parse(arguments: Sequence[str] | None) -> Namespace:
-    parser = option_parser("cpu", "Training steps and inference in float32, minivit beside PyTorch.")
+    parser = option_parser("cpu", "Training steps and inference, minivit in each precision beside the fastest of its rivals.")
     parser.add_argument("--models", nargs="+", metavar="NAME", help=f"presets (default: {' '.join(MODELS)})")
-    parser.add_argument("--batch", type=int, help=f"images in a batch (default: {BATCH})")
+    parser.add_argument("--precisions", nargs="+", choices=EXACTNESS, default=EXACTNESS, metavar="NAME",
+                        help=f"minivit's (default: {' '.join(EXACTNESS)})")
+    parser.add_argument("--batch", type=int, help=f"images in a batch (default: {USUAL_BATCH}, of 224-pixel models 16)")
     parser.add_argument("--threads", type=int, help="of each side (default: as many as there are cores)")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each side (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=1.0, help="about how long a turn takes (default: %(default)s)")
+    parser.add_argument("--growth", action="store_true", help="instead, how minivit's time and memory grow with batch and tokens")
     options = parser.parse_args(arguments)
-    options.steps = 3                                   # the least in a turn
+    options.steps, options.trial_seconds = 2, 0.5       # the least in a turn; of a rival's trial
     if options.tiny:
-        options.rounds, options.seconds, options.steps = 2, 0.0, 1
+        options.rounds, options.seconds, options.steps, options.trial_seconds = 2, 0.0, 1, 0.0
     options.models = options.models or (TINY_MODELS if options.tiny else MODELS)
-    options.batch = options.batch or (TINY_BATCH if options.tiny else BATCH)
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    sides = {name: module for name, module in SIDES.items() if name != "PyTorch" or find_spec("torch")}
+    ours = [Side(OURS, precision) for precision in options.precisions]
     found = machine()
     found["threads"] = options.threads = options.threads or found["cores"]
     print(machine_line(found))
-    if "PyTorch" not in sides:
-        print("PyTorch is not installed (pip install torch): minivit is timed alone, and its answers are held against nothing")
     try:
-        problems = {name: make_problem(name, options.batch) for name in options.models}
+        if options.growth:
+            return growth(ours, options, found)
+        for name in options.models:
+            make_problem(name, 1)
     except UserError as error:
         print(error)
         return 2
-    rates = measure_peak(next(iter(problems.values())), sides, options.threads, options.tiny)
-    peak = max(rates.values())
-    print("float32 products, GFLOP/s: " + ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items()))
-    entries = []
-    with tqdm(total=len(problems) * len(WORKLOADS) * options.rounds, disable=None, leave=False, unit="round") as progress:
-        for name, problem in problems.items():
-            progress.set_description(name)
-            flops = check(problem, sides, options.threads)
-            for workload in WORKLOADS:
-                measured = alternate(problem, workload, sides, options, progress)
-                entries.append(summarise(name, problem.batch, workload, flops[workload], peak, measured))
-    print(table(COLUMNS, rows(entries)))
-    write_result(options, "cpu", found, product_rates=rates, rounds=options.rounds, seconds_a_turn=options.seconds, results=entries)
+    others, reasons = rivals(options.tiny)
+    for reason in dict.fromkeys(reasons.values()):
+        print(f"not timed: {', '.join(name for name, why in reasons.items() if why == reason)}: {reason}")
+    limits = Limits.of(ours, options)
+    print(rates_line(limits.products, limits.memory))
+    entries: list[dict[str, Any]] = []
+    for entry in entries_of(options, ours, others, limits):
+        entries.append(entry)
+        for row in rows([entry]):
+            print(*row, sep="  ", file=sys.stderr, flush=True)
+        paths = write_result(options, "cpu", found, tell=False, product_rates=limits.products, memory_rate=limits.memory,
+                             rounds=options.rounds, seconds_a_turn=options.seconds, not_timed=reasons, results=entries,
+                             geometric_means=geometric_means(entries))
+    show(entries)
+    for path in paths:
+        print(f"wrote {path}")
+        draw(entries, path.with_suffix(".png"))
     return 0
 
 

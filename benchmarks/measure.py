@@ -19,6 +19,7 @@ from minivit.files import atomic_file
 
 RESULTS = Path(__file__).parent / "results"
 PRODUCT, TINY_PRODUCT = 2048, 64                        # rows, columns and depth of the product whose rate counts as the machine's
+RIVALS = ("torch", "onnxruntime", "openvino")           # packages
 LIMIT_SECONDS = 2.0                                     # spent on measuring each limit of the machine
 
 
@@ -58,18 +59,19 @@ def machine() -> dict[str, Any]:
     """What a result must be read with: processor, threads, versions."""
     found = info.collect()
     kept = {name: found[name] for name in ("cpu", "instructions", "cores", "threads", "threading_layer", "blas", "system", "python")}
-    return kept | {"versions": {"minivit": found["minivit"], **found["versions"], **_torch()}}
+    rivals = {name: version for name in RIVALS if (version := _version(name))}
+    return kept | {"versions": {"minivit": found["minivit"], **found["versions"], **rivals}}
 
 
-def _torch() -> dict[str, str]:
+def _version(package: str) -> str | None:
     try:
-        return {"torch": metadata.version("torch")}
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return {}
+        return None
 
 
 def machine_line(found: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{n} {found['versions'][n]}" for n in ("minivit", "numpy", "numba", "torch") if n in found["versions"])
+    versions = ", ".join(f"{n} {found['versions'][n]}" for n in ("minivit", "numpy", "numba", *RIVALS) if n in found["versions"])
     return f"{found['cpu']}, threads: {found['threads']}, {' '.join(found['instructions'])}\n{versions}, Python {found['python']}"
 
 
@@ -88,13 +90,16 @@ def result_paths(options: argparse.Namespace, benchmark: str, found: Mapping[str
     return [options.json] * bool(options.json) + [RESULTS / f"{slug}.json"] * options.save
 
 
-def write_result(options: argparse.Namespace, benchmark: str, found: Mapping[str, Any], **parts: Any) -> None:
+def write_result(options: argparse.Namespace, benchmark: str, found: Mapping[str, Any], tell: bool = True, **parts: Any) -> list[Path]:
     """Write {benchmark, machine, tiny, **parts} where the options ask for it, and say where."""
     text = json.dumps({"benchmark": benchmark, "machine": found, "tiny": options.tiny, **parts}, indent=1, ensure_ascii=False) + "\n"
-    for path in result_paths(options, benchmark, found):
+    paths = result_paths(options, benchmark, found)
+    for path in paths:
         with atomic_file(path) as file:
             file.write(text.encode())
-        print(f"wrote {path}")
+        if tell:
+            print(f"wrote {path}")
+    return paths
 
 
 def table(columns: Mapping[str, str], rows: Sequence[Sequence[str]]) -> str:

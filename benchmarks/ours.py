@@ -1,30 +1,53 @@
 """minivit as a contender."""
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import cached_property
+from math import prod
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
 from minivit import Predictor, Tensor, Trainer, create_model
 from minivit.functional import cross_entropy
+from minivit.kernels import OPS, Op
+from minivit.layers import Linear
+from minivit.module import Module, evaluating
+from minivit.tensor import trace
 
-from .limits import product_rates
+from .limits import memory_rate
+from .sides import Side
 from .worker import Problem
+
+STORED = {"bfloat16": np.float16}                       # by precision, a dtype of the size of what activations are kept in; else float32
+
+
+class Product(Module):
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.layers = [Linear(config["in_channels"], config["in_channels"], bias=False) for _ in range(config["depth"])]
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.reshape(len(images), -1)             # (B, C)
+        for layer in self.layers:
+            x = layer(x)
+        return x
 
 
 class Contender:
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.model = create_model(problem.family, **problem.config)
+    def __init__(self, problem: Problem, side: Side) -> None:
+        self.problem, self.precision = problem, side.precision
+        self.model: Any = Product(problem.config) if problem.family == "product" else create_model(problem.family, **problem.config)
         self.model.load_state_dict(problem.weights)
 
     @cached_property
     def trainer(self) -> Trainer:
-        return Trainer(self.model, **self.problem.adamw)
+        return Trainer(self.model, precision=self.precision, **self.problem.adamw)
 
     @cached_property
     def predictor(self) -> Predictor:
-        return Predictor(self.model)
+        whole = self.problem.batch if self.problem.family == "product" else None
+        return Predictor(self.model, precision=self.precision, batch_size=whole)
 
     def train(self) -> float:
         return self.trainer.step(self.problem.images, self.problem.labels)
@@ -35,13 +58,20 @@ class Contender:
     def weights(self) -> dict[str, np.ndarray]:
         return self.model.state_dict()
 
-    def product_rates(self, tiny: bool) -> dict[str, float]:
-        return product_rates(tiny)
+    def memory_rate(self, tiny: bool) -> float:
+        return memory_rate(tiny)
 
-    def flops(self) -> tuple[int, int]:
-        """(a training step's, inference's) floating-point operations: what the ops on the tape say of themselves (`Op.cost`)."""
+    def work(self, workload: str, precision: str) -> tuple[int, int]:
+        """(floating-point operations, least bytes in a precision) of a step, as the ops tell (`Op.cost`, `Op.least_bytes`).
+
+        The optimizer counts among the bytes alone; for inference, what only a backward would read does not count.
+        """
+        counted = self._train_work(precision) if workload == "train" else self._infer_work(precision)
+        flops, moved = (sum(column) for column in zip(*counted))
+        return flops, moved
+
+    def _train_work(self, precision: str) -> Iterator[tuple[int, int]]:
         loss = cross_entropy(self.model.train()(Tensor(self.problem.images)), self.problem.labels)
-        forward = backward = 0
         seen, waiting = set(), [loss.node]
         while waiting:
             node = waiting.pop()
@@ -51,5 +81,37 @@ class Contender:
             waiting += [t.node for t in node.inputs if isinstance(t, Tensor)]
             if node.op:
                 cost = node.op.cost(*(None if t is None else t.shape for t in node.inputs), *node.constants)
-                forward, backward = forward + cost.forward, backward + cost.backward
-        return forward + backward, forward
+                arrays = [None if t is None else stored(precision, t.shape, t.dtype) for t in node.inputs]
+                yield cost.forward + cost.backward, sum(node.op.least_bytes(arrays, dict(zip(node.op.constants, node.constants))))
+        adamw, flat, few = OPS["adamw"], (sum(p.size for p in self.model.parameters()),), ()
+        yield 0, adamw.least_bytes([stored("float32", shape) for shape in (flat, flat, flat, flat, few, few)], adamw.constants)[0]
+
+    def _infer_work(self, precision: str) -> list[tuple[int, int]]:
+        counter = _Counter(precision)
+        with evaluating(self.model), trace(counter):
+            self.model(Tensor(self.problem.images))
+        return counter.found
+
+
+def stored(precision: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
+    """What stands for an array where only its size matters."""
+    dtype = np.dtype(dtype)
+    return SimpleNamespace(shape=shape, dtype=np.dtype(STORED.get(precision, dtype)) if dtype.kind == "f" else dtype)
+
+
+class _Counter:
+    """A Tracer that lists the operations and least bytes of each forward."""
+
+    def __init__(self, precision: str) -> None:
+        self.precision = precision
+        self.found: list[tuple[int, int]] = []
+
+    def op(self, op: Op, shapes: list[tuple[int, ...] | None], constants: Mapping[str, Any]) -> None:
+        arrays = [None if shape is None else stored(self.precision, shape) for shape in shapes]
+        saved = (a for n, a in op.describe(arrays, constants).items() if a is not None and n not in op.results)
+        least = op.least_bytes(arrays, constants)[0] - sum(prod(a.shape) * np.dtype(a.dtype).itemsize for a in saved)
+        self.found.append((op.cost(*shapes, *constants.values()).forward, least))
+
+    def enter(self, module: Any) -> None: ...
+
+    def leave(self) -> None: ...

@@ -1,10 +1,12 @@
-"""PyTorch as a contender: the models as a timm user has them, under timm's parameter names, run eagerly.
+"""PyTorch as a contender: the models as a timm user has them, under timm's parameter names, in the modes of `sides.py`.
 
 Letters: B batch, N tokens, C channels, H heads, D head size.
 """
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .measure import PRODUCT, TINY_PRODUCT, product_rate
+from .sides import Side
 from .worker import Problem
+
+OPSET = 20                                              # of ONNX: the first with GELU
 
 
 class Attention(nn.Module):
@@ -112,7 +116,16 @@ class Mixer(nn.Module):
         return self.head(self.norm(self.blocks(self.stem(images))).mean(1))
 
 
-FAMILIES = {"vit": ViT, "mixer": Mixer}
+class Product(nn.Module):
+    def __init__(self, config: dict[str, Any], approximate: str) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Linear(config["in_channels"], config["in_channels"], bias=False) for _ in range(config["depth"])))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(images.flatten(1))
+
+
+FAMILIES = {"vit": ViT, "mixer": Mixer, "product": Product}
 APPROXIMATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
 NO_DECAY = ("cls_token", "pos_embed")                   # besides parameters of one dimension
 
@@ -126,36 +139,50 @@ def create_model(family: str, config: dict[str, Any]) -> nn.Module:
 
 
 class Contender:
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.model = create_model(problem.family, problem.config)
-        self.model.load_state_dict({name: torch.from_numpy(array) for name, array in problem.weights.items()})
+    def __init__(self, problem: Problem, side: Side) -> None:
+        self.problem, self.compiled = problem, "compiled" in side.words
+        self.dtype = torch.bfloat16 if "pure" in side.words else torch.float32
+        self.products = nullcontext if "autocast" not in side.words else partial(torch.autocast, "cpu", torch.bfloat16)
+        torch.set_float32_matmul_precision("medium" if "medium" in side.words else "highest")
+        model = create_model(problem.family, problem.config)
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in problem.weights.items()})
+        self.model = model.to(self.dtype)
         self.images, self.labels = torch.from_numpy(problem.images), torch.from_numpy(problem.labels)
+
+    @cached_property
+    def run(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The model, compiled where the mode says so; for inference with its weights as constants."""
+        if not self.compiled:
+            return self.model
+        torch._inductor.config.freezing = not self.model.training
+        return torch.compile(self.model, dynamic=False)
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
         named = list(self.model.named_parameters())
         decayed, others = ([p for n, p in named if (p.ndim > 1 and n not in NO_DECAY) is wanted] for wanted in (True, False))
-        return torch.optim.AdamW([{"params": decayed}, {"params": others, "weight_decay": 0.0}], **self.problem.adamw)
+        groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, **self.problem.adamw, fused=True)      # a fourth of the time of the others
 
     def train(self) -> float:
         self.model.train()
         self.optimizer.zero_grad()
-        loss = F.cross_entropy(self.model(self.images), self.labels)
+        with self.products():
+            logits = self.run(self.images.to(self.dtype))
+        loss = F.cross_entropy(logits.float(), self.labels)
         loss.backward()
         self.optimizer.step()
         return loss.item()
 
-    @torch.inference_mode()
     def infer(self) -> np.ndarray:
         self.model.eval()
-        return self.model(self.images).numpy()
+        with torch.no_grad() if self.compiled else torch.inference_mode(), self.products():     # freezing knows no inference mode
+            return self.run(self.images.to(self.dtype)).float().numpy()
 
     def weights(self) -> dict[str, np.ndarray]:
-        return {name: p.detach().numpy() for name, p in self.model.named_parameters()}
+        return {name: p.detach().float().numpy() for name, p in self.model.named_parameters()}
 
-    def product_rates(self, tiny: bool) -> dict[str, float]:
-        size = TINY_PRODUCT if tiny else PRODUCT
-        a, b = torch.randn(2, size, size)
-        c = torch.empty(size, size)
-        return {"PyTorch": product_rate(lambda: torch.mm(a, b, out=c), size, tiny)}
+    def export(self, path: str) -> None:
+        """Write the model for this batch as ONNX."""
+        self.model.eval()
+        torch.onnx.export(self.model, (self.images,), path, dynamo=False, opset_version=OPSET)

@@ -20,15 +20,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .sides import Side
+
 ROOT = Path(__file__).resolve().parent.parent
 THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What both sides compute: a model with its weights, one batch, and AdamW's settings."""
+    """What all sides compute: a model with its weights, one batch, and AdamW's settings."""
 
-    family: str
+    family: str                                         # or "product": a chain of linear layers, whose speed is the machine's limit
     config: dict[str, Any]                              # the fields of the family's Config
     weights: dict[str, np.ndarray]                      # by timm's names
     batch: int
@@ -45,7 +47,7 @@ class Problem:
 
 
 class Contender(Protocol):
-    """One side; `ours.py` and `rivals.py` have a class of this name, made from a Problem."""
+    """A side at work; `ours.py`, `rivals.py` and `runtimes.py` have a class of this name, made from a Problem and a Side."""
 
     def train(self) -> float:
         """One training step; the loss before it."""
@@ -54,25 +56,22 @@ class Contender(Protocol):
         """The logits (B, K) of the batch."""
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The weights as they are now."""
-
-    def product_rates(self, tiny: bool) -> dict[str, float]:
-        """Floating-point operations a second of a large product, by the library that computes it."""
+        """The weights as they are now, in float32."""
 
 
 class Worker:
-    """The parent's end. module: of the Contender, in this package. `call` knows its methods and two more:
+    """The parent's end. `call` knows the Contender's methods and two more:
 
     turn(method, steps): the seconds of each of `steps` calls. memory(): the most bytes resident before the contender was made, and so far.
     """
 
-    def __init__(self, module: str, problem: Problem, threads: int) -> None:
-        self.module = module
-        command = [sys.executable, "-c", f"from benchmarks.worker import serve; serve({module!r})"]
+    def __init__(self, side: Side, problem: Problem, threads: int) -> None:
+        self.name = side.name
+        command = [sys.executable, "-c", f"from benchmarks.worker import serve; serve({side.module!r})"]
         self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)))
         try:
-            self._ask(problem)
+            self._ask((problem, side))
         except BaseException:
             self.__exit__()
             raise
@@ -88,9 +87,9 @@ class Worker:
             self.process.stdin.flush()
             succeeded, answer = pickle.load(self.process.stdout)
         except (EOFError, BrokenPipeError):
-            raise RuntimeError(f"the process of benchmarks.{self.module} ended with status {self.process.wait()}") from None
+            raise RuntimeError(f"the process of {self.name} ended with status {self.process.wait()}") from None
         if not succeeded:
-            raise RuntimeError(f"in the process of benchmarks.{self.module}:\n{answer}")
+            raise RuntimeError(f"in the process of {self.name}:\n{answer}")
         return answer
 
     def __enter__(self) -> Worker:
@@ -119,7 +118,7 @@ def serve(module: str) -> None:
             return
         try:
             if contender is None:
-                contender, answer = make(question), None
+                contender, answer = make(*question), None
             else:
                 method, arguments = question
                 answer = (own.get(method) or getattr(contender, method))(*arguments)
