@@ -8,49 +8,75 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from minivit.kernels.cpu.bfloat16 import widen
-from minivit.kernels.cpu.tiles import F32, I8, I16, TILE_INSTRUCTIONS
+from minivit.kernels.cpu.tiles import F32, I8, I16, I64, TILE_INSTRUCTIONS
 
 ROW, ROWS = 64, 16                                      # bytes; rows of a register
+SIZE = ROW * ROWS                                      # bytes of a register
 
 
 class Simulated:
-    def _register(self, code, tile: int) -> ir.Value:
-        """The address of a register's first row."""
-        name = f"amx.simulated.{tile}"
-        place = code.b.module.globals.get(name)
+    """Each instruction is a function of its own, so that a product is not much more code than with real ones."""
+
+    def _call(self, code, name: str, body, *arguments) -> None:
+        """Call the function that `body(code, registers, *arguments)` generates, all arguments int64."""
+        module = code.b.module
+        arguments = [code.number(a) if isinstance(a, int) else a for a in arguments]
+        function = module.globals.get(f"amx.simulated.{name}")
+        if function is None:
+            function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * len(arguments)), f"amx.simulated.{name}")
+            function.linkage = "internal"
+            function.attributes.add("noinline")
+            own = type(code)(ir.IRBuilder(function.append_basic_block()))
+            body(own, own.b.ptrtoint(self._registers(module), I64), *function.args)
+            own.b.ret_void()
+        code.b.call(function, arguments)
+
+    def _registers(self, module) -> ir.Value:
+        place = module.globals.get("amx.simulated.registers")
         if place is None:
-            place = cgutils.add_global_variable(code.b.module, ir.ArrayType(I8, ROW * ROWS), name)
+            place = cgutils.add_global_variable(module, ir.ArrayType(I8, 8 * SIZE), "amx.simulated.registers")
             place.initializer = ir.Constant(place.type.pointee, None)
             place.linkage = "internal"
-        return code.b.ptrtoint(place, ir.IntType(64))
+        return place
 
     def configure(self, code) -> None:
         """Every register holds NaN, so that one that is read before it is set shows."""
-        for tile in range(8):
-            for row in range(ROWS):
-                code.store(ir.Constant(ir.VectorType(F32, 16), [float("nan")] * 16), code.at(self._register(code, tile), ROW * row), 1)
+        self._call(code, "configure", lambda own, registers: self._fill(own, registers, 8 * SIZE, float("nan")))
 
     def release(self, code) -> None:
         self.configure(code)
 
     def zero(self, code, tile: int) -> None:
-        for row in range(ROWS):
-            code.store(ir.Constant(ir.VectorType(F32, 16), [0.0] * 16), code.at(self._register(code, tile), ROW * row), 1)
+        self._call(code, "zero", lambda own, registers, number: self._fill(own, self._of(own, registers, number), SIZE, 0.0), tile)
+
+    def load(self, code, tile: int, address, stride) -> None:
+        self._call(code, "load", lambda own, registers, number, address, stride: self._copy(
+            own, self._of(own, registers, number), own.number(ROW), address, stride), tile, address, stride)
+
+    def store(self, code, tile: int, address, stride) -> None:
+        self._call(code, "store", lambda own, registers, number, address, stride: self._copy(
+            own, address, stride, self._of(own, registers, number), own.number(ROW)), tile, address, stride)
+
+    def multiply(self, code, total: int, left: int, right: int) -> None:
+        """total[m, n] += Σ_k left[m, 2k]·right[k, 2n] + left[m, 2k+1]·right[k, 2n+1], as TDPBF16PS does."""
+        self._call(code, "multiply", self._multiply, total, left, right)
+
+    def _of(self, code, registers, number):
+        """The address of a register's first row."""
+        return code.at(registers, code.b.mul(number, code.number(SIZE)))
+
+    def _fill(self, code, address, size: int, value: float) -> None:
+        with cgutils.for_range(code.b, code.number(size // ROW)) as loop:
+            line = ir.Constant(ir.VectorType(F32, 16), [value] * 16)
+            code.store(line, code.at(address, code.b.mul(loop.index, code.number(ROW))), 1)
 
     def _copy(self, code, to, to_row, source, source_row) -> None:
         with cgutils.for_range(code.b, code.number(ROWS)) as loop:
             line = code.load(code.at(source, code.b.mul(loop.index, source_row)), ir.VectorType(I8, ROW), 1)
             code.store(line, code.at(to, code.b.mul(loop.index, to_row)), 1)
 
-    def load(self, code, tile: int, address, stride) -> None:
-        self._copy(code, self._register(code, tile), code.number(ROW), address, stride)
-
-    def store(self, code, tile: int, address, stride) -> None:
-        self._copy(code, address, stride, self._register(code, tile), code.number(ROW))
-
-    def multiply(self, code, total: int, left: int, right: int) -> None:
-        """total[m, n] += Σ_k left[m, 2k]·right[k, 2n] + left[m, 2k+1]·right[k, 2n+1], as TDPBF16PS does."""
-        b, (c, x, y) = code.b, (self._register(code, t) for t in (total, left, right))
+    def _multiply(self, code, registers, *numbers) -> None:
+        b, (c, x, y) = code.b, (self._of(code, registers, number) for number in numbers)
         halves = ir.VectorType(I16, 32)
         with cgutils.for_range(b, code.number(ROWS)) as m, cgutils.for_range(b, code.number(ROWS)) as k:
             pair = code.load(code.at(x, b.mul(m.index, code.number(ROW)), b.mul(k.index, code.number(4))), ir.VectorType(I16, 2), 1)
