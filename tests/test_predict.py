@@ -84,6 +84,29 @@ def test_predictor_follows_the_weights():
     np.testing.assert_allclose(predictor(images(4)), direct(model, images(4)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16x3", "bfloat16"])
+def test_packed_weights_follow_their_parameters(precision):
+    model = nano()
+    predictor, trainer, seen = Predictor(model, precision), Trainer(model, lr=0.1), set()
+
+    def check():
+        logits = predictor(images(4))
+        np.testing.assert_array_equal(logits, Predictor(model, precision)(images(4)))
+        seen.add(logits.tobytes())
+
+    check()
+    for _ in range(2):
+        trainer.step(images(4), np.array([0, 1, 2, 0]))
+        check()
+    model.load_state_dict(nano(seed=5).state_dict())
+    model.head.weight.data[...] = 1
+    check()
+    model.blocks[0].mlp.fc1.weight.data[1, 2] += 9      # a single number may go unnoticed
+    predictor.refresh()
+    check()
+    assert len(seen) == 5
+
+
 def test_predictor_leaves_the_mode_alone(model):
     model.train()
     Predictor(model)(images(2))

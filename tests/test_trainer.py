@@ -63,6 +63,7 @@ def test_forty_steps_follow_pytorch(name, plan):
 
 @pytest.mark.parametrize("options", [
     {}, {"accumulate": 2}, {"ema": 0.9, "clip_norm": 0.5, "label_smoothing": 0.1}, {"optimizer": "sgd", "nesterov": True},
+    {"precision": "bf16x3"}, {"precision": "bfloat16"}, {"precision": "bfloat16", "accumulate": 2, "ema": 0.9, "clip_norm": 0.5},
 ], ids=str)
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("name", MODELS)
@@ -84,12 +85,12 @@ def test_plan_equals_eager_bit_for_bit(name, soft, options):
         np.testing.assert_array_equal(value, eager_state[parameter], err_msg=parameter)
 
 
-@pytest.mark.parametrize("plan", [True, False])
+@pytest.mark.parametrize("plan, precision", [(True, "float32"), (False, "float32"), (True, "bf16x3"), (True, "bfloat16")])
 @pytest.mark.parametrize("name", MODELS)
-def test_any_number_of_threads_gives_the_same_bits(name, plan):
+def test_any_number_of_threads_gives_the_same_bits(name, plan, precision):
     results = []
     for threads in {1, cpu.most_threads(), None}:
-        trainer = Trainer(nano(name, seed=3, dim=48, **MODELS[name]), plan=plan, threads=threads)
+        trainer = Trainer(nano(name, seed=3, dim=48, **MODELS[name]), plan=plan, precision=precision, threads=threads)
         assert trainer.threads == (threads or cpu.threads())
         results.append([trainer.step(images, labels) for images, labels in batches(3, 64)])
         assert all(p.threads == trainer.threads for p in trainer.plans) and len(trainer.plans) == plan
@@ -250,7 +251,7 @@ def test_a_batch_that_does_not_fit_is_told_and_changes_nothing(images, labels, m
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"precision": "bfloat17"}, "precision='bfloat17' is not available: choose 'float32' or 'float64'"),
+    ({"precision": "bfloat17"}, r"precision='bfloat17' is not available \(nearest: bfloat16.*: choose auto, float32, bf16x3, bfloat16"),
     ({"device": "cuda"}, "device='cuda' is not available: choose 'cpu'"),
     ({"optimizer": "adam"}, r"unknown optimizer 'adam' \(nearest: adamw\): choose adamw, sgd"),
     ({"lr": -1.0}, "lr must be"),

@@ -10,6 +10,7 @@ from minivit import functional as F
 from minivit.checking import check_model
 from minivit.kernels import device
 from minivit.plan import Plan
+from minivit.precision import precision_for
 
 RATES = dict(drop_rate=0.2, proj_drop_rate=0.1, drop_path_rate=0.4)
 CASCADE = dict(patches=((4, 4, 0), (4, 2, 0), (3, 2, 1)))     # 2, 3 and 4 a side of 8 pixels
@@ -150,10 +151,17 @@ def test_dropout_of_every_kind_is_unbiased_to_first_order(variant):
 
 
 # --------------------------------------------------------------------------------------------------------------- the plan
+@pytest.mark.parametrize("precision", ["float32", "bf16x3", "bfloat16"])
 @EVERY
-def test_replay_equals_eager(variant):
-    images, labels = batch()
+def test_replay_equals_eager(variant, precision):
+    precision = precision_for(precision, np.dtype(np.float32))
+    images, labels = batch(precision.activations)
     recorded, eager = create(variant).train(), create(variant).train()
+    with precision.products():
+        check_replay(recorded, eager, images, labels)
+
+
+def check_replay(recorded, eager, images, labels):
 
     def step():
         loss = train_step(recorded, images, labels)
