@@ -13,8 +13,10 @@ from __future__ import annotations
 import numpy as np
 
 from .cpu import kernel, routine, threads
+from .cpu.epilogue import CONVERT, PADDED, finish_entry
 from .cpu.math import exp, highest
-from .cpu.product import CONVERT, PADDED, finish_entry, item_bytes, plain_product, product_entry, scratch_bytes, view, zero_of
+from .cpu.product import plain_product, product_entry, scratch_bytes
+from .cpu.views import item_bytes, view, zero_of
 from .device import empty, like
 from .gemm import tile_of
 from .op import Cost, Implementation, Op, launch, require

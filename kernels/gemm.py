@@ -15,10 +15,12 @@ from math import prod
 
 import numpy as np
 
-from .cpu import kernel, threads
-from .cpu import product as tiles
-from .cpu.product import finish_entry, item_bytes, pack, panel_bytes, product, product_entry, scratch_bytes, zero_of
+from .cpu import epilogue, kernel, threads
+from .cpu.epilogue import finish_entry
+from .cpu.packing import pack, panel_bytes
+from .cpu.product import product, product_entry, scratch_bytes
 from .cpu.tiles import Tile, host_tile
+from .cpu.views import item_bytes, zero_of
 from .device import BFLOAT16, empty, like
 from .op import Cost, Implementation, Op, launch, require
 from .pointwise import gelu_backward_cpu, gelu_backward_reference, gelu_reference
@@ -66,7 +68,7 @@ def _gemm(band, bands, entry, finish, c, a, b, bias, pre, extra, scratch, batch,
         i = (tile - sample * tall_tiles) * tall_tile
         tall = min(rows, (last - sample * tall_tiles) * tall_tile) - i
         out = ((sample * rows + i) * columns + j) * c_item
-        shift = (j if flags & tiles.BIAS_COLUMN else i) * bias_item
+        shift = (j if flags & epilogue.BIAS_COLUMN else i) * bias_item
         for part in range(batch if sum_batch else 1):
             at = part if sum_batch else sample
             right, step, leap = b.ctypes.data + (at * b_batch + j * b_column) * item, b_row, b_column
@@ -82,7 +84,7 @@ def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, flag
     """c = epilogue(a·b), or of the transposes. Each of a and b is a matrix or a batch of them, c likewise.
 
     a and b of float32, where the other one is bfloat16, are rounded. c is of either type, and pre and extra are of its shape and type.
-    sum_batch: c is one matrix, the sum over the batch. flags and bias, pre, extra: the epilogue of `cpu/product.py`.
+    sum_batch: c is one matrix, the sum over the batch. flags and bias, pre, extra: the epilogue of `cpu/epilogue.py`.
     """
     if sum_batch and flags:
         raise ValueError("gemm: a sum over the batch has no epilogue")
@@ -104,7 +106,7 @@ def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, flag
         b = panels
     finish = 0
     if c.dtype != tile.accumulator:
-        flags |= tiles.CONVERT
+        flags |= epilogue.CONVERT
     if flags:
         finish = finish_entry(tile.accumulator, c.dtype)
     scratch = empty((bands, scratch_bytes(tile, rows, columns, depth, shared)), np.uint8)
@@ -192,7 +194,7 @@ matmul = Op(
 
 
 # ----------------------------------------------------------------------------------------------------------------------- linear
-ACTIVATIONS = {"none": 0, "gelu": tiles.GELU, "gelu_tanh": tiles.GELU | tiles.TANH}
+ACTIVATIONS = {"none": 0, "gelu": epilogue.GELU, "gelu_tanh": epilogue.GELU | epilogue.TANH}
 APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
@@ -226,8 +228,8 @@ def _rows(x):
 
 def forward_cpu(y, pre, x, weight, bias, residual, activation):
     flags = ACTIVATIONS[activation]
-    flags |= tiles.BIAS_COLUMN if bias is not None else 0
-    flags |= tiles.RESIDUAL if residual is not None else 0
+    flags |= epilogue.BIAS_COLUMN if bias is not None else 0
+    flags |= epilogue.RESIDUAL if residual is not None else 0
     gemm(_rows(y), _rows(x), weight, transpose_b=True, flags=flags, bias=bias, pre=_rows(pre), extra=_rows(residual))
 
 

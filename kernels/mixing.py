@@ -17,8 +17,7 @@ from __future__ import annotations
 
 from math import prod
 
-from .cpu import kernel, threads
-from .cpu import product as tiles
+from .cpu import epilogue, kernel, threads
 from .device import like
 from .gemm import column_sums, gemm
 from .op import Cost, Implementation, Op, launch, require
@@ -67,7 +66,7 @@ def token_backward_reference(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approxima
 
 
 # -------------------------------------------------------------------------------------------------------------------------- CPU
-TANH = {"none": 0, "tanh": tiles.TANH}
+TANH = {"none": 0, "tanh": epilogue.TANH}
 
 
 @kernel
@@ -87,20 +86,20 @@ def channel_forward_cpu(y, h, x, w1, b1, w2, b2, residual, approximate):
     rows, hidden, out = x.reshape(-1, x.shape[-1]), h.reshape(-1, h.shape[-1]), y.reshape(-1, y.shape[-1])
     a = like(hidden)                                    # (B·N, F)
     extra = None if residual is None else residual.reshape(out.shape)
-    gemm(a, rows, w1, transpose_b=True, flags=tiles.BIAS_COLUMN | tiles.GELU | TANH[approximate], bias=b1, pre=hidden)
-    gemm(out, a, w2, transpose_b=True, flags=tiles.BIAS_COLUMN | (0 if extra is None else tiles.RESIDUAL), bias=b2, extra=extra)
+    gemm(a, rows, w1, transpose_b=True, flags=epilogue.BIAS_COLUMN | epilogue.GELU | TANH[approximate], bias=b1, pre=hidden)
+    gemm(out, a, w2, transpose_b=True, flags=epilogue.BIAS_COLUMN | (0 if extra is None else epilogue.RESIDUAL), bias=b2, extra=extra)
 
 
 def token_forward_cpu(y, h, x, w1, b1, w2, b2, residual, approximate):
     a = like(h)                                         # (B, F, C)
-    gemm(a, w1, x, flags=tiles.BIAS_ROW | tiles.GELU | TANH[approximate], bias=b1, pre=h)
-    gemm(y, w2, a, flags=tiles.BIAS_ROW | (0 if residual is None else tiles.RESIDUAL), bias=b2, extra=residual)
+    gemm(a, w1, x, flags=epilogue.BIAS_ROW | epilogue.GELU | TANH[approximate], bias=b1, pre=h)
+    gemm(y, w2, a, flags=epilogue.BIAS_ROW | (0 if residual is None else epilogue.RESIDUAL), bias=b2, extra=residual)
 
 
 def channel_backward_cpu(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
     dy, x, h = (m.reshape(-1, m.shape[-1]) for m in (dy, x, h))
     dh, a = like(h), like(h)                            # (B·N, F)
-    gemm(dh, dy, w2, flags=tiles.GELU_GRADIENT | TANH[approximate], pre=h, extra=a)
+    gemm(dh, dy, w2, flags=epilogue.GELU_GRADIENT | TANH[approximate], pre=h, extra=a)
     if dw2 is not None:
         gemm(dw2, dy, a, transpose_a=True)
     if db2 is not None:
@@ -115,7 +114,7 @@ def channel_backward_cpu(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
 
 def token_backward_cpu(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
     dh, a = like(h), like(h)                            # (B, F, C)
-    gemm(dh, w2, dy, transpose_a=True, flags=tiles.GELU_GRADIENT | TANH[approximate], pre=h, extra=a)
+    gemm(dh, w2, dy, transpose_a=True, flags=epilogue.GELU_GRADIENT | TANH[approximate], pre=h, extra=a)
     if dw2 is not None:
         gemm(dw2, dy, a, transpose_b=True, sum_batch=True)
     if db2 is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from .cpu import address_of, kernel, run_bands
-from .cpu.product import view
+from .cpu.views import view
 from .device import empty
 
 WORDS = 16                                              # of 32 bits, that are read of each array

@@ -14,7 +14,7 @@ import tile_simulation  # noqa: F401
 from minivit.checking import Tally, check_accuracy
 from minivit.kernels import OPS, cpu, device
 from minivit.kernels.call import Call, make_inputs
-from minivit.kernels.cpu import product as epilogues
+from minivit.kernels.cpu import epilogue as epilogues
 from minivit.kernels.cpu.tiles import supported, tile_for
 from minivit.kernels.device import BFLOAT16
 from minivit.kernels.gemm import gemm, split_products

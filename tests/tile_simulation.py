@@ -8,7 +8,8 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from minivit.kernels.cpu.bfloat16 import widen
-from minivit.kernels.cpu.tiles import F32, I8, I16, I64, TILE_INSTRUCTIONS
+from minivit.kernels.cpu.llvm import F32, I8, I16, I64
+from minivit.kernels.cpu.multiply import TILE_INSTRUCTIONS
 
 ROW, ROWS = 64, 16                                      # bytes; rows of a register
 SIZE = ROW * ROWS                                      # bytes of a register

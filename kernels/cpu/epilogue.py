@@ -1,0 +1,86 @@
+"""What is done to a block of a product's rows while they are in L2: bias, GELU or its derivative, residual, rounding to a narrower type."""
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from . import call, kernel, routine
+from .math import gelu_erf, gelu_tanh
+from .views import item_bytes, view, zero_of
+
+# In this order; v is the product's element (i, j).
+BIAS_COLUMN = 1                                         # v += bias[j]
+BIAS_ROW = 2                                            # v += bias[i]
+GELU = 4                                                # pre[i, j] = v, then v = gelu(v)
+GELU_GRADIENT = 8                                       # v *= gelu'(pre[i, j]), and extra[i, j] = gelu(pre[i, j])
+TANH = 16                                               # the tanh form of both
+RESIDUAL = 32                                           # v += extra[i, j]
+CONVERT = 64                                            # C is not of the accumulator's type
+
+PADDED = 128                                            # no epilogue: rows of A go on with zeros, up to whole cells and steps
+
+
+@kernel
+def _epilogue(band, bands, sums, outs, first, rows, columns, values, values_row, c, c_row, flags, bias, pre, extra, other_row):
+    """The epilogue over rows `first` ... of C: from sums at `values` to C at c; `pre` and `extra` are of C's type and at its rows.
+
+    sums, outs: empty arrays of the two types.
+    """
+    zero, out_zero = zero_of(sums), zero_of(outs)
+    item, size = item_bytes(zero), item_bytes(out_zero)
+    biases = view(zero, bias)
+    for i in range(rows):
+        line = view(zero, values + i * values_row * item)
+        out = view(out_zero, c + i * c_row * size)
+        before = view(out_zero, pre + i * other_row * size)
+        others = view(out_zero, extra + i * other_row * size)
+        if flags & BIAS_COLUMN:
+            for j in range(columns):
+                line[j] += biases[j]
+        if flags & BIAS_ROW:
+            for j in range(columns):
+                line[j] += biases[first + i]
+        if flags & GELU:
+            for j in range(columns):
+                before[j] = line[j]
+            if flags & TANH:
+                for j in range(columns):
+                    line[j] = gelu_tanh(line[j])[0]
+            else:
+                for j in range(columns):
+                    line[j] = gelu_erf(line[j])[0]
+        if flags & GELU_GRADIENT:
+            if flags & TANH:
+                for j in range(columns):
+                    activated, slope = gelu_tanh(zero + before[j])
+                    line[j] *= slope
+                    others[j] = activated
+            else:
+                for j in range(columns):
+                    activated, slope = gelu_erf(zero + before[j])
+                    line[j] *= slope
+                    others[j] = activated
+        if flags & RESIDUAL:
+            for j in range(columns):
+                line[j] += others[j]
+        if flags & CONVERT:
+            for j in range(columns):
+                out[j] = line[j]
+
+
+@routine
+def finish(entry, room, first, rows, columns, values, values_row, c, c_row, flags, bias, pre, extra, other_row):
+    """Call the epilogue of `finish_entry`, with a table of 17 int64 at `room`."""
+    table = view(0, room)
+    table[0], table[1], table[2], table[3], table[4] = 1, 0, 0, 0, 0
+    table[5], table[6], table[7] = first, rows, columns
+    table[8], table[9], table[10], table[11] = values, values_row, c, c_row
+    table[12], table[13], table[14], table[15], table[16] = flags, bias, pre, extra, other_row
+    call(entry, 0, room)
+
+
+@cache
+def finish_entry(accumulator: np.dtype, dtype: np.dtype) -> int:
+    """The address of the compiled epilogue from sums of the first type to an output of the second."""
+    return _epilogue.prepare(1, (np.empty(0, accumulator), np.empty(0, dtype), *[0] * 12))[0]

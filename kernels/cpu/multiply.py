@@ -1,0 +1,151 @@
+"""The innermost loop of a product, on the registers of a tile: `cpu/tiles.py` says what it computes."""
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .bfloat16 import BFLOAT
+from .llvm import F32, F64, I8, I32, Code
+from .tiles import AMX_CELLS, Tile
+
+
+def _multiply_add(code: Code, tile: Tile, left: ir.Value, right: ir.Value, total: ir.Value) -> ir.Value:
+    """total + left·right, of vectors of cells."""
+    b, lanes = code.b, total.type.count
+    fma = f"llvm.fmuladd.v{lanes}f{8 * tile.cell_bytes}"
+    if tile.multiply == "fma":
+        return code.call(fma, total.type, left, right, total)
+    if tile.multiply == "dpbf16ps":
+        pairs = ir.VectorType(BFLOAT, 2 * lanes)
+        return code.call("llvm.x86.avx512bf16.dpbf16ps.512", total.type, total, b.bitcast(left, pairs), b.bitcast(right, pairs))
+    high = ir.Constant(left.type, [-65536] * lanes)
+    sixteen = ir.Constant(left.type, [16] * lanes)
+    for half in (lambda v: b.and_(v, high)), (lambda v: b.shl(v, sixteen)):
+        total = code.call(fma, total.type, b.bitcast(half(left), total.type), b.bitcast(half(right), total.type), total)
+    return total
+
+
+def _multiplier(generate_registers: Any) -> Any:
+    @intrinsic
+    def multiply(typing_context, tile, depth, a, a_row, a_step, last, panel, c, c_row, add):
+        """c[0:rows, 0:width] (+)= a · panel over `depth` cells; rows of a beyond `last` repeat it. Addresses and strides are in bytes."""
+        def generate(context, builder, signature, values):
+            shape = signature.args[0].tile
+            (generate_registers if shape.step == 1 else _generate_amx)(Code(builder), shape, *values[1:])
+            return context.get_dummy_value()
+
+        return types.void(tile, *[types.int64] * 9), generate
+
+    return multiply
+
+
+def _generate_registers(code: Code, tile: Tile, depth, a, a_row, a_step, last, panel, c, c_row, add, vectors: int | None = None) -> None:
+    vectors = vectors or tile.vectors
+    b, lanes = code.b, tile.lane_bytes // tile.cell_bytes
+    number = F64 if tile.precision == "float64" else F32
+    cell = I32 if tile.pairs == 2 else number
+    vector, cells = ir.VectorType(number, lanes), ir.VectorType(cell, lanes)
+    rows = [code.at(a, b.mul(b.select(b.icmp_signed("<", code.number(i), last), code.number(i), last), a_row)) for i in range(tile.rows)]
+    zero = ir.Constant(vector, [0.0] * lanes)
+    _, (offset, line, *sums), end = code.loop(depth, [code.number(0), panel, *[zero] * tile.rows * vectors])
+    right = [code.load(code.at(line, v * tile.lane_bytes), cells, tile.cell_bytes) for v in range(vectors)]
+    new = []
+    for i in range(tile.rows):
+        left = code.splat(code.load(code.at(rows[i], offset), cell, min(tile.cell_bytes, 4) if tile.pairs == 1 else 2), lanes)
+        new += [_multiply_add(code, tile, left, right[v], sums[i * vectors + v]) for v in range(vectors)]
+    _, _, *new = end([b.add(offset, a_step), code.at(line, tile.row_bytes), *new])
+
+    def store(accumulate: bool) -> None:
+        for i in range(tile.rows):
+            for v in range(vectors):
+                place = code.at(c, b.mul(c_row, code.number(i)), v * tile.lane_bytes)
+                value = new[i * vectors + v]
+                code.store(b.fadd(value, code.load(place, vector)) if accumulate else value, place)
+
+    with b.if_else(b.icmp_signed("!=", add, code.number(0))) as (then, otherwise):
+        with then:
+            store(True)
+        with otherwise:
+            store(False)
+
+
+multiply_tile = _multiplier(_generate_registers)
+multiply_narrow_tile = _multiplier(partial(_generate_registers, vectors=1))     # of the first vector's columns alone
+
+
+# --------------------------------------------------------------------------------------------------------------------------- AMX
+class Amx:
+    """The instructions on tile registers 0 ... 7, each of 16 rows of 64 bytes."""
+
+    def configure(self, code: Code) -> None:
+        content = bytearray(64)
+        content[0] = 1                                  # the palette
+        content[16:32:2] = bytes([64] * 8)              # bytes in a row
+        content[48:56] = bytes([16] * 8)                # rows
+        place = cgutils.global_constant(code.b.module, "amx.configuration", ir.Constant(ir.ArrayType(I8, 64), content))
+        code.call("llvm.x86.ldtilecfg", ir.VoidType(), code.b.bitcast(place, I8.as_pointer()))
+
+    def release(self, code: Code) -> None:
+        code.call("llvm.x86.tilerelease", ir.VoidType())
+
+    def zero(self, code: Code, tile: int) -> None:
+        code.call("llvm.x86.tilezero", ir.VoidType(), ir.Constant(I8, tile))
+
+    def load(self, code: Code, tile: int, address: ir.Value, stride: ir.Value) -> None:
+        code.call("llvm.x86.tileloadd64", ir.VoidType(), ir.Constant(I8, tile), code.b.inttoptr(address, I8.as_pointer()), stride)
+
+    def store(self, code: Code, tile: int, address: ir.Value, stride: ir.Value) -> None:
+        code.call("llvm.x86.tilestored64", ir.VoidType(), ir.Constant(I8, tile), code.b.inttoptr(address, I8.as_pointer()), stride)
+
+    def multiply(self, code: Code, total: int, left: int, right: int) -> None:
+        code.call("llvm.x86.tdpbf16ps", ir.VoidType(), *(ir.Constant(I8, t) for t in (total, left, right)))
+
+
+TILE_INSTRUCTIONS: dict[str, Any] = {"amx": Amx()}      # tests add a simulation
+
+
+def _generate_amx(code: Code, tile: Tile, depth, a, a_row, a_step, last, panel, c, c_row, add) -> None:
+    """Tiles 0 to 3 hold C, 4 and 5 sixteen rows of A each, 6 and 7 sixteen columns of the panel each."""
+    b, amx, half = code.b, TILE_INSTRUCTIONS[tile.multiply], tile.lane_bytes
+    parts = [(2 * i + j, code.at(c, b.mul(c_row, code.number(16 * i)), half * j)) for i in range(2) for j in range(2)]
+    with b.if_else(b.icmp_signed("!=", add, code.number(0))) as (then, otherwise):
+        with then:
+            for number, place in parts:
+                amx.load(code, number, place, c_row)
+        with otherwise:
+            for number, _ in parts:
+                amx.zero(code, number)
+    lower = code.at(a, b.mul(a_row, code.number(16)))
+    _, (offset, line), end = code.loop(b.sdiv(depth, code.number(AMX_CELLS)), [code.number(0), panel])
+    amx.load(code, 4, code.at(a, offset), a_row)
+    amx.load(code, 6, line, code.number(tile.row_bytes))
+    amx.load(code, 5, code.at(lower, offset), a_row)
+    amx.load(code, 7, code.at(line, half), code.number(tile.row_bytes))
+    for number in range(4):
+        amx.multiply(code, number, 4 + number // 2, 6 + number % 2)
+    end([code.at(offset, 64), code.at(line, AMX_CELLS * tile.row_bytes)])
+    for number, place in parts:
+        amx.store(code, number, place, c_row)
+
+
+def _of_instructions(name: str) -> Any:
+    @intrinsic
+    def run(typing_context, tile):
+        def generate(context, builder, signature, values):
+            shape = signature.args[0].tile
+            if shape.step > 1:
+                getattr(TILE_INSTRUCTIONS[shape.multiply], name)(Code(builder))
+            return context.get_dummy_value()
+
+        return types.void(tile), generate
+
+    return run
+
+
+configure_tiles = _of_instructions("configure")         # before the first `multiply_tile` on a thread, where the tile needs it
+release_tiles = _of_instructions("release")             # after the last
