@@ -1,8 +1,8 @@
 """python -m benchmarks.start: how long a newcomer waits.
 
 Every run is a fresh process, timed from its start until it reports: `import minivit` (which must import neither Numba nor CuPy nor
-matplotlib; measured inside, without Python's own start), and the first training step of vit_nano_patch2_8 on 64 images, once with an
-empty kernel cache and then with the one that this left behind.
+matplotlib; measured inside, without Python's own start), and in each precision the first training step of vit_nano_patch2_8 on 64 images,
+once with an empty kernel cache and then with the one that this left behind.
 """
 from __future__ import annotations
 
@@ -28,13 +28,16 @@ import minivit
 print(perf_counter() - start, *{"numba", "cupy", "matplotlib"} & set(sys.modules), flush=True)
 """
 FIRST_STEP = """
+import sys
 import numpy as np
 import minivit
 rng = np.random.default_rng(0)
-trainer = minivit.Trainer(minivit.create_model("vit_nano_patch2_8"))
+trainer = minivit.Trainer(minivit.create_model("vit_nano_patch2_8"), precision=sys.argv[1])
 print(trainer.step(rng.standard_normal((64, 1, 8, 8), np.float32), rng.integers(0, 10, 64)), flush=True)
 """
-LIMITS = {"import minivit": 0.25, "first step, empty kernel cache": 20.0, "first step, warm kernel cache": 1.5}           # seconds
+PRECISIONS = "float32", "bf16x3", "bfloat16"
+LIMITS = {"import minivit": 0.25, **{f"first step, {p}, empty kernel cache": 20.0 for p in PRECISIONS},                   # seconds
+          **{f"first step, {p}, warm kernel cache": 1.5 for p in PRECISIONS}}
 COLUMNS = {"": "<", "s": ">", "spread": ">", "CPU s": ">", "runs": ">", "limit, s": ">", "verdict": "<"}
 
 
@@ -44,10 +47,10 @@ class Run(NamedTuple):
     words: list[str]                                    # of that line
 
 
-def run(program: str, cache: str) -> Run:
+def run(program: str, cache: str, *arguments: str) -> Run:
     """Raises CalledProcessError for a program that fails."""
     start, before = perf_counter(), os.times()
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    process = subprocess.Popen([sys.executable, "-c", program, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True,
                                env=os.environ | {CACHE_VARIABLE: cache})
     assert process.stdout
     words, seconds = [], 0.0
@@ -76,9 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = machine()
     print(machine_line(found))
     with TemporaryDirectory() as cache:
-        times = {"import minivit": [time_import(cache) for _ in range(runs)],
-                 "first step, empty kernel cache": [run(FIRST_STEP, cache)],
-                 "first step, warm kernel cache": [run(FIRST_STEP, cache) for _ in range(runs)]}
+        times = {"import minivit": [time_import(cache) for _ in range(runs)]}
+    for precision in PRECISIONS[:1] if options.tiny else PRECISIONS:
+        with TemporaryDirectory() as cache:
+            times[f"first step, {precision}, empty kernel cache"] = [run(FIRST_STEP, cache, precision)]
+            times[f"first step, {precision}, warm kernel cache"] = [run(FIRST_STEP, cache, precision) for _ in range(runs)]
     print(table(COLUMNS, [row(what, taken) for what, taken in times.items()]))
     results = {what: [{"seconds": r.seconds, "cpu_seconds": r.cpu_seconds} for r in taken] for what, taken in times.items()}
     write_result(options, "start", found, limits=LIMITS, results=results)

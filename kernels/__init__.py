@@ -8,7 +8,7 @@ from .layernorm import add_layernorm, layernorm
 from .loss import cross_entropy, soft_cross_entropy
 from .mixing import channel_mixing, token_mixing
 from .op import Op
-from .pointwise import add, divide, gelu, multiply, softmax, subtract, widen
+from .pointwise import add, divide, gelu, multiply, softmax, subtract
 from .random import drop_path, dropout
 from .resample import resample
 from .shaping import broadcast, permute, reduce_sum, slicing
@@ -17,7 +17,7 @@ from .unfold import unfold
 
 OPS: dict[str, Op] = {op.name: op for op in (
     matmul, linear, attention, channel_mixing, token_mixing, layernorm, add_layernorm, token_layernorm, unfold, resample,
-    add, subtract, multiply, divide, gelu, softmax, widen, reduce_sum, broadcast, permute, slicing,
+    add, subtract, multiply, divide, gelu, softmax, reduce_sum, broadcast, permute, slicing,
     *map(concatenation, (2, 3)), *map(splitting, (2, 3)),
     dropout, drop_path, cross_entropy, soft_cross_entropy,
     adamw, sgd, global_norm, ema, augment,

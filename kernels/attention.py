@@ -19,7 +19,7 @@ from .cpu.product import plain_product, product_entry, scratch_bytes
 from .cpu.views import item_bytes, view, zero_of
 from .device import empty, like
 from .gemm import tile_of
-from .op import Cost, Implementation, Op, launch, require
+from .op import Cost, Implementation, Op, Precise, launch, require
 from .shaping import fill, sum_into
 
 
@@ -258,7 +258,7 @@ def _outputs(qkv, bias, scale, keep_logits, keep_probabilities):
     if bias is not None:
         require("attention", bias=(bias, (1 if bias[0] == 1 else B, 1 if bias[1] == 1 else H, N, N)))
     return {"y": (B, N, H, D), "logits": square if keep_logits else None, "probabilities": square if keep_probabilities else None,
-            "lse": (B, H, N)}
+            "lse": Precise((B, H, N))}
 
 
 def _cost(qkv, *_):
@@ -275,7 +275,6 @@ attention = Op(
     backward=Implementation(backward_reference, backward_cpu),
     results=("y", "logits", "probabilities"),
     saves=("qkv", "bias", "lse"),
-    precise=("lse",),
     cases=[dict(B=2, N=5, H=3, D=4), dict(B=2, N=7, H=2, D=5, bias="1 H N N", keep_logits=True, keep_probabilities=True),
            dict(B=3, N=6, H=2, D=3, bias="B 1 N N", keep_logits=True), dict(B=2, N=17, H=3, D=16, bias=None, keep_probabilities=True),
            dict(B=64, N=65, H=3, D=64, bias=None, scale=0.125)],

@@ -20,9 +20,8 @@ from .cpu.epilogue import finish_entry
 from .cpu.packing import pack, panel_bytes
 from .cpu.product import product, product_entry, scratch_bytes
 from .cpu.tiles import Tile, host_tile
-from .cpu.views import item_bytes, zero_of
 from .device import BFLOAT16, empty, like
-from .op import Cost, Implementation, Op, launch, require
+from .op import Cost, Implementation, Op, Precise, launch, require
 from .pointwise import gelu_backward_cpu, gelu_backward_reference, gelu_reference
 from .shaping import converted
 
@@ -49,9 +48,8 @@ def tile_of(dtype: np.dtype) -> Tile:
 
 
 @kernel
-def _gemm(band, bands, entry, finish, c, a, b, bias, pre, extra, scratch, batch, rows, columns, depth, a_batch, a_row, a_column,
-          b_batch, b_row, b_column, panels, width, tall_tile, sum_batch, flags, column_bands):
-    item, c_item, bias_item = item_bytes(zero_of(a)), item_bytes(zero_of(c)), item_bytes(zero_of(bias))
+def _gemm(band, bands, entry, finish, c, a, b, bias, pre, extra, scratch, item, c_item, bias_item, batch, rows, columns, depth,
+          a_batch, a_row, a_column, b_batch, b_row, b_column, panels, width, tall_tile, sum_batch, flags, column_bands):
     row_bands = bands // column_bands
     row_band, column_band = band // column_bands, band % column_bands
     every = (columns + width - 1) // width
@@ -112,8 +110,10 @@ def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, flag
     scratch = empty((bands, scratch_bytes(tile, rows, columns, depth, shared)), np.uint8)
     bias = empty((0,), tile.accumulator) if bias is None else bias
     pre, extra = (c if m is None else m for m in (pre, extra))
-    launch(_gemm, bands, product_entry(tile), finish, *(m.reshape(-1) for m in (c, a, b, bias, pre, extra)), scratch, batch, rows, columns,
-           depth, a_batch, a_row, a_column, b_batch, b_row, b_column, shared, tile.width, tile.rows, sum_batch, flags, column_bands)
+    arrays = (m.reshape(-1).view(np.uint8) for m in (c, a, b, bias, pre, extra))       # of any types, compiled once
+    launch(_gemm, bands, product_entry(tile), finish, *arrays, scratch, a.itemsize, c.itemsize, tile.accumulator.itemsize, batch, rows,
+           columns, depth, a_batch, a_row, a_column, b_batch, b_row, b_column, shared, tile.width, tile.rows, sum_batch, flags,
+           column_bands)
 
 
 @kernel
@@ -198,7 +198,7 @@ ACTIVATIONS = {"none": 0, "gelu": epilogue.GELU, "gelu_tanh": epilogue.GELU | ep
 APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
-def forward_reference(y, pre, x, weight, bias, residual, activation):
+def forward_reference(y, pre, x, weight, bias, residual, activation, precise):
     p = x @ weight.T if bias is None else x @ weight.T + bias           # (B, T, O)
     y[...] = p
     if activation != "none":
@@ -208,7 +208,7 @@ def forward_reference(y, pre, x, weight, bias, residual, activation):
         y += residual
 
 
-def backward_reference(dx, dweight, dbias, dy, x, weight, pre, activation):
+def backward_reference(dx, dweight, dbias, dy, x, weight, pre, activation, precise):
     dp = dy                                             # (B, T, O)
     if activation != "none":
         dp = np.empty_like(dy)
@@ -226,15 +226,15 @@ def _rows(x):
     return None if x is None else x.reshape(-1, x.shape[-1])
 
 
-def forward_cpu(y, pre, x, weight, bias, residual, activation):
+def forward_cpu(y, pre, x, weight, bias, residual, activation, precise):
     flags = ACTIVATIONS[activation]
     flags |= epilogue.BIAS_COLUMN if bias is not None else 0
     flags |= epilogue.RESIDUAL if residual is not None else 0
     gemm(_rows(y), _rows(x), weight, transpose_b=True, flags=flags, bias=bias, pre=_rows(pre), extra=_rows(residual))
 
 
-def backward_cpu(dx, dweight, dbias, dy, x, weight, pre, activation):
-    dp = dy
+def backward_cpu(dx, dweight, dbias, dy, x, weight, pre, activation, precise):
+    dp = converted(dy, x.dtype)
     if activation != "none":
         dp = like(dy)
         gelu_backward_cpu(dp, dy, pre, APPROXIMATE[activation])
@@ -246,18 +246,20 @@ def backward_cpu(dx, dweight, dbias, dy, x, weight, pre, activation):
         column_sums(dbias, dp)
 
 
-def _linear_outputs(x, weight, bias, residual, activation):
+def _linear_outputs(x, weight, bias, residual, activation, precise):
+    if precise and (activation != "none" or residual is not None):
+        raise ValueError("linear: a precise result has no activation and no residual")
     if x[-1] != weight[1]:
         raise ValueError(f"linear: x has {x[-1]} channels, the weight of shape {weight} takes {weight[1]}")
     y = (*x[:-1], weight[0])
     require("linear", bias=(bias, weight[:1]), residual=(residual, y))
-    return {"y": y, "pre": None if activation == "none" else y}
+    return {"y": Precise(y) if precise else y, "pre": None if activation == "none" else y}
 
 
 linear = Op(
     "linear",
     shapes={"x": "B T C", "weight": "O C", "bias": "O", "residual": "B T O"},
-    constants={"activation": "none"},
+    constants={"activation": "none", "precise": False},
     outputs=_linear_outputs,
     forward=Implementation(forward_reference, forward_cpu),
     backward=Implementation(backward_reference, backward_cpu),
@@ -266,6 +268,7 @@ linear = Op(
     same={"residual": "dy"},
     cases=[dict(B=2, T=5, C=7, O=3), dict(B=2, T=5, C=7, O=3, bias=None, residual=None), dict(B=3, T=37, C=40, O=50, activation="gelu"),
            dict(B=2, T=9, C=33, O=19, activation="gelu_tanh", residual=None),
+           dict(B=3, T=1, C=40, O=10, residual=None, precise=True),
            dict(B=64, T=65, C=192, O=768, activation="gelu", residual=None), dict(B=64, T=65, C=768, O=192)],
-    cost=lambda x, weight, bias, residual, activation: _cost(prod(x) * weight[0]),
+    cost=lambda x, weight, *_: _cost(prod(x) * weight[0]),
 )

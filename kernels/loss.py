@@ -17,7 +17,7 @@ import numpy as np
 from .cpu import kernel, threads
 from .cpu.math import exp, highest
 from .device import empty
-from .op import Cost, Implementation, Op, launch, require
+from .op import Cost, Implementation, Op, Precise, launch, require
 from .shaping import in_float32
 
 NONE = np.zeros(1, np.int64)                            # stands in for the classes where targets are probabilities
@@ -133,7 +133,7 @@ def _probabilities(rng, shape, sizes):
 
 def _outputs(logits, targets, wanted):
     require("cross_entropy", targets=(targets, wanted))
-    return {"loss": (), "lse": logits[:1]}
+    return {"loss": Precise(()), "lse": Precise(logits[:1])}
 
 
 cross_entropy = Op(
@@ -142,7 +142,6 @@ cross_entropy = Op(
     constants={"label_smoothing": 0.0},
     outputs=lambda logits, targets, label_smoothing: _outputs(logits, targets, logits[:1]),
     results=("loss",),
-    precise=("loss", "lse"),
     forward=Implementation(forward_reference, forward_cpu),
     backward=Implementation(backward_reference, backward_cpu),
     gradients=("logits",),
@@ -159,7 +158,6 @@ soft_cross_entropy = Op(
     constants={"label_smoothing": 0.0},
     outputs=lambda logits, targets, label_smoothing: _outputs(logits, targets, logits),
     results=("loss",),
-    precise=("loss", "lse"),
     forward=Implementation(forward_reference, soft_forward_cpu),
     backward=Implementation(backward_reference, soft_backward_cpu),
     gradients=("logits",),

@@ -42,6 +42,13 @@ class Array:
 
 
 @dataclass(frozen=True)
+class Precise:
+    """An output that is float32 where the inputs are bfloat16: statistics, losses, logits."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True)
 class Implementation:
     """One direction of an op: the NumPy specification, and the kernels held against it."""
 
@@ -66,7 +73,7 @@ class Cost:
 class Op:
     name: str
     shapes: Mapping[str, str]                           # the inputs, in order, with their symbolic shapes
-    outputs: Callable                                   # (*input shapes, *constants) -> {name: shape | Array | None}
+    outputs: Callable                                   # (*input shapes, *constants) -> {name: shape | Precise | Array | None}
     forward: Implementation
     cases: Sequence[Mapping[str, Any]]                  # letters to sizes; also constants, and inputs that are None
     cost: Callable                                      # (*input shapes, *constants) -> Cost
@@ -76,7 +83,6 @@ class Op:
     gradients: tuple[str, ...] | None = None            # the inputs that have one; None: all
     saves: tuple[str, ...] = ()                         # inputs and outputs that backward reads
     parameters: tuple[str, ...] = ()                    # inputs that stay float32 where the others are bfloat16
-    precise: tuple[str, ...] = ()                       # outputs that are float32 then: statistics and losses
     same: Mapping[str, str] = field(default_factory=dict)           # {"residual": "dy"}: that gradient is another one; nothing runs
     accumulates: tuple[str, ...] = ()                   # inputs to whose running gradient backward adds at no cost
     # input -> (rng, shape, sizes) -> array, where standard normal draws do not do; `sizes` holds letters and constants
@@ -94,11 +100,10 @@ class Op:
         """Shape and dtype of each output for these input arrays (or None) and constants; nothing runs."""
         dtypes = [a.dtype for a in inputs if a is not None and device.is_floating(a.dtype)]
         dtype = device.BFLOAT16 if device.BFLOAT16 in dtypes else dtypes[0]
-        precise = device.accumulator(dtype)
         shapes = [None if a is None else a.shape for a in inputs]
         described = self.outputs(*shapes, *constants.values())
-        return {name: Array(tuple(s), precise if name in self.precise else dtype) if isinstance(s, tuple) else s
-                for name, s in described.items()}
+        return {name: Array(tuple(s), dtype) if isinstance(s, tuple) else Array(tuple(s.shape), device.accumulator(dtype))
+                if isinstance(s, Precise) else s for name, s in described.items()}
 
     def complete(self, constants: Mapping[str, Any]) -> dict[str, Any]:
         """All constants in their order, defaults filled in."""

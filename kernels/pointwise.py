@@ -22,7 +22,7 @@ from .cpu import kernel, threads
 from .cpu.math import exp, gelu_erf, gelu_tanh, highest
 from .device import accumulator, empty
 from .op import Cost, Implementation, Op, Shape, launch
-from .shaping import bands_for, broadcast_strides, convert, in_float32, nests, offset, share, strides, sum_into
+from .shaping import bands_for, broadcast_strides, in_float32, nests, offset, share, strides, sum_into
 
 PLUS, TIMES, OVER = range(3)
 
@@ -284,27 +284,6 @@ gelu = Op(
     cases=[dict(B=2, N=3, C=5), dict(B=2, N=3, C=5, approximate="tanh"), dict(B=1, N=1, C=1), dict(B=64, N=65, C=768)],
     cost=lambda x, approximate: Cost(forward=30 * prod(x), backward=35 * prod(x)),
     values={"x": lambda rng, shape, sizes: rng.normal(0, 3, shape)},
-)
-
-
-# ------------------------------------------------------------------------------------------------------------------ widen
-def widen_reference(y, x):
-    y[...] = x
-
-
-def widen_backward_reference(dx, dy):
-    dx[...] = dy
-
-
-widen = Op(                                             # y = x, in float32 where x is bfloat16
-    "widen",
-    shapes={"x": "B N C"},
-    outputs=lambda x: {"y": x},
-    precise=("y",),
-    forward=Implementation(widen_reference, convert),
-    backward=Implementation(widen_backward_reference, convert),
-    cases=[dict(B=2, N=3, C=5), dict(B=64, N=65, C=192)],
-    cost=lambda x: Cost(forward=0),
 )
 
 

@@ -13,17 +13,17 @@ import numpy as np
 
 from .errors import UserError
 from .kernels import OPS
-from .kernels.device import BFLOAT16
 from .kernels.joining import concatenation, splitting
 from .tensor import Tensor, apply
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none", residual: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none", residual: Tensor | None = None,
+           precise: bool = False) -> Tensor:
     """residual + activation(x @ weight.T + bias): x (..., C), weight (O, C), bias (O,), residual (..., O) -> (..., O).
 
-    activation: "none", "gelu" or "gelu_tanh".
+    activation: "none", "gelu" or "gelu_tanh". precise: the result is float32 where x is bfloat16; without activation and residual.
     """
-    return apply(OPS["linear"], x, weight, bias, residual, activation=activation)
+    return apply(OPS["linear"], x, weight, bias, residual, activation=activation, precise=precise)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Tensor:
@@ -106,11 +106,6 @@ def token_mixing_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, 
                      approximate: str = "none") -> Tensor:
     """The same MLP over the token axis: x (B, N, C), w1 (F, N), w2 (O, F) -> (B, O, C) (2105.01601, equation 1)."""
     return apply(OPS["token_mixing"], x, w1, b1, w2, b2, residual, approximate=approximate)
-
-
-def widen(x: Tensor) -> Tensor:
-    """x in float32 where it is bfloat16, and x itself otherwise."""
-    return apply(OPS["widen"], x) if x.dtype == BFLOAT16 else x
 
 
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:

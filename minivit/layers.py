@@ -92,8 +92,8 @@ class Linear(Module):
         self.weight = Parameter(np.zeros((outputs, inputs), dtype))
         self.bias = Parameter(np.zeros(outputs, dtype)) if bias else None
 
-    def forward(self, x: Tensor, activation: str = "none", residual: Tensor | None = None) -> Tensor:
-        return F.linear(x, self.weight, self.bias, activation=activation, residual=residual)
+    def forward(self, x: Tensor, activation: str = "none", residual: Tensor | None = None, precise: bool = False) -> Tensor:
+        return F.linear(x, self.weight, self.bias, activation=activation, residual=residual, precise=precise)
 
 
 class LayerNorm(Module):

@@ -238,7 +238,7 @@ def test_a_heavy_import_is_told(tmp_path, monkeypatch):
 
 def test_the_first_step_runs():
     cache = os.environ.get(start.CACHE_VARIABLE, str(Path.home() / ".cache"))
-    found = start.run(start.FIRST_STEP, cache)
+    found = start.run(start.FIRST_STEP, cache, "float32")
     assert found.seconds > 0 and found.cpu_seconds > 0 and 0 < float(found.words[0]) < 10
 
 

@@ -77,13 +77,16 @@ def _rows_block(tile, packed, rows, columns, depth, cells, a, a_row, a_column, p
     item, there = item_bytes(zero), 0                   # rows that are read where they lie
     if a_column == 1 and is_raw(tile) and (padded or cells * tile_pairs(tile) == depth):
         there = rows if tile_step(tile) == 1 else rows // tall * tall           # tile instructions would read rows that are not A's
-    if there:
-        _block(tile, there, columns, cells, a, a_row * item, cell, tall * a_row * item, panels, c, c_row, add, edge)
-    if there < rows:
-        pack_left(tile, zero, packed, a + there * a_row * item, a_row, a_column, rows - there, depth, cells, low)
-        row, step = (cells * cell, cell) if by_rows(tile, a_column) else (cell, tall * cell)
-        _block(tile, rows - there, columns, cells, packed, row, step, tall * cells * cell, panels,
-               c + there * c_row * item_bytes(sum_zero(tile)), c_row, add, edge)
+    start, stop, source, row, step, leap = 0, there, a, a_row * item, cell, tall * a_row * item
+    for rest in range(2):                               # a loop, so that the tiles are compiled once
+        if rest:
+            start, stop, source, leap = there, rows, packed, tall * cells * cell
+            row, step = (cells * cell, cell) if by_rows(tile, a_column) else (cell, tall * cell)
+            if start < stop:
+                pack_left(tile, zero, packed, a + there * a_row * item, a_row, a_column, rows - there, depth, cells, low)
+        if start < stop:
+            _block(tile, stop - start, columns, cells, source, row, step, leap, panels, c + start * c_row * item_bytes(sum_zero(tile)),
+                   c_row, add, edge)
 
 
 @kernel

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_ty
 
 import numpy as np
 
-from .. import functional as F
 from ..cost import ModelCost, count
 from ..errors import UserError, nearest
 from ..initialisers import Initialiser, initialise
@@ -112,7 +111,7 @@ class Model(Module):
 
     def forward(self, images: Any) -> Tensor:
         """Logits: images (B, in_channels, image_size, image_size), a float array or Tensor -> (B, num_classes)."""
-        return self.head(F.widen(self.head_drop(self.features(images))))
+        return self.head(self.head_drop(self.features(images)), precise=True)
 
     def begin(self, images: Any) -> Tensor:
         """The images in the model's dtype, or in bfloat16 if they are, and then all activations are.

@@ -222,7 +222,7 @@ class DVT(Model):
         """
         tokens, handed = self._tokens(k, images, state)
         stage = self.stages[k]
-        return stage.head(F.widen(stage.head_drop(stage.pool(tokens)))), handed
+        return stage.head(stage.head_drop(stage.pool(tokens)), precise=True), handed
 
     def _tokens(self, k: int, images: Tensor, state: State) -> tuple[Tensor, State]:
         """The tokens (B, N, C) after the last block of one stage, and what the next stage reuses."""
