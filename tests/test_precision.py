@@ -1,10 +1,12 @@
 """Training and predicting in every precision: bfloat16 and bf16x3 follow float64, and what is asked for is what computes."""
+import json
 from importlib.resources import files
 
 import numpy as np
 import pytest
 
-from minivit import Predictor, Trainer, UserError, create_model
+from minivit import Predictor, Trainer, UserError, create_model, load
+from minivit.cli import main
 from minivit.kernels.device import BFLOAT16
 from minivit.precision import PRECISIONS, fastest, precision_for
 
@@ -48,7 +50,7 @@ def losses(trainer, digits, steps=200, size=64) -> np.ndarray:
 @pytest.mark.parametrize("family", ["vit", "mixer", "ff_only"])
 def test_loss_curves_follow_float64(family, digits):
     """200 AdamW steps. A training that amplifies roundings, as of a class token out of its plateau, parts from float64 in float32 too."""
-    curves = {p: losses(Trainer(nano(family), precision=p), digits) for p in ("float64", "bf16x3", "bfloat16")}
+    curves = {p: losses(Trainer(nano(family), precision=p, threads=1), digits) for p in ("float64", "bf16x3", "bfloat16")}
     high = curves["float64"]
     assert high[-1] < 0.7 * high[0]
     assert np.abs(curves["bf16x3"] - high).max() < 1e-4
@@ -73,7 +75,8 @@ def test_bfloat16_gives_nearly_the_same_logits(family, digits):
 def test_dropping_models_learn_alike(family, digits):
     """Masks are the same in every precision."""
     few = digits[0][:16], digits[1][:16]
-    curves = {p: losses(Trainer(nano(DROPPING[family]), precision=p, lr=3e-3, label_smoothing=0.1), few, steps=60, size=32)
+    curves = {p: losses(Trainer(nano(DROPPING[family]), precision=p, lr=3e-3, label_smoothing=0.1, threads=1), few, steps=60,
+                        size=32)
               for p in ("float32", "bf16x3", "bfloat16")}
     assert np.abs(curves["bf16x3"] - curves["float32"])[:10].max() < 1e-4
     assert 0 < np.abs(curves["bfloat16"] - curves["float32"])[:10].max() < 0.02
@@ -144,3 +147,19 @@ def test_predictors_of_a_model_in_several_precisions_stay_apart(digits):
     for p, predictor in every.items():                  # now as plans
         np.testing.assert_array_equal(predictor(images), first[p])
     assert len({logits.tobytes() for logits in first.values()}) == 3
+
+
+def test_the_command_line_chooses(tmp_path, capsys):
+    losses, weights = {}, {}
+    for precision in ("auto", "float32", "bf16x3", "bfloat16"):
+        out = tmp_path / precision
+        assert main(["train", "--epochs", "2", "--batch-size", "32", "--limit", "96", "--model-option", "dim=24",
+                     "--precision", precision, "--threads", "1", "--quiet", "--json", "--out", str(out)]) == 0
+        losses[precision] = [line["train_loss"] for line in json.loads(capsys.readouterr().out)["history"]]
+        weights[precision] = load(out).model.head.weight.data.tobytes()
+    assert weights["auto"] == weights[fastest()[0]] and len(set(weights.values())) == 3
+    for precision, error in (("bf16x3", 1e-4), ("bfloat16", 0.02)):
+        np.testing.assert_allclose(losses[precision], losses["float32"], rtol=error)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    single, half = (load(out, precision).predict(pixels).probabilities for precision in ("float32", "bfloat16"))
+    assert 0 < np.abs(single - half).max() < 0.02
