@@ -121,7 +121,7 @@ def test_a_given_model_is_trained_further(tmp_path, run):
     ({"schedule": "cosin"}, r"unknown schedule 'cosin' \(nearest: cosine\)"),
     ({"optimizer": "lion"}, "unknown optimizer 'lion'"),
     ({"augmentation": "flips"}, r"unknown augmentation 'flips' \(nearest: flip"),
-    ({"precision": "bfloat16"}, "precision='bfloat16' is not available"),
+    ({"precision": "bfloat61"}, "precision='bfloat61' is not available"),
     ({"device": "tpu"}, "device='tpu' is not available"),
     ({"seed": -1}, "seed must be"),
     ({"limit": 0}, "limit must be 1 or more"),
