@@ -26,7 +26,7 @@ from .threads import thread_count
 FIRST_PLANS, LATER_PLANS = 4, 16                        # batch sizes whose plans a Predictor keeps: of the first stage, of each other
 LARGEST_BATCH = 256
 Arrays = tuple[np.ndarray | None, ...]                  # the state that a stage of a cascade hands to the next; () before the first
-ELEMENTS = 2 ** 21                                      # of all images of a batch together, at most: activations stay near the caches
+ELEMENTS = 2 ** 22                                      # of all images of a batch together, at most: activations stay near the caches
 DEVICES = ("cpu",)
 
 
