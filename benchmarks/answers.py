@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from minivit import create_model
+from minivit.profiling import PRODUCT, TINY_PRODUCT
 
-from .measure import PRODUCT, TINY_PRODUCT, percent
+from .measure import percent
 from .sides import REFERENCE, Side
 from .worker import Problem, Worker
 

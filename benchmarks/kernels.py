@@ -1,14 +1,15 @@
-"""python -m benchmarks.kernels [OP...]: every op's production kernels in float32, on its largest case, against the machine's limits.
+"""python -m benchmarks.kernels [OP...]: every op's production kernels in a precision, on its largest case, against the machine's limits.
 
 First the op's outputs and gradients are held against its reference (`minivit.checking`). Then forward and backward, each recorded as a
 plan so that nothing but kernels runs, are timed; GFLOP/s are of the arithmetic that the op states (`Op.cost`), GB/s of the least bytes
-that it must read and write (`Op.least_bytes`). The limits are measured in the same run: the fastest float32 product of 2048 x 2048
-matrices, minivit's or NumPy's, and a triad a = b + s·c over arrays that fit no cache. An op is done where one of its fractions is near
+that it must read and write (`Op.least_bytes`). The limits are measured in the same run: minivit's product of 2048 x 2048 matrices in this
+precision, and a sum a = a + b of arrays that fit no cache. An op is done where one of its fractions is near
 100 %; a fraction of memory above that means that arrays stayed in a cache from one call to the next, as they may in a model.
 """
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
@@ -20,9 +21,10 @@ from minivit.errors import nearest
 from minivit.kernels import OPS, Op
 from minivit.kernels.call import Arrays, Call, input_shapes, make_inputs
 from minivit.plan import Plan
+from minivit.precision import PRECISIONS, precision_for
+from minivit.profiling import memory_rate, product_rate, repeat
 
-from .limits import memory_rate, product_rates
-from .measure import Summary, machine, machine_line, milliseconds, option_parser, percent, repeat, table, write_result
+from .measure import Summary, machine, machine_line, milliseconds, option_parser, percent, table, write_result
 
 SECONDS = 0.5                                           # spent on each direction of each op
 
@@ -74,35 +76,47 @@ def row(entry: Mapping[str, Any], product: float, memory: float) -> list[str]:
             f"{byte_rate / 1e9:.1f}", percent(byte_rate / memory)]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = option_parser("kernels", "Every op's kernels against its arithmetic and the bytes it must move.")
-    parser.add_argument("ops", nargs="*", metavar="OP", help="names (default: all)")
-    options = parser.parse_args(arguments)
-    for name in options.ops:
-        if name not in OPS:
-            parser.error(f"unknown op {name!r}{nearest(name, OPS)}: choose {', '.join(OPS)}")
-    found = machine()
-    print(machine_line(found))
-    rates, memory = product_rates(options.tiny), memory_rate(options.tiny)
-    product = max(rates.values())
-    print(f"limits: {product / 1e9:.0f} GFLOP/s ({', '.join(f'{n} {r / 1e9:.0f}' for n, r in rates.items())}), {memory / 1e9:.1f} GB/s")
+def run(options: Namespace, dtype: np.dtype, product: float, memory: float) -> tuple[list[dict[str, Any]], list[str]]:
+    """(entries of the result, what is wrong). An op of parameters alone has no form in bfloat16."""
     entries, failures = [], []
     for name in options.ops or OPS:
         op, rng = OPS[name], np.random.default_rng(0)
         case = choose_case(op, options.tiny)
-        call = Call(op, *make_inputs(op, case, np.float32, rng))
+        call = Call(op, *make_inputs(op, case, dtype, rng))
+        if call.dtype != dtype:
+            continue
         tally = Tally()
-        check_accuracy(call, "cpu", rng, tally)
+        check_accuracy(call, "cpu", rng, tally, split=options.precision == "bf16x3")
         if tally.failure:
             failures.append(tally.failure)
             continue
         for entry in measure(call, 0 if options.tiny else SECONDS):
             entries.append({"op": name, "case": describe(case, call), "worst_error": tally.worst, **entry})
             print(*row(entries[-1], product, memory), sep="  ", file=sys.stderr, flush=True)
+    return entries, failures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = option_parser("kernels", "Every op's kernels against its arithmetic and the bytes it must move.")
+    parser.add_argument("ops", nargs="*", metavar="OP", help="names (default: all)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", metavar="NAME",
+                        help=f"{', '.join(PRECISIONS)} (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    for name in options.ops:
+        if name not in OPS:
+            parser.error(f"unknown op {name!r}{nearest(name, OPS)}: choose {', '.join(OPS)}")
+    found = machine()
+    print(machine_line(found))
+    exactness = precision_for(options.precision, np.dtype(np.float64 if options.precision == "float64" else np.float32))
+    with exactness.products():
+        product, memory = product_rate(exactness.activations, options.tiny), memory_rate(options.tiny)
+        print(f"limits: {product / 1e9:.0f} GFLOP/s in {options.precision}, {memory / 1e9:.1f} GB/s")
+        entries, failures = run(options, exactness.activations, product, memory)
     print(table(COLUMNS, [row(entry, product, memory) for entry in entries]))
     for failure in failures:
         print(f"WRONG, not timed: {failure}")
-    write_result(options, "kernels", found, product_rates=rates, memory_rate=memory, results=entries, failures=failures)
+    write_result(options, "kernels", found, precision=options.precision, product_rate=product, memory_rate=memory, results=entries,
+                 failures=failures)
     return 1 if failures else 0
 
 

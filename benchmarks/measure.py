@@ -1,15 +1,14 @@
-"""What the benchmarks share: repetition and its statistics, the machine they ran on, tables, options, result files."""
+"""What the benchmarks share: statistics, the machine they ran on, tables, options, result files."""
 from __future__ import annotations
 
 import argparse
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from math import floor, log10
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,7 @@ from minivit import info
 from minivit.files import atomic_file
 
 RESULTS = Path(__file__).parent / "results"
-PRODUCT, TINY_PRODUCT = 2048, 64                        # rows, columns and depth of the product whose rate counts as the machine's
 RIVALS = ("torch", "onnxruntime", "openvino")           # packages
-LIMIT_SECONDS = 2.0                                     # spent on measuring each limit of the machine
 
 
 # -------------------------------------------------------------------------------------------------------------------------- time
@@ -35,23 +32,6 @@ class Summary:
     def of(cls, values: Sequence[float]) -> Summary:
         low, middle, high = np.percentile(values, (25, 50, 75))
         return cls(float(middle), float((high - low) / middle))
-
-
-def repeat(function: Callable[[], Any], seconds: float, least: int = 5) -> list[float]:
-    """The seconds that each call took: after one that is not counted, for `seconds` in all and at least `least` calls."""
-    function()
-    times: list[float] = []
-    end = perf_counter() + seconds
-    while len(times) < least or perf_counter() < end:
-        start = perf_counter()
-        function()
-        times.append(perf_counter() - start)
-    return times
-
-
-def product_rate(multiply: Callable[[], Any], size: int, tiny: bool = False) -> float:
-    """Floating-point operations a second of `multiply`, a product of two (size, size) matrices: the best of several runs."""
-    return 2 * size ** 3 / min(repeat(multiply, 0 if tiny else LIMIT_SECONDS))
 
 
 # ----------------------------------------------------------------------------------------------------------------------- machine

@@ -14,9 +14,9 @@ from minivit.functional import cross_entropy
 from minivit.kernels import OPS, Op
 from minivit.layers import Linear
 from minivit.module import Module, evaluating
+from minivit.profiling import memory_rate
 from minivit.tensor import trace
 
-from .limits import memory_rate
 from .sides import Side
 from .worker import Problem
 

@@ -26,9 +26,9 @@ from .predict import Predictor, unwrapped
 from .threads import thread_count
 from .trainer import Trainer
 
-PRODUCT = 1024                                          # rows, columns and depth of the product whose rate counts as the machine's
-STREAM = 128 << 20                                      # bytes of each of the two arrays that are streamed
-SECONDS = 0.5                                           # spent on each rate
+PRODUCT, TINY_PRODUCT = 2048, 64                        # rows, columns and depth of the product whose rate counts as the machine's
+STREAM, TINY_STREAM = 128 << 20, 64 << 10               # bytes of each of the two arrays that are streamed
+SECONDS = 1.0                                           # spent on each rate
 STEPS, STEP_SECONDS = 5, 1.0                            # replays at least, and the time for more
 
 
@@ -143,21 +143,25 @@ def _rows(labels: Iterable[tuple[Any, str]], seconds: Iterable[float], product: 
 
 
 # ------------------------------------------------------------------------------------------------------------------------- rates
-def product_rate(dtype: Any = np.float32) -> float:
-    """Floating-point operations a second of a large product by minivit's own kernels, as it multiplies now: the best of several."""
-    a, b = np.random.default_rng(0).standard_normal((2, PRODUCT, PRODUCT)).astype(dtype)
+def product_rate(dtype: Any = np.float32, tiny: bool = False) -> float:
+    """Floating-point operations a second of a large product by minivit's own kernels, as it multiplies now: the best of several.
+
+    tiny: so small a one that only whether it works can be learnt.
+    """
+    size = TINY_PRODUCT if tiny else PRODUCT
+    a, b = np.random.default_rng(0).standard_normal((2, size, size)).astype(dtype)
     c = device.empty(a.shape, dtype)
-    return 2 * PRODUCT ** 3 / min(repeat(Plan(lambda: _then(gemm(c, a, b), c)).replay, SECONDS))
+    return 2 * size ** 3 / min(repeat(Plan(lambda: _then(gemm(c, a, b), c)).replay, 0 if tiny else SECONDS))
 
 
-def memory_rate() -> float:
-    """Bytes a second that a = a + b reads and writes, of arrays that fit no cache: the best of several.
+def memory_rate(tiny: bool = False) -> float:
+    """Bytes a second that a = a + b reads and writes, of arrays that fit no cache: the best of several. tiny: as above.
 
     In place, for what is written elsewhere is read by the processor too, unasked and uncounted.
     """
-    a, b = (device.empty((STREAM // 4,), np.float32) for _ in range(2))
+    a, b = (device.empty(((TINY_STREAM if tiny else STREAM) // 4,), np.float32) for _ in range(2))
     a[:], b[:] = 1, 0
-    return 3 * a.nbytes / min(repeat(Plan(lambda: _then(OPS["add"].forward.cpu(a, a, b), a[:1])).replay, SECONDS))
+    return 3 * a.nbytes / min(repeat(Plan(lambda: _then(OPS["add"].forward.cpu(a, a, b), a[:1])).replay, 0 if tiny else SECONDS))
 
 
 def _then(_: None, result: np.ndarray) -> np.ndarray:
