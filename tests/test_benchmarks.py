@@ -14,12 +14,13 @@ from tqdm import tqdm
 import minivit
 from minivit.kernels import OPS
 from minivit.predict import Predictor
+from minivit.profiling import repeat
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))                           # `benchmarks` is not installed
 
 from benchmarks import answers, cascade, cpu, growth, kernels, report, start  # noqa: E402
-from benchmarks.measure import Summary, milliseconds, repeat, table  # noqa: E402
+from benchmarks.measure import Summary, milliseconds, table  # noqa: E402
 from benchmarks.sides import OURS, REFERENCE, Side, best_rates, rivals  # noqa: E402
 from benchmarks.turns import Measured  # noqa: E402
 from benchmarks.worker import Worker  # noqa: E402

@@ -57,12 +57,13 @@ def _block(tile, rows, columns, depth, a, a_row, a_step, a_tile, panels, c, c_ro
         for t in range((rows + tall - 1) // tall):
             valid = min(tall, rows - t * tall)
             out = c + (t * tall * c_row + p * width) * item
-            whole = valid == tall and wide == width
-            if wide <= narrow_width(tile):
-                multiply_narrow_tile(tile, depth, a + t * a_tile, a_row, a_step, valid - 1, panel, edge, width * item, 0)
+            narrow = wide <= narrow_width(tile)
+            whole = valid == tall and wide == (narrow_width(tile) if narrow else width)
+            to, to_row, adding = (out, c_row * item, add) if whole else (edge, width * item, 0)
+            if narrow:
+                multiply_narrow_tile(tile, depth, a + t * a_tile, a_row, a_step, valid - 1, panel, to, to_row, adding)
             else:
-                multiply_tile(tile, depth, a + t * a_tile, a_row, a_step, valid - 1, panel,
-                              out if whole else edge, c_row * item if whole else width * item, add if whole else 0)
+                multiply_tile(tile, depth, a + t * a_tile, a_row, a_step, valid - 1, panel, to, to_row, adding)
             if not whole:
                 for r in range(valid):
                     line, spare = view(zero, out + r * c_row * item), view(zero, edge + r * width * item)
