@@ -42,13 +42,13 @@ def _epilogue(band, bands, sums, outs, first, rows, columns, values, values_row,
             for j in range(columns):
                 line[j] += biases[first + i]
         if flags & GELU:
-            for j in range(columns):
-                before[j] = line[j]
             if flags & TANH:
                 for j in range(columns):
+                    before[j] = line[j]
                     line[j] = gelu_tanh(line[j])[0]
             else:
                 for j in range(columns):
+                    before[j] = line[j]
                     line[j] = gelu_erf(line[j])[0]
         if flags & GELU_GRADIENT:
             if flags & TANH:
