@@ -87,8 +87,7 @@ class Call:
 
     @property
     def dtype(self) -> np.dtype:
-        dtypes = [a.dtype for a in self.inputs.values() if is_floating(a)]
-        return device.BFLOAT16 if device.BFLOAT16 in dtypes else dtypes[0]
+        return device.common([a.dtype for a in self.inputs.values() if is_floating(a)])
 
     @property
     def differentiable(self) -> list[str]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import Any, NamedTuple
@@ -94,6 +94,18 @@ def record() -> Iterator[Recording]:
 def is_floating(dtype: np.dtype) -> bool:
     """Whether numbers of this dtype carry gradients."""
     return dtype.kind == "f" or dtype == BFLOAT16
+
+
+def common(dtypes: Sequence[np.dtype]) -> np.dtype:
+    """The dtype of what an op makes of floating inputs of these: bfloat16 where any of them is, else that of the first."""
+    return BFLOAT16 if BFLOAT16 in dtypes else dtypes[0]
+
+
+def assign(to: np.ndarray, values: np.ndarray) -> None:
+    """to[...] = values, where NumPy's rule of "same_kind" allows it for float32 and float64; for bfloat16 it has no rule of its own."""
+    if to.dtype == BFLOAT16 and values.dtype != BFLOAT16:
+        values = values.astype(np.float32, casting="same_kind", copy=False)
+    np.copyto(to, values, casting="unsafe" if to.dtype == BFLOAT16 else "same_kind")
 
 
 def accumulator(dtype: np.dtype) -> np.dtype:

@@ -98,8 +98,7 @@ class Op:
 
     def describe(self, inputs: Sequence, constants: Mapping[str, Any]) -> dict[str, Array | None]:
         """Shape and dtype of each output for these input arrays (or None) and constants; nothing runs."""
-        dtypes = [a.dtype for a in inputs if a is not None and device.is_floating(a.dtype)]
-        dtype = device.BFLOAT16 if device.BFLOAT16 in dtypes else dtypes[0]
+        dtype = device.common([a.dtype for a in inputs if a is not None and device.is_floating(a.dtype)])
         shapes = [None if a is None else a.shape for a in inputs]
         described = self.outputs(*shapes, *constants.values())
         return {name: Array(tuple(s), dtype) if isinstance(s, tuple) else Array(tuple(s.shape), device.accumulator(dtype))

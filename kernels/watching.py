@@ -21,7 +21,7 @@ def _sample(band, bands, found, addresses, lengths):
 
 
 def watch(arrays: Sequence[np.ndarray]) -> Callable[[], bool]:
-    """A function that tells whether any of these arrays has changed since it was called before; at its first call it has.
+    """A function that tells whether any of these arrays has changed since it was called before, or since now.
 
     It reads some evenly spread words of each, the first and the last among them, in a few microseconds: a change of all elements shows,
     that of a single one may not.
@@ -29,15 +29,13 @@ def watch(arrays: Sequence[np.ndarray]) -> Callable[[], bool]:
     found, before = (empty((len(arrays), WORDS), np.uint32) for _ in range(2))
     given = found, np.array([address_of(a) for a in arrays], np.int64), np.array([a.nbytes // 4 for a in arrays], np.int64)
     entry, table = _sample.prepare(1, given)
-    first = True
 
     def changed() -> bool:
-        nonlocal first
         run_bands(entry, 1, address_of(table))
-        same = not first and np.array_equal(found, before)
+        differs = not np.array_equal(found, before)
         before[...] = found
-        first = False
-        return not same
+        return differs
 
+    changed()
     changed.arrays = given, tuple(arrays)               # type: ignore[attr-defined]    # kept where they are
     return changed

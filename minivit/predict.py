@@ -130,7 +130,6 @@ class Predictor:
             return
         self._plans, self._recorded = [{} for _ in range(self.stages)], (now, parameters, [p.data for p in parameters])
         self._changed = watch(self._recorded[2])
-        self._changed()
         if isinstance(self.model, Model):
             self._costs = np.array(self.model.cost().exits, np.float64)
 
@@ -233,7 +232,7 @@ class _StagePlan:
 
     def __call__(self, images: np.ndarray, state: Arrays) -> tuple[np.ndarray, Arrays]:
         number = len(images)
-        np.copyto(self.images[:number], images, casting="unsafe")
+        device.assign(self.images[:number], images)
         for own, array in zip(self.state, state):
             if own is not None and array is not None:
                 np.copyto(own[:number], array)

@@ -188,7 +188,7 @@ class _Batch:
                 raise UserError(f"labels must be integers, or rows of probabilities, got {labels.dtype} of shape {labels.shape}")
             if self.classes and (labels.min() < 0 or labels.max() >= self.classes):
                 classes_below(labels, self.classes)     # raises
-        np.copyto(self.flat_images, images, casting="unsafe")
+        arrays.assign(self.flat_images, images)
         np.copyto(self.flat_labels, labels, casting="same_kind")
 
     def check_classes(self, classes: int) -> None:

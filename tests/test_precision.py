@@ -163,3 +163,12 @@ def test_the_command_line_chooses(tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
     single, half = (load(out, precision).predict(pixels).probabilities for precision in ("float32", "bfloat16"))
     assert 0 < np.abs(single - half).max() < 0.02
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_images_that_would_lose_more_than_digits_are_refused(precision):
+    images = np.zeros((2, 1, 8, 8), np.complex64)
+    with pytest.raises(TypeError, match="same_kind"):
+        Trainer(create_model("vit_nano_patch2_8"), precision=precision).step(images, np.zeros(2, int))
+    with pytest.raises(TypeError, match="same_kind"):
+        Predictor(create_model("vit_nano_patch2_8"), precision=precision)(images)

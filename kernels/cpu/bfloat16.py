@@ -14,8 +14,9 @@ from numba.core.datamodel import models
 from numba.core.datamodel.registry import register_default
 from numba.extending import box, intrinsic, unbox
 
+from .llvm import F32, I16, I32
+
 NATIVE = bool(llvm.get_host_cpu_features().get("avx512bf16"))       # whether this CPU rounds to bfloat16 by one instruction
-I16, I32, F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
 
 
 class LLVMBFloat(ir.types.Type):
