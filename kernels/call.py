@@ -115,7 +115,7 @@ class Call:
 
     def forward(self, implementation: str) -> Arrays:
         outputs = self.outputs()
-        getattr(self.op.forward, implementation)(*outputs.values(), *self.inputs.values(), *self.constants.values())
+        self._run("forward", implementation, (*outputs.values(), *self.inputs.values(), *self.constants.values()))
         return outputs
 
     def backward(self, implementation: str, outputs: Arrays, weights: Arrays, wanted: Sequence[str] | None = None,
@@ -132,10 +132,22 @@ class Call:
         gradients = {n: _blank(self.inputs[n] if n in needed else None) for n in written}
         known = self.inputs | outputs
         sums = [(running or {}).get(n) if n in wanted else None for n in op.accumulates]
-        getattr(op.backward, implementation)(*gradients.values(), *(weights[n] for n in op.results), *sums, *(known[n] for n in op.saves),
-                                             *self.constants.values())
+        self._run("backward", implementation, (*gradients.values(), *(weights[n] for n in op.results), *sums, *(known[n] for n in op.saves),
+                                               *self.constants.values()))
         given = weights | gradients
         return {n: given[op.same.get(n, "d" + n)[1:]] for n in wanted}
+
+    def _run(self, direction: str, implementation: str, arguments: Sequence) -> None:
+        """Arrays on the CPU in and out; on a GPU the kernels run on copies, all of which come back, so that what was not to be written shows."""
+        function = getattr(getattr(self.op, direction), implementation)
+        if implementation != "cuda":
+            function(*arguments)
+            return
+        there = [device.moved(a, "cuda") if isinstance(a, np.ndarray) else a for a in arguments]
+        function(*there)
+        for array, copy in zip(arguments, there):
+            if isinstance(array, np.ndarray):
+                array[...] = device.to_host(copy)
 
     def run(self, implementation: str, weights: Arrays, running: Arrays | None = None) -> Arrays:
         """Forward, and backward where there is one: the outputs by name, and the gradients as "d" + name."""

@@ -1,9 +1,9 @@
-"""Where arrays live: their allocation, and the recording of a step."""
+"""Where arrays live: their allocation on the CPU or a GPU, copies between the two, and the recording of a step."""
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from typing import Any, NamedTuple
@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from . import cuda
+
+DEVICES = ("cpu", "cuda")
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 ALIGNMENT = 64                                          # bytes: a cache line, and the widest vector
 # Bytes after an array that stay free: where two begin closer together than a few vectors, a compiled loop over both takes them to overlap
@@ -24,7 +27,6 @@ class View(NamedTuple):
     serial: int
     offset: int                                         # bytes
     shape: tuple[int, ...]
-    strides: tuple[int, ...]
     dtype: Any
 
 
@@ -41,23 +43,24 @@ class Recording:
         self.permanent: set[int] = set()                # buffers that are not written again in each replay
         self.work: Any = None                           # what the next calls are part of, if an op has said so (`op.Work`)
         self.works: list[Any] = []                      # that, of each call
-        self._alive: dict[int, tuple[weakref.ref, int, int]] = {}       # id of a root -> (root, serial number, address)
+        self._alive: dict[int, tuple[Callable, int, int]] = {}  # id of a root -> (what gives the root, serial number, where it begins)
 
-    def register(self, root: np.ndarray, array: np.ndarray) -> None:
-        self._alive[id(root)] = weakref.ref(root), len(self.sizes), array.ctypes.data
+    def register(self, array: Any) -> None:
+        """Count the buffer that a new array is."""
+        root, offset = _root(array)
+        # A root on a GPU has no memory, and takes no weak reference.
+        self._alive[id(root)] = weakref.ref(root) if isinstance(root, np.ndarray) else lambda: root, len(self.sizes), offset
         self.sizes.append(array.nbytes)
 
     def describe(self, value: Any) -> Any:
         """A View where `value` lies in a buffer of this step, `value` itself where it is anything else."""
-        if not isinstance(value, np.ndarray):
+        if not is_array(value):
             return value
-        root = value
-        while isinstance(root.base, np.ndarray):
-            root = root.base
-        reference, serial, address = self._alive.get(id(root), (None, 0, 0))
+        root, offset = _root(value)
+        reference, serial, start = self._alive.get(id(root), (None, 0, 0))
         if reference is None or reference() is not root:
             return value
-        return View(serial, value.ctypes.data - address, value.shape, value.strides, value.dtype)
+        return View(serial, offset - start, value.shape, value.dtype)
 
     def add(self, kernel: Any, bands: int, arguments: tuple) -> None:
         self.calls.append((kernel, bands, tuple(map(self.describe, arguments))))
@@ -69,6 +72,26 @@ class Recording:
         if isinstance(view, View):
             self.kept.add(view.serial)
         return view
+
+
+def is_array(value: Any) -> bool:
+    """Whether a kernel's argument is an array, of either device."""
+    return isinstance(value, np.ndarray) or (hasattr(value, "dtype") and hasattr(value, "reshape") and not isinstance(value, np.generic))
+
+
+def place_of(array: Any) -> str:
+    """The device that an array lies on."""
+    return "cpu" if isinstance(array, np.ndarray) else "cuda"
+
+
+def _root(array: Any) -> tuple[Any, int]:
+    """What owns an array's memory, and where the array begins, in bytes from a point that all arrays of one owner share."""
+    if not isinstance(array, np.ndarray):
+        return cuda.runtime().root(array)
+    root = array
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    return root, array.ctypes.data
 
 
 _thread = threading.local()                             # .recording: what launch() and empty() report to, in the thread that records
@@ -101,11 +124,32 @@ def common(dtypes: Sequence[np.dtype]) -> np.dtype:
     return BFLOAT16 if BFLOAT16 in dtypes else dtypes[0]
 
 
-def assign(to: np.ndarray, values: np.ndarray) -> None:
-    """to[...] = values, where NumPy's rule of "same_kind" allows it for float32 and float64; for bfloat16 it has no rule of its own."""
+def assign(to: Any, values: np.ndarray) -> None:
+    """to[...] = values of the CPU, where NumPy's rule of "same_kind" allows it for float32 and float64; for bfloat16 it has no rule."""
     if to.dtype == BFLOAT16 and values.dtype != BFLOAT16:
         values = values.astype(np.float32, casting="same_kind", copy=False)
-    np.copyto(to, values, casting="unsafe" if to.dtype == BFLOAT16 else "same_kind")
+    casting: Any = "unsafe" if to.dtype == BFLOAT16 else "same_kind"
+    if isinstance(to, np.ndarray):
+        np.copyto(to, values, casting=casting)
+    else:
+        whole = np.broadcast_to(values.astype(to.dtype, casting=casting, copy=False), to.shape)
+        cuda.runtime().from_host(to, np.ascontiguousarray(whole).reshape(to.shape))
+
+
+def to_host(array: Any) -> np.ndarray:
+    """An array's values on the CPU: of one that is there, itself."""
+    return array if isinstance(array, np.ndarray) else cuda.runtime().to_host(array)
+
+
+def moved(array: Any, place: str) -> Any:
+    """The array itself where it lies on that device, else a copy there."""
+    if place_of(array) == place:
+        return array
+    if place == "cpu":
+        return to_host(array)
+    copy = empty(array.shape, array.dtype, place)
+    assign(copy, array)
+    return copy
 
 
 def accumulator(dtype: np.dtype) -> np.dtype:
@@ -113,19 +157,29 @@ def accumulator(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float32) if dtype == BFLOAT16 else dtype
 
 
-def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An uninitialised C-contiguous array whose data starts on a cache line."""
+def empty(shape: tuple[int, ...], dtype: Any, place: str = "cpu") -> Any:
+    """An uninitialised C-contiguous array; on the CPU its data starts on a cache line."""
     dtype = np.dtype(dtype)
-    size = prod(shape) * dtype.itemsize
-    root = np.empty(size + ALIGNMENT + GUARD, np.uint8)
-    start = -root.ctypes.data % ALIGNMENT
-    array = root[start:start + size].view(dtype).reshape(shape)
     recording = current_recording()
+    if place == "cpu":
+        size = prod(shape) * dtype.itemsize
+        root = np.empty(size + ALIGNMENT + GUARD, np.uint8)
+        start = -root.ctypes.data % ALIGNMENT
+        array = root[start:start + size].view(dtype).reshape(shape)
+    else:
+        array = (cuda.runtime().empty if recording is None else cuda.runtime().phantom)(shape, dtype)
     if recording is not None:
-        recording.register(root, array)
+        recording.register(array)
     return array
 
 
-def like(array: np.ndarray) -> np.ndarray:
-    """An uninitialised array of the shape and dtype of `array`."""
-    return empty(array.shape, array.dtype)
+def like(array: Any) -> Any:
+    """An uninitialised array of the shape and dtype of `array`, on its device."""
+    return empty(array.shape, array.dtype, place_of(array))
+
+
+def part(buffer: Any, offset: int, shape: tuple[int, ...], dtype: Any) -> Any:
+    """An array that lies in a buffer of bytes, from `offset` on."""
+    if isinstance(buffer, np.ndarray):
+        return np.ndarray(shape, dtype, buffer, offset)
+    return cuda.runtime().part(buffer, offset, shape, dtype)

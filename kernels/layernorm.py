@@ -17,7 +17,9 @@ from math import prod
 
 import numpy as np
 
+from . import cuda
 from .cpu import kernel, threads
+from .cuda import Grid
 from .device import empty, like
 from .op import Cost, Implementation, Op, Precise, launch, require
 from .shaping import fill
@@ -148,6 +150,49 @@ def add_backward_cpu(dx, dw, db, ds, dy, s, w, mean, rstd, eps):
     backward_cpu(dx, dw, db, dy, ds, s, w, mean, rstd, eps)
 
 
+# --------------------------------------------------------------------------------------------------------------------- CUDA
+_source = cuda.Source("layernorm")
+ROW_WARPS = 4                                           # of a block: each takes rows of its own
+LANE_ELEMENTS = 32                                      # of a row that a lane keeps in registers, at most
+
+
+def _tiling(C, dtype):
+    """(elements of a vector, vectors a lane keeps of a row; 0: more than fit, so that it reads the row again)."""
+    width = 16 // dtype.itemsize
+    width = width if C % width == 0 else 1
+    vectors = -(-C // (32 * width))
+    return width, vectors if vectors * width <= LANE_ELEMENTS else 0
+
+
+def _forward_cuda(y, s, mean, rstd, x, branch, w, b, eps):
+    C = x.shape[-1]
+    R = x.size // C
+    grid = Grid(cuda.blocks_for(R, ROW_WARPS, most=16), 32 * ROW_WARPS)
+    launch(_source("layernorm_forward", x.dtype, *_tiling(C, x.dtype)), grid, y, s, mean, rstd, x, branch, w, b, R, C, float(eps))
+
+
+def forward_cuda(y, mean, rstd, x, w, b, eps):
+    _forward_cuda(y, None, mean, rstd, x, None, w, b, eps)
+
+
+def add_forward_cuda(s, y, mean, rstd, x, branch, w, b, eps):
+    _forward_cuda(y, s, mean, rstd, x, branch, w, b, eps)
+
+
+def backward_cuda(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
+    C = x.shape[-1]
+    R = x.size // C
+    grid = Grid(cuda.blocks_for(R, ROW_WARPS, most=2), 32 * ROW_WARPS)
+    partial = None if dw is None and db is None else empty((grid.blocks * ROW_WARPS, 2, C), w.dtype, "cuda")
+    launch(_source("layernorm_backward", x.dtype, *_tiling(C, x.dtype)), grid, dx, partial, dy, dx_sum, x, w, mean, rstd, R, C)
+    if partial is not None:
+        launch(_source("layernorm_parameters", w.dtype), Grid(cuda.blocks_for(2 * C, 8, most=16), 256), dw, db, partial, len(partial), C)
+
+
+def add_backward_cuda(dx, dw, db, ds, dy, s, w, mean, rstd, eps):
+    backward_cuda(dx, dw, db, dy, ds, s, w, mean, rstd, eps)
+
+
 # --------------------------------------------------------------------------------------------------------------------- spec
 def _outputs(x, w, b, eps):
     require("layernorm", w=(w, x[-1:]), b=(b, x[-1:]))
@@ -164,8 +209,8 @@ layernorm = Op(
     shapes={"x": "B N C", "w": "C", "b": "C"},
     constants={"eps": 1e-6},
     outputs=_outputs,
-    forward=Implementation(forward_reference, forward_cpu),
-    backward=Implementation(backward_reference, backward_cpu),
+    forward=Implementation(forward_reference, forward_cpu, forward_cuda),
+    backward=Implementation(backward_reference, backward_cpu, backward_cuda),
     saves=("x", "w", "mean", "rstd"),
     parameters=("w", "b"),
     accumulates=("x",),
@@ -178,8 +223,8 @@ add_layernorm = Op(
     shapes={"x": "B N C", "branch": "B N C", "w": "C", "b": "C"},
     constants={"eps": 1e-6},
     outputs=_add_outputs,
-    forward=Implementation(add_forward_reference, add_forward_cpu),
-    backward=Implementation(add_backward_reference, add_backward_cpu),
+    forward=Implementation(add_forward_reference, add_forward_cpu, add_forward_cuda),
+    backward=Implementation(add_backward_reference, add_backward_cpu, add_backward_cuda),
     results=("s", "y"),
     saves=("s", "w", "mean", "rstd"),
     parameters=("w", "b"),

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import cpu, device
+from . import device
 
 Shape = tuple[int, ...]
 
@@ -129,7 +129,11 @@ class Op:
         if recording is not None:
             described = tuple(None if a is None else Array(a.shape, a.dtype) for a in inputs)
             recording.work = Work(self, direction, phase or direction, described, tuple(constants))
-        getattr(self, direction).cpu(*arguments)
+        place = next(device.place_of(a) for a in arguments if device.is_array(a))
+        implementation = getattr(getattr(self, direction), place)
+        if implementation is None:
+            raise NotImplementedError(f"{self.name}: not available on {place}")
+        implementation(*arguments)
         if recording is not None:
             recording.work = None
 
@@ -157,10 +161,13 @@ def require(op: str, **shapes: tuple[Shape | None, Shape]) -> None:
             raise ValueError(f"{op}: {name} has shape {tuple(given)}, not {tuple(wanted)}")
 
 
-def launch(kernel: cpu.Kernel, bands: int, *arguments) -> None:
-    """Run a kernel in `bands` independent parts, or only note it for a plan: the one gate that every kernel call passes."""
+def launch(kernel: Any, grid: Any, *arguments) -> None:
+    """Run a kernel, or only note it for a plan: the one gate that every kernel call passes.
+
+    kernel, grid: a `cpu.Kernel` and the number of its independent parts, or a `cuda.Kernel` and its `cuda.Grid`.
+    """
     recording = device.current_recording()
     if recording is None:
-        cpu.run(kernel, bands, arguments)
+        kernel.run(grid, arguments)
     else:
-        recording.add(kernel, bands, arguments)
+        recording.add(kernel, grid, arguments)

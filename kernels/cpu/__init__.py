@@ -179,6 +179,11 @@ class Kernel:
         signature = types.void(types.int64, Arguments((types.int64, *members)))
         return _cached(numba.cfunc(signature, cache=True, **OPTIONS), entry)
 
+    def run(self, bands: int, arguments: Sequence[Any]) -> None:
+        """Run all bands now."""
+        address, table = self.prepare(bands, arguments)
+        run_bands(address, bands, address_of(table))
+
     def __repr__(self) -> str:
         return f"<kernel {self.function.__module__}.{self.__name__}>"
 
@@ -250,12 +255,6 @@ def _short_spin() -> Iterator[None]:
 with _short_spin():                                     # Numba loads the threading layer with the first parallel function
     run_bands = _cached(njit("void(int64, int64, int64)", parallel=True, nogil=True, cache=True), _run)
 replay = _cached(njit("void(int64[::1], int64[::1], int64[::1], int64)", nogil=True, cache=True), _replay)
-
-
-def run(kernel: Kernel, bands: int, arguments: Sequence[Any]) -> None:
-    """Run all bands of a kernel."""
-    address, table = kernel.prepare(bands, arguments)
-    run_bands(address, bands, table.__array_interface__["data"][0])
 
 
 def threads() -> int:

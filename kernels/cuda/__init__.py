@@ -1,0 +1,138 @@
+"""How a CUDA kernel is named, compiled and run.
+
+    _source = cuda.Source("layernorm")                  # kernels/layernorm.cu: function templates over the type of what they store
+    launch(_source("layernorm_forward", x.dtype), Grid(blocks, threads, shared), y, x, eps)         # op.launch, as for CPU kernels
+
+Template arguments are dtypes, whole numbers and truth values. A kernel's parameters are pointers for arrays (null for None), `long` or
+`int` for whole numbers and truth values, `double` for other numbers. It sees C-contiguous arrays from their first element, and writes only
+what it is given to write. No kernel adds to memory atomically: results are the same bit for bit in every run.
+
+What runs kernels is a `Runtime`: CuPy's on a GPU (`runtime.py`); tests put another one in its place, which runs the same sources on a CPU.
+A float64 array is `double`, float32 `float`, bfloat16 `bf16` (`common.cuh`); sums of bfloat16 are `float`.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+FOLDER = Path(__file__).resolve().parent.parent         # of the sources
+TYPES = {"float32": "float", "float64": "double", "bfloat16": "bf16", "int64": "long", "uint64": "unsigned long", "uint8": "unsigned char"}
+
+
+class Grid(NamedTuple):
+    """How many blocks run, of how many threads each, with how many bytes of dynamic shared memory."""
+
+    blocks: int
+    threads: int
+    shared: int = 0
+
+
+class Kernel(NamedTuple):
+    """An instance of a function template; see the head of this file."""
+
+    source: str                                         # file name without .cu
+    name: str
+    arguments: tuple[str, ...]                          # of the template, as they are written
+
+    @property
+    def __name__(self) -> str:
+        return self.expression
+
+    @property
+    def expression(self) -> str:
+        """As C++ writes it."""
+        return f"{self.name}<{', '.join(self.arguments)}>" if self.arguments else self.name
+
+    def run(self, grid: Grid, arguments: Sequence[Any]) -> None:
+        """Run it now."""
+        runtime().launch(self, grid, arguments)
+
+
+class Source:
+    """The kernels of one .cu file: source(name, *template arguments) gives one."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, name: str, *arguments: Any) -> Kernel:
+        return Kernel(self.name, name, tuple(map(_written, arguments)))
+
+
+@cache
+def _written(argument: Any) -> str:
+    if isinstance(argument, (bool, np.bool_)):
+        return "true" if argument else "false"
+    return str(argument) if isinstance(argument, int) else TYPES[np.dtype(argument).name]
+
+
+class Runtime(Protocol):
+    """What holds arrays and runs kernels. An array has CuPy's `shape`, `dtype`, `ndim`, `size`, `nbytes`, `itemsize`, `reshape`, len() and
+    slices of its first axis; kernels, copies and this do the rest."""
+
+    processors: int                                     # blocks that run side by side
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """A new array, without values."""
+
+    def phantom(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """An array without memory, for a recording."""
+
+    def part(self, buffer: Any, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """An array that lies in a buffer of bytes, from `offset` on."""
+
+    def root(self, array: Any) -> tuple[Any, int]:
+        """What owns an array's memory, and how many bytes into it the array begins."""
+
+    def address(self, array: Any) -> int:
+        """Of its first element."""
+
+    def to_host(self, array: Any) -> np.ndarray:
+        """A copy; waits for the kernels before it."""
+
+    def from_host(self, array: Any, values: np.ndarray) -> None:
+        """Copy values of the same dtype and shape into an array."""
+
+    def launch(self, kernel: Kernel, grid: Grid, arguments: Sequence[Any]) -> None:
+        """Run a kernel after those before it."""
+
+    def multiply(self, product: Any, arguments: Sequence[Any]) -> None:
+        """Run a matrix product (`products.Product`) after the kernels before it."""
+
+    def prepare(self, calls: Sequence[tuple[Any, Any, Sequence[Any]]]) -> Any:
+        """Calls (kernel, grid, arguments) as one thing to run: has run() and timed_run() -> seconds of each call."""
+
+    def synchronize(self) -> None:
+        """Wait for all kernels."""
+
+
+_runtime: Runtime | None = None
+
+
+def runtime() -> Runtime:
+    """What runs kernels. Raises `errors.DeviceError`, in one line, where this machine has no GPU that minivit can use."""
+    global _runtime
+    if _runtime is None:
+        from .runtime import CupyRuntime
+        _runtime = CupyRuntime()
+    return _runtime
+
+
+@contextmanager
+def using(other: Runtime) -> Iterator[None]:
+    """Inside, `other` holds arrays and runs kernels."""
+    global _runtime
+    before, _runtime = _runtime, other
+    try:
+        yield
+    finally:
+        _runtime = before
+
+
+def blocks_for(size: int, threads: int, most: int = 8) -> int:
+    """Blocks of a kernel whose threads stride over `size` items: at least one, at most `most` a multiprocessor."""
+    return max(1, min(-(-size // threads), most * runtime().processors))

@@ -1,0 +1,45 @@
+// What kernels share: the type that sums have, vectors of 16 bytes, sums over a warp and over a block.
+#pragma once
+#include <ptx.cuh>
+
+typedef unsigned int u32;
+typedef unsigned long u64;
+
+template <class T> struct SumOf { typedef float type; };
+template <> struct SumOf<double> { typedef double type; };
+template <class T> using Sum = typename SumOf<T>::type;                 // of numbers stored as T: float, and double for double
+
+template <class T, int W> struct alignas(sizeof(T) * W) Vector {       // W elements that are read and written at once
+    T e[W];
+};
+template <class T> constexpr int WIDTH = 16 / sizeof(T);               // of the widest vector
+
+template <class T, int W> __device__ __forceinline__ Vector<T, W> load(const T* from) {
+    return *reinterpret_cast<const Vector<T, W>*>(from);
+}
+template <class T, int W> __device__ __forceinline__ void store(T* to, const Vector<T, W>& value) {
+    *reinterpret_cast<Vector<T, W>*>(to) = value;
+}
+
+template <class S> __device__ __forceinline__ S larger(S a, S b) { return a > b ? a : b; }
+
+template <class S> __device__ __forceinline__ S warp_sum(S value) {     // of all 32 lanes, in every lane
+    for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
+    return value;
+}
+template <class S> __device__ __forceinline__ S warp_max(S value) {
+    for (int step = 16; step > 0; step /= 2) value = larger(value, __shfl_xor_sync(0xffffffffu, value, step));
+    return value;
+}
+template <class S> __device__ __forceinline__ S block_sum(S value, S* shared) {        // in every thread; shared: 32 of them, not in use
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = (blockDim.x + 31) / 32;
+    value = warp_sum(value);
+    if (lane == 0) shared[warp] = value;
+    __syncthreads();
+    value = warp_sum(lane < warps ? shared[lane] : S(0));
+    __syncthreads();
+    return value;
+}
+
+#define GRID_STRIDE(i, n) \
+    for (long i = long(blockIdx.x) * blockDim.x + threadIdx.x; i < (n); i += long(gridDim.x) * blockDim.x)

@@ -1,0 +1,120 @@
+"""From a kernel's source to machine code, by NVIDIA's run-time compiler; needs no GPU.
+
+The sources include nothing but each other (`*.cuh`), so that no toolkit must be installed and a compilation takes a tenth of a second.
+"""
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import NamedTuple
+
+from . import FOLDER, Kernel
+from .errors import DeviceError
+
+OPTIONS = ("--std=c++17", "-ftz=false", "-prec-div=true", "-prec-sqrt=true",
+           "--ptxas-options=-v")
+
+
+class Binary(NamedTuple):
+    """Machine code of one kernel."""
+
+    name: str                                           # of the function in it
+    code: bytes                                         # a cubin
+    log: str                                            # the compiler's words, with registers and spills
+
+
+class Usage(NamedTuple):
+    """What a kernel takes of a multiprocessor."""
+
+    registers: int                                      # a thread
+    spilled: int                                        # bytes stored and loaded because registers did not do, a thread
+    shared: int                                         # bytes of static shared memory, a block
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    try:
+        from cuda.pathfinder import load_nvidia_dynamic_lib
+    except ImportError:
+        raise DeviceError("CUDA kernels need the package cuda-pathfinder: install minivit[cuda]") from None
+    try:
+        path = load_nvidia_dynamic_lib("nvrtc").abs_path
+    except Exception as error:                          # its class is not promised
+        raise DeviceError(f"CUDA kernels need NVRTC 13, which was not found: install minivit[cuda] ({type(error).__name__})") from None
+    library = ctypes.CDLL(path)
+    library.nvrtcGetErrorString.restype = ctypes.c_char_p
+    return library
+
+
+def _check(status: int, what: str) -> None:
+    if status:
+        raise DeviceError(f"NVRTC: {what} failed: {_library().nvrtcGetErrorString(status).decode()}")
+
+
+@cache
+def headers() -> dict[str, str]:
+    """The sources that others include, by name."""
+    return {path.name: path.read_text() for path in sorted((FOLDER / "cuda").glob("*.cuh"))}
+
+
+def source_of(kernel: Kernel) -> str:
+    return (FOLDER / f"{kernel.source}.cu").read_text()
+
+
+def compile_kernel(kernel: Kernel, architecture: str) -> Binary:
+    """Machine code for an architecture: "sm_80", "sm_90", ... Raises DeviceError with the compiler's messages."""
+    return compile_kernels(kernel.source, [kernel], architecture)[0]
+
+
+def compile_kernels(source: str, kernels: Sequence[Kernel], architecture: str) -> list[Binary]:
+    """The same for several kernels of one source, which share the machine code."""
+    library, program = _library(), ctypes.c_void_p()
+    included = headers()
+    names = (ctypes.c_char_p * len(included))(*map(str.encode, included))
+    texts = (ctypes.c_char_p * len(included))(*map(str.encode, included.values()))
+    text = source_of(kernels[0]).encode()
+    _check(library.nvrtcCreateProgram(ctypes.byref(program), text, f"{source}.cu".encode(), len(included), texts, names), "a program")
+    try:
+        for kernel in kernels:
+            _check(library.nvrtcAddNameExpression(program, kernel.expression.encode()), kernel.expression)
+        options = [o.encode() for o in (*OPTIONS, f"--gpu-architecture={architecture}")]
+        status = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+        log = _text(program, "ProgramLog")
+        if status:
+            raise DeviceError(f"{source}.cu does not compile for {architecture}:\n{log}")
+        code = _bytes(program, "CUBIN")
+        found = []
+        for kernel in kernels:
+            name = ctypes.c_char_p()
+            _check(library.nvrtcGetLoweredName(program, kernel.expression.encode(), ctypes.byref(name)), kernel.expression)
+            found.append(Binary((name.value or b"").decode(), code, log))
+        return found
+    finally:
+        library.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def _bytes(program: ctypes.c_void_p, what: str) -> bytes:
+    size = ctypes.c_size_t()
+    _check(getattr(_library(), f"nvrtcGet{what}Size")(program, ctypes.byref(size)), what)
+    buffer = ctypes.create_string_buffer(size.value)
+    _check(getattr(_library(), f"nvrtcGet{what}")(program, buffer), what)
+    return buffer.raw
+
+
+def _text(program: ctypes.c_void_p, what: str) -> str:
+    return _bytes(program, what).rstrip(b"\0").decode(errors="replace")
+
+
+def usage(binaries: Iterable[Binary]) -> dict[str, Usage]:
+    """By function name, what the compiler's log says of each."""
+    found: dict[str, Usage] = {}
+    for binary in binaries:
+        for part in binary.log.split("Compiling entry function '")[1:]:
+            name = part[:part.index("'")]
+            numbers = [re.search(pattern, part) for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill stores, (\d+) bytes spill loads",
+                                                                r"(\d+) bytes smem")]
+            registers, spilled, shared = (sum(map(int, n.groups())) if n else 0 for n in numbers)
+            found[name] = Usage(registers, spilled, shared)
+    return found

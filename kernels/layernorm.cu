@@ -1,0 +1,165 @@
+// Layer normalisation, alone and after a residual addition: the formulas are in layernorm.py. A warp takes a row.
+#include <common.cuh>
+
+// The part of a row that a lane holds: V vectors of W elements, the lane-th of every 32; elements beyond the row are 0.
+template <class T, int W, int V> struct Row {
+    Sum<T> e[V * W];
+
+    __device__ __forceinline__ void read(const T* row, int C) {
+#pragma unroll
+        for (int v = 0; v < V; v++) {
+            const int at = (v * 32 + threadIdx.x % 32) * W;
+            if (at < C) {
+                const auto some = load<T, W>(row + at);
+#pragma unroll
+                for (int k = 0; k < W; k++) e[v * W + k] = Sum<T>(some.e[k]);
+            } else {
+#pragma unroll
+                for (int k = 0; k < W; k++) e[v * W + k] = 0;
+            }
+        }
+    }
+    __device__ __forceinline__ void write(T* row, int C) const {
+#pragma unroll
+        for (int v = 0; v < V; v++) {
+            const int at = (v * 32 + threadIdx.x % 32) * W;
+            if (at < C) {
+                Vector<T, W> some;
+#pragma unroll
+                for (int k = 0; k < W; k++) some.e[k] = T(e[v * W + k]);
+                store<T, W>(row + at, some);
+            }
+        }
+    }
+    template <class F> __device__ __forceinline__ void each(int C, F f) {               // f(place in the row, element)
+#pragma unroll
+        for (int v = 0; v < V; v++)
+#pragma unroll
+            for (int k = 0; k < W; k++) {
+                const int at = (v * 32 + threadIdx.x % 32) * W + k;
+                if (at < C) f(at, e[v * W + k]);
+            }
+    }
+};
+
+// y, s, x, branch (R, C), mean, rstd (R,), w, b (C,). s, branch: null, or s = x + branch is what is normalised.
+template <class T, int W, int V>
+__global__ void __launch_bounds__(128) layernorm_forward(T* y, T* s, Sum<T>* mean, Sum<T>* rstd, const T* x, const T* branch,
+                                                         const Sum<T>* w, const Sum<T>* b, long R, int C, double eps) {
+    typedef Sum<T> S;
+    const long warps = long(gridDim.x) * (blockDim.x / 32);
+    for (long r = (long(blockIdx.x) * blockDim.x + threadIdx.x) / 32; r < R; r += warps) {
+        if constexpr (V > 0) {
+            Row<T, W, V> row;
+            row.read(x + r * C, C);
+            if (branch) {
+                Row<T, W, V> other;
+                other.read(branch + r * C, C);
+#pragma unroll
+                for (int i = 0; i < V * W; i++) row.e[i] = S(T(row.e[i] + other.e[i]));          // normalised as it is stored
+                row.write(s + r * C, C);
+            }
+            S total = 0, squares = 0;
+#pragma unroll
+            for (int i = 0; i < V * W; i++) total += row.e[i];
+            const S m = warp_sum(total) / C;
+            row.each(C, [&](int, S& e) { squares += (e - m) * (e - m); });
+            const S inverse = S(1) / sqrt(warp_sum(squares) / C + S(eps));
+            row.each(C, [&](int at, S& e) { e = (e - m) * inverse * w[at] + b[at]; });
+            row.write(y + r * C, C);
+            if (threadIdx.x % 32 == 0) mean[r] = m, rstd[r] = inverse;
+        } else {
+            const T* from = branch ? s + r * C : x + r * C;
+            S total = 0, squares = 0;
+            for (int at = threadIdx.x % 32; at < C; at += 32) {
+                if (branch) s[r * C + at] = T(S(x[r * C + at]) + S(branch[r * C + at]));
+                total += S(from[at]);                                   // what this lane wrote, this lane reads
+            }
+            const S m = warp_sum(total) / C;
+            for (int at = threadIdx.x % 32; at < C; at += 32) squares += (S(from[at]) - m) * (S(from[at]) - m);
+            const S inverse = S(1) / sqrt(warp_sum(squares) / C + S(eps));
+            for (int at = threadIdx.x % 32; at < C; at += 32) y[r * C + at] = T((S(from[at]) - m) * inverse * w[at] + b[at]);
+            if (threadIdx.x % 32 == 0) mean[r] = m, rstd[r] = inverse;
+        }
+    }
+}
+
+// dx, dy, running, x (R, C); partial (warps, 2, C): of each warp its share of dw and db. dx, dy, running and partial may be null: dx is
+// not wanted, dy is 0, nothing is added to dx, dw and db are not wanted.
+template <class T, int W, int V>
+__global__ void __launch_bounds__(128) layernorm_backward(T* dx, Sum<T>* partial, const T* dy, const T* running, const T* x,
+                                                          const Sum<T>* w, const Sum<T>* mean, const Sum<T>* rstd, long R, int C) {
+    typedef Sum<T> S;
+    const long warps = long(gridDim.x) * (blockDim.x / 32), first = (long(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
+    S* mine = partial ? partial + first * 2 * C : nullptr;
+    if constexpr (V > 0) {
+        Row<T, W, V> h, g, scale, bias;                                 // of dw and db, this lane's sums
+#pragma unroll
+        for (int i = 0; i < V * W; i++) scale.e[i] = bias.e[i] = 0;
+        for (long r = first; r < R; r += warps) {
+            const S m = mean[r], inverse = rstd[r];
+            h.read(x + r * C, C);
+            if (dy) g.read(dy + r * C, C);
+            S total = 0, product = 0;
+#pragma unroll
+            for (int i = 0; i < V * W; i++) {
+                if (!dy) g.e[i] = 0;
+                h.e[i] = (h.e[i] - m) * inverse;
+                scale.e[i] += g.e[i] * h.e[i];
+                bias.e[i] += g.e[i];
+            }
+            if (!dx) continue;
+            g.each(C, [&](int at, S& e) { e *= w[at]; });
+#pragma unroll
+            for (int i = 0; i < V * W; i++) {
+                total += g.e[i];
+                product += g.e[i] * h.e[i];
+            }
+            total = warp_sum(total) / C;
+            product = warp_sum(product) / C;
+#pragma unroll
+            for (int i = 0; i < V * W; i++) g.e[i] = inverse * (g.e[i] - total - h.e[i] * product);
+            if (running) {
+                h.read(running + r * C, C);
+#pragma unroll
+                for (int i = 0; i < V * W; i++) g.e[i] += h.e[i];
+            }
+            g.write(dx + r * C, C);
+        }
+        if (mine) {
+            scale.each(C, [&](int at, S& e) { mine[at] = e; });
+            bias.each(C, [&](int at, S& e) { mine[C + at] = e; });
+        }
+    } else {
+        for (int at = threadIdx.x % 32; mine && at < 2 * C; at += 32) mine[at] = 0;
+        __syncwarp();                                                   // what one lane cleared, another adds to
+        for (long r = first; r < R; r += warps) {
+            const S m = mean[r], inverse = rstd[r];
+            S total = 0, product = 0;
+            for (int at = threadIdx.x % 32; at < C; at += 32) {
+                const S d = dy ? S(dy[r * C + at]) : S(0), h = (S(x[r * C + at]) - m) * inverse;
+                if (mine) mine[at] += d * h, mine[C + at] += d;
+                total += d * w[at];
+                product += d * w[at] * h;
+            }
+            total = warp_sum(total) / C;
+            product = warp_sum(product) / C;
+            for (int at = threadIdx.x % 32; dx && at < C; at += 32) {
+                const S d = dy ? S(dy[r * C + at]) : S(0), h = (S(x[r * C + at]) - m) * inverse;
+                dx[r * C + at] = T(inverse * (d * w[at] - total - h * product) + (running ? S(running[r * C + at]) : S(0)));
+            }
+        }
+    }
+}
+
+// dw, db (C,) = the sums of partial (parts, 2, C), either may be null. Eight sums a block: 32 lanes side by side add every 32nd part.
+template <class S> __global__ void __launch_bounds__(256) layernorm_parameters(S* dw, S* db, const S* partial, long parts, int C) {
+    const long warps = long(gridDim.x) * (blockDim.x / 32);
+    for (long c = (long(blockIdx.x) * blockDim.x + threadIdx.x) / 32; c < 2 * C; c += warps) {
+        S total = 0;
+        for (long part = threadIdx.x % 32; part < parts; part += 32) total += partial[part * 2 * C + c];
+        total = warp_sum(total);
+        S* to = c < C ? dw : db;
+        if (threadIdx.x % 32 == 0 && to) to[c < C ? c : c - C] = total;
+    }
+}

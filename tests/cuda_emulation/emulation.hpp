@@ -1,0 +1,109 @@
+// Enough of CUDA C++ to run a kernel on a CPU. A block's threads are fibers on one thread of the CPU; which of them goes first after a
+// barrier is drawn anew from a seed, so that a race shows as results that differ with it. `scheduler.cpp` switches between them.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <tuple>
+#include <utility>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __restrict__
+#define __align__(n) alignas(n)
+#define __shared__ static
+#define __constant__ static const
+
+struct dim3 {
+    unsigned x, y, z;
+};
+
+namespace emulation {
+struct Thread {                                                         // what a running thread sees
+    dim3 thread, block_index, block_size, grid_size;
+    unsigned char* shared;
+    unsigned char (*slots)[64];                                         // of its warp, one a lane
+};
+extern "C" Thread* emulated_thread;                                     // the running one
+extern "C" void emulated_block_barrier();
+extern "C" void emulated_warp_barrier();
+extern "C" void emulated_fail(const char* reason);
+extern "C" int emulated_run(void (*body)(void*), void* argument, unsigned blocks, unsigned threads, unsigned shared, unsigned seed);
+
+inline unsigned char* shared_memory() { return emulated_thread->shared; }
+inline int lane() { return emulated_thread->thread.x % 32; }
+inline void warp_barrier() { emulated_warp_barrier(); }
+inline void fail(const char* reason) { emulated_fail(reason); }
+
+inline void publish(const void* value, size_t bytes) {                  // for the other lanes of the warp to collect
+    memcpy(emulated_thread->slots[lane()], value, bytes);
+    warp_barrier();
+}
+inline void collect(void* value, size_t bytes, int from) { memcpy(value, emulated_thread->slots[from & 31], bytes); }
+
+template <class T> T exchange(T value, int from) {
+    static_assert(sizeof(T) <= 64, "too large to exchange");
+    T result;
+    publish(&value, sizeof value);
+    collect(&result, sizeof result, from);
+    warp_barrier();
+    return result;
+}
+
+template <class... A, size_t... I> void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
+    kernel(*static_cast<A*>(arguments[I])...);
+}
+
+template <class... A> struct Body {
+    void (*kernel)(A...);
+    void** arguments;
+    static void run(void* self) {
+        const Body& body = *static_cast<Body*>(self);
+        call(body.kernel, body.arguments, std::index_sequence_for<A...>{});
+    }
+};
+
+template <class... A> int launch(void (*kernel)(A...), void** arguments, int number, unsigned blocks, unsigned threads, unsigned shared,
+                                 unsigned seed) {
+    if (number != int(sizeof...(A))) return -int(sizeof...(A)) - 1;     // it takes so many
+    Body<A...> body{kernel, arguments};
+    return emulated_run(Body<A...>::run, &body, blocks, threads, shared, seed);
+}
+}
+
+#define threadIdx (emulation::emulated_thread->thread)
+#define blockIdx (emulation::emulated_thread->block_index)
+#define blockDim (emulation::emulated_thread->block_size)
+#define gridDim (emulation::emulated_thread->grid_size)
+
+inline void __syncthreads() { emulation::emulated_block_barrier(); }
+inline void __syncwarp(unsigned = ~0u) { emulation::emulated_warp_barrier(); }
+template <class T> T __shfl_sync(unsigned, T value, int from) { return emulation::exchange(value, from); }
+template <class T> T __shfl_xor_sync(unsigned, T value, int mask) { return emulation::exchange(value, emulation::lane() ^ mask); }
+template <class T> T __shfl_down_sync(unsigned, T value, unsigned by) {
+    const int from = emulation::lane() + int(by);
+    return emulation::exchange(value, from < 32 ? from : emulation::lane());
+}
+inline unsigned __ballot_sync(unsigned, int vote) {
+    unsigned char one = vote != 0, other;
+    unsigned ballot = 0;
+    emulation::publish(&one, 1);
+    for (int i = 0; i < 32; i++) {
+        emulation::collect(&other, 1, i);
+        ballot |= unsigned(other) << i;
+    }
+    emulation::warp_barrier();
+    return ballot;
+}
+inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
+inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
+inline float rsqrt(float x) { return 1.0f / std::sqrt(x); }
+inline float __expf(float x) { return std::exp(x); }
+using std::exp, std::log, std::sqrt, std::tanh, std::erf, std::erfc, std::floor, std::pow, std::fabs, std::abs, std::isnan;
+template <class T> T min(T a, T b) { return b < a ? b : a; }
+template <class T> T max(T a, T b) { return a < b ? b : a; }

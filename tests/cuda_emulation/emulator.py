@@ -1,0 +1,224 @@
+"""Runs the CUDA kernels on a CPU: a Runtime whose arrays lie in NumPy's memory, and that builds the sources with g++.
+
+An array here is no NumPy array, and knows only what `kernels.cuda.Runtime` promises: code that does more with an array on a GPU fails.
+"""
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from minivit.kernels import cuda
+from minivit.kernels.cuda.products import Product
+from minivit.kernels.device import BFLOAT16
+from minivit.kernels.paths import cache_folder
+
+HERE = Path(__file__).resolve().parent
+SHARED_LIMIT, THREAD_LIMIT = 227 * 1024, 1024           # of a block, on compute capability 9.0
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-fno-strict-aliasing")
+
+
+def available() -> str:
+    """Why kernels cannot be emulated here, or ""."""
+    return "" if shutil.which("g++") else "no g++ to build the CUDA kernels for the CPU"
+
+
+class Memory:
+    """What owns the bytes of arrays; a phantom has none."""
+
+    def __init__(self, size: int, phantom: bool = False) -> None:
+        self.size = size
+        self.bytes = None if phantom else np.full(size, 0xFF, np.uint8)
+
+
+class Array:
+    def __init__(self, memory: Memory, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.memory, self.offset, self.shape, self.dtype = memory, offset, tuple(shape), np.dtype(dtype)
+        assert offset + self.nbytes <= memory.size
+
+    ndim = property(lambda self: len(self.shape))
+    size = property(lambda self: int(np.prod(self.shape, dtype=np.int64)))
+    itemsize = property(lambda self: self.dtype.itemsize)
+    nbytes = property(lambda self: self.size * self.itemsize)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def reshape(self, *shape) -> Array:
+        shape = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple) else shape
+        return Array(self.memory, self.offset, np.broadcast_to(np.uint8(0), self.size).reshape(shape).shape, self.dtype)
+
+    def __getitem__(self, key) -> Array:
+        step = self.nbytes // len(self)
+        if isinstance(key, slice):
+            start, stop, stride = key.indices(len(self))
+            assert stride == 1
+            return Array(self.memory, self.offset + start * step, (max(0, stop - start), *self.shape[1:]), self.dtype)
+        return Array(self.memory, self.offset + range(len(self))[key] * step, self.shape[1:], self.dtype)
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    def host(self) -> np.ndarray:
+        """The elements themselves."""
+        if self.memory.bytes is None:
+            raise RuntimeError("an array of a recording holds no values")
+        return self.memory.bytes[self.offset:self.offset + self.nbytes].view(self.dtype).reshape(self.shape)
+
+
+class Emulator:
+    """seed: of the order in which threads run. sanitize: build with AddressSanitizer, which must be loaded with the process."""
+
+    processors = 3                                      # so that no test's grid has a block for every row
+
+    def __init__(self, seed: int = 0, sanitize: bool = False) -> None:
+        self.seed, self.sanitize = seed, sanitize
+        self.used: set[cuda.Kernel] = set()
+
+    # ------------------------------------------------------------------------------------------------------------------ arrays
+    def empty(self, shape, dtype):
+        return Array(Memory(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize), 0, shape, dtype)
+
+    def phantom(self, shape, dtype):
+        return Array(Memory(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize, phantom=True), 0, shape, dtype)
+
+    def part(self, buffer, offset, shape, dtype):
+        return Array(buffer.memory, buffer.offset + offset, shape, dtype)
+
+    def root(self, array):
+        return array.memory, array.offset
+
+    def address(self, array):
+        return array.memory.bytes.ctypes.data + array.offset
+
+    def to_host(self, array):
+        return array.host().copy()
+
+    def from_host(self, array, values):
+        assert isinstance(values, np.ndarray) and values.dtype == array.dtype and values.shape == array.shape
+        array.host()[...] = values
+
+    # ----------------------------------------------------------------------------------------------------------------- running
+    def launch(self, kernel, grid, arguments):
+        assert 0 < grid.threads <= THREAD_LIMIT and grid.shared <= SHARED_LIMIT and grid.blocks > 0, grid
+        self.used.add(kernel)
+        values = [_value(self, a) for a in arguments]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+        status = entry(kernel, self.sanitize)(pointers, len(values), grid.blocks, grid.threads, grid.shared, self.seed)
+        if status < 0:
+            raise TypeError(f"{kernel.expression} takes {-status - 1} arguments, not {len(values)}")
+        if status:
+            raise RuntimeError(f"{kernel.expression}: {ctypes.c_char_p.in_dll(scheduler(self.sanitize), 'emulated_reason').value.decode()}")
+
+    def multiply(self, product: Product, arguments):
+        c, a, b, bias, extra = (None if m is None else m.host() for m in arguments[:5])
+        wide = np.float64 if a.dtype == np.float64 else np.float32
+        left, right = (_matrix(m, product.batch, flip).astype(wide) for m, flip in ((a, product.transpose_a), (b, product.transpose_b)))
+        result = left @ right
+        if bias is not None:
+            result = result + bias
+        if extra is not None:
+            result = result + extra.reshape(result.shape)
+        c.reshape(result.shape)[...] = result
+
+    def prepare(self, calls):
+        return _Calls(self, list(calls))
+
+    def synchronize(self):
+        pass
+
+
+class _Calls:
+    def __init__(self, runtime, calls):
+        self.runtime, self.calls = runtime, calls
+
+    def run(self):
+        for kernel, grid, arguments in self.calls:
+            kernel.run(grid, arguments)
+
+    def timed_run(self):
+        self.run()
+        return [1e-6] * len(self.calls)
+
+
+def _matrix(m, batch, flip):
+    m = m.reshape(-1, *m.shape[-2:]) if m.ndim > 2 else m
+    return m.swapaxes(-1, -2) if flip else m
+
+
+def _value(emulator, argument):
+    if argument is None:
+        return ctypes.c_void_p(0)
+    if isinstance(argument, Array):
+        return ctypes.c_void_p(emulator.address(argument))
+    if isinstance(argument, (bool, int, np.integer, np.bool_)):
+        return ctypes.c_int64(int(argument))
+    if isinstance(argument, (float, np.floating)):
+        return ctypes.c_double(float(argument))
+    raise TypeError(f"a kernel takes arrays on the GPU and numbers, not {type(argument).__name__}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------- building
+@cache
+def _digest() -> str:
+    """Of all sources, and the tools that build them."""
+    digest = hashlib.sha256(subprocess.run(["g++", "--version"], capture_output=True, check=True).stdout)
+    for path in sorted([*cuda.FOLDER.rglob("*.cuh"), *HERE.glob("*.cuh"), *HERE.glob("*.?pp")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _build(text: str, *flags: str) -> Path:
+    """The shared library of a C++ source, built once."""
+    name = hashlib.sha256((_digest() + text + " ".join(flags)).encode()).hexdigest()[:24]
+    library = cache_folder() / "emulation" / f"{name}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            source, made = Path(folder) / "kernel.cpp", Path(folder) / library.name
+            source.write_text(text)
+            done = subprocess.run(["g++", *FLAGS, *flags, f"-I{HERE}", f"-I{cuda.FOLDER / 'cuda'}", f"-I{cuda.FOLDER}", "-o", made, source],
+                                  capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"g++ does not build {text.splitlines()[0]}:\n{done.stderr[:4000]}")
+            made.replace(library)
+    return library
+
+
+def _flags(sanitize: bool) -> tuple[str, ...]:
+    return ("-fsanitize=address", "-g") if sanitize else ()
+
+
+@cache
+def scheduler(sanitize: bool) -> ctypes.CDLL:
+    # Not itself sanitized: it moves between stacks.
+    return ctypes.CDLL(str(_build((HERE / "scheduler.cpp").read_text())), mode=ctypes.RTLD_GLOBAL)
+
+
+@cache
+def entry(kernel: cuda.Kernel, sanitize: bool = False):
+    """The C function that runs a kernel."""
+    scheduler(sanitize)
+    function = ctypes.CDLL(str(_build(_text(kernel), *_flags(sanitize)))).run
+    function.argtypes = (ctypes.c_void_p, ctypes.c_int, *(ctypes.c_uint,) * 4)
+    return function
+
+
+def _text(kernel: cuda.Kernel) -> str:
+    source = (cuda.FOLDER / f"{kernel.source}.cu").read_text()
+    return (f"// {kernel.expression}\n#include \"emulation.hpp\"\n#line 1 \"{kernel.source}.cu\"\n{source}\n"
+            "extern \"C\" int run(void** arguments, int number, unsigned blocks, unsigned threads, unsigned shared, unsigned seed) {\n"
+            f"    return emulation::launch(&{kernel.expression}, arguments, number, blocks, threads, shared, seed);\n}}\n")
+
+
+def build_all(kernels, sanitize: bool = False) -> None:
+    """Build many at once."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda kernel: _build(_text(kernel), *_flags(sanitize)), kernels))
