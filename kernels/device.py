@@ -183,3 +183,8 @@ def part(buffer: Any, offset: int, shape: tuple[int, ...], dtype: Any) -> Any:
     if isinstance(buffer, np.ndarray):
         return np.ndarray(shape, dtype, buffer, offset)
     return cuda.runtime().part(buffer, offset, shape, dtype)
+
+
+def address_of(array: Any) -> int:
+    """Where an array's elements begin."""
+    return array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else cuda.runtime().address(array)

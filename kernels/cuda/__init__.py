@@ -38,6 +38,7 @@ class Kernel(NamedTuple):
     source: str                                         # file name without .cu
     name: str
     arguments: tuple[str, ...]                          # of the template, as they are written
+    prepares: bool = False                              # as `cpu.Kernel.prepares`
 
     @property
     def __name__(self) -> str:
@@ -54,13 +55,17 @@ class Kernel(NamedTuple):
 
 
 class Source:
-    """The kernels of one .cu file: source(name, *template arguments) gives one."""
+    """The kernels of one .cu file: source(name, *template arguments) gives one.
+
+    prepares: whether the first array is a function of the others alone, and all that is written: a plan that knows these to stay as they
+        are runs the kernel once.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __call__(self, name: str, *arguments: Any) -> Kernel:
-        return Kernel(self.name, name, tuple(map(_written, arguments)))
+    def __call__(self, name: str, *arguments: Any, prepares: bool = False) -> Kernel:
+        return Kernel(self.name, name, tuple(map(_written, arguments)), prepares)
 
 
 @cache

@@ -16,6 +16,9 @@ from .errors import DeviceError
 OPTIONS = ("--std=c++17", "-ftz=false", "-prec-div=true", "-prec-sqrt=true",
            "--ptxas-options=-v")
 
+# In the compiler's log, in the order of Usage.
+USAGE = r"Used (\d+) registers", r"(\d+) bytes spill stores, (\d+) bytes spill loads", r"(\d+) bytes smem"
+
 
 class Binary(NamedTuple):
     """Machine code of one kernel."""
@@ -113,8 +116,5 @@ def usage(binaries: Iterable[Binary]) -> dict[str, Usage]:
     for binary in binaries:
         for part in binary.log.split("Compiling entry function '")[1:]:
             name = part[:part.index("'")]
-            numbers = [re.search(pattern, part) for pattern in (r"Used (\d+) registers", r"(\d+) bytes spill stores, (\d+) bytes spill loads",
-                                                                r"(\d+) bytes smem")]
-            registers, spilled, shared = (sum(map(int, n.groups())) if n else 0 for n in numbers)
-            found[name] = Usage(registers, spilled, shared)
+            found[name] = Usage(*(sum(map(int, n.groups())) if (n := re.search(pattern, part)) else 0 for pattern in USAGE))
     return found

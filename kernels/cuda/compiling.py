@@ -1,0 +1,47 @@
+"""Kernels are compiled once for a GPU's architecture, and kept in the user's cache folder."""
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+from ..paths import cache_folder
+from . import Kernel
+from .nvrtc import OPTIONS, compile_kernel, headers, source_of
+
+Code = tuple[str, bytes]                                # the name of the function, and the cubin it is in
+
+
+@cache
+def _folder(source: str, architecture: str) -> Path:
+    """Of the compiled kernels of exactly this source and these headers."""
+    digest = hashlib.sha256(" ".join(OPTIONS).encode())
+    for text in (source, *headers().values()):
+        digest.update(b"\0" + text.encode())
+    return cache_folder() / "cuda" / f"{architecture}-{digest.hexdigest()[:16]}"
+
+
+def compiled(kernel: Kernel, architecture: str) -> Code:
+    """A kernel's machine code, from the cache or the compiler. Raises DeviceError where it does not compile."""
+    folder = _folder(source_of(kernel), architecture)
+    path = folder / f"{hashlib.sha256(kernel.expression.encode()).hexdigest()[:24]}.cubin"
+    if path.exists():
+        name, _, code = path.read_bytes().partition(b"\n")
+        return name.decode(), code
+    binary = compile_kernel(kernel, architecture)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder)
+    with os.fdopen(handle, "wb") as file:
+        file.write(binary.name.encode() + b"\n" + binary.code)
+    os.replace(temporary, path)                         # whole, or not at all
+    return binary.name, binary.code
+
+
+def compile_all(kernels: Iterable[Kernel], architecture: str) -> None:
+    """Compile what the cache lacks, side by side."""
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda kernel: compiled(kernel, architecture), set(kernels)))

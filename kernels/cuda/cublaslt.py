@@ -1,0 +1,114 @@
+"""The ten functions of cuBLASLt that a product needs (NVIDIA's cuBLAS documentation, chapter "Using the cuBLASLt API").
+
+cuBLASLt stores matrices by columns; a matrix of ours, by rows, is the transpose of one of its own. So c = a·b is asked for as cᵀ = bᵀ·aᵀ,
+and its bias, one number a row of what it writes, is one a column of c.
+"""
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from ctypes import byref, c_double, c_float, c_int, c_int64, c_size_t, c_uint64, c_void_p
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .errors import DeviceError
+from .products import Product
+
+TYPES = {"float32": 0, "float64": 1, "bfloat16": 14}    # cudaDataType_t
+COMPUTE_32F, COMPUTE_64F = 68, 70                       # cublasComputeType_t: float32 as such, without TF32
+TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8           # cublasLtMatmulDescAttributes_t
+BATCH, BATCH_STEP = 5, 6                                # cublasLtMatrixLayoutAttribute_t
+MOST_WORKSPACE, ALIGNMENTS = 1, (5, 6, 7, 8)            # cublasLtMatmulPreferenceAttributes_t; alignments of A, B, C, D
+EPILOGUE_BIAS = 4                                       # cublasLtEpilogue_t
+STATUS = {1: "it is not initialised", 3: "out of memory", 7: "a wrong value", 8: "this GPU is too old", 13: "a kernel failed",
+          14: "an internal error", 15: "not supported"}
+
+
+class _Result(ctypes.Structure):                        # cublasLtMatmulHeuristicResult_t
+    _fields_ = (("algorithm", c_uint64 * 8), ("workspace", c_size_t), ("state", c_int), ("waves", c_float), ("reserved", c_int * 4))
+
+
+class _Ready(NamedTuple):
+    """What a product of certain types needs at each call."""
+
+    description: c_void_p
+    layouts: tuple[c_void_p, ...]                       # of A, B, C, D
+    algorithm: Any
+    one: Any
+    beta: Any
+
+
+class CublasLt:
+    """path: of the library. Products run on the stream that `run` is given."""
+
+    def __init__(self, path: str) -> None:
+        self._library = ctypes.CDLL(path)
+        self._handle = c_void_p()
+        self._call("cublasLtCreate", byref(self._handle))
+        self._ready: dict[tuple, _Ready] = {}
+
+    def run(self, product: Product, arrays: tuple, addresses: tuple[int, ...], workspace: int, stream: int) -> None:
+        """c = a·b + bias + extra.
+
+        arrays: c, a, b, bias or None, extra or None, for their dtypes; addresses: of these, 0 for None, and of the workspace.
+        """
+        aligned = all(address % 16 == 0 for address in addresses[:5])
+        key = product, tuple(None if a is None else a.dtype.char for a in arrays[:5]), aligned
+        ready = self._ready.get(key)
+        c, a, b, bias, extra, space = addresses
+        if ready is None:
+            ready = self._ready[key] = self._make_ready(product, arrays, bias, workspace, 16 if aligned else arrays[0].dtype.itemsize)
+        if bias:
+            self._set("Desc", ready.description, BIAS_POINTER, c_uint64(bias))
+        at_a, at_b, at_c, at_d = ready.layouts
+        self._call("cublasLtMatmul", self._handle, ready.description, byref(ready.one), c_void_p(b), at_a, c_void_p(a), at_b,
+                   byref(ready.beta), c_void_p(extra or c), at_c, c_void_p(c), at_d, byref(ready.algorithm), c_void_p(space),
+                   c_size_t(workspace), c_void_p(stream))
+
+    def _make_ready(self, product: Product, arrays: tuple, bias: int, workspace: int, alignment: int) -> _Ready:
+        c, a, b, _, extra = arrays[:5]
+        number, compute, scale = (c_double, COMPUTE_64F, "float64") if a.dtype == np.float64 else (c_float, COMPUTE_32F, "float32")
+        description = c_void_p()
+        self._call("cublasLtMatmulDescCreate", byref(description), compute, TYPES[scale])
+        self._set("Desc", description, TRANSPOSE_A, c_int(product.transpose_b))
+        self._set("Desc", description, TRANSPOSE_B, c_int(product.transpose_a))
+        if bias:
+            self._set("Desc", description, EPILOGUE, c_int(EPILOGUE_BIAS))
+            self._set("Desc", description, BIAS_POINTER, c_uint64(bias))
+        M, N, K = product.rows, product.columns, product.depth
+        layouts = (self._layout(b, (K, N) if product.transpose_b else (N, K), product, product.b_step),
+                   self._layout(a, (M, K) if product.transpose_a else (K, M), product, product.a_step),
+                   *(self._layout(c, (N, M), product, M * N) for _ in range(2)))
+        return _Ready(description, layouts, self._choose(description, layouts, workspace, alignment), number(1), number(extra is not None))
+
+    def _layout(self, array: Any, size: tuple[int, int], product: Product, step: int) -> c_void_p:
+        """A matrix of (rows, columns) as cuBLASLt counts them."""
+        layout, (rows, columns) = c_void_p(), size
+        self._call("cublasLtMatrixLayoutCreate", byref(layout), TYPES[array.dtype.name], c_uint64(rows), c_uint64(columns), c_int64(rows))
+        if product.batch > 1:
+            self._call("cublasLtMatrixLayoutSetAttribute", layout, BATCH, byref(c_int(product.batch)), c_size_t(4))
+            self._call("cublasLtMatrixLayoutSetAttribute", layout, BATCH_STEP, byref(c_int64(step)), c_size_t(8))
+        return layout
+
+    def _choose(self, description: c_void_p, layouts: tuple[c_void_p, ...], workspace: int, alignment: int) -> Any:
+        """The algorithm that cuBLASLt's heuristics put first."""
+        preference, result, found = c_void_p(), _Result(), c_int()
+        self._call("cublasLtMatmulPreferenceCreate", byref(preference))
+        self._set("Preference", preference, MOST_WORKSPACE, c_uint64(workspace))
+        for attribute in ALIGNMENTS:
+            self._set("Preference", preference, attribute, ctypes.c_uint32(alignment))
+        self._call("cublasLtMatmulAlgoGetHeuristic", self._handle, description, *layouts, preference, 1, byref(result), byref(found))
+        self._call("cublasLtMatmulPreferenceDestroy", preference)
+        if found.value == 0:
+            raise DeviceError("cuBLASLt has no algorithm for a product")
+        return result.algorithm
+
+    def _set(self, what: str, thing: c_void_p, attribute: int, value: Any) -> None:
+        self._call(f"cublasLtMatmul{what}SetAttribute", thing, attribute, byref(value), c_size_t(ctypes.sizeof(value)))
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        function: Callable = getattr(self._library, name)
+        status = function(*arguments)
+        if status:
+            raise DeviceError(f"{name} failed: {STATUS.get(status, f'status {status}')}")

@@ -1,0 +1,170 @@
+"""The Runtime of a GPU: CuPy's arrays, one stream, kernels from cubins, and graphs."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import count, pairwise
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from . import Grid, Kernel
+from .compiling import compile_all, compiled
+from .cublaslt import CublasLt
+from .errors import DeviceError, OutOfMemoryError
+from .products import Product
+
+LEAST_CAPABILITY = 80                                   # of the GPU: 8.0 has bfloat16
+STATIC_SHARED = 48 * 1024                               # bytes of shared memory that a launch may ask for without more ado
+MOST_SHARED = 8                                         # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+NO_DEVICE, OLD_DRIVER = 100, 35                         # cudaErrorNoDevice, cudaErrorInsufficientDriver
+
+
+class CupyRuntime:
+    """The GPU that CuPy takes as the current one. Everything runs in the order it is asked for, on one stream."""
+
+    def __init__(self) -> None:
+        try:
+            import cupy
+        except ImportError as error:
+            raise DeviceError(f"device='cuda' needs CuPy, which does not load: install minivit[cuda] ({error})") from None
+        self._cupy = cupy
+        try:
+            if cupy.cuda.runtime.getDeviceCount() == 0:
+                raise DeviceError("device='cuda': this machine has no NVIDIA GPU")
+            device = cupy.cuda.Device()
+            capability = int(device.compute_capability)
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            raise DeviceError({NO_DEVICE: "device='cuda': this machine has no NVIDIA GPU",
+                               OLD_DRIVER: "device='cuda': the NVIDIA driver is too old for CUDA 13: install 580 or later"}.get(
+                                   error.status, f"device='cuda': {error}")) from None
+        if capability < LEAST_CAPABILITY:
+            raise DeviceError(f"device='cuda': this GPU has compute capability {capability / 10}, minivit needs "
+                              f"{LEAST_CAPABILITY / 10} or later")
+        self.name = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
+        self.processors = device.attributes["MultiProcessorCount"]
+        self.architecture = f"sm_{capability}"
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+        self._device, self._pool = device.id, cupy.get_default_memory_pool()
+        self._functions: dict[Kernel, Any] = {}
+        self._shared: dict[Kernel, int] = {}            # bytes that a kernel has been allowed
+        self._blas: CublasLt | None = None
+        self._warm: set[tuple] = set()                  # products that have run
+        self._phantoms = count(1 << 52, 1 << 36)        # addresses that no memory has
+
+    # ------------------------------------------------------------------------------------------------------------------ arrays
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        try:
+            with self.stream:
+                return self._cupy.empty(shape, dtype)
+        except self._cupy.cuda.memory.OutOfMemoryError:
+            raise OutOfMemoryError(prod(shape) * np.dtype(dtype).itemsize, self.free_bytes()) from None
+
+    def phantom(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        size = prod(shape) * np.dtype(dtype).itemsize
+        memory = self._cupy.cuda.UnownedMemory(next(self._phantoms), max(size, 1), None, self._device)
+        return self._cupy.ndarray(shape, dtype, self._cupy.cuda.MemoryPointer(memory, 0))
+
+    def part(self, buffer: Any, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        return self._cupy.ndarray(shape, dtype, buffer.data + offset)
+
+    def root(self, array: Any) -> tuple[Any, int]:
+        return array.data.mem, array.data.ptr - array.data.mem.ptr
+
+    def address(self, array: Any) -> int:
+        return array.data.ptr
+
+    def to_host(self, array: Any) -> np.ndarray:
+        return array.get(stream=self.stream)
+
+    def from_host(self, array: Any, values: np.ndarray) -> None:
+        array.set(values, stream=self.stream)
+
+    def free_bytes(self) -> int:
+        """Memory that arrays may still take."""
+        return self._cupy.cuda.runtime.memGetInfo()[0] + self._pool.free_bytes()
+
+    # ----------------------------------------------------------------------------------------------------------------- running
+    def launch(self, kernel: Kernel, grid: Grid, arguments: Sequence[Any]) -> None:
+        function = self._functions.get(kernel)
+        if function is None:
+            function = self._functions[kernel] = self._load(kernel)
+        if grid.shared > STATIC_SHARED and self._shared.get(kernel, 0) < grid.shared:
+            self._cupy.cuda.driver.funcSetAttribute(function.ptr, MOST_SHARED, grid.shared)
+            self._shared[kernel] = grid.shared
+        function((grid.blocks,), (grid.threads,), tuple(map(self._argument, arguments)), grid.shared, self.stream)
+
+    def _load(self, kernel: Kernel) -> Any:
+        name, code = compiled(kernel, self.architecture)
+        module = self._cupy.cuda.function.Module()
+        module.load(code)
+        return module.get_function(name)
+
+    def _argument(self, value: Any) -> Any:
+        if value is None:
+            return np.uint64(0)
+        if isinstance(value, self._cupy.ndarray):
+            return np.uint64(value.data.ptr)
+        return np.float64(value) if isinstance(value, (float, np.floating)) else np.int64(value)
+
+    def multiply(self, product: Product, arguments: Sequence[Any]) -> None:
+        if self._blas is None:
+            self._blas = CublasLt(_library_path())
+        *arrays, workspace = arguments
+        addresses = tuple(0 if a is None else a.data.ptr for a in arguments)
+        self._blas.run(product, tuple(arrays), addresses, workspace.nbytes, self.stream.ptr)
+
+    def prepare(self, calls: Sequence[tuple[Any, Any, Sequence[Any]]]) -> Graph:
+        compile_all((kernel for kernel, _, _ in calls if isinstance(kernel, Kernel)), self.architecture)
+        for kernel, grid, arguments in calls:
+            if isinstance(kernel, Kernel):
+                if kernel not in self._functions:
+                    self._functions[kernel] = self._load(kernel)
+                continue
+            key = kernel, *(None if a is None else a.dtype.char for a in arguments)
+            if key not in self._warm:                   # cuBLASLt loads its kernels now, not while a graph is captured
+                kernel.run(grid, arguments)
+                self._warm.add(key)
+        return Graph(self, calls)
+
+    def synchronize(self) -> None:
+        self.stream.synchronize()
+
+
+class Graph:
+    """Calls that were captured once."""
+
+    def __init__(self, runtime: CupyRuntime, calls: Sequence[tuple[Any, Any, Sequence[Any]]]) -> None:
+        self._runtime, self._calls = runtime, calls
+        self._graph = None
+        if calls:
+            with runtime.stream:
+                runtime.stream.begin_capture()
+                try:
+                    for kernel, grid, arguments in calls:
+                        kernel.run(grid, arguments)
+                finally:
+                    self._graph = runtime.stream.end_capture()
+
+    def run(self) -> None:
+        if self._graph is not None:
+            self._graph.launch(self._runtime.stream)
+
+    def timed_run(self) -> list[float]:
+        """Seconds of each call, which run one by one."""
+        cupy, stream = self._runtime._cupy, self._runtime.stream
+        events = [cupy.cuda.Event() for _ in range(len(self._calls) + 1)]
+        events[0].record(stream)
+        for event, (kernel, grid, arguments) in zip(events[1:], self._calls):
+            kernel.run(grid, arguments)
+            event.record(stream)
+        stream.synchronize()
+        return [cupy.cuda.get_elapsed_time(a, b) / 1000 for a, b in pairwise(events)]
+
+
+def _library_path() -> str:
+    from cuda.pathfinder import load_nvidia_dynamic_lib
+    try:
+        return load_nvidia_dynamic_lib("cublasLt").abs_path
+    except Exception as error:                          # its class is not promised
+        raise DeviceError(f"device='cuda' needs cuBLASLt, which was not found: install minivit[cuda] ({type(error).__name__})") from None
