@@ -230,6 +230,14 @@ def sum_into(y: np.ndarray, p: np.ndarray, q: np.ndarray | None = None, scale: f
         sum_into(y, partial, scale=scale)
 
 
+def column_sums(y: np.ndarray, x: np.ndarray) -> None:
+    """y (C,) = the sums of the columns of x (R, C)."""
+    sum_into(y, x)
+
+
+column_sums_cuda = column_sums
+
+
 # --------------------------------------------------------------------------------------------------------------- reduce_sum
 def _summed(shape: Shape, axes: Shape | None) -> Shape:
     return tuple(range(len(shape))) if axes is None else tuple(axis % len(shape) for axis in axes)
