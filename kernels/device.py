@@ -152,6 +152,15 @@ def moved(array: Any, place: str) -> Any:
     return copy
 
 
+def constant(array: np.ndarray, place: str) -> Any:
+    """Values on a device, made at once even while a step is recorded, for whose kernels they are an array from outside."""
+    if place == "cpu":
+        return array
+    copy = cuda.runtime().empty(array.shape, array.dtype)
+    assign(copy, array)
+    return copy
+
+
 def accumulator(dtype: np.dtype) -> np.dtype:
     """The dtype of sums and statistics of numbers of this one."""
     return np.dtype(np.float32) if dtype == BFLOAT16 else dtype

@@ -20,10 +20,11 @@ from .cpu.epilogue import finish_entry
 from .cpu.packing import pack, panel_bytes
 from .cpu.product import product, product_entry, scratch_bytes
 from .cpu.tiles import Tile, host_tile
-from .device import BFLOAT16, empty, like
+from .cuda.products import gemm_cuda
+from .device import BFLOAT16, empty, like, place_of
 from .op import Cost, Implementation, Op, Precise, launch, require
 from .pointwise import gelu_backward_cpu, gelu_backward_reference, gelu_reference
-from .shaping import converted
+from .shaping import column_sums_cuda, converted
 
 TALL = 48                                               # rows below which a thread's share is cut by columns rather
 _thread = threading.local()                             # .split: whether products of float32 are made of bfloat16 (`splitting`)
@@ -79,13 +80,16 @@ def _gemm(band, bands, entry, finish, c, a, b, bias, pre, extra, scratch, item, 
 
 
 def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, flags=0, bias=None, pre=None, extra=None):
-    """c = epilogue(a·b), or of the transposes. Each of a and b is a matrix or a batch of them, c likewise.
+    """c = epilogue(a·b), or of the transposes. Each of a and b is a matrix or a batch of them, c likewise; all on one device.
 
     a and b of float32, where the other one is bfloat16, are rounded. c is of either type, and pre and extra are of its shape and type.
     sum_batch: c is one matrix, the sum over the batch. flags and bias, pre, extra: the epilogue of `cpu/epilogue.py`.
     """
     if sum_batch and flags:
         raise ValueError("gemm: a sum over the batch has no epilogue")
+    if place_of(c) == "cuda":
+        gemm_cuda(c, a, b, transpose_a, transpose_b, sum_batch, flags, bias, pre, extra)
+        return
     tile = tile_of(BFLOAT16 if BFLOAT16 in (a.dtype, b.dtype) else a.dtype)
     rows, columns = c.shape[-2:]
     depth = a.shape[-2] if transpose_a else a.shape[-1]
@@ -136,6 +140,9 @@ def _column_sums(band, bands, out, part, x):
 
 def column_sums(out, x):
     """out (C,) = the sums of x (..., C) over all rows."""
+    if place_of(x) == "cuda":
+        column_sums_cuda(out, x.reshape(-1, x.shape[-1]))
+        return
     launch(_column_sums, threads(), out, like(out), x.reshape(-1, x.shape[-1]))
 
 
@@ -185,8 +192,8 @@ matmul = Op(
     "matmul",
     shapes={"a": "B M K", "b": "B K N"},
     outputs=_matmul_outputs,
-    forward=Implementation(matmul_forward_reference, matmul_forward_cpu),
-    backward=Implementation(matmul_backward_reference, matmul_backward_cpu),
+    forward=Implementation(matmul_forward_reference, matmul_forward_cpu, matmul_forward_cpu),
+    backward=Implementation(matmul_backward_reference, matmul_backward_cpu, matmul_backward_cpu),
     saves=("a", "b"),
     cases=[dict(B=3, M=7, K=5, N=9), dict(B=2, M=130, K=300, N=40), dict(B=2, M=33, K=17, N=50, b="K N"), dict(B=4, M=197, K=64, N=197)],
     cost=lambda a, b: _cost(prod(a) * b[-1]),
@@ -261,8 +268,8 @@ linear = Op(
     shapes={"x": "B T C", "weight": "O C", "bias": "O", "residual": "B T O"},
     constants={"activation": "none", "precise": False},
     outputs=_linear_outputs,
-    forward=Implementation(forward_reference, forward_cpu),
-    backward=Implementation(backward_reference, backward_cpu),
+    forward=Implementation(forward_reference, forward_cpu, forward_cpu),
+    backward=Implementation(backward_reference, backward_cpu, backward_cpu),
     saves=("x", "weight", "pre"),
     parameters=("weight", "bias"),
     same={"residual": "dy"},

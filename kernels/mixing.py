@@ -18,10 +18,11 @@ from __future__ import annotations
 from math import prod
 
 from .cpu import epilogue, kernel, threads
-from .device import like
+from .device import like, place_of
 from .gemm import column_sums, gemm
 from .op import Cost, Implementation, Op, launch, require
 from .pointwise import gelu_backward_reference, gelu_reference
+from .shaping import sum_into
 
 
 # -------------------------------------------------------------------------------------------------------------------- reference
@@ -82,6 +83,14 @@ def _row_sums(band, bands, out, x):
         out[i] = total
 
 
+def _sum_rows(out, x):
+    """out (N,) = the sums of x (B, N, C) over samples and channels."""
+    if place_of(x) == "cuda":
+        sum_into(out.reshape(1, -1, 1), x)
+    else:
+        launch(_row_sums, threads(), out, x)
+
+
 def channel_forward_cpu(y, h, x, w1, b1, w2, b2, residual, approximate):
     rows, hidden, out = x.reshape(-1, x.shape[-1]), h.reshape(-1, h.shape[-1]), y.reshape(-1, y.shape[-1])
     a = like(hidden)                                    # (B·N, F)
@@ -118,11 +127,11 @@ def token_backward_cpu(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
     if dw2 is not None:
         gemm(dw2, dy, a, transpose_b=True, sum_batch=True)
     if db2 is not None:
-        launch(_row_sums, threads(), db2, dy)
+        _sum_rows(db2, dy)
     if dw1 is not None:
         gemm(dw1, dh, x, transpose_b=True, sum_batch=True)
     if db1 is not None:
-        launch(_row_sums, threads(), db1, dh)
+        _sum_rows(db1, dh)
     if dx is not None:
         gemm(dx, w1, dh, transpose_a=True)
 
@@ -157,8 +166,8 @@ channel_mixing = Op(
     shapes={"x": "B N C", "w1": "F C", "b1": "F", "w2": "O F", "b2": "O", "residual": "B N O"},
     constants={"approximate": "none"},
     outputs=_channel_outputs,
-    forward=Implementation(channel_forward_reference, channel_forward_cpu),
-    backward=Implementation(channel_backward_reference, channel_backward_cpu),
+    forward=Implementation(channel_forward_reference, channel_forward_cpu, channel_forward_cpu),
+    backward=Implementation(channel_backward_reference, channel_backward_cpu, channel_backward_cpu),
     saves=("x", "w1", "w2", "h"),
     parameters=("w1", "b1", "w2", "b2"),
     same={"residual": "dy"},
@@ -172,8 +181,8 @@ token_mixing = Op(
     shapes={"x": "B N C", "w1": "F N", "b1": "F", "w2": "O F", "b2": "O", "residual": "B O C"},
     constants={"approximate": "none"},
     outputs=_token_outputs,
-    forward=Implementation(token_forward_reference, token_forward_cpu),
-    backward=Implementation(token_backward_reference, token_backward_cpu),
+    forward=Implementation(token_forward_reference, token_forward_cpu, token_forward_cpu),
+    backward=Implementation(token_backward_reference, token_backward_cpu, token_backward_cpu),
     saves=("x", "w1", "w2", "h"),
     parameters=("w1", "b1", "w2", "b2"),
     same={"residual": "dy"},

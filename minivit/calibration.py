@@ -155,7 +155,7 @@ def fingerprint(model: Module) -> str:
     found = blake2b(digest_size=16)
     for name, parameter in model.named_parameters():
         found.update(f"{name} {parameter.shape} {parameter.dtype}\n".encode())
-        found.update(np.ascontiguousarray(parameter.data).data)
+        found.update(np.ascontiguousarray(parameter.numpy()).data)
     return found.hexdigest()
 
 

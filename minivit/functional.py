@@ -146,14 +146,17 @@ def cross_entropy(logits: Tensor, targets: Any, label_smoothing: float = 0.0) ->
     """Mean cross-entropy of logits (B, K) against classes (B,) or probabilities (B, K): -> ().
 
     label_smoothing s makes the target (1 - s)·target + s / K (1512.00567, section 7).
-    Raises UserError for a class outside 0 … K - 1 or a wrong number of targets.
+    Raises UserError for a class outside 0 … K - 1 or a wrong number of targets. Of classes that lie on a GPU, which is not asked, one
+    outside makes the loss NaN.
     """
-    targets = np.asarray(targets)
+    targets = targets if logits.device == "cuda" else np.asarray(targets)
     if len(targets) != len(logits):
         raise UserError(f"cross_entropy: {len(targets)} targets for {len(logits)} rows of logits")
     if targets.ndim == 2:
-        return apply(OPS["soft_cross_entropy"], logits, targets.astype(logits.dtype, copy=False), label_smoothing=label_smoothing)
-    return apply(OPS["cross_entropy"], logits, classes_below(targets, logits.shape[1]), label_smoothing=label_smoothing)
+        targets = targets if logits.device == "cuda" else targets.astype(logits.dtype, copy=False)
+        return apply(OPS["soft_cross_entropy"], logits, targets, label_smoothing=label_smoothing)
+    targets = targets if logits.device == "cuda" else classes_below(targets, logits.shape[1])
+    return apply(OPS["cross_entropy"], logits, targets, label_smoothing=label_smoothing)
 
 
 def classes_below(labels: np.ndarray, number: int) -> np.ndarray:

@@ -34,6 +34,10 @@ class Random:
         self.uses = 0
         self.active = False                             # whether any layer drops anything
 
+    def to(self, place: str) -> None:
+        """Keep the state on "cpu" or "cuda"."""
+        self.state = self.current = device.moved(self.state, place)
+
     def enroll(self, rate: float) -> int:
         """The number of a layer that drops at this rate."""
         self.active |= rate > 0

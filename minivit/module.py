@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .errors import UserError
+from .kernels import device
 from .tensor import Tensor, current_tracer
 
 
@@ -96,6 +97,16 @@ class Module:
     def eval(self) -> Module:
         return self.train(False)
 
+    def to(self, place: str) -> Module:
+        """Move all parameters, and what dropout draws from, to "cpu" or "cuda"; returns self. A Trainer of the model is then of no use."""
+        for parameter in self.parameters():
+            parameter.data = device.moved(parameter.data, place)
+        for module in self.modules():
+            for value in vars(module).values():
+                if hasattr(value, "to") and not isinstance(value, (Module, Parameter)):
+                    value.to(place)
+        return self
+
     def zero_grad(self) -> None:
         """Forget all gradients."""
         for parameter in self.parameters():
@@ -103,7 +114,7 @@ class Module:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """A copy of every parameter by its dotted name."""
-        return {name: p.data.copy() for name, p in self.named_parameters()}
+        return {name: np.array(p.numpy()) for name, p in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray], strict: bool = True) -> None:
         """Copy arrays into the parameters of the same names, converted to their dtype.
@@ -121,4 +132,4 @@ class Module:
             raise UserError("weights do not fit the model; " + "; ".join(faults))
         for name, parameter in own.items():
             if name in state:
-                parameter.data[...] = state[name]
+                device.assign(parameter.data, np.asarray(state[name]))

@@ -41,36 +41,39 @@ def decays(name: str, parameter: Parameter) -> bool:
 
 
 class FlatParameters:
-    """All trainable parameters of a model in one buffer, and their gradients in another, the decayed ones first.
+    """All trainable parameters of a model in one buffer, and their gradients in another, the decayed ones first; both on one device.
 
     Each parameter's `data` and `grad_home` become views of them, on a cache line of their own; padding is zero in both.
 
-    data, gradient: (size with padding,), of `dtype` (the model's, by default). decayed: where those without decay begin.
+    data, gradient: (size with padding,), of `dtype` (the model's, by default). decayed: where those without decay begin. The whole model
+    moves to the device `place`.
     Raises UserError where nothing is to be trained.
     """
 
-    def __init__(self, model: Module, dtype: Any = None) -> None:
+    def __init__(self, model: Module, dtype: Any = None, place: str = "cpu") -> None:
         named = _trainable(model)
         if not named:
             raise UserError("the model has no parameters to train")
         dtype = np.dtype(named[0][1].dtype if dtype is None else dtype)
-        _convert(model, dtype)
+        _convert(model.to("cpu"), dtype)
         decayed, others = ([p for name, p in named if decays(name, p) is wanted] for wanted in (True, False))
         line = device.ALIGNMENT // dtype.itemsize
         padded = [-(-p.size // line) * line for p in decayed + others]
         self.parameters = decayed + others
         self.size = sum(p.size for p in self.parameters)
         self.decayed = sum(padded[:len(decayed)])
-        self.data, self.gradient = device.empty((sum(padded),), dtype), device.empty((sum(padded),), dtype)
-        self.data[...] = 0
-        self.gradient[...] = 0
-        start = 0
-        for parameter, length in zip(self.parameters, padded):
+        self.place = place
+        values = np.zeros(sum(padded), dtype)
+        self.gradient = device.moved(np.zeros_like(values), place)
+        starts = np.cumsum([0, *padded]).tolist()
+        for parameter, start in zip(self.parameters, starts):
+            values[start:start + parameter.size] = parameter.data.reshape(-1)
+        model.to(place)
+        self.data = device.moved(values, place)
+        for parameter, start in zip(self.parameters, starts):
             part = slice(start, start + parameter.size)
-            self.data[part] = parameter.data.reshape(-1)
             parameter.data = self.data[part].reshape(parameter.shape)
             parameter.grad_home = self.gradient[part].reshape(parameter.shape)
-            start += length
         self._views = [p.data for p in self.parameters]
         self._places = [place[1:] for module in model.modules() for place in module.places()]
 
@@ -115,6 +118,25 @@ def _run(op: str, outputs: tuple, inputs: tuple, *constants: Any) -> None:
     OPS[op].run("forward", (*outputs, *inputs, *constants), inputs, constants, "update")
 
 
+class Hyper:
+    """The numbers of an optimizer's step, in memory where its kernels read them: `kernels.adamw` says which lies where.
+
+    array: (HYPER,) float64, on the device. Kernels count the step there; the other numbers are known here too.
+    """
+
+    def __init__(self, place: str) -> None:
+        self.array = device.moved(np.zeros(HYPER), place)
+        self._known = np.zeros(HYPER)
+
+    def value(self, which: int) -> float:
+        return float(self._known[which])
+
+    def set(self, which: int, value: float) -> None:
+        if value != self._known[which]:
+            self._known[which] = value
+            device.assign(self.array[which:which + 1], self._known[which:which + 1])
+
+
 class Optimizer:
     """What AdamW and SGD share: the numbers of a step, which may be set between steps, and the norm of the gradient.
 
@@ -124,39 +146,40 @@ class Optimizer:
     def __init__(self, flat: FlatParameters, lr: float, weight_decay: float, clip_norm: float | None) -> None:
         _check_between(0, inf, clip_norm=clip_norm or 0)
         self.flat = flat
-        self.hyper, self._norm = np.zeros(HYPER), np.zeros(())
+        self.hyper = Hyper(flat.place)
+        self._norm = device.moved(np.zeros(()), flat.place)
         self.lr, self.weight_decay = lr, weight_decay
-        self.hyper[CLIP_NORM] = clip_norm or 0
+        self.hyper.set(CLIP_NORM, clip_norm or 0)
 
     @property
     def lr(self) -> float:
-        return float(self.hyper[LR])
+        return self.hyper.value(LR)
 
     @lr.setter
     def lr(self, value: float) -> None:
         _check_between(0, inf, lr=value)
-        self.hyper[LR] = value
+        self.hyper.set(LR, value)
 
     @property
     def weight_decay(self) -> float:
-        return float(self.hyper[WEIGHT_DECAY])
+        return self.hyper.value(WEIGHT_DECAY)
 
     @weight_decay.setter
     def weight_decay(self, value: float) -> None:
         _check_between(0, inf, weight_decay=value)
-        self.hyper[WEIGHT_DECAY] = value
+        self.hyper.set(WEIGHT_DECAY, value)
 
     @property
     def steps(self) -> int:
-        return int(self.hyper[STEP])
+        return int(device.to_host(self.hyper.array)[STEP])
 
     @property
     def gradient_norm(self) -> float:
-        return float(self._norm)
+        return float(device.to_host(self._norm))
 
     def step(self) -> None:
         """Move the parameters by the gradients that lie in the flat buffer."""
-        advance(self.hyper)
+        advance(self.hyper.array)
         _run("global_norm", (self._norm,), (self.flat.gradient,))
         self._update()
 
@@ -173,12 +196,13 @@ class AdamW(Optimizer):
         _check_between(0, 1, **{"betas[0]": betas[0], "betas[1]": betas[1]})
         if not 0 < eps < inf:
             raise UserError(f"eps must be above 0 and finite, got {eps}")
-        self.hyper[[BETA1, BETA2, EPS]] = *betas, eps
-        self.m, self.v = np.zeros_like(flat.data), np.zeros_like(flat.data)
+        for which, value in zip((BETA1, BETA2, EPS), (*betas, eps)):
+            self.hyper.set(which, value)
+        self.m, self.v = _zeros_like(flat.data), _zeros_like(flat.data)
 
     def _update(self) -> None:
         p = self.flat.data
-        _run("adamw", (p, self.m, self.v), (p, self.flat.gradient, self.m, self.v, self._norm, self.hyper), self.flat.decayed)
+        _run("adamw", (p, self.m, self.v), (p, self.flat.gradient, self.m, self.v, self._norm, self.hyper.array), self.flat.decayed)
 
 
 class SGD(Optimizer):
@@ -188,12 +212,16 @@ class SGD(Optimizer):
                  momentum: float = 0.9, nesterov: bool = False) -> None:
         super().__init__(flat, lr, weight_decay, clip_norm)
         _check_between(0, 1, momentum=momentum)
-        self.hyper[MOMENTUM] = momentum
-        self.nesterov, self.velocity = nesterov, np.zeros_like(flat.data)
+        self.hyper.set(MOMENTUM, momentum)
+        self.nesterov, self.velocity = nesterov, _zeros_like(flat.data)
 
     def _update(self) -> None:
         p, velocity = self.flat.data, self.velocity
-        _run("sgd", (p, velocity), (p, self.flat.gradient, velocity, self._norm, self.hyper), self.flat.decayed, self.nesterov)
+        _run("sgd", (p, velocity), (p, self.flat.gradient, velocity, self._norm, self.hyper.array), self.flat.decayed, self.nesterov)
+
+
+def _zeros_like(array: Any) -> Any:
+    return device.moved(np.zeros(array.shape, array.dtype), device.place_of(array))
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "sgd": SGD}
@@ -208,22 +236,22 @@ class MovingAverage:
     def __init__(self, flat: FlatParameters, decay: float) -> None:
         _check_between(0, 1, ema=decay)
         self.flat, self.decay = flat, decay
-        self.data = flat.data.copy()
-        self.hyper = np.zeros(HYPER)
+        self.data = device.moved(np.array(device.to_host(flat.data)), flat.place)
+        self.hyper = Hyper(flat.place)
 
     def prepare(self, step: int) -> None:
         """Set the decay of the update after optimizer step `step`, counted from 1."""
-        self.hyper[EMA_DECAY] = min(self.decay, (1 + step) / (10 + step))
+        self.hyper.set(EMA_DECAY, min(self.decay, (1 + step) / (10 + step)))
 
     def update(self) -> None:
         """Take the present weights into the average."""
-        _run("ema", (self.data,), (self.data, self.flat.data, self.hyper))
+        _run("ema", (self.data,), (self.data, self.flat.data, self.hyper.array))
 
     def swap(self) -> None:
         """Exchange the model's weights with their average."""
-        own = self.flat.data.copy()
-        self.flat.data[...] = self.data
-        self.data[...] = own
+        own, average = (np.array(device.to_host(a)) for a in (self.flat.data, self.data))
+        device.assign(self.flat.data, average)
+        device.assign(self.data, own)
 
 
 # ------------------------------------------------------------------------------------------------------------------- schedules

@@ -38,21 +38,25 @@ class Precision:
             yield
 
 
-def precision_for(name: str, model: np.dtype) -> Precision:
+def precision_for(name: str, model: np.dtype, device: str = "cpu") -> Precision:
     """The precision of this name, or that "auto" is, for a model of this dtype. A float64 model computes in float64 in any case.
 
-    Raises UserError for another name.
+    Raises UserError for another name, or one that the device has not.
     """
+    if device == "cuda" and name == "bf16x3":
+        raise UserError("precision='bf16x3' is for the CPU: choose float32 or bfloat16 on a GPU")
     if name not in (*PRECISIONS, "auto"):
         raise UserError(f"precision={name!r} is not available{nearest(name, PRECISIONS)}: choose auto, {', '.join(PRECISIONS)}")
-    name = "float64" if model == np.float64 else fastest()[0] if name == "auto" else name
+    name = "float64" if model == np.float64 else fastest(device)[0] if name == "auto" else name
     if name == "float64":
         return Precision(name, np.dtype(np.float64), np.dtype(np.float64))
     return Precision(name, np.dtype(np.float32), BFLOAT16 if name == "bfloat16" else np.dtype(np.float32))
 
 
-def fastest() -> tuple[str, str]:
-    """What "auto" is on this CPU, and why."""
+def fastest(device: str = "cpu") -> tuple[str, str]:
+    """What "auto" is on this CPU, or on a GPU, and why."""
+    if device == "cuda":
+        return "bfloat16", "the GPU has tensor cores for bfloat16"
     ways = supported()
     if ways["amx"]:
         return "bfloat16", "the CPU has AMX, which multiplies bfloat16 some fifteen times as fast as float32"

@@ -14,7 +14,8 @@ from .calibration import Calibration, check, confidence
 from .cost import ModelCost
 from .data import Batches, Dataset, prepare
 from .errors import UserError
-from .kernels import cpu, device
+from .kernels import cpu, cuda, device
+from .kernels.cuda.errors import DeviceError
 from .kernels.watching import watch
 from .models import DVT, Model
 from .module import Module, Parameter, evaluating
@@ -27,13 +28,17 @@ FIRST_PLANS, LATER_PLANS = 4, 16                        # batch sizes whose plan
 LARGEST_BATCH = 256
 Arrays = tuple[np.ndarray | None, ...]                  # the state that a stage of a cascade hands to the next; () before the first
 ELEMENTS = 2 ** 22                                      # of all images of a batch together, at most: activations stay near the caches
-DEVICES = ("cpu",)
 
 
-def check_device(device: str) -> None:
-    """Raises UserError for a device that this version cannot compute on."""
-    if device not in DEVICES:
-        raise UserError(f"device={device!r} is not available: choose {' or '.join(map(repr, DEVICES))}")
+def check_device(name: str) -> None:
+    """Raises UserError for what is no device, or one that this machine has not."""
+    if name not in device.DEVICES:
+        raise UserError(f"device={name!r} is not available: choose {' or '.join(map(repr, device.DEVICES))}")
+    if name == "cuda":
+        try:
+            cuda.runtime()
+        except DeviceError as error:
+            raise UserError(str(error)) from error
 
 
 def dtype_of(model: Module) -> np.dtype:
@@ -44,23 +49,30 @@ def dtype_of(model: Module) -> np.dtype:
     return first.dtype
 
 
+def _place_of(model: Module) -> str:
+    """The device that a model's parameters lie on."""
+    return next((p.device for _, p in model.named_parameters()), "cpu")
+
+
 class Predictor:
     """predictor(images) -> logits, in evaluation mode, by plans of the model's forward that are recorded once for each batch size.
 
     model: is called on (B, C, H, W) and returns (B, classes). Its weights may change between calls, as by training or loading; after a
     change of single elements, which might not be noticed, call `refresh()`. precision: of a float32 model
-    "float32", "bf16x3", "bfloat16" or "auto", as `minivit.precision` says; None: the model's own. device: "cpu". batch_size: of the largest
-    plan; larger batches are split; None fits it to the images.
+    "float32", "bf16x3", "bfloat16" or "auto", as `minivit.precision` says; None: the model's own. device: "cpu" or "cuda", where the model
+    moves; None: where it is. batch_size: of the largest plan; larger batches are split; None fits it to the images.
     threads: how many compute; None: as many as there are cores.
     A cascade has plans of each stage by itself: with a budget, images that exit leave the batch, and the others go on without them
     (2105.15075, section 3.1). A few plans are kept; a batch a little smaller than one of them is padded for it.
     """
 
-    def __init__(self, model: Module, precision: str | None = None, device: str = "cpu", batch_size: int | None = None,
+    def __init__(self, model: Module, precision: str | None = None, device: str | None = None, batch_size: int | None = None,
                  threads: int | None = None) -> None:
         own = dtype_of(model).name
-        check_device(device)
-        self.precision = precision_for(precision or own, dtype_of(model))
+        if device is not None:
+            check_device(device)
+            model.to(device)
+        self.precision = precision_for(precision or own, dtype_of(model), _place_of(model))
         if self.precision.parameters != own:
             raise UserError(f"precision={precision!r} does not fit a model of dtype {own}: create it with dtype={precision!r}")
         if batch_size is not None and batch_size < 1:
@@ -129,7 +141,7 @@ class Predictor:
         if now is config and len(parameters) == len(arrays) and all(p.data is a for p, a in zip(parameters, arrays)):
             return
         self._plans, self._recorded = [{} for _ in range(self.stages)], (now, parameters, [p.data for p in parameters])
-        self._changed = watch(self._recorded[2])
+        self._changed = watch(self._recorded[2]) if _place_of(self.model) == "cpu" else lambda: True
         if isinstance(self.model, Model):
             self._costs = np.array(self.model.cost().exits, np.float64)
 
@@ -173,7 +185,7 @@ class Predictor:
         if found is None:
             raise UserError(f"budget={budget!r}: the model has no thresholds yet: calibrate it (minivit.calibrate, minivit calibrate)")
         bias = self.model.head.bias
-        sign = bias.data.tobytes() if bias is not None else b""     # which every step of training changes
+        sign = bias.numpy().tobytes() if bias is not None else b""     # which every step of training changes
         if self._checked is None or self._checked[0] is not found or self._checked[1] != sign:
             check(found, self.model)
             self._checked = found, sign
@@ -212,14 +224,12 @@ class _StagePlan:
     """The plan of one stage, or of a model without stages, for batches of one shape."""
 
     def __init__(self, model: Module, k: int, shape: tuple[int, ...], state: Arrays, dtype: np.dtype) -> None:
-        self.images = device.empty(shape, dtype)        # (B, C, H, W)
-        self.state = tuple(None if a is None else device.empty((shape[0], *a.shape[1:]), a.dtype) for a in state)
-        for array in (self.images, *self.state):
-            if array is not None:
-                array[...] = 0
+        place = _place_of(model)
+        self.images = device.moved(np.zeros(shape, dtype), place)       # (B, C, H, W)
+        self.state = tuple(None if a is None else device.moved(np.zeros((shape[0], *a.shape[1:]), a.dtype), place) for a in state)
         self.given: list[bool] = []                     # which of the things that the next stage may reuse there are
         with evaluating(model), no_grad():
-            self.plan = Plan(lambda: self._compute(model, k), [p.data for p in model.parameters()])
+            self.plan = Plan(lambda: self._compute(model, k), [p.data for p in model.parameters()], place)
         self.version = 0                                # of the weights that the plan is prepared for
 
     def _compute(self, model: Module, k: int) -> tuple[np.ndarray, ...]:
@@ -235,11 +245,11 @@ class _StagePlan:
         device.assign(self.images[:number], images)
         for own, array in zip(self.state, state):
             if own is not None and array is not None:
-                np.copyto(own[:number], array)
+                device.assign(own[:number], array)
         self.plan.replay()
-        logits, *reused = self.plan.results
+        logits, *reused = (np.array(device.to_host(a)[:number]) for a in self.plan.results)
         left = iter(reused)
-        return logits[:number].astype(np.float32), tuple(next(left)[:number].copy() if there else None for there in self.given)
+        return logits.astype(np.float32, copy=False), tuple(next(left) if there else None for there in self.given)
 
 
 def unwrapped(model: Module) -> Module:

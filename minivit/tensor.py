@@ -80,7 +80,8 @@ class Node:
 class Tensor:
     """An array that remembers how it was computed.
 
-    data: a C-contiguous NumPy array of float32, float64 or bfloat16 (any array-like is accepted; integers become float32).
+    data: a C-contiguous array of float32, float64 or bfloat16: NumPy's on the CPU (any array-like is accepted; integers become float32),
+        CuPy's on a GPU.
     requires_grad: whether `backward` puts a gradient into `.grad`, a Tensor of the same shape (None before).
     """
 
@@ -88,10 +89,13 @@ class Tensor:
     __array_priority__ = 1000                           # array + tensor asks the tensor
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
-        array = np.asarray(data.data if isinstance(data, Tensor) else data)
-        if array.dtype not in (np.float32, np.float64, device.BFLOAT16):
-            array = array.astype(np.float32)
-        self.data: np.ndarray = np.ascontiguousarray(array).reshape(array.shape)
+        array = data.data if isinstance(data, Tensor) else data
+        if not device.is_array(array) or device.place_of(array) == "cpu":
+            array = np.asarray(array)
+            if array.dtype not in (np.float32, np.float64, device.BFLOAT16):
+                array = array.astype(np.float32)
+            array = np.ascontiguousarray(array).reshape(array.shape)
+        self.data: Any = array
         self.requires_grad = requires_grad
         self.grad: Tensor | None = None
         self.grad_home: np.ndarray | None = None        # where a leaf's gradient must lie (a part of a flat buffer)
@@ -115,15 +119,24 @@ class Tensor:
     def dtype(self) -> np.dtype:
         return self.data.dtype
 
+    @property
+    def device(self) -> str:
+        """Where the data lies: "cpu" or "cuda"."""
+        return device.place_of(self.data)
+
     def __len__(self) -> int:
         return len(self.data)
 
     def numpy(self) -> np.ndarray:
-        """The data itself, not a copy."""
-        return self.data
+        """The data itself, not a copy, where it lies on the CPU; a copy of what lies on a GPU."""
+        return device.to_host(self.data)
+
+    def to(self, place: str) -> Tensor:
+        """The same data on "cpu" or "cuda", off the tape."""
+        return Tensor(device.moved(self.data, place))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.data, dtype=dtype, copy=copy)
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __dlpack__(self, **options: Any) -> Any:
         return self.data.__dlpack__(**options)
@@ -133,7 +146,7 @@ class Tensor:
 
     def item(self) -> float:
         """The one element as a Python float."""
-        return float(self.data.item())
+        return float(self.numpy().item())
 
     def __float__(self) -> float:
         return self.item()
@@ -144,11 +157,11 @@ class Tensor:
 
     def __repr__(self) -> str:
         grad = ", requires_grad=True" if self.requires_grad else ""
-        return f"Tensor({np.array2string(self.data, separator=', ', prefix='Tensor(')}, dtype={self.dtype}{grad})"
+        return f"Tensor({np.array2string(self.numpy(), separator=', ', prefix='Tensor(')}, dtype={self.dtype}{grad})"
 
     # -------------------------------------------------------------------------------------------------------------- arithmetic
     def _other(self, value: Any) -> Tensor:
-        return value if isinstance(value, Tensor) else Tensor(np.asarray(value, self.dtype))
+        return value if isinstance(value, Tensor) else Tensor(device.constant(np.asarray(value, self.dtype), self.device))
 
     def __add__(self, other: Any) -> Tensor:
         return apply(OPS["add"], self, self._other(other))
@@ -216,7 +229,7 @@ class Tensor:
         keys = key if isinstance(key, tuple) else (key,)
         if any(isinstance(k, bool) or not isinstance(k, (int, np.integer, slice, type(None), type(...))) for k in keys):
             raise TypeError(f"a Tensor takes integers, slices, ... and None as an index, not {key!r}")
-        shape = self.data[key].shape
+        shape = np.broadcast_to(np.uint8(0), self.shape)[key].shape
         real = [k for k in keys if k is not None]
         if ... in real:
             i = real.index(...)
@@ -241,7 +254,7 @@ class Tensor:
             if self.size != 1:
                 raise RuntimeError(f"backward: a tensor of shape {self.shape} needs a gradient of that shape")
             gradient = np.ones(self.shape, self.dtype)
-        seed = Tensor(np.asarray(gradient.data if isinstance(gradient, Tensor) else gradient, self.dtype))
+        seed = gradient if isinstance(gradient, Tensor) else Tensor(device.constant(np.asarray(gradient, self.dtype), self.device))
         if seed.shape != self.shape:
             raise RuntimeError(f"backward: the gradient has shape {seed.shape}, the tensor {self.shape}")
         _walk(self, seed.data)
@@ -258,10 +271,14 @@ def apply(op: Op, *inputs: Tensor | np.ndarray | None, **constants: Any) -> Any:
     """Run an op. Returns its result as a Tensor, or a tuple of them (None where absent) where it has several."""
     arrays = [t.data if isinstance(t, Tensor) else t for t in inputs]
     dtypes = {a.dtype for a in arrays if a is not None and device.is_floating(a.dtype)}
+    places = {device.place_of(a) for a in arrays if a is not None}
+    if len(places) > 1:
+        raise TypeError(f"{op.name}: the inputs lie on cpu and cuda: move them with .to()")
     if dtypes not in DTYPES:
         raise TypeError(f"{op.name}: the inputs must be all float32 or all float64, not {', '.join(map(str, dtypes)) or 'integers'}")
     constants = op.complete(constants)
-    outputs = {n: None if a is None else device.empty(a.shape, a.dtype) for n, a in op.describe(arrays, constants).items()}
+    place = places.pop()
+    outputs = {n: None if a is None else device.empty(a.shape, a.dtype, place) for n, a in op.describe(arrays, constants).items()}
     tracer = current_tracer()
     if tracer is None:
         op.run("forward", (*outputs.values(), *arrays, *constants.values()), arrays, constants.values())

@@ -34,7 +34,7 @@ class Trainer:
         summed with equal weights and nothing detached (2105.15075, section 3.2). Its trainable parameters move into one flat buffer.
     precision: "float32", "bf16x3", "bfloat16", "float64" or "auto", as `minivit.precision` says; a float32 model is converted to "float64",
         and a float64 model is trained in float64 in any case. `precision.name` tells which it is.
-    device: "cpu". optimizer: "adamw" (betas, eps) or "sgd" (momentum, nesterov).
+    device: "cpu", or "cuda": then the whole model moves there. optimizer: "adamw" (betas, eps) or "sgd" (momentum, nesterov).
     weight_decay: of all parameters but those of one dimension, biases, class tokens and position embeddings (`optim.decays`).
     clip_norm: the largest norm of the whole gradient; None or 0: no clipping. label_smoothing: 0 ... below 1 (`functional.cross_entropy`).
     accumulate: parts of equal size that a batch is computed in, one after the other, for less memory; their mean gradient is used.
@@ -60,11 +60,12 @@ class Trainer:
         if accumulate < 1:
             raise UserError(f"accumulate must be 1 or more, got {accumulate}")
         self.model, self.label_smoothing, self.accumulate, self.plan = model, label_smoothing, accumulate, plan
-        self.precision = precision_for(precision, dtype_of(model))
-        self.flat = FlatParameters(model, self.precision.parameters)
+        self.precision = precision_for(precision, dtype_of(model), device)
+        self.flat = FlatParameters(model, self.precision.parameters, device)
         options = {"betas": betas, "eps": eps} if optimizer == "adamw" else {"momentum": momentum, "nesterov": nesterov}
         self.optimizer = OPTIMIZERS[optimizer](self.flat, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm, **options)
         self.average = MovingAverage(self.flat, ema) if ema else None
+        self.steps = 0
         self._shapes: dict[tuple, _Batch] = {}          # shape and kind of a batch -> its buffers and plan; last used last
 
     @property
@@ -82,10 +83,6 @@ class Trainer:
     @weight_decay.setter
     def weight_decay(self, value: float) -> None:
         self.optimizer.weight_decay = value
-
-    @property
-    def steps(self) -> int:
-        return self.optimizer.steps
 
     @property
     def gradient_norm(self) -> float:
@@ -111,11 +108,12 @@ class Trainer:
         else:
             with cpu.threads_set(self.threads), self.precision.products():
                 if self.plan:
-                    batch.plan = Plan(lambda: self._compute(batch))
+                    batch.plan = Plan(lambda: self._compute(batch), place=self.flat.place)
                 batch.losses = batch.plan.results if batch.plan else self._compute(batch)
+        self.steps += 1
         self._shapes.pop(key, None)
         self._shapes[key] = batch
-        loss = sum(map(float, batch.losses)) / self.accumulate
+        loss = sum(float(arrays.to_host(part)) for part in batch.losses) / self.accumulate
         if not isfinite(loss):
             raise TrainingError(f"the loss is {loss} at step {self.steps} with learning rate {self.lr:g}: lower lr, lengthen the warmup or "
                                 "set clip_norm, and see that all images are finite")
@@ -149,7 +147,7 @@ class Trainer:
             raise UserError(f"accumulate must divide the batch: {len(images)} is not a multiple of {self.accumulate}")
         if labels.ndim not in (1, 2) or len(labels) != len(images):
             raise UserError(f"labels must have the shape ({len(images)},) or ({len(images)}, classes), got {labels.shape}")
-        return _Batch(images.shape, labels.shape, self.accumulate, self.precision)
+        return _Batch(images.shape, labels.shape, self.accumulate, self.precision, self.flat.place)
 
     def _compute(self, batch: _Batch) -> tuple[np.ndarray, ...]:
         """Forward, backward and update; the loss () of each part."""
@@ -172,12 +170,13 @@ class Trainer:
 class _Batch:
     """Where batches of one shape are copied to, and the plan that reads them there. An axis of parts comes first: `accumulate` of them."""
 
-    def __init__(self, images: tuple[int, ...], labels: tuple[int, ...], parts: int, precision: Precision) -> None:
+    def __init__(self, images: tuple[int, ...], labels: tuple[int, ...], parts: int, precision: Precision, place: str) -> None:
         size = images[0] // parts
         kind = np.int64 if len(labels) == 1 else precision.parameters
-        self.images = arrays.empty((parts, size, *images[1:]), precision.activations)       # (A, B / A, C, H, W)
-        self.labels = arrays.empty((parts, size, *labels[1:]), kind)                        # (A, B / A) or (A, B / A, K)
+        self.images = arrays.empty((parts, size, *images[1:]), precision.activations, place)    # (A, B / A, C, H, W)
+        self.labels = arrays.empty((parts, size, *labels[1:]), kind, place)                 # (A, B / A) or (A, B / A, K)
         self.flat_images, self.flat_labels = self.images.reshape(images), self.labels.reshape(labels)
+        self.given = np.zeros(0)                        # the labels that were copied last
         self.classes = 0                                # of the model; 0 before its first step
         self.plan: Plan | None = None
         self.losses: tuple[np.ndarray, ...] = ()        # one a part, ()
@@ -188,12 +187,13 @@ class _Batch:
                 raise UserError(f"labels must be integers, or rows of probabilities, got {labels.dtype} of shape {labels.shape}")
             if self.classes and (labels.min() < 0 or labels.max() >= self.classes):
                 classes_below(labels, self.classes)     # raises
+        self.given = labels
         arrays.assign(self.flat_images, images)
-        np.copyto(self.flat_labels, labels, casting="same_kind")
+        arrays.assign(self.flat_labels, labels)
 
     def check_classes(self, classes: int) -> None:
         if self.labels.ndim == 3 and self.labels.shape[2] != classes:
             raise UserError(f"labels have {self.labels.shape[2]} columns, the model {classes} classes")
         if self.labels.ndim == 2:
-            classes_below(self.flat_labels, classes)    # of the whole batch, so that a message names the right position
+            classes_below(self.given, classes)          # of the whole batch, so that a message names the right position
         self.classes = classes

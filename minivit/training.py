@@ -146,7 +146,7 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
                          "dataset": dataset.summary(), "class_names": dataset.class_names, "parameters": trainer.flat.size, **_versions()})
     announce(f"{dataset.summary()}\n{trained.name}: {trainer.flat.size:,} parameters to train; run folder {folder.path}")
     if precision == "auto":
-        announce(f"precision {trainer.precision.name}: {fastest()[1] if trainer.precision.name == fastest()[0] else 'that of the model'}")
+        announce(f"precision {trainer.precision.name}: {fastest(device)[1] if trainer.precision.name == fastest(device)[0] else 'that of the model'}")
     if progress and not kernels_are_compiled():
         announce("compiling kernels for this machine, once: some seconds")
     if profile:
@@ -210,6 +210,7 @@ def _adapt(model: Module, dataset: Dataset, recipe: Recipe, seed: int, options: 
     if (dataset.image_size, dataset.in_channels) != (size, channels):
         raise UserError(f"the model takes {size}×{size}×{channels} images, but image_size and in_channels ask for "
                         f"{dataset.image_size}×{dataset.image_size}×{dataset.in_channels}: leave them out")
+    model.to("cpu")
     model.random.state[...] = seed, 0
     if isinstance(model, DVT):
         model.calibration = None                        # other weights will want other thresholds

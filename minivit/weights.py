@@ -41,7 +41,7 @@ def save_weights(model: Model, path: str | os.PathLike[str], metadata: Mapping[s
     described = {"format": "minivit", "version": __version__, "model": model_as_json, **(metadata or {})}
     if isinstance(model, DVT) and model.calibration:
         described["calibration"] = json.dumps(model.calibration.to_json())
-    content = save({name: parameter.data for name, parameter in model.named_parameters()}, described)
+    content = save({name: parameter.numpy() for name, parameter in model.named_parameters()}, described)
     try:
         with atomic_file(path) as file:
             file.write(content)
@@ -66,7 +66,7 @@ def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = Tru
         state, method = _from_google(model, _read_npz(path), path), "bilinear"
     else:
         raise UserError(f"weights are .safetensors or .npz files: {path} has another ending")
-    own = {name: parameter.data for name, parameter in model.named_parameters() if _of_head(name)}
+    own = {name: parameter.numpy() for name, parameter in model.named_parameters() if _of_head(name)}
     if not head:
         state = {name: array for name, array in state.items() if not _of_head(name)} | own
     differing = [f"{n} is {state[n].shape}, not {a.shape}" for n, a in own.items() if n in state and state[n].shape != a.shape]

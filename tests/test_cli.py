@@ -255,7 +255,7 @@ def test_info(capsys):
     (["train", "--model-option", "dim"], "--model-option takes NAME=VALUE, as depth=4, got 'dim'"),
     (["train", "--model-option", "dmi=3"], "vit_nano_patch2_8 has no option 'dmi'"),
     (["train", "--model-option", "image_size=9"], "image_size is not for model_options"),
-    (["train", "--device", "cuda"], "device='cuda' is not available: choose 'cpu'"),
+    (["train", "--device", "tpu"], "device='tpu' is not available: choose 'cpu' or 'cuda'"),
     (["train", "--threads", "0"], f"threads must be a whole number of 1 ... {cpu.most_threads()}, the cores of this process, got 0"),
     (["predict", "no_such_run", "x.png", "--threads", "100000"], f"threads must be a whole number of 1 ... {cpu.most_threads()}"),
     (["eval", "no_such_run"], "there is no run no_such_run"),

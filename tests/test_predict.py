@@ -123,7 +123,7 @@ def test_float64_models_predict_float32_logits():
 
 @pytest.mark.parametrize("options, message", [
     ({"precision": "float64"}, "create it with dtype='float64'"), ({"precision": "int4"}, "precision='int4' is not available"),
-    ({"device": "cuda"}, "device='cuda' is not available"), ({"batch_size": 0}, "batch_size must be 1 or more"),
+    ({"device": "tpu"}, "device='tpu' is not available: choose 'cpu' or 'cuda'"), ({"batch_size": 0}, "batch_size must be 1 or more"),
     ({"threads": -1}, "threads must be a whole number"),
 ])
 def test_settings_out_of_range_are_told(model, options, message):

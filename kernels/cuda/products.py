@@ -1,35 +1,48 @@
 """Matrix products on a GPU, by cuBLASLt, as kernels like any other: recorded, and captured into a graph.
 
-    c = a·b + bias + extra,    a (batch, M, K), b (batch, K, N), bias (N,), extra and c (batch, M, N), all C-contiguous; of 16-bit numbers
-                               summed in float32, else in their own type, never in TF32
+    c = a·b + bias + extra,    a (batch, M, K), b (batch, K, N), bias (N,), extra and c (batch, M, N), all C-contiguous; 16-bit numbers are
+                               summed in float32, others in their own type, never in TF32
 
 CuPy's own products raise an error while a graph is captured, and nvmath-python would be one more dependency for the ten functions that are
 needed here (`cublaslt.py`). The workspace is an array like any other, so that it lives as long as what was recorded with it.
+
+cuBLASLt could also apply GELU, but only the form with tanh, and adds no bias a row, as token mixing has. Where these follow, a kernel of
+`epilogue.cu` does them in one more pass.
 """
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import runtime
+from .. import device
+from ..cpu import epilogue
+from ..op import launch
+from ..shaping import column_sums_cuda, converted
+from . import Grid, Source, blocks_for, runtime
 
 WORKSPACE = 32 << 20                                    # bytes: what NVIDIA advises for Hopper
+THREADS = 256
+_source = Source("cuda/epilogue")
 
 
 class Product(NamedTuple):
-    """The shape of a product. transpose_a: whether a is stored as (batch, K, M); transpose_b: b as (batch, N, K). Steps of 0 where all of
-    the batch share one matrix."""
+    """The shape of a product. Steps: elements from one matrix of the batch to the next, 0 where all share one."""
 
     batch: int
     rows: int                                           # M
     columns: int                                        # N
     depth: int                                          # K
-    a_step: int                                         # elements from one matrix to the next
+    a_step: int
     b_step: int
-    transpose_a: bool = False
-    transpose_b: bool = False
+    transpose_a: bool                                   # a is stored as (batch, K, M)
+    transpose_b: bool                                   # b is stored as (batch, N, K)
+
+    @property
+    def prepares(self) -> bool:
+        return False
 
     @property
     def __name__(self) -> str:
@@ -40,10 +53,58 @@ class Product(NamedTuple):
         runtime().multiply(self, arguments)
 
 
-def product_of(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool) -> Product:
-    """The product that makes c of a and b, each of them a matrix or a batch of matrices."""
+def gemm_cuda(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool, sum_batch: bool, flags: int, bias: Any, pre: Any,
+              extra: Any) -> None:
+    """`gemm.gemm` on a GPU."""
+    by_row, tanh = bool(flags & epilogue.BIAS_ROW), bool(flags & epilogue.TANH)
+    residual = extra if flags & epilogue.RESIDUAL else None
+    if sum_batch:
+        _multiply_summed(c, a, b, transpose_a, transpose_b)
+    elif flags & epilogue.GELU_GRADIENT:
+        _multiply(c, a, b, transpose_a, transpose_b)
+        vector = _vector(c, c.size)
+        launch(_source("gelu_gradient", c.dtype, vector, tanh), _grid(c, vector), c, extra, c, pre, c.size)
+    elif flags & epilogue.GELU or by_row or (bias is not None and c.dtype == np.float64):       # for which cuBLASLt has no bias
+        after = None if flags & epilogue.GELU and not by_row and c.dtype != np.float64 else bias
+        sums = c if pre is None else pre
+        _multiply(sums, a, b, transpose_a, transpose_b, bias if after is None else None)
+        rows, columns = c.shape[-2:]
+        vector = _vector(c, columns)
+        activation = (2 if tanh else 1) if flags & epilogue.GELU else 0
+        launch(_source("finish", c.dtype, vector, activation), _grid(c, vector), c, None if after is None else pre, sums, after, residual,
+               c.size, rows, columns, by_row)
+    else:
+        _multiply(c, a, b, transpose_a, transpose_b, bias, residual)
+
+
+def _multiply(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool, bias: Any = None, extra: Any = None) -> None:
+    """c = a·b + bias + extra, or of the transposes. Of two types, the narrower is what is multiplied."""
+    dtype = device.common([a.dtype, b.dtype])
+    a, b = converted(a, dtype), converted(b, dtype)
     rows, columns = c.shape[-2:]
-    depth = a.shape[-2] if transpose_a else a.shape[-1]
-    batch = len(c) if c.ndim == 3 else 1
-    steps = (int(np.prod(m.shape[-2:])) if m.ndim == 3 and len(m) > 1 else 0 for m in (a, b))
-    return Product(batch, rows, columns, depth, *steps, bool(transpose_a), bool(transpose_b))
+    product = Product(len(c) if c.ndim == 3 else 1, rows, columns, a.shape[-2] if transpose_a else a.shape[-1], _step(a), _step(b),
+                      transpose_a, transpose_b)
+    bias = None if bias is None else converted(bias, c.dtype)
+    launch(product, None, c, a, b, bias, extra, device.empty((WORKSPACE,), np.uint8, "cuda"))
+
+
+def _multiply_summed(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool) -> None:
+    """The sum of all products of a batch, which cuBLASLt has not: they are summed afterwards."""
+    batch = max(len(m) for m in (a, b) if m.ndim == 3)
+    parts = device.empty((batch, *c.shape), device.accumulator(device.common([a.dtype, b.dtype])), "cuda")
+    _multiply(parts, a, b, transpose_a, transpose_b)
+    column_sums_cuda(c.reshape(-1), parts.reshape(batch, -1))
+
+
+def _step(m: Any) -> int:
+    return prod(m.shape[-2:]) if m.ndim == 3 and len(m) > 1 else 0
+
+
+def _vector(y: Any, length: int) -> int:
+    """How many elements are read at once: as many as 16 bytes hold, where runs of this length are made of such."""
+    width = 16 // y.itemsize
+    return width if length % width == 0 else 1
+
+
+def _grid(y: Any, vector: int) -> Grid:
+    return Grid(blocks_for(y.size // vector, THREADS), THREADS)

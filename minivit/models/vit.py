@@ -166,7 +166,7 @@ class ViT(Backbone):
         config = replace(self.config, image_size=image_size)
         embed = self._patch_embed(config)
         embed.proj = self.patch_embed.proj
-        self.pos_embed = Parameter(positions.resize(self.pos_embed.data, embed.grid, config.class_token, "bicubic_antialias"))
+        self.pos_embed = Parameter(positions.resize(self.pos_embed.numpy(), embed.grid, config.class_token, "bicubic_antialias"))
         self.config, self.patch_embed, self.grid = config, embed, embed.grid
 
     def fit_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:

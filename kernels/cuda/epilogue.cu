@@ -1,0 +1,48 @@
+// What follows a product where cuBLASLt cannot do it on its way: see products.py.
+#include <common.cuh>
+#include <gelu.cuh>
+
+enum { NONE, GELU, GELU_TANH };
+
+// pre = p + bias, y = residual + activation(pre), over `size` elements in matrices of rows x columns; bias, pre and residual may be null.
+// A vector of W elements lies in one row.
+template <class T, int W, int ACTIVATION>
+__global__ void __launch_bounds__(256) finish(T* y, T* pre, const T* p, const Sum<T>* bias, const T* residual, long size, int rows,
+                                              int columns, int by_row) {
+    typedef Sum<T> S;
+    GRID_STRIDE(i, size / W) {
+        const long at = i * W;
+        const int column = at % columns, row = at / columns % rows;
+        const auto sum = load<T, W>(p + at);
+        Vector<T, W> kept, out, other;
+        if (residual) other = load<T, W>(residual + at);
+#pragma unroll
+        for (int k = 0; k < W; k++) {
+            const S h = S(sum.e[k]) + (bias ? bias[by_row ? row : column + k] : S(0));
+            kept.e[k] = T(h);
+            const S a = ACTIVATION == NONE ? h : gelu(h, ACTIVATION == GELU_TANH);
+            out.e[k] = T(residual ? a + S(other.e[k]) : a);
+        }
+        if (pre) store<T, W>(pre + at, kept);
+        store<T, W>(y + at, out);
+    }
+}
+
+// dh = da * gelu'(h), a = gelu(h); a may be null, dh may be da.
+template <class T, int W, bool TANH>
+__global__ void __launch_bounds__(256) gelu_gradient(T* dh, T* a, const T* da, const T* h, long size) {
+    typedef Sum<T> S;
+    GRID_STRIDE(i, size / W) {
+        const auto before = load<T, W>(h + i * W), arrived = load<T, W>(da + i * W);
+        Vector<T, W> slope, value;
+#pragma unroll
+        for (int k = 0; k < W; k++) {
+            const S x = S(before.e[k]);
+            const Normal<S> n = normal(x, TANH);
+            slope.e[k] = T(S(arrived.e[k]) * (n.cdf + n.rest));
+            value.e[k] = T(x * n.cdf);
+        }
+        store<T, W>(dh + i * W, slope);
+        if (a) store<T, W>(a + i * W, value);
+    }
+}
