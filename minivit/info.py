@@ -17,7 +17,7 @@ from .errors import UserError, nearest
 # The instruction sets that decide how fast a product is, as llvmlite names them.
 INSTRUCTIONS = ("sse4.2", "avx", "f16c", "fma", "avx2", "avxvnni", "avx512f", "avx512bw", "avx512vnni", "avx512bf16", "avx512fp16",
                 "amx-tile", "amx-bf16", "amx-int8", "neon", "bf16", "i8mm", "sve", "sve2", "sme")
-PACKAGES = ("numpy", "numba", "llvmlite", "safetensors", "pillow", "tqdm", "pooch", "matplotlib", "cupy-cuda13x", "nvmath-python",
+PACKAGES = ("numpy", "numba", "llvmlite", "safetensors", "pillow", "tqdm", "pooch", "matplotlib", "cupy-cuda13x",
             "ml_dtypes")
 
 

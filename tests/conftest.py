@@ -1,14 +1,43 @@
 """What all tests share."""
+from contextlib import nullcontext
+
 import numba
 import numpy as np
 import pytest
+from cuda_emulation import emulator
 from hypothesis import HealthCheck, settings
 
-from minivit.kernels import device
+from minivit.kernels import cuda, device
+from minivit.kernels.cuda.errors import DeviceError
 
 settings.register_profile("minivit", deadline=None, derandomize=True, max_examples=25,
                           suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 settings.load_profile("minivit")
+
+
+def gpu_missing() -> str:
+    """Why there is no GPU to test on, or ""."""
+    try:
+        cuda.runtime()
+    except DeviceError as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture(scope="session")
+def cuda_runtime():
+    """What runs the CUDA kernels: a GPU, or the emulator where there is none."""
+    if gpu_missing():
+        if emulator.unavailable():
+            pytest.skip(emulator.unavailable())
+        return emulator.Emulator()
+    return cuda.runtime()
+
+
+@pytest.fixture
+def kernels_of(request):
+    """kernels_of(implementation): what runs inside can run an op's "cpu", "cuda" or "reference"."""
+    return lambda implementation: (cuda.using(request.getfixturevalue("cuda_runtime")) if implementation == "cuda" else nullcontext())
 
 
 class _Poisoned:

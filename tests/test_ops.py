@@ -1,4 +1,7 @@
-"""Every op, on all its cases and on shapes that Hypothesis draws: nothing here names one."""
+"""Every op, on all its cases and on shapes that Hypothesis draws: nothing here names one.
+
+Its CUDA kernels run on a GPU, or, where there is none, on the CPU (`cuda_emulation`), on smaller cases.
+"""
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -7,20 +10,23 @@ from math import prod
 import numba
 import numpy as np
 import pytest
+from cuda_emulation.emulator import Emulator
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from minivit.checking import Tally, check_accuracy, check_gradients
-from minivit.kernels import OPS, Op
+from minivit.kernels import OPS, Op, cuda
 from minivit.kernels.call import Call, input_shapes, letters, make_inputs, shrunk
 from minivit.kernels.gemm import split_products
 from minivit.kernels.op import Cost, Implementation
 
-IMPLEMENTATIONS = ("reference", "cpu")
+KERNELS = ("cpu", "cuda")
+IMPLEMENTATIONS = ("reference", *KERNELS)
 DTYPES = ("float32", "float64", "bfloat16")
 EVERY = list(OPS.values())
 DIFFERENTIABLE = [op for op in EVERY if op.backward]
 SMALL = 50_000                                          # elements of all inputs; larger cases run only the tests that sizes matter to
+SIZES = {"reference": {}, "cpu": {}, "cuda": {"elements": 60_000, "operations": 20_000_000}}    # to which cases are shrunk
 
 
 def size_of(op: Op, case) -> int:
@@ -105,13 +111,17 @@ def test_spec_of_a_case(op, case):
 
 
 # ------------------------------------------------------------------------------------------------------------ gradients
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("op, case", cases(DIFFERENTIABLE))
-def test_gradients_against_differences(op, case):
+def test_gradients_against_differences(op, case, implementation, kernels_of):
     small = size_of(op, case) <= SMALL
-    for implementation in IMPLEMENTATIONS if small else ["cpu"]:
-        call, rng = call_of(op, shrunk(op, case))
-        tally = passed(check_gradients, call, implementation, rng, directions=3 if small else 1, elements=60 if small else 2)
-        assert tally.directions > 0 and tally.elements >= len(call.differentiable)
+    if not small and implementation == "reference":
+        pytest.skip("large cases are for kernels")
+    few = not small or implementation == "cuda"
+    call, rng = call_of(op, shrunk(op, case, **SIZES[implementation]))
+    with kernels_of(implementation):
+        tally = passed(check_gradients, call, implementation, rng, directions=1 if few else 3, elements=2 if few else 60)
+    assert tally.directions > 0 and tally.elements >= len(call.differentiable)
 
 
 def planted(op: Op, name: str, factor: float = 1.01) -> Op:
@@ -144,14 +154,16 @@ def test_a_planted_wrong_gradient_is_caught(op, name):
 
 
 # ------------------------------------------------------------------------------------------------------------ agreement
+@pytest.mark.parametrize("implementation", KERNELS)
 @pytest.mark.parametrize("op, case, dtype", typed_cases())
-def test_agreement_with_the_reference(op, case, dtype, poisoned_scratch):
-    call, rng = call_of(op, shrunk(op, case), dtype)
-    passed(check_accuracy, call, "cpu", rng)
-    if op.accumulates:
-        passed(check_accuracy, call, "cpu", rng, accumulate=True)
-    if dtype == "float32" and multiplies(call):
-        passed(check_accuracy, call, "cpu", rng, split=True)
+def test_agreement_with_the_reference(op, case, dtype, implementation, kernels_of, poisoned_scratch):
+    call, rng = call_of(op, shrunk(op, case, **SIZES[implementation]), dtype)
+    with kernels_of(implementation):
+        passed(check_accuracy, call, implementation, rng)
+        if op.accumulates:
+            passed(check_accuracy, call, implementation, rng, accumulate=True)
+        if implementation == "cpu" and dtype == "float32" and multiplies(call):
+            passed(check_accuracy, call, implementation, rng, split=True)
 
 
 LENGTHS = st.sampled_from((1, 2, 3, 4, 5, 7, 8, 11, 16, 17))
@@ -177,26 +189,29 @@ def drawn_cases(draw, op: Op) -> dict:
     return case
 
 
+@pytest.mark.parametrize("implementation", KERNELS)
 @pytest.mark.parametrize("op", EVERY, ids=list(OPS))
 @given(data=st.data())
-def test_agreement_at_any_shape(op, poisoned_scratch, data):
+def test_agreement_at_any_shape(op, implementation, kernels_of, poisoned_scratch, data):
     case = data.draw(drawn_cases(op))
     accumulate = bool(op.accumulates) and data.draw(st.booleans())
     for dtype in (dtype for dtype in DTYPES if has_dtype(op, dtype)):
         call, rng = call_of(op, case, dtype)
-        passed(check_accuracy, call, "cpu", rng, accumulate=accumulate)
-        if dtype == "float32" and multiplies(call):
+        with kernels_of(implementation):
+            passed(check_accuracy, call, implementation, rng, accumulate=accumulate)
+        if implementation == "cpu" and dtype == "float32" and multiplies(call):
             passed(check_accuracy, call, "cpu", rng, split=True)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("op, case", cases([op for op in DIFFERENTIABLE if op.accumulates], small_cases))
-def test_a_running_gradient_is_added_to(op, case, implementation):
+def test_a_running_gradient_is_added_to(op, case, implementation, kernels_of):
     call, rng = call_of(op, case)
     weights, running = call.weights(rng), call.running(rng)
-    outputs = call.forward(implementation)
-    alone = call.backward(implementation, outputs, weights)
-    added = call.backward(implementation, outputs, weights, running=running)
+    with kernels_of(implementation):
+        outputs = call.forward(implementation)
+        alone = call.backward(implementation, outputs, weights)
+        added = call.backward(implementation, outputs, weights, running=running)
     for name in alone:
         before = 0 if running.get(name) is None else running[name]
         np.testing.assert_allclose(added[name], alone[name] + before, rtol=1e-12, atol=1e-12)
@@ -204,16 +219,17 @@ def test_a_running_gradient_is_added_to(op, case, implementation):
 
 # ------------------------------------------------------------------------------------------------------------ a kernel's manners
 @pytest.mark.parametrize("op, case, dtype", typed_cases(small_cases))
-def test_inputs_stay_as_they_are(op, case, dtype):
-    for implementation in IMPLEMENTATIONS if dtype != "bfloat16" else ["cpu"]:
-        call, rng = call_of(op, case, dtype)
+def test_inputs_stay_as_they_are(op, case, dtype, kernels_of):
+    for implementation in IMPLEMENTATIONS if dtype != "bfloat16" else KERNELS:
+        call, rng = call_of(op, shrunk(op, case, **SIZES[implementation]), dtype)
         weights, running = call.weights(rng), call.running(rng)
         given = deepcopy((call.inputs, weights, running))
-        outputs = call.forward(implementation)
-        given_outputs = deepcopy(outputs)
-        if op.backward:
-            call.backward(implementation, outputs, weights, running=running)
-        assert all(map(same_bits, (call.inputs, weights, running, outputs), (*given, given_outputs)))
+        with kernels_of(implementation):
+            outputs = call.forward(implementation)
+            given_outputs = deepcopy(outputs)
+            if op.backward:
+                call.backward(implementation, outputs, weights, running=running)
+        assert all(map(same_bits, (call.inputs, weights, running, outputs), (*given, given_outputs))), implementation
 
 
 @pytest.mark.parametrize("op, case, dtype", typed_cases())
@@ -229,29 +245,45 @@ def test_every_run_and_any_number_of_threads_gives_the_same_bits(op, case, dtype
                 assert same_bits(first, call.run("cpu", weights)), f"{number} threads, split={split}"
 
 
+@pytest.mark.parametrize("op, case, dtype", typed_cases(small_cases))
+def test_cuda_kernels_give_the_same_bits_in_every_run(op, case, dtype, kernels_of):
+    call, rng = call_of(op, shrunk(op, case, **SIZES["cuda"]), dtype)
+    weights = call.weights(rng)
+    with kernels_of("cuda"):
+        first = call.run("cuda", weights)
+        for seed in (1, 2):
+            if isinstance(cuda.runtime(), Emulator):    # threads run in another order, so that a race shows
+                with cuda.using(Emulator(seed)):
+                    assert same_bits(first, call.run("cuda", weights))
+            else:
+                assert same_bits(first, call.run("cuda", weights))
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("op, case", cases(DIFFERENTIABLE, small_cases))
-def test_a_gradient_nobody_needs_changes_no_other(op, case, implementation):
-    call, rng = call_of(op, case)
+def test_a_gradient_nobody_needs_changes_no_other(op, case, implementation, kernels_of):
+    call, rng = call_of(op, shrunk(op, case, **SIZES[implementation]))
     weights, running = call.weights(rng), call.running(rng)
-    outputs = call.forward(implementation)
-    every = call.backward(implementation, outputs, weights, running=running)
-    for name in every:
-        others = [n for n in every if n != name]
-        for wanted in filter(None, ([name], others)):   # backward is never asked for nothing
-            some = call.backward(implementation, outputs, weights, wanted, running)
-            assert same_bits(some, {n: every[n] for n in wanted}), f"with {wanted} alone"
+    with kernels_of(implementation):
+        outputs = call.forward(implementation)
+        every = call.backward(implementation, outputs, weights, running=running)
+        for name in every:
+            others = [n for n in every if n != name]
+            for wanted in filter(None, ([name], others)):           # backward is never asked for nothing
+                some = call.backward(implementation, outputs, weights, wanted, running)
+                assert same_bits(some, {n: every[n] for n in wanted}), f"with {wanted} alone"
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("op, case", cases([op for op in DIFFERENTIABLE if len(op.results) > 1], small_cases))
-def test_a_result_nobody_uses_has_no_gradient(op, case, implementation):
-    call, rng = call_of(op, case)
+def test_a_result_nobody_uses_has_no_gradient(op, case, implementation, kernels_of):
+    call, rng = call_of(op, shrunk(op, case, **SIZES[implementation]))
     weights = call.weights(rng)
-    outputs = call.forward(implementation)
     present = [n for n in weights if weights[n] is not None]
     for unused in present if len(present) > 1 else []:
-        absent = call.backward(implementation, outputs, weights | {unused: None})
-        zeros = call.backward(implementation, outputs, weights | {unused: np.zeros_like(weights[unused])})
+        with kernels_of(implementation):
+            outputs = call.forward(implementation)
+            absent = call.backward(implementation, outputs, weights | {unused: None})
+            zeros = call.backward(implementation, outputs, weights | {unused: np.zeros_like(weights[unused])})
         for name in zeros:
             np.testing.assert_allclose(absent[name], zeros[name], rtol=1e-12, atol=1e-12, err_msg=f"d{name} without d{unused}")

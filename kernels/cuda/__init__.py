@@ -7,7 +7,7 @@ Template arguments are dtypes, whole numbers and truth values. A kernel's parame
 `int` for whole numbers and truth values, `double` for other numbers. It sees C-contiguous arrays from their first element, and writes only
 what it is given to write. No kernel adds to memory atomically: results are the same bit for bit in every run.
 
-What runs kernels is a `Runtime`: CuPy's on a GPU (`runtime.py`); tests put another one in its place, which runs the same sources on a CPU.
+What runs kernels is a `Runtime`: CuPy's on a GPU (`cupy_runtime.py`); tests put another one in its place, which runs the same sources on a CPU.
 A float64 array is `double`, float32 `float`, bfloat16 `bf16` (`common.cuh`); sums of bfloat16 are `float`.
 """
 from __future__ import annotations
@@ -122,7 +122,7 @@ def runtime() -> Runtime:
     """What runs kernels. Raises `errors.DeviceError`, in one line, where this machine has no GPU that minivit can use."""
     global _runtime
     if _runtime is None:
-        from .runtime import CupyRuntime
+        from .cupy_runtime import CupyRuntime
         _runtime = CupyRuntime()
     return _runtime
 

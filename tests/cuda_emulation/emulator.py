@@ -17,7 +17,6 @@ import numpy as np
 
 from minivit.kernels import cuda
 from minivit.kernels.cuda.products import Product
-from minivit.kernels.device import BFLOAT16
 from minivit.kernels.paths import cache_folder
 
 HERE = Path(__file__).resolve().parent
@@ -25,7 +24,7 @@ SHARED_LIMIT, THREAD_LIMIT = 227 * 1024, 1024           # of a block, on compute
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-fno-strict-aliasing")
 
 
-def available() -> str:
+def unavailable() -> str:
     """Why kernels cannot be emulated here, or ""."""
     return "" if shutil.which("g++") else "no g++ to build the CUDA kernels for the CPU"
 
