@@ -232,26 +232,36 @@ def _doubt(call: Call, weights: Arrays, running: Arrays, rng: np.random.Generato
 
     How far a result can be trusted is measured in float32, where the truth is known, and carries over to float64 in units of the last
     place. It is the error of the reference in float32, or what one rounding of every argument does to it: where a result is ill-conditioned
-    (a layer norm over two channels that are almost equal), one float32 run may be right by luck.
+    (a layer norm over two channels that are almost equal), or sums many terms, one float32 run may be right by luck.
     """
     unit = float(np.finfo(np.float32).eps)
+    low = [cast(arrays, np.float32) for arrays in (call.inputs, weights, running)]
 
-    def run(dtype: Any, noise: float = 0.0) -> Arrays:
-        low = [cast(arrays, np.float32) for arrays in (call.inputs, weights, running)]
-        inputs, w, r = ({n: a * (1 + noise * rng.choice((-1, 1), a.shape)) if noise and is_floating(a) else a
-                         for n, a in cast(arrays, dtype).items()} for arrays in low)
+    def run(arguments: list[Arrays], dtype: Any) -> Arrays:
+        inputs, w, r = (cast(arrays, dtype) for arrays in arguments)
         return Call(call.op, inputs, call.constants).run("reference", w, r)
 
-    high = run(np.float64)
-    number = 4 if sum(a.size for a in high.values() if is_floating(a)) < 100_000 else 1       # a large array holds enough chances by itself
-    others = [run(np.float32), *(run(np.float64, unit) for _ in range(number))]
-    # Flash-attention's 2. In float64 there is no higher precision: the reference itself errs once more.
-    truth, factor = (high, 2) if call.dtype == np.float32 else (call.run("reference", weights, running), 3)
+    def nudged() -> list[Arrays]:
+        return [{n: (a * (1 + unit * rng.choice((-1, 1), a.shape))).astype(np.float32) if is_floating(a) else a for n, a in arrays.items()}
+                for arrays in low]
+
+    high = run(low, np.float64)
+    doubt = _distances(high, run(low, np.float32))
+    for _ in range(4 if sum(a.size for a in high.values() if is_floating(a)) < 100_000 else 1):
+        beside = nudged()
+        there = run(beside, np.float64)
+        for other in (_distances(high, there), _distances(there, run(beside, np.float32))):
+            doubt = {n: max(d, other[n]) for n, d in doubt.items()}
+    # Flash-attention's 2. Above float64 there is little more precision, and on some machines none: the reference itself errs once more.
+    truth, factor = (high, 2) if call.dtype == np.float32 else (run([call.inputs, weights, running], np.longdouble), 3)
     own, floor = float(np.finfo(call.dtype).eps), FLOOR
     if split:
         own, factor, floor = SPLIT_ROUNDING, 1, 1.0
-    doubt = {n: factor * own / unit * max(_largest(other[n] - a) for other in others) for n, a in high.items() if is_floating(a)}
-    return truth, doubt, floor * own
+    return truth, {n: factor * own / unit * d for n, d in doubt.items()}, floor * own
+
+
+def _distances(these: Arrays, others: Arrays) -> dict[str, float]:
+    return {n: _largest(others[n] - a) for n, a in these.items() if is_floating(a)}
 
 
 def _bfloat16_doubt(call: Call, weights: Arrays, running: Arrays) -> tuple[Arrays, dict[str, float], float]:

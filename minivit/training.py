@@ -146,7 +146,8 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
                          "dataset": dataset.summary(), "class_names": dataset.class_names, "parameters": trainer.flat.size, **_versions()})
     announce(f"{dataset.summary()}\n{trained.name}: {trainer.flat.size:,} parameters to train; run folder {folder.path}")
     if precision == "auto":
-        announce(f"precision {trainer.precision.name}: {fastest(device)[1] if trainer.precision.name == fastest(device)[0] else 'that of the model'}")
+        name, reason = fastest(device)
+        announce(f"precision {trainer.precision.name}: {reason if trainer.precision.name == name else 'that of the model'}")
     if progress and not kernels_are_compiled():
         announce("compiling kernels for this machine, once: some seconds")
     if profile:
