@@ -138,7 +138,7 @@ class Call:
         return {n: given[op.same.get(n, "d" + n)[1:]] for n in wanted}
 
     def _run(self, direction: str, implementation: str, arguments: Sequence) -> None:
-        """Arrays on the CPU in and out; on a GPU the kernels run on copies, all of which come back, so that what was not to be written shows."""
+        """Arrays on the CPU in and out. On a GPU the kernels run on copies, and all come back: what was not to be written shows."""
         function = getattr(getattr(self.op, direction), implementation)
         if implementation != "cuda":
             function(*arguments)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from .cost import ModelCost
 from .data import Batches, Dataset, prepare
 from .errors import UserError
 from .kernels import cpu, cuda, device
-from .kernels.cuda.errors import DeviceError
+from .kernels.cuda.errors import DeviceError, OutOfMemoryError
 from .kernels.watching import watch
 from .models import DVT, Model
 from .module import Module, Parameter, evaluating
@@ -39,6 +40,17 @@ def check_device(name: str) -> None:
             cuda.runtime()
         except DeviceError as error:
             raise UserError(str(error)) from error
+
+
+@contextmanager
+def room_for(images: int) -> Iterator[None]:
+    """Inside, that a GPU is full becomes a UserError: which batch would fit, of a step with so many images."""
+    try:
+        yield
+    except OutOfMemoryError as error:
+        fits = images * error.free // max(error.asked, 1)               # most of a step's memory grows with the batch
+        advice = f"a batch of {fits} would fit" if fits else "the model is too large for it"
+        raise UserError(f"a batch of {images} images: {error}; {advice}") from error
 
 
 def dtype_of(model: Module) -> np.dtype:
@@ -203,7 +215,7 @@ class Predictor:
         key = min(fitting, default=(least, *images.shape[1:]))
         plan = plans.pop(key, None)
         if plan is None:
-            with cpu.threads_set(self.threads), self.precision.products():
+            with cpu.threads_set(self.threads), self.precision.products(), room_for(least):
                 plan = _StagePlan(self.model, k, key, state, self.precision.activations)
         elif plan.version != self._version:
             plan.plan.prepare()

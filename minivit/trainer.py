@@ -16,7 +16,7 @@ from .module import Module
 from .optim import OPTIMIZERS, FlatParameters, MovingAverage
 from .plan import Plan
 from .precision import Precision, precision_for
-from .predict import check_device, dtype_of
+from .predict import check_device, dtype_of, room_for
 from .tensor import Tensor
 from .threads import thread_count
 
@@ -106,7 +106,7 @@ class Trainer:
         if batch.plan:
             batch.plan.replay()
         else:
-            with cpu.threads_set(self.threads), self.precision.products():
+            with cpu.threads_set(self.threads), self.precision.products(), room_for(len(images) // self.accumulate):
                 if self.plan:
                     batch.plan = Plan(lambda: self._compute(batch), place=self.flat.place)
                 batch.losses = batch.plan.results if batch.plan else self._compute(batch)

@@ -7,7 +7,8 @@ Template arguments are dtypes, whole numbers and truth values. A kernel's parame
 `int` for whole numbers and truth values, `double` for other numbers. It sees C-contiguous arrays from their first element, and writes only
 what it is given to write. No kernel adds to memory atomically: results are the same bit for bit in every run.
 
-What runs kernels is a `Runtime`: CuPy's on a GPU (`cupy_runtime.py`); tests put another one in its place, which runs the same sources on a CPU.
+What runs kernels is a `Runtime`: CuPy's on a GPU (`cupy_runtime.py`); tests put another one in its place, which runs the same sources on
+a CPU.
 A float64 array is `double`, float32 `float`, bfloat16 `bf16` (`common.cuh`); sums of bfloat16 are `float`.
 """
 from __future__ import annotations
@@ -128,12 +129,12 @@ def runtime() -> Runtime:
 
 
 @contextmanager
-def using(other: Runtime) -> Iterator[None]:
-    """Inside, `other` holds arrays and runs kernels."""
+def using(other: Runtime) -> Iterator[Any]:
+    """Inside, `other`, which it gives, holds arrays and runs kernels."""
     global _runtime
     before, _runtime = _runtime, other
     try:
-        yield
+        yield other
     finally:
         _runtime = before
 

@@ -51,6 +51,13 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+def version() -> tuple[int, int]:
+    """The compiler's. Raises DeviceError where there is none."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _check(_library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)), "its version")
+    return major.value, minor.value
+
+
 def _check(status: int, what: str) -> None:
     if status:
         raise DeviceError(f"NVRTC: {what} failed: {_library().nvrtcGetErrorString(status).decode()}")
