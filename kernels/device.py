@@ -141,14 +141,25 @@ def to_host(array: Any) -> np.ndarray:
     return array if isinstance(array, np.ndarray) else cuda.runtime().to_host(array)
 
 
+def fetch(array: Any) -> Callable[[], np.ndarray]:
+    """What gives an array's values of now, on the CPU: of one on a GPU it waits for these, while kernels launched later go on."""
+    if isinstance(array, np.ndarray):
+        copy = array.copy()
+        return lambda: copy
+    return cuda.runtime().fetch(array)
+
+
 def moved(array: Any, place: str) -> Any:
     """The array itself where it lies on that device, else a copy there."""
     if place_of(array) == place:
         return array
-    if place == "cpu":
-        return to_host(array)
-    copy = empty(array.shape, array.dtype, place)
-    assign(copy, array)
+    return to_host(array) if place == "cpu" else copied(array, place)
+
+
+def copied(values: np.ndarray, place: str) -> Any:
+    """A new array on a device with these values of the CPU."""
+    copy = empty(values.shape, values.dtype, place)
+    assign(copy, values)
     return copy
 
 

@@ -272,6 +272,7 @@ linear = Op(
     backward=Implementation(backward_reference, backward_cpu, backward_cpu),
     saves=("x", "weight", "pre"),
     parameters=("weight", "bias"),
+    multiplied=("weight", "bias"),
     same={"residual": "dy"},
     cases=[dict(B=2, T=5, C=7, O=3), dict(B=2, T=5, C=7, O=3, bias=None, residual=None), dict(B=3, T=37, C=40, O=50, activation="gelu"),
            dict(B=2, T=9, C=33, O=19, activation="gelu_tanh", residual=None),

@@ -83,6 +83,7 @@ class Op:
     gradients: tuple[str, ...] | None = None            # the inputs that have one; None: all
     saves: tuple[str, ...] = ()                         # inputs and outputs that backward reads
     parameters: tuple[str, ...] = ()                    # inputs that stay float32 where the others are bfloat16
+    multiplied: tuple[str, ...] = ()                    # those of them that products round to it: they may be given in it, too
     same: Mapping[str, str] = field(default_factory=dict)           # {"residual": "dy"}: that gradient is another one; nothing runs
     accumulates: tuple[str, ...] = ()                   # inputs to whose running gradient backward adds at no cost
     # input -> (rng, shape, sizes) -> array, where standard normal draws do not do; `sizes` holds letters and constants

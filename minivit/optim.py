@@ -5,7 +5,8 @@ so that a recorded step can be replayed.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from math import cos, inf, pi
 from typing import Any
@@ -27,7 +28,7 @@ from .kernels.adamw import (
     WEIGHT_DECAY,
     advance,
 )
-from .kernels.shaping import fill
+from .kernels.shaping import convert, fill
 from .models import Model
 from .module import Module, Parameter
 
@@ -64,12 +65,12 @@ class FlatParameters:
         self.decayed = sum(padded[:len(decayed)])
         self.place = place
         values = np.zeros(sum(padded), dtype)
-        self.gradient = device.moved(np.zeros_like(values), place)
-        starts = np.cumsum([0, *padded]).tolist()
+        self.gradient = device.copied(np.zeros_like(values), place)
+        starts = self._starts = np.cumsum([0, *padded]).tolist()
         for parameter, start in zip(self.parameters, starts):
             values[start:start + parameter.size] = parameter.data.reshape(-1)
         model.to(place)
-        self.data = device.moved(values, place)
+        self.data = device.copied(values, place)
         for parameter, start in zip(self.parameters, starts):
             part = slice(start, start + parameter.size)
             parameter.data = self.data[part].reshape(parameter.shape)
@@ -82,6 +83,19 @@ class FlatParameters:
         moved = any(p.data is not view for p, view in zip(self.parameters, self._views))
         if moved or any(holder[key] is not child for holder, key, child in self._places):
             raise UserError("the model's parameters have changed or moved, as by another Trainer or a new head: make a new Trainer")
+
+    @contextmanager
+    def narrowed(self) -> Iterator[None]:
+        """Inside, products read all parameters from a copy in bfloat16, made at once, rather than each of them rounding its own."""
+        copy = device.empty(self.data.shape, device.BFLOAT16, self.place)
+        convert(copy, self.data)
+        for parameter, start in zip(self.parameters, self._starts):
+            parameter.narrow = copy[start:start + parameter.size].reshape(parameter.shape)
+        try:
+            yield
+        finally:
+            for parameter in self.parameters:
+                parameter.narrow = None
 
     def forget_gradients(self) -> None:
         """Before a backward: it writes each gradient anew."""
@@ -125,7 +139,7 @@ class Hyper:
     """
 
     def __init__(self, place: str) -> None:
-        self.array = device.moved(np.zeros(HYPER), place)
+        self.array = device.copied(np.zeros(HYPER), place)
         self._known = np.zeros(HYPER)
 
     def value(self, which: int) -> float:
@@ -147,7 +161,7 @@ class Optimizer:
         _check_between(0, inf, clip_norm=clip_norm or 0)
         self.flat = flat
         self.hyper = Hyper(flat.place)
-        self._norm = device.moved(np.zeros(()), flat.place)
+        self._norm = device.copied(np.zeros(()), flat.place)
         self.lr, self.weight_decay = lr, weight_decay
         self.hyper.set(CLIP_NORM, clip_norm or 0)
 
@@ -221,7 +235,7 @@ class SGD(Optimizer):
 
 
 def _zeros_like(array: Any) -> Any:
-    return device.moved(np.zeros(array.shape, array.dtype), device.place_of(array))
+    return device.copied(np.zeros(array.shape, array.dtype), device.place_of(array))
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "sgd": SGD}
@@ -236,7 +250,7 @@ class MovingAverage:
     def __init__(self, flat: FlatParameters, decay: float) -> None:
         _check_between(0, 1, ema=decay)
         self.flat, self.decay = flat, decay
-        self.data = device.moved(np.array(device.to_host(flat.data)), flat.place)
+        self.data = device.copied(device.to_host(flat.data), flat.place)
         self.hyper = Hyper(flat.place)
 
     def prepare(self, step: int) -> None:

@@ -237,8 +237,8 @@ class _StagePlan:
 
     def __init__(self, model: Module, k: int, shape: tuple[int, ...], state: Arrays, dtype: np.dtype) -> None:
         place = _place_of(model)
-        self.images = device.moved(np.zeros(shape, dtype), place)       # (B, C, H, W)
-        self.state = tuple(None if a is None else device.moved(np.zeros((shape[0], *a.shape[1:]), a.dtype), place) for a in state)
+        self.images = device.copied(np.zeros(shape, dtype), place)      # (B, C, H, W)
+        self.state = tuple(None if a is None else device.copied(np.zeros((shape[0], *a.shape[1:]), a.dtype), place) for a in state)
         self.given: list[bool] = []                     # which of the things that the next stage may reuse there are
         with evaluating(model), no_grad():
             self.plan = Plan(lambda: self._compute(model, k), [p.data for p in model.parameters()], place)

@@ -85,7 +85,7 @@ class Tensor:
     requires_grad: whether `backward` puts a gradient into `.grad`, a Tensor of the same shape (None before).
     """
 
-    __slots__ = ("__weakref__", "data", "grad", "grad_home", "node", "requires_grad", "result")
+    __slots__ = ("__weakref__", "data", "grad", "grad_home", "narrow", "node", "requires_grad", "result")
     __array_priority__ = 1000                           # array + tensor asks the tensor
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
@@ -99,6 +99,7 @@ class Tensor:
         self.requires_grad = requires_grad
         self.grad: Tensor | None = None
         self.grad_home: np.ndarray | None = None        # where a leaf's gradient must lie (a part of a flat buffer)
+        self.narrow: Any = None                         # a parameter's data in bfloat16, while somebody keeps it up to date
         self.node: Node | None = None                   # None: a leaf
         self.result = 0                                 # which of the node's results this is
 
@@ -199,6 +200,8 @@ class Tensor:
         """The same elements in another shape; one length may be -1."""
         wanted = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)) else shape
         out = Tensor(self.data.reshape(wanted))
+        if self.narrow is not None:
+            out.narrow = self.narrow.reshape(wanted)
         if is_grad_enabled() and self.requires_grad:
             out.requires_grad, out.node = True, Node(None, (self,))
         return out
@@ -270,6 +273,9 @@ def _bounds(key: Any, length: int) -> tuple[int, int, int]:
 def apply(op: Op, *inputs: Tensor | np.ndarray | None, **constants: Any) -> Any:
     """Run an op. Returns its result as a Tensor, or a tuple of them (None where absent) where it has several."""
     arrays = [t.data if isinstance(t, Tensor) else t for t in inputs]
+    for i, (name, t) in enumerate(zip(op.inputs, inputs)):
+        if name in op.multiplied and isinstance(t, Tensor) and t.narrow is not None:
+            arrays[i] = t.narrow
     dtypes = {a.dtype for a in arrays if a is not None and device.is_floating(a.dtype)}
     places = {device.place_of(a) for a in arrays if a is not None}
     if len(places) > 1:

@@ -1,8 +1,8 @@
 """Trainer: one optimizer step after another, recorded once for each batch shape and replayed."""
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from math import isfinite
 from typing import Any
 
@@ -12,6 +12,7 @@ from .errors import UserError, nearest
 from .functional import classes_below, cross_entropy, sum_of
 from .kernels import cpu
 from .kernels import device as arrays
+from .kernels.shaping import convert
 from .module import Module
 from .optim import OPTIMIZERS, FlatParameters, MovingAverage
 from .plan import Plan
@@ -62,6 +63,7 @@ class Trainer:
         self.model, self.label_smoothing, self.accumulate, self.plan = model, label_smoothing, accumulate, plan
         self.precision = precision_for(precision, dtype_of(model), device)
         self.flat = FlatParameters(model, self.precision.parameters, device)
+        self._narrow = device == "cuda" and self.precision.name == "bfloat16"   # on the CPU, packing rounds
         options = {"betas": betas, "eps": eps} if optimizer == "adamw" else {"momentum": momentum, "nesterov": nesterov}
         self.optimizer = OPTIMIZERS[optimizer](self.flat, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm, **options)
         self.average = MovingAverage(self.flat, ema) if ema else None
@@ -91,12 +93,15 @@ class Trainer:
     def step(self, images: Any, labels: Any) -> float:
         """One optimizer step; returns the mean loss of the batch before it.
 
-        images: (B, C, H, W) floats, normalised. labels: (B,) integers below K, or (B, K) probabilities.
+        images: (B, C, H, W) floats, normalised. labels: (B,) integers below K, or (B, K) probabilities. Either may lie on the device.
         Raises UserError for arrays that do not fit, and then nothing is changed; TrainingError where the loss is not finite, and then the
         weights are lost.
         """
-        images = images.data if isinstance(images, Tensor) else np.asarray(images)
-        labels = np.asarray(labels)
+        return self.submit(images, labels).value()
+
+    def submit(self, images: Any, labels: Any) -> Loss:
+        """The same without waiting for a GPU, which computes while the next batch is made: ask what it returns for the loss later."""
+        images, labels = (_array(a) for a in (images, labels))
         key = images.shape, labels.shape
         batch = self._shapes.get(key) or self._new_batch(images, labels)
         batch.fill(images, labels)
@@ -113,11 +118,7 @@ class Trainer:
         self.steps += 1
         self._shapes.pop(key, None)
         self._shapes[key] = batch
-        loss = sum(float(arrays.to_host(part)) for part in batch.losses) / self.accumulate
-        if not isfinite(loss):
-            raise TrainingError(f"the loss is {loss} at step {self.steps} with learning rate {self.lr:g}: lower lr, lengthen the warmup or "
-                                "set clip_norm, and see that all images are finite")
-        return loss
+        return Loss(self, batch.losses)
 
     @property
     def plans(self) -> list[Plan]:
@@ -154,17 +155,39 @@ class Trainer:
         self.model.train()
         self.flat.forget_gradients()
         losses = []
-        for images, labels in zip(batch.images, batch.labels):
-            exits = self.model.exits(Tensor(images))
-            batch.check_classes(exits[-1].shape[1])
-            loss = sum_of(cross_entropy(logits, labels, self.label_smoothing) for logits in exits)
-            loss.backward(1 / self.accumulate)
-            losses.append(loss.data)
+        with self.flat.narrowed() if self._narrow else nullcontext():
+            for images, labels in zip(batch.images, batch.labels):
+                exits = self.model.exits(Tensor(images))
+                batch.check_classes(exits[-1].shape[1])
+                loss = sum_of(cross_entropy(logits, labels, self.label_smoothing) for logits in exits)
+                loss.backward(1 / self.accumulate)
+                losses.append(loss.data)
         self.flat.clear_unused_gradients()
         self.optimizer.step()
         if self.average:
             self.average.update()
         return tuple(losses)
+
+
+def _array(values: Any) -> Any:
+    values = values.data if isinstance(values, Tensor) else values
+    return values if arrays.is_array(values) else np.asarray(values)
+
+
+class Loss:
+    """The loss of a step that may not have ended yet."""
+
+    def __init__(self, trainer: Trainer, parts: Sequence[Any]) -> None:
+        self._parts = [arrays.fetch(part) for part in parts]            # for the next step overwrites them
+        self._step, self._lr, self._accumulate = trainer.steps, trainer.lr, trainer.accumulate
+
+    def value(self) -> float:
+        """Wait for it. Raises TrainingError where it is not finite."""
+        loss = sum(float(part()) for part in self._parts) / self._accumulate
+        if not isfinite(loss):
+            raise TrainingError(f"the loss is {loss} at step {self._step} with learning rate {self._lr:g}: lower lr, lengthen the warmup "
+                                "or set clip_norm, and see that all images are finite")
+        return loss
 
 
 class _Batch:
@@ -181,19 +204,22 @@ class _Batch:
         self.plan: Plan | None = None
         self.losses: tuple[np.ndarray, ...] = ()        # one a part, ()
 
-    def fill(self, images: np.ndarray, labels: np.ndarray) -> None:
-        if labels.ndim == 1:
+    def fill(self, images: Any, labels: Any) -> None:
+        if labels.ndim == 1 and arrays.place_of(labels) == "cpu":
             if labels.dtype.kind not in "iu":
                 raise UserError(f"labels must be integers, or rows of probabilities, got {labels.dtype} of shape {labels.shape}")
             if self.classes and (labels.min() < 0 or labels.max() >= self.classes):
                 classes_below(labels, self.classes)     # raises
         self.given = labels
-        arrays.assign(self.flat_images, images)
-        arrays.assign(self.flat_labels, labels)
+        for to, values in ((self.flat_images, images), (self.flat_labels, labels)):
+            if arrays.place_of(values) == "cpu":
+                arrays.assign(to, values)
+            else:
+                convert(to, values)
 
     def check_classes(self, classes: int) -> None:
         if self.labels.ndim == 3 and self.labels.shape[2] != classes:
             raise UserError(f"labels have {self.labels.shape[2]} columns, the model {classes} classes")
-        if self.labels.ndim == 2:
+        if self.labels.ndim == 2 and arrays.place_of(self.given) == "cpu":
             classes_below(self.given, classes)          # of the whole batch, so that a message names the right position
         self.classes = classes

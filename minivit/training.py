@@ -126,7 +126,7 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
         raise UserError(f"accumulate must divide batch_size: {recipe.batch_size} is not a multiple of {accumulate}")
     batches = Batches(dataset.train_images, dataset.train_labels, batch_size=recipe.batch_size, num_classes=dataset.num_classes,
                       mean=dataset.mean, std=dataset.std, seed=seed, mixup=recipe.mixup, cutmix=recipe.cutmix,
-                      augmentation=dataset.augmentation if augmentation is None else augmentation)
+                      augmentation=dataset.augmentation if augmentation is None else augmentation, device=device)
     options = dict(model_options or {})
     if isinstance(model, Module):
         trained = _adapt(model, dataset, recipe, seed, options, announce)
@@ -279,11 +279,16 @@ class Loop:
 
     def _epoch(self, epoch: int, shown: Progress) -> dict[str, Any]:
         recipe, trainer, steps = self.recipe, self.trainer, len(self.batches)
-        start, losses = perf_counter(), []
+        start, losses, last = perf_counter(), [], None
         for number, (images, labels) in enumerate(self.batches.epoch(epoch), epoch * steps):
             trainer.lr = self.schedule(number, recipe.epochs * steps, recipe.lr, round(recipe.warmup * steps), recipe.min_lr)
-            losses.append(trainer.step(images, labels))
+            step = trainer.submit(images, labels)
+            if last:                                    # asked for one step later, so that a GPU always has one to compute
+                losses.append(last.value())
+            last = step
             shown.step()
+        if last:
+            losses.append(last.value())
         trained = perf_counter() - start
         dataset = self.dataset
         with trainer.averaged():

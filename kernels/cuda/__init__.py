@@ -13,7 +13,7 @@ A float64 array is `double`, float32 `float`, bfloat16 `bf16` (`common.cuh`); su
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -99,6 +99,9 @@ class Runtime(Protocol):
 
     def to_host(self, array: Any) -> np.ndarray:
         """A copy; waits for the kernels before it."""
+
+    def fetch(self, array: Any) -> Callable[[], np.ndarray]:
+        """What waits for the kernels before it alone, and gives the array's values after them."""
 
     def from_host(self, array: Any, values: np.ndarray) -> None:
         """Copy values of the same dtype and shape into an array."""

@@ -1,7 +1,7 @@
 """The Runtime of a GPU: CuPy's arrays, one stream, kernels from cubins, and graphs."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count, pairwise
 from math import prod
 from typing import Any
@@ -76,6 +76,19 @@ class CupyRuntime:
 
     def to_host(self, array: Any) -> np.ndarray:
         return array.get(stream=self.stream)
+
+    def fetch(self, array: Any) -> Callable[[], np.ndarray]:
+        pinned = self._cupy.cuda.alloc_pinned_memory(max(array.nbytes, 1))
+        values = np.frombuffer(pinned, array.dtype, array.size).reshape(array.shape)
+        array.get(stream=self.stream, out=values, blocking=False)
+        event = self._cupy.cuda.Event(disable_timing=True)
+        event.record(self.stream)
+
+        def wait() -> np.ndarray:
+            event.synchronize()
+            return values
+
+        return wait
 
     def from_host(self, array: Any, values: np.ndarray) -> None:
         array.set(values, stream=self.stream)

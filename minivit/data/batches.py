@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,20 +22,22 @@ class Batches:
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, *, batch_size: int, num_classes: int, mean: Sequence[float],
                  std: Sequence[float], seed: int = 0, augmentation: str | Policy = "none", mixup: float = 0.0, cutmix: float = 0.0,
-                 shuffle: bool = True, drop_last: bool = True) -> None:
+                 shuffle: bool = True, drop_last: bool = True, device: str = "cpu") -> None:
         """
         images: (n, H, W, C) C-contiguous, uint8 or float32 in 0..1; H = W.   labels: (n,) integers below `num_classes`.
         mean, std: (C,), on the scale 0..1.   augmentation: a name in POLICIES, or a policy.
         mixup, cutmix: the alphas of their Beta distributions; 0 is off. With either on, targets are soft.
         drop_last: leave out the images that do not fill a batch; with `shuffle`, others each epoch.
+        device: where batches are made: "cpu", or "cuda", which then holds all images as they are stored.
 
         Raises UserError for labels out of range, and where no batch can be filled.
         """
-        self.images = images
+        self.images, self.device = images, device
         self.labels = check_labels(labels, len(images))
         self.batch_size, self.num_classes = batch_size, num_classes
         self.mean, self.std = np.array(mean, np.float32), np.array(std, np.float32)         # (C,)
         self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
+        self._there: Any = None                         # the images, on the device
         self.policy = find_policy(augmentation)
         self.mixup, self.cutmix = mixup, cutmix
         check_mixing(mixup=mixup, cutmix=cutmix)
@@ -65,22 +68,27 @@ class Batches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(images, targets) of each batch from the `start`-th on.
 
-        Images are (B, C, H, W) float32, normalised; targets (B,) int64, or with mixup or CutMix (B, num_classes) float32, in
-        rows that sum to 1. The arrays are fresh each time.
+        Images are (B, C, H, W) float32, normalised, on the device; targets NumPy's (B,) int64, or with mixup or CutMix (B, num_classes)
+        float32, in rows that sum to 1. The arrays are fresh each time.
         """
         order = self.order(epoch)
         for number in range(start, len(self)):
             yield self._batch(epoch, number, order[number * self.batch_size:(number + 1) * self.batch_size])
 
     def _batch(self, epoch: int, number: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        from ..kernels.augment import augment  # here, for importing the kernels brings Numba in
+        from ..kernels import device  # here, for importing the kernels brings Numba in
+        from ..kernels.augment import augment
 
         random = np.random.Generator(self._counter(epoch, number, BATCH))
         count, (_, H, W, C) = len(index), self.images.shape
         matrices = draw_matrices(random, self.policy, count, W)     # (B, 2, 3)
         mixing = draw_mixing(random, count, W, self.mixup, self.cutmix)
-        images = np.empty((count, C, H, W), np.float32)
-        augment.forward.cpu(images, self.images, index, mixing.partner, matrices, mixing.lam, mixing.boxes, self.mean, self.std)
+        if self._there is None:
+            self._there = device.moved(self.images, self.device)
+        inputs = [index, mixing.partner, matrices, mixing.lam, mixing.boxes, self.mean, self.std]
+        images = device.empty((count, C, H, W), np.float32, self.device)
+        arrays = [images, self._there, *(device.moved(np.ascontiguousarray(a), self.device) for a in inputs)]
+        augment.run("forward", arrays, arrays[1:], ())
         labels = self.labels[index]                     # (B,)
         if not (self.mixup or self.cutmix):
             return images, labels
