@@ -23,10 +23,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from .copying import bands_for, copy
 from .cpu import kernel, routine, threads
 from .device import empty
 from .op import Array, Cost, Implementation, Op, launch
-from .shaping import bands_for, copy
 
 # Where a number lies in `hyper`, a float64 array of HYPER elements.
 LR, BETA1, BETA2, EPS, WEIGHT_DECAY, CLIP_NORM, STEP, MOMENTUM, EMA_DECAY = range(9)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .copying import fill, sum_into
 from .cpu import kernel, routine, threads
 from .cpu.epilogue import CONVERT, PADDED, finish_entry
 from .cpu.math import exp, highest
@@ -20,7 +21,6 @@ from .cpu.views import item_bytes, view, zero_of
 from .device import empty, like
 from .gemm import tile_of
 from .op import Cost, Implementation, Op, Precise, launch, require
-from .shaping import fill, sum_into
 
 
 # -------------------------------------------------------------------------------------------------------------------- reference

@@ -15,6 +15,7 @@ from math import prod
 
 import numpy as np
 
+from .copying import converted, sum_into
 from .cpu import epilogue, kernel, threads
 from .cpu.epilogue import finish_entry
 from .cpu.packing import pack, panel_bytes
@@ -24,7 +25,6 @@ from .cuda.products import gemm_cuda
 from .device import BFLOAT16, empty, like, place_of
 from .op import Cost, Implementation, Op, Precise, launch, require
 from .pointwise import gelu_backward_cpu, gelu_backward_reference, gelu_reference
-from .shaping import column_sums_cuda, converted
 
 TALL = 48                                               # rows below which a thread's share is cut by columns rather
 _thread = threading.local()                             # .split: whether products of float32 are made of bfloat16 (`splitting`)
@@ -141,7 +141,7 @@ def _column_sums(band, bands, out, part, x):
 def column_sums(out, x):
     """out (C,) = the sums of x (..., C) over all rows."""
     if place_of(x) == "cuda":
-        column_sums_cuda(out, x.reshape(-1, x.shape[-1]))
+        sum_into(out, x.reshape(-1, x.shape[-1]))
         return
     launch(_column_sums, threads(), out, like(out), x.reshape(-1, x.shape[-1]))
 

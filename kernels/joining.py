@@ -10,8 +10,8 @@ from functools import cache
 
 import numpy as np
 
+from .copying import copy, fill, strides
 from .op import Cost, Implementation, Op, Shape, require
-from .shaping import copy, fill, strides
 
 
 def _join(whole: np.ndarray, parts: Sequence[np.ndarray | None], lengths: Shape, axis: int) -> None:
@@ -48,13 +48,13 @@ def concatenation(number: int) -> Op:
     def forward_reference(y, *rest):
         y[...] = np.concatenate(rest[:number], rest[-1])
 
-    def forward_cpu(y, *rest):
+    def forward_kernels(y, *rest):
         _join(y, rest[:number], *rest[number:])
 
     def backward_reference(*arguments):
         _cut_reference(arguments[:number], *arguments[number:])
 
-    def backward_cpu(*arguments):
+    def backward_kernels(*arguments):
         _cut(arguments[:number], *arguments[number:])
 
     def outputs(*shapes_and_constants):
@@ -71,8 +71,8 @@ def concatenation(number: int) -> Op:
         shapes={name: f"B {symbol} C" for name, symbol in zip(names, symbols)},
         constants={"lengths": (), "axis": 1},           # of each array along the axis
         outputs=outputs,
-        forward=Implementation(forward_reference, forward_cpu),
-        backward=Implementation(backward_reference, backward_cpu),
+        forward=Implementation(forward_reference, forward_kernels, forward_kernels),
+        backward=Implementation(backward_reference, backward_kernels, backward_kernels),
         cases=[dict(B=2, **sizes, C=7, lengths=lengths), dict(B=64, **dict.fromkeys(symbols, 32), C=192, lengths=lengths),
                dict({n: f"B {s}" for n, s in zip(names, symbols)}, B=3, **sizes, lengths=lengths, axis=-1),
                dict({n: f"{s} C" for n, s in zip(names, symbols)}, **dict.fromkeys(symbols, 1), C=1, lengths=lengths, axis=0)],
@@ -89,7 +89,7 @@ def splitting(number: int) -> Op:
     def forward_reference(*arguments):
         _cut_reference(arguments[:number], *arguments[number:])
 
-    def forward_cpu(*arguments):
+    def forward_kernels(*arguments):
         _cut(arguments[:number], *arguments[number:])
 
     def backward_reference(dx, *rest):
@@ -97,7 +97,7 @@ def splitting(number: int) -> Op:
         for part, values in zip(np.split(dx, np.cumsum(rest[number])[:-1], rest[-1]), rest):
             part[...] = 0 if values is None else values
 
-    def backward_cpu(dx, *rest):
+    def backward_kernels(dx, *rest):
         if any(part is None for part in rest[:number]):
             fill(dx, 0.0)
         _join(dx, rest[:number], *rest[number:])
@@ -112,8 +112,8 @@ def splitting(number: int) -> Op:
         shapes={"x": f"B {total} C"},
         constants={"lengths": (), "axis": 1},           # of each part along the axis
         outputs=lambda x, lengths, axis: {name: _resized(x, axis, length) for name, length in zip(names, lengths)},
-        forward=Implementation(forward_reference, forward_cpu),
-        backward=Implementation(backward_reference, backward_cpu),
+        forward=Implementation(forward_reference, forward_kernels, forward_kernels),
+        backward=Implementation(backward_reference, backward_kernels, backward_kernels),
         results=names,
         cases=[dict(B=2, **sizes, C=7, lengths=lengths), dict(B=64, **dict.fromkeys(symbols, 32), C=192, lengths=lengths),
                dict(x=f"B {total}", B=3, **sizes, lengths=lengths, axis=-1), dict(x=f"{total} C", **sizes, C=1, lengths=lengths, axis=0)],

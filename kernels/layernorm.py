@@ -18,11 +18,11 @@ from math import prod
 import numpy as np
 
 from . import cuda
+from .copying import fill
 from .cpu import kernel, threads
 from .cuda import Grid
 from .device import empty, like
 from .op import Cost, Implementation, Op, Precise, launch, require
-from .shaping import fill
 
 BLOCKS = 64                                             # parts of the sums over rows: fixed, so that no result depends on the threads
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from .copying import in_float32
 from .cpu import kernel, threads
 from .cpu.math import exp, highest
 from .device import empty
 from .op import Cost, Implementation, Op, Precise, launch, require
-from .shaping import in_float32
 
 NONE = np.zeros(1, np.int64)                            # stands in for the classes where targets are probabilities
 

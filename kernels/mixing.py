@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from math import prod
 
+from .copying import sum_into
 from .cpu import epilogue, kernel, threads
 from .device import like, place_of
 from .gemm import column_sums, gemm
 from .op import Cost, Implementation, Op, launch, require
 from .pointwise import gelu_backward_reference, gelu_reference
-from .shaping import sum_into
 
 
 # -------------------------------------------------------------------------------------------------------------------- reference

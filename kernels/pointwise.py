@@ -18,13 +18,28 @@ from typing import Any
 
 import numpy as np
 
+from . import cuda
+from .copying import (
+    bands_for,
+    broadcast_strides,
+    grid_for,
+    in_float32,
+    loop_width,
+    nests,
+    offset,
+    rounds,
+    share,
+    strides,
+    sum_into,
+    vector_width,
+)
 from .cpu import kernel, threads
 from .cpu.math import exp, gelu_erf, gelu_tanh, highest
-from .device import accumulator, empty
+from .device import accumulator, empty, place_of
 from .op import Cost, Implementation, Op, Shape, launch
-from .shaping import bands_for, broadcast_strides, in_float32, nests, offset, share, strides, sum_into
 
 PLUS, TIMES, OVER = range(3)
+_source = cuda.Source("pointwise")
 
 
 # ------------------------------------------------------------------------------------------------------------- arithmetic
@@ -111,6 +126,13 @@ def _arithmetic(operation: int, y: np.ndarray, a: np.ndarray, b: np.ndarray, sig
     """y = a + sign·b, a·b or a / b."""
     steps = strides(y.shape), broadcast_strides(a.shape, y.shape), broadcast_strides(b.shape, y.shape)
     for loops, starts in nests(y.shape, *steps):
+        if place_of(y) == "cuda":
+            width = loop_width(loops, tuple(starts), y, a, b)
+            sizes = rounds(loops, width)
+            repeats = [width > 1 and loops[3, i] == 0 for i in (2, 3)]
+            launch(_source("combine", y.dtype, a.dtype, b.dtype, operation, width, *repeats), grid_for(sizes[-1]), y, a, b, *sizes,
+                   *loops[:, 1:].T.reshape(-1).tolist(), *starts, sign)
+            continue
         launch(_combine, bands_for(y.size), y.reshape(-1), a.reshape(-1), b.reshape(-1), loops, *starts, operation, sign)
 
 
@@ -123,48 +145,48 @@ def _gradient(d: np.ndarray | None, operation: int, dy: np.ndarray, other: np.nd
     elif operation == TIMES and other.shape == dy.shape:
         sum_into(d, dy, other)
     else:
-        product = empty(dy.shape, accumulator(dy.dtype))
+        product = empty(dy.shape, accumulator(dy.dtype), place_of(dy))
         _arithmetic(operation, product, dy, other)
         sum_into(d, product)
 
 
-def add_cpu(y, a, b):
+def add_kernels(y, a, b):
     _arithmetic(PLUS, y, a, b)
 
 
-def add_backward_cpu(da, db, dy):
+def add_backward_kernels(da, db, dy):
     if da is not None:
         sum_into(da, dy)
     if db is not None:
         sum_into(db, dy)
 
 
-def subtract_cpu(y, a, b):
+def subtract_kernels(y, a, b):
     _arithmetic(PLUS, y, a, b, sign=-1.0)
 
 
-def subtract_backward_cpu(da, db, dy):
+def subtract_backward_kernels(da, db, dy):
     if da is not None:
         sum_into(da, dy)
     if db is not None:
         sum_into(db, dy, scale=-1.0)
 
 
-def multiply_cpu(y, a, b):
+def multiply_kernels(y, a, b):
     _arithmetic(TIMES, y, a, b)
 
 
-def multiply_backward_cpu(da, db, dy, a, b):
+def multiply_backward_kernels(da, db, dy, a, b):
     _gradient(da, TIMES, dy, b)
     _gradient(db, TIMES, dy, a)
 
 
-def divide_cpu(y, a, b):
+def divide_kernels(y, a, b):
     _arithmetic(OVER, y, a, b)
 
 
 @in_float32(outputs=2)
-def divide_backward_cpu(da, db, dy, b, y):
+def divide_backward_kernels(da, db, dy, b, y):
     _gradient(da, OVER, dy, b)
     if db is not None:
         sum_into(db, dy, y, scale=-1.0)
@@ -182,8 +204,8 @@ add = Op(
     "add",
     shapes={"a": "B N C", "b": "B N C"},
     outputs=lambda a, b: {"y": np.broadcast_shapes(a, b)},
-    forward=Implementation(add_reference, add_cpu),
-    backward=Implementation(add_backward_reference, add_backward_cpu),
+    forward=Implementation(add_reference, add_kernels, add_kernels),
+    backward=Implementation(add_backward_reference, add_backward_kernels, add_backward_kernels),
     cases=BROADCASTS,
     cost=lambda a, b: Cost(forward=prod(np.broadcast_shapes(a, b)), backward=prod(np.broadcast_shapes(a, b))),
 )
@@ -192,8 +214,8 @@ subtract = Op(
     "subtract",
     shapes={"a": "B N C", "b": "B N C"},
     outputs=lambda a, b: {"y": np.broadcast_shapes(a, b)},
-    forward=Implementation(subtract_reference, subtract_cpu),
-    backward=Implementation(subtract_backward_reference, subtract_backward_cpu),
+    forward=Implementation(subtract_reference, subtract_kernels, subtract_kernels),
+    backward=Implementation(subtract_backward_reference, subtract_backward_kernels, subtract_backward_kernels),
     cases=BROADCASTS,
     cost=lambda a, b: Cost(forward=prod(np.broadcast_shapes(a, b)), backward=prod(np.broadcast_shapes(a, b))),
 )
@@ -202,8 +224,8 @@ multiply = Op(
     "multiply",
     shapes={"a": "B N C", "b": "B N C"},
     outputs=lambda a, b: {"y": np.broadcast_shapes(a, b)},
-    forward=Implementation(multiply_reference, multiply_cpu),
-    backward=Implementation(multiply_backward_reference, multiply_backward_cpu),
+    forward=Implementation(multiply_reference, multiply_kernels, multiply_kernels),
+    backward=Implementation(multiply_backward_reference, multiply_backward_kernels, multiply_backward_kernels),
     saves=("a", "b"),
     cases=BROADCASTS,
     cost=lambda a, b: Cost(forward=prod(np.broadcast_shapes(a, b)), backward=2 * prod(np.broadcast_shapes(a, b))),
@@ -213,8 +235,8 @@ divide = Op(
     "divide",
     shapes={"a": "B N C", "b": "B N C"},
     outputs=lambda a, b: {"y": np.broadcast_shapes(a, b)},
-    forward=Implementation(divide_reference, divide_cpu),
-    backward=Implementation(divide_backward_reference, divide_backward_cpu),
+    forward=Implementation(divide_reference, divide_kernels, divide_kernels),
+    backward=Implementation(divide_backward_reference, divide_backward_kernels, divide_backward_kernels),
     saves=("b", "y"),
     cases=BROADCASTS,
     cost=lambda a, b: Cost(forward=prod(np.broadcast_shapes(a, b)), backward=3 * prod(np.broadcast_shapes(a, b))),
@@ -265,6 +287,21 @@ def _gelu_backward(band, bands, dx, dy, x, tanh_form):
             dx[i] = dy[i] * gelu_erf(x[i])[1]
 
 
+def gelu_cuda(y, x, approximate):
+    width = vector_width(x.size, y, x)
+    launch(_source("gelu_forward", x.dtype, width, approximate == "tanh"), grid_for(x.size // width), y, x, x.size)
+
+
+def gelu_backward_cuda(dx, dy, x, approximate):
+    gelu_gradient(dx, None, dy, x, approximate == "tanh")
+
+
+def gelu_gradient(dx, a, dy, x, tanh_form):
+    """On a GPU, dx = dy·gelu'(x), and a = gelu(x) where it is not None; dx may be dy."""
+    width = vector_width(x.size, *(m for m in (dx, a, dy, x) if m is not None))
+    launch(_source("gelu_backward", x.dtype, width, tanh_form), grid_for(x.size // width), dx, a, dy, x, x.size)
+
+
 def gelu_cpu(y, x, approximate):
     launch(_gelu, bands_for(x.size), y.reshape(-1), x.reshape(-1), approximate == "tanh")
 
@@ -278,8 +315,8 @@ gelu = Op(
     shapes={"x": "B N C"},
     constants={"approximate": "none"},                  # or "tanh"
     outputs=lambda x, approximate: {"y": x},
-    forward=Implementation(gelu_reference, gelu_cpu),
-    backward=Implementation(gelu_backward_reference, gelu_backward_cpu),
+    forward=Implementation(gelu_reference, gelu_cpu, gelu_cuda),
+    backward=Implementation(gelu_backward_reference, gelu_backward_cpu, gelu_backward_cuda),
     saves=("x",),
     cases=[dict(B=2, N=3, C=5), dict(B=2, N=3, C=5, approximate="tanh"), dict(B=1, N=1, C=1), dict(B=64, N=65, C=768)],
     cost=lambda x, approximate: Cost(forward=30 * prod(x), backward=35 * prod(x)),
@@ -334,12 +371,22 @@ def softmax_backward_cpu(dx, dy, y):
     launch(_softmax_backward, threads(), dx.reshape(-1, C), dy.reshape(-1, C), y.reshape(-1, C))
 
 
+def softmax_cuda(y, x):
+    C = x.shape[-1]
+    launch(_source("softmax_forward", x.dtype), grid_for(32 * x.size // C), y, x, x.size // C, C)
+
+
+def softmax_backward_cuda(dx, dy, y):
+    C = y.shape[-1]
+    launch(_source("softmax_backward", y.dtype), grid_for(32 * y.size // C), dx, dy, y, y.size // C, C)
+
+
 softmax = Op(
     "softmax",
     shapes={"x": "B N C"},
     outputs=lambda x: {"y": x},
-    forward=Implementation(softmax_reference, softmax_cpu),
-    backward=Implementation(softmax_backward_reference, softmax_backward_cpu),
+    forward=Implementation(softmax_reference, softmax_cpu, softmax_cuda),
+    backward=Implementation(softmax_backward_reference, softmax_backward_cpu, softmax_backward_cuda),
     saves=("y",),
     cases=[dict(B=2, N=3, C=5), dict(B=3, N=2, C=1), dict(B=8, N=33, C=197)],
     cost=lambda x: Cost(forward=20 * prod(x), backward=4 * prod(x)),

@@ -21,9 +21,9 @@ from math import prod
 import numpy as np
 from numba.extending import register_jitable
 
+from .copying import bands_for
 from .cpu import kernel
 from .op import Cost, Implementation, Op, launch
-from .shaping import bands_for
 
 M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 W0, W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)

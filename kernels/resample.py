@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .copying import bands_for, in_float32
 from .cpu import kernel
 from .device import empty
 from .op import Cost, Implementation, Op, Shape, launch, require
-from .shaping import bands_for, in_float32
 
 METHODS = ("bicubic_antialias", "bicubic", "bilinear", "upsample")
 CLASS_TOKENS = {"none": 0, "zero": 1, "keep": 1}        # before the patches, of x and of y

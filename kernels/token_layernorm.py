@@ -17,10 +17,10 @@ from math import prod
 
 import numpy as np
 
+from .copying import sum_into
 from .cpu import kernel, threads
 from .device import empty, like
 from .op import Cost, Implementation, Op, Precise, launch, require
-from .shaping import sum_into
 
 WIDTH = 64                                              # channels of a block
 BLOCKS = 64                                             # parts of dw and db: fixed, so that no result depends on the threads

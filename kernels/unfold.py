@@ -14,9 +14,10 @@ from math import prod
 
 import numpy as np
 
+from . import cuda
+from .copying import bands_for, grid_for, in_float32, vector_width
 from .cpu import kernel
 from .op import Cost, Implementation, Op, Shape, launch
-from .shaping import bands_for, in_float32
 
 Pair = tuple[int, int]
 
@@ -97,14 +98,31 @@ def backward_cpu(dimages, dy, kernel, stride, padding):
     launch(_fold, bands_for(dy.size), dimages, dy, *kernel, *stride, *padding)
 
 
+# ------------------------------------------------------------------------------------------------------------------- CUDA
+_source = cuda.Source("unfold")
+
+
+def forward_cuda(y, images, kernel, stride, padding):
+    B, C, H, W = images.shape
+    width = vector_width(kernel[1], y)
+    _, U, V, _ = y.shape
+    launch(_source("unfold", y.dtype, width), grid_for(y.size // width), y, images, B, C, H, W, U, V, *kernel, *stride, *padding)
+
+
+def backward_cuda(dimages, dy, kernel, stride, padding):
+    B, C, H, W = dimages.shape
+    _, U, V, _ = dy.shape
+    launch(_source("fold", dy.dtype), grid_for(dimages.size), dimages, dy, B, C, H, W, U, V, *kernel, *stride, *padding)
+
+
 # ------------------------------------------------------------------------------------------------------------------- spec
 unfold = Op(
     "unfold",
     shapes={"images": "B C H W"},
     constants={"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0)},
     outputs=lambda images, kernel, stride, padding: {"y": _shape(images, kernel, stride, padding)},
-    forward=Implementation(forward_reference, forward_cpu),
-    backward=Implementation(backward_reference, backward_cpu),
+    forward=Implementation(forward_reference, forward_cpu, forward_cuda),
+    backward=Implementation(backward_reference, backward_cpu, backward_cuda),
     cases=[dict(images="B C U*kernel[0] V*kernel[1]", B=2, C=3, U=2, V=3, kernel=(4, 2), stride=(4, 2)),
            dict(images="B C H+6 W+3", B=2, C=2, H=5, W=4, kernel=(7, 4), stride=(4, 3), padding=(2, 1)),
            dict(images="B C H W", B=1, C=1, H=3, W=5, kernel=(3, 3), padding=(1, 1)),

@@ -14,7 +14,7 @@ from . import functional as F
 from .errors import UserError
 from .kernels import device
 from .kernels.random import advance
-from .kernels.shaping import copy
+from .kernels.copying import copy
 from .module import Module, Parameter
 from .tensor import Tensor
 

@@ -28,7 +28,7 @@ from .kernels.adamw import (
     WEIGHT_DECAY,
     advance,
 )
-from .kernels.shaping import convert, fill
+from .kernels.copying import convert, fill
 from .models import Model
 from .module import Module, Parameter
 

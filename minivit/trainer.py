@@ -12,7 +12,7 @@ from .errors import UserError, nearest
 from .functional import classes_below, cross_entropy, sum_of
 from .kernels import cpu
 from .kernels import device as arrays
-from .kernels.shaping import convert
+from .kernels.copying import convert
 from .module import Module
 from .optim import OPTIMIZERS, FlatParameters, MovingAverage
 from .plan import Plan

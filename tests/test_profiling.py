@@ -8,7 +8,7 @@ import minivit
 from minivit import Trainer, UserError, create_model, profiling
 from minivit.functional import cross_entropy
 from minivit.kernels import cpu, device
-from minivit.kernels.shaping import fill
+from minivit.kernels.copying import fill
 from minivit.plan import Plan
 
 NANO = {"image_size": 8, "patch_size": 2, "in_channels": 1, "num_classes": 10, "dim": 16, "depth": 2, "heads": 2}

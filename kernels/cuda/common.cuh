@@ -43,3 +43,9 @@ template <class S> __device__ __forceinline__ S block_sum(S value, S* shared) { 
 
 #define GRID_STRIDE(i, n) \
     for (long i = long(blockIdx.x) * blockDim.x + threadIdx.x; i < (n); i += long(gridDim.x) * blockDim.x)
+
+template <class A, class B> struct WiderOf { typedef float type; };     // in which sums of products of two kinds of elements are made
+template <class B> struct WiderOf<double, B> { typedef double type; };
+template <class A> struct WiderOf<A, double> { typedef double type; };
+template <> struct WiderOf<double, double> { typedef double type; };
+template <class A, class B> using Wider = typename WiderOf<A, B>::type;

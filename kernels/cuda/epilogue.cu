@@ -27,22 +27,3 @@ __global__ void __launch_bounds__(256) finish(T* y, T* pre, const T* p, const Su
         store<T, W>(y + at, out);
     }
 }
-
-// dh = da * gelu'(h), a = gelu(h); a may be null, dh may be da.
-template <class T, int W, bool TANH>
-__global__ void __launch_bounds__(256) gelu_gradient(T* dh, T* a, const T* da, const T* h, long size) {
-    typedef Sum<T> S;
-    GRID_STRIDE(i, size / W) {
-        const auto before = load<T, W>(h + i * W), arrived = load<T, W>(da + i * W);
-        Vector<T, W> slope, value;
-#pragma unroll
-        for (int k = 0; k < W; k++) {
-            const S x = S(before.e[k]);
-            const Normal<S> n = normal(x, TANH);
-            slope.e[k] = T(S(arrived.e[k]) * (n.cdf + n.rest));
-            value.e[k] = T(x * n.cdf);
-        }
-        store<T, W>(dh + i * W, slope);
-        if (a) store<T, W>(a + i * W, value);
-    }
-}

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import device
+from ..copying import converted, grid_for, sum_into, vector_width
 from ..cpu import epilogue
 from ..op import launch
-from ..shaping import column_sums_cuda, converted
-from . import Grid, Source, blocks_for, runtime
+from ..pointwise import gelu_gradient
+from . import Source, runtime
 
 WORKSPACE = 32 << 20                                    # bytes: what NVIDIA advises for Hopper
-THREADS = 256
 _source = Source("cuda/epilogue")
 
 
@@ -62,17 +62,17 @@ def gemm_cuda(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool, sum_
         _multiply_summed(c, a, b, transpose_a, transpose_b)
     elif flags & epilogue.GELU_GRADIENT:
         _multiply(c, a, b, transpose_a, transpose_b)
-        vector = _vector(c, c.size)
-        launch(_source("gelu_gradient", c.dtype, vector, tanh), _grid(c, vector), c, extra, c, pre, c.size)
+        gelu_gradient(c, extra, c, pre, tanh)
     elif flags & epilogue.GELU or by_row or (bias is not None and c.dtype == np.float64):       # for which cuBLASLt has no bias
         after = None if flags & epilogue.GELU and not by_row and c.dtype != np.float64 else bias
         sums = c if pre is None else pre
         _multiply(sums, a, b, transpose_a, transpose_b, bias if after is None else None)
         rows, columns = c.shape[-2:]
-        vector = _vector(c, columns)
+        kept = None if after is None else pre
+        width = vector_width(columns, *(m for m in (c, kept, sums, residual) if m is not None))
         activation = (2 if tanh else 1) if flags & epilogue.GELU else 0
-        launch(_source("finish", c.dtype, vector, activation), _grid(c, vector), c, None if after is None else pre, sums, after, residual,
-               c.size, rows, columns, by_row)
+        launch(_source("finish", c.dtype, width, activation), grid_for(c.size // width), c, kept, sums, after, residual, c.size, rows,
+               columns, by_row)
     else:
         _multiply(c, a, b, transpose_a, transpose_b, bias, residual)
 
@@ -93,18 +93,8 @@ def _multiply_summed(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: boo
     batch = max(len(m) for m in (a, b) if m.ndim == 3)
     parts = device.empty((batch, *c.shape), device.accumulator(device.common([a.dtype, b.dtype])), "cuda")
     _multiply(parts, a, b, transpose_a, transpose_b)
-    column_sums_cuda(c.reshape(-1), parts.reshape(batch, -1))
+    sum_into(c.reshape(-1), parts.reshape(batch, -1))
 
 
 def _step(m: Any) -> int:
     return prod(m.shape[-2:]) if m.ndim == 3 and len(m) > 1 else 0
-
-
-def _vector(y: Any, length: int) -> int:
-    """How many elements are read at once: as many as 16 bytes hold, where runs of this length are made of such."""
-    width = 16 // y.itemsize
-    return width if length % width == 0 else 1
-
-
-def _grid(y: Any, vector: int) -> Grid:
-    return Grid(blocks_for(y.size // vector, THREADS), THREADS)

@@ -100,6 +100,7 @@ inline unsigned __ballot_sync(unsigned, int vote) {
     return ballot;
 }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
+inline int __clz(unsigned x) { return x ? __builtin_clz(x) : 32; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
 inline float rsqrt(float x) { return 1.0f / std::sqrt(x); }

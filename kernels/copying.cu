@@ -1,0 +1,122 @@
+// Copies along nested loops, transposes, conversions and sums: copying.py says what they are for.
+#include <loops.cuh>
+
+template <class A, class B> struct SameType { static constexpr bool value = false; };
+template <class A> struct SameType<A, A> { static constexpr bool value = true; };
+
+template <class Y, class X, bool SCALED> __device__ __forceinline__ Y converted(X x, double scale) {
+    typedef Wider<Y, X> S;
+    if constexpr (SCALED) return Y(S(x) * S(scale));
+    else if constexpr (SameType<Y, X>::value) return x;                 // whole numbers too
+    else return Y(S(x));
+}
+
+// y = scale * x; W > 1: the inner loop steps through y by 1, and through x too, unless it REPEATS one element.
+template <class Y, class X, int W, bool REPEATS, bool SCALED>
+__global__ void __launch_bounds__(256) copy(Y* y, const X* x, LOOP_SIZES, STEPS(y), STEPS(x), long to, long from, double scale) {
+    GRID_STRIDE(vector, vectors) {
+        const Place at = place<W>(vector, n1, n2, n3);
+        const auto some = load_or_repeat<X, W, REPEATS>(x + from + AT(at, x));
+        Vector<Y, W> out;
+#pragma unroll
+        for (int k = 0; k < W; k++) out.e[k] = converted<Y, X, SCALED>(some.e[k], scale);
+        store<Y, W>(y + to + AT(at, y), out);
+    }
+}
+
+template <class Y, class X, int W> __global__ void __launch_bounds__(256) convert(Y* y, const X* x, long size) {
+    GRID_STRIDE(i, size / W) {
+        const auto some = load<X, W>(x + i * W);
+        Vector<Y, W> out;
+#pragma unroll
+        for (int k = 0; k < W; k++) out.e[k] = converted<Y, X, false>(some.e[k], 1);
+        store<Y, W>(y + i * W, out);
+    }
+}
+
+template <class T, int W> __global__ void __launch_bounds__(256) fill(T* y, long size, double value) {
+    Vector<T, W> all;
+#pragma unroll
+    for (int k = 0; k < W; k++) all.e[k] = T(value);
+    GRID_STRIDE(i, size / W) store<T, W>(y + i * W, all);
+}
+
+// y[a, b, j, i] = scale * x[a, b, i, j] for i < I, j < J: y steps by 1 along i and by y_step along j, x by 1 along j and x_step along i. A
+// block takes a square of 32 x 32 of both through shared memory, whose rows are one longer, so that a column meets every bank once.
+template <class Y, class X>
+__global__ void __launch_bounds__(256) transpose(Y* y, const X* x, u32 I, u32 J, long y_step, long x_step, u32 B, long y_a, long y_b,
+                                                 long x_a, long x_b, long to, long from, double scale) {
+    __shared__ X square[32][33];                                        // [i][j]
+    const u32 across = (I + 31) / 32, down = (J + 31) / 32, ab = blockIdx.x / (across * down);
+    const u32 first_i = blockIdx.x % across * 32, first_j = blockIdx.x / across % down * 32;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    y += to + ab / B * y_a + ab % B * y_b;
+    x += from + ab / B * x_a + ab % B * x_b;
+#pragma unroll
+    for (int i = warp; i < 32; i += 8)
+        if (first_i + i < I && first_j + lane < J) square[i][lane] = x[(first_i + i) * x_step + first_j + lane];
+    __syncthreads();
+#pragma unroll
+    for (int j = warp; j < 32; j += 8)
+        if (first_i + lane < I && first_j + j < J) {
+            const X value = square[lane][j];
+            y[(first_j + j) * y_step + first_i + lane] = scale == 1 ? converted<Y, X, false>(value, 1) : converted<Y, X, true>(value, scale);
+        }
+}
+
+// W products of neighbours; q may be null, for 1.
+template <class S, int W, class P, class Q> __device__ __forceinline__ void add_products(S (&sums)[W], const P* p, const Q* q) {
+    const auto some = load<P, W>(p);
+    if (q) {
+        const auto others = load<Q, W>(q);
+#pragma unroll
+        for (int k = 0; k < W; k++) sums[k] += S(some.e[k]) * S(others.e[k]);
+    } else {
+#pragma unroll
+        for (int k = 0; k < W; k++) sums[k] += S(some.e[k]);
+    }
+}
+
+// y[a, part, c] = scale * the sum over the part-th of the parts of R of p[a, r, c] * q[a, r, c]. A block takes 32 vectors of columns; its 8
+// warps take every eighth row.
+template <class Y, class P, class Q, int W>
+__global__ void __launch_bounds__(256) sum_columns(Y* y, const P* p, const Q* q, long R, int C, int parts, double scale) {
+    typedef Wider<P, Q> S;
+    __shared__ S shares[8][W][32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, across = (C / W + 31) / 32;
+    const int first = blockIdx.x % across * 32 * W, column = first + lane * W;
+    const long part = blockIdx.x / across % parts, a = blockIdx.x / across / parts;
+    S sums[W] = {};
+    if (column < C) {
+        p += a * R * C + column;
+        q = q ? q + a * R * C + column : q;
+#pragma unroll 4
+        for (long r = part * R / parts + warp; r < (part + 1) * R / parts; r += 8) add_products<S, W>(sums, p + r * C, q ? q + r * C : q);
+    }
+#pragma unroll
+    for (int k = 0; k < W; k++) shares[warp][k][lane] = sums[k];
+    __syncthreads();
+    for (int i = threadIdx.x; i < 32 * W && first + i < C; i += 256) {
+        S total = 0;
+        for (int w = 0; w < 8; w++) total += shares[w][i % W][i / W];
+        y[(a * parts + part) * C + first + i] = Y(total * S(scale));
+    }
+}
+
+// y[a, part] = scale * the sum over the part-th of the parts of R of p[a, r] * q[a, r]: a warp each; items: of all a.
+template <class Y, class P, class Q, int W>
+__global__ void __launch_bounds__(256) sum_rows(Y* y, const P* p, const Q* q, long items, long R, int parts, double scale) {
+    typedef Wider<P, Q> S;
+    const long warps = long(gridDim.x) * (blockDim.x / 32), vectors = R / W;
+    for (long item = (long(blockIdx.x) * blockDim.x + threadIdx.x) / 32; item < items; item += warps) {
+        const long a = item / parts, part = item % parts, last = (part + 1) * vectors / parts;
+        S sums[W] = {}, total = 0;
+#pragma unroll 4
+        for (long v = part * vectors / parts + threadIdx.x % 32; v < last; v += 32)
+            add_products<S, W>(sums, p + a * R + v * W, q ? q + a * R + v * W : q);
+#pragma unroll
+        for (int k = 0; k < W; k++) total += sums[k];
+        total = warp_sum(total);
+        if (threadIdx.x % 32 == 0) y[item] = Y(total * S(scale));
+    }
+}
