@@ -13,8 +13,8 @@ import numpy as np
 from . import functional as F
 from .errors import UserError
 from .kernels import device
-from .kernels.random import advance
 from .kernels.copying import copy
+from .kernels.random import advance
 from .module import Module, Parameter
 from .tensor import Tensor
 
