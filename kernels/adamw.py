@@ -21,11 +21,15 @@ Letters: P parameters.
 """
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from .copying import bands_for, copy
+from . import cuda
+from .copying import bands_for, copy, grid_for, vector_width
 from .cpu import kernel, routine, threads
-from .device import empty
+from .cuda import Grid
+from .device import empty, place_of
 from .op import Array, Cost, Implementation, Op, launch
 
 # Where a number lies in `hyper`, a float64 array of HYPER elements.
@@ -173,9 +177,44 @@ def ema_cpu(new_average, average, parameters, hyper):
     launch(_ema, bands_for(len(parameters)), new_average, parameters, hyper)
 
 
-def advance(hyper: np.ndarray) -> None:
-    """Count a step: to be called before the update that uses it."""
-    launch(_advance, 1, hyper)
+def advance(hyper: Any) -> None:
+    """Count a step, on either device: to be called before the update that uses it."""
+    if place_of(hyper) == "cuda":
+        launch(_source("advance"), Grid(1, 1), hyper)
+    else:
+        launch(_advance, 1, hyper)
+
+
+# ------------------------------------------------------------------------------------------------------------------- CUDA
+_source = cuda.Source("adamw")
+
+
+def adamw_cuda(new_parameters, new_m, new_v, parameters, gradients, m, v, norm, hyper, decayed):
+    size = parameters.size
+    width = vector_width(size, new_parameters, new_m, new_v, parameters, gradients, m, v)
+    launch(_source("adamw", parameters.dtype, norm.dtype, hyper.dtype, width), grid_for(size // width), new_parameters, new_m, new_v,
+           parameters, gradients, m, v, norm, hyper, decayed, size)
+
+
+def sgd_cuda(new_parameters, new_velocity, parameters, gradients, velocity, norm, hyper, decayed, nesterov):
+    size = parameters.size
+    width = vector_width(size, new_parameters, new_velocity, parameters, gradients, velocity)
+    launch(_source("sgd", parameters.dtype, norm.dtype, hyper.dtype, width), grid_for(size // width), new_parameters, new_velocity,
+           parameters, gradients, velocity, norm, hyper, decayed, bool(nesterov), size)
+
+
+def global_norm_cuda(norm, gradients):
+    width = vector_width(gradients.size, gradients)
+    grid = Grid(cuda.blocks_for(gradients.size // width, 256, most=4), 256)
+    partial = empty((grid.blocks,), np.float64, "cuda")
+    launch(_source("squares", gradients.dtype, width), grid, partial, gradients, gradients.size)
+    launch(_source("root"), Grid(1, 256), norm, partial, grid.blocks)
+
+
+def ema_cuda(new_average, average, parameters, hyper):
+    width = vector_width(average.size, new_average, average, parameters)
+    launch(_source("ema", average.dtype, hyper.dtype, width), grid_for(average.size // width), new_average, average, parameters, hyper,
+           average.size)
 
 
 # ------------------------------------------------------------------------------------------------------------------- spec
@@ -197,7 +236,7 @@ adamw = Op(
     outputs=lambda parameters, gradients, m, v, *_: {"new_parameters": parameters, "new_m": m, "new_v": v},
     results=("new_parameters", "new_m", "new_v"),
     parameters=("parameters", "gradients", "m", "v", "norm", "hyper"),
-    forward=Implementation(adamw_reference, adamw_cpu),
+    forward=Implementation(adamw_reference, adamw_cpu, adamw_cuda),
     cases=[dict(P=5, decayed=3), dict(P=1), dict(P=40_001, decayed=30_011), dict(P=2**20, decayed=2**20)],
     cost=lambda parameters, *_: Cost(forward=14 * parameters[0]),
     values={"v": _positive, "norm": _positive, "hyper": _hyper},
@@ -210,7 +249,7 @@ sgd = Op(
     outputs=lambda parameters, gradients, velocity, *_: {"new_parameters": parameters, "new_velocity": velocity},
     results=("new_parameters", "new_velocity"),
     parameters=("parameters", "gradients", "velocity", "norm", "hyper"),
-    forward=Implementation(sgd_reference, sgd_cpu),
+    forward=Implementation(sgd_reference, sgd_cpu, sgd_cuda),
     cases=[dict(P=5, decayed=3), dict(P=7, decayed=9, nesterov=True), dict(P=40_001, decayed=30_011)],
     cost=lambda parameters, *_: Cost(forward=8 * parameters[0]),
     values={"norm": _positive, "hyper": _hyper},
@@ -222,7 +261,7 @@ global_norm = Op(
     outputs=lambda gradients: {"norm": Array((), np.float64)},
     results=("norm",),
     parameters=("gradients",),
-    forward=Implementation(global_norm_reference, global_norm_cpu),
+    forward=Implementation(global_norm_reference, global_norm_cpu, global_norm_cuda),
     cases=[dict(P=5), dict(P=1), dict(P=100_003)],
     cost=lambda gradients: Cost(forward=2 * gradients[0]),
 )
@@ -233,7 +272,7 @@ ema = Op(
     outputs=lambda average, parameters, hyper: {"new_average": average},
     results=("new_average",),
     parameters=("average", "parameters", "hyper"),
-    forward=Implementation(ema_reference, ema_cpu),
+    forward=Implementation(ema_reference, ema_cpu, ema_cuda),
     cases=[dict(P=5), dict(P=40_001)],
     cost=lambda average, parameters, hyper: Cost(forward=3 * average[0]),
     values={"hyper": _hyper},

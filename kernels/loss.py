@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import cuda
 from .copying import in_float32
 from .cpu import kernel, threads
 from .cpu.math import exp, highest
+from .cuda import Grid
 from .device import empty
 from .op import Cost, Implementation, Op, Precise, launch, require
 
@@ -126,6 +128,45 @@ def soft_backward_cpu(dlogits, dloss, logits, targets, lse, label_smoothing):
     launch(_backward, threads(), dlogits, dloss.reshape(1), logits, NONE, targets, lse, True, float(label_smoothing))
 
 
+# -------------------------------------------------------------------------------------------------------------------- CUDA
+_source = cuda.Source("loss")
+ROW_WARPS = 4                                           # of a block: each takes rows of its own
+
+
+def _grid(B):
+    return Grid(cuda.blocks_for(B, ROW_WARPS, most=16), 32 * ROW_WARPS)
+
+
+def _run_forward_cuda(loss, lse, logits, classes, targets, label_smoothing):
+    B, K = logits.shape
+    losses = empty(lse.shape, lse.dtype, "cuda")        # (B,)
+    kernel = _source("cross_entropy", logits.dtype, targets is not None)
+    launch(kernel, _grid(B), losses, lse, logits, classes, targets, B, K, float(label_smoothing))
+    launch(_source("mean_loss", lse.dtype), Grid(1, 256), loss, losses, B)
+
+
+def forward_cuda(loss, lse, logits, targets, label_smoothing):
+    _run_forward_cuda(loss, lse, logits, targets, None, label_smoothing)
+
+
+def soft_forward_cuda(loss, lse, logits, targets, label_smoothing):
+    _run_forward_cuda(loss, lse, logits, None, targets, label_smoothing)
+
+
+def _run_backward_cuda(dlogits, dloss, logits, classes, targets, lse, label_smoothing):
+    B, K = logits.shape
+    kernel = _source("cross_entropy_backward", logits.dtype, targets is not None)
+    launch(kernel, _grid(B), dlogits, dloss, logits, classes, targets, lse, B, K, float(label_smoothing))
+
+
+def backward_cuda(dlogits, dloss, logits, targets, lse, label_smoothing):
+    _run_backward_cuda(dlogits, dloss, logits, targets, None, lse, label_smoothing)
+
+
+def soft_backward_cuda(dlogits, dloss, logits, targets, lse, label_smoothing):
+    _run_backward_cuda(dlogits, dloss, logits, None, targets, lse, label_smoothing)
+
+
 # ------------------------------------------------------------------------------------------------------------------- spec
 def _probabilities(rng, shape, sizes):
     return rng.dirichlet(np.ones(shape[1]), shape[0]) * rng.uniform(0.5, 1, (shape[0], 1))      # rows that do not sum to 1
@@ -142,8 +183,8 @@ cross_entropy = Op(
     constants={"label_smoothing": 0.0},
     outputs=lambda logits, targets, label_smoothing: _outputs(logits, targets, logits[:1]),
     results=("loss",),
-    forward=Implementation(forward_reference, forward_cpu),
-    backward=Implementation(backward_reference, backward_cpu),
+    forward=Implementation(forward_reference, forward_cpu, forward_cuda),
+    backward=Implementation(backward_reference, backward_cpu, backward_cuda),
     gradients=("logits",),
     saves=("logits", "targets", "lse"),
     cases=[dict(B=5, K=7), dict(B=5, K=10, label_smoothing=0.1), dict(B=1, K=1), dict(B=64, K=1000, label_smoothing=0.1)],
@@ -158,8 +199,8 @@ soft_cross_entropy = Op(
     constants={"label_smoothing": 0.0},
     outputs=lambda logits, targets, label_smoothing: _outputs(logits, targets, logits),
     results=("loss",),
-    forward=Implementation(forward_reference, soft_forward_cpu),
-    backward=Implementation(backward_reference, soft_backward_cpu),
+    forward=Implementation(forward_reference, soft_forward_cpu, soft_forward_cuda),
+    backward=Implementation(backward_reference, soft_backward_cpu, soft_backward_cuda),
     gradients=("logits",),
     saves=("logits", "targets", "lse"),
     cases=[dict(B=5, K=7), dict(B=5, K=10, label_smoothing=0.1), dict(B=1, K=2), dict(B=64, K=1000, label_smoothing=0.1)],

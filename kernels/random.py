@@ -17,12 +17,16 @@ state: uint64 (seed, step), in memory, so that `advance` can change it in a reco
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 from numba.extending import register_jitable
 
-from .copying import bands_for
+from . import cuda
+from .copying import bands_for, grid_for, vector_width
 from .cpu import kernel
+from .cuda import Grid
+from .device import place_of
 from .op import Cost, Implementation, Op, launch
 
 M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -139,9 +143,36 @@ def drop_path_backward_cpu(dx, dy, state, rate, use):
     drop_path_cpu(dx, dy, state, rate, use)
 
 
-def advance(state: np.ndarray) -> None:
-    """Go to the next step: state uint64 (seed, step)."""
-    launch(_advance, 1, state)
+def advance(state: Any) -> None:
+    """Go to the next step: state uint64 (seed, step), on either device."""
+    if place_of(state) == "cuda":
+        launch(_source("advance"), Grid(1, 1), state)
+    else:
+        launch(_advance, 1, state)
+
+
+# ------------------------------------------------------------------------------------------------------------------- CUDA
+_source = cuda.Source("random")
+
+
+def dropout_cuda(y, x, state, rate, use):
+    width = min(4, vector_width(x.size, y, x))
+    launch(_source("dropout", x.dtype, width), grid_for(-(-x.size // 4)), y, x, state, x.size, use, threshold(rate), scale(rate))
+
+
+def dropout_backward_cuda(dx, dy, state, rate, use):
+    dropout_cuda(dx, dy, state, rate, use)
+
+
+def drop_path_cuda(y, x, state, rate, use):
+    B, size = len(x), x.size // len(x)
+    width = vector_width(size, y, x)
+    parts = max(1, min(8 * cuda.runtime().processors // B, -(-size // (256 * width))))
+    launch(_source("drop_path", x.dtype, width), Grid(B * parts, 256), y, x, state, parts, size, use, threshold(rate), scale(rate))
+
+
+def drop_path_backward_cuda(dx, dy, state, rate, use):
+    drop_path_cuda(dx, dy, state, rate, use)
 
 
 # ------------------------------------------------------------------------------------------------------------------- spec
@@ -152,8 +183,8 @@ dropout = Op(
     shapes={"x": "B N C", "state": "2"},
     constants={"rate": 0.5, "use": 0},
     outputs=lambda x, state, rate, use: {"y": x},
-    forward=Implementation(dropout_reference, dropout_cpu),
-    backward=Implementation(dropout_backward_reference, dropout_backward_cpu),
+    forward=Implementation(dropout_reference, dropout_cpu, dropout_cuda),
+    backward=Implementation(dropout_backward_reference, dropout_backward_cpu, dropout_backward_cuda),
     gradients=("x",),
     saves=("state",),
     cases=[dict(B=2, N=3, C=5), dict(B=3, N=1, C=1, rate=0.1, use=7), dict(B=2, N=3, C=4, rate=0.0),
@@ -167,8 +198,8 @@ drop_path = Op(
     shapes={"x": "B N C", "state": "2"},
     constants={"rate": 0.5, "use": 0},
     outputs=lambda x, state, rate, use: {"y": x},
-    forward=Implementation(drop_path_reference, drop_path_cpu),
-    backward=Implementation(drop_path_backward_reference, drop_path_backward_cpu),
+    forward=Implementation(drop_path_reference, drop_path_cpu, drop_path_cuda),
+    backward=Implementation(drop_path_backward_reference, drop_path_backward_cpu, drop_path_backward_cuda),
     gradients=("x",),
     saves=("state",),
     cases=[dict(B=7, N=3, C=5), dict(x="B", B=5, rate=0.3, use=7), dict(B=64, N=65, C=192, rate=0.1)],

@@ -106,6 +106,6 @@ inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
 inline float rsqrt(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float a, float b) { return a / b; }
-using std::exp, std::log, std::sqrt, std::tanh, std::erf, std::erfc, std::floor, std::pow, std::fabs, std::abs, std::isnan;
+using std::nan, std::exp, std::log, std::sqrt, std::tanh, std::erf, std::erfc, std::floor, std::pow, std::fabs, std::abs, std::isnan;
 template <class T> T min(T a, T b) { return b < a ? b : a; }
 template <class T> T max(T a, T b) { return a < b ? b : a; }
