@@ -24,7 +24,7 @@ from .cpu.tiles import Tile, host_tile
 from .cuda.products import gemm_cuda
 from .device import BFLOAT16, empty, like, place_of
 from .op import Cost, Implementation, Op, Precise, launch, require
-from .pointwise import gelu_backward_cpu, gelu_backward_reference, gelu_reference
+from .pointwise import gelu_backward_kernels, gelu_backward_reference, gelu_reference
 
 TALL = 48                                               # rows below which a thread's share is cut by columns rather
 _thread = threading.local()                             # .split: whether products of float32 are made of bfloat16 (`splitting`)
@@ -244,7 +244,7 @@ def backward_cpu(dx, dweight, dbias, dy, x, weight, pre, activation, precise):
     dp = converted(dy, x.dtype)
     if activation != "none":
         dp = like(dy)
-        gelu_backward_cpu(dp, dy, pre, APPROXIMATE[activation])
+        gelu_backward_kernels(dp, dy, pre, APPROXIMATE[activation])
     if dx is not None:
         gemm(_rows(dx), _rows(dp), weight)
     if dweight is not None:
