@@ -95,6 +95,7 @@ def test_spec_of_a_case(op, case):
     outputs = op.describe(arrays, constants)
     assert tuple(outputs)[:len(op.results)] == op.results
     assert set(op.saves) <= set(op.inputs) | set(outputs)
+    assert set(op.backward_only) <= set(op.saves) & (set(outputs) - set(op.results))
     for name in op.same:
         assert shapes[name] is None or op.same[name][1:] not in shapes or shapes[name] == shapes[op.same[name][1:]]
     cost = op.cost(*shapes.values(), *constants.values())
@@ -227,6 +228,17 @@ def test_every_run_and_any_number_of_threads_gives_the_same_bits(op, case, dtype
             for number in range(1, min(numba.config.NUMBA_NUM_THREADS, 3) + 1):
                 set_threads(number)
                 assert same_bits(first, call.run("cpu", weights)), f"{number} threads, split={split}"
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("op, case, dtype", [c for c in typed_cases() if c.values[0].backward_only])
+def test_an_output_for_backward_alone_may_be_absent(op, case, dtype, implementation):
+    call, _ = call_of(op, case if implementation == "cpu" else shrunk(op, case), dtype)
+    every = call.forward(implementation)
+    absent = dict.fromkeys(op.backward_only)
+    outputs = call.outputs() | absent
+    getattr(op.forward, implementation)(*outputs.values(), *call.inputs.values(), *call.constants.values())
+    assert same_bits(outputs, every | absent)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -12,11 +12,13 @@ from .views import item_bytes, view, zero_of
 # In this order; v is the product's element (i, j).
 BIAS_COLUMN = 1                                         # v += bias[j]
 BIAS_ROW = 2                                            # v += bias[i]
-GELU = 4                                                # pre[i, j] = v, then v = gelu(v)
+GELU = 4                                                # v = gelu(v)
 GELU_GRADIENT = 8                                       # v *= gelu'(pre[i, j]), and extra[i, j] = gelu(pre[i, j])
 TANH = 16                                               # the tanh form of both
 RESIDUAL = 32                                           # v += extra[i, j]
 CONVERT = 64                                            # C is not of the accumulator's type
+KEEP = 256                                              # before GELU, pre[i, j] = v
+
 
 PADDED = 128                                            # no epilogue: rows of A go on with zeros, up to whole cells and steps
 
@@ -42,13 +44,19 @@ def _epilogue(band, bands, sums, outs, first, rows, columns, values, values_row,
             for j in range(columns):
                 line[j] += biases[first + i]
         if flags & GELU:
-            if flags & TANH:
+            if flags & TANH and flags & KEEP:
                 for j in range(columns):
                     before[j] = line[j]
                     line[j] = gelu_tanh(line[j])[0]
-            else:
+            elif flags & TANH:
+                for j in range(columns):
+                    line[j] = gelu_tanh(line[j])[0]
+            elif flags & KEEP:
                 for j in range(columns):
                     before[j] = line[j]
+                    line[j] = gelu_erf(line[j])[0]
+            else:
+                for j in range(columns):
                     line[j] = gelu_erf(line[j])[0]
         if flags & GELU_GRADIENT:
             if flags & TANH:
