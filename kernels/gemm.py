@@ -113,6 +113,7 @@ def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, flag
         finish = finish_entry(tile.accumulator, c.dtype)
     scratch = empty((bands, scratch_bytes(tile, rows, columns, depth, shared)), np.uint8)
     bias = empty((0,), tile.accumulator) if bias is None else bias
+    flags |= epilogue.KEEP if flags & epilogue.GELU and pre is not None else 0
     pre, extra = (c if m is None else m for m in (pre, extra))
     arrays = (m.reshape(-1).view(np.uint8) for m in (c, a, b, bias, pre, extra))       # of any types, compiled once
     launch(_gemm, bands, product_entry(tile), finish, *arrays, scratch, a.itemsize, c.itemsize, tile.accumulator.itemsize, batch, rows,
@@ -208,8 +209,9 @@ APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
 def forward_reference(y, pre, x, weight, bias, residual, activation, precise):
     p = x @ weight.T if bias is None else x @ weight.T + bias           # (B, T, O)
     y[...] = p
-    if activation != "none":
+    if pre is not None:
         pre[...] = p
+    if activation != "none":
         gelu_reference(y, p, APPROXIMATE[activation])
     if residual is not None:
         y += residual
@@ -271,6 +273,7 @@ linear = Op(
     forward=Implementation(forward_reference, forward_cpu, forward_cpu),
     backward=Implementation(backward_reference, backward_cpu, backward_cpu),
     saves=("x", "weight", "pre"),
+    backward_only=("pre",),
     parameters=("weight", "bias"),
     multiplied=("weight", "bias"),
     same={"residual": "dy"},

@@ -19,7 +19,7 @@ from math import prod
 
 from .copying import sum_into
 from .cpu import epilogue, kernel, threads
-from .device import like, place_of
+from .device import empty, like, place_of
 from .gemm import column_sums, gemm
 from .op import Cost, Implementation, Op, launch, require
 from .pointwise import gelu_backward_reference, gelu_reference
@@ -33,15 +33,19 @@ def _gelu(h, approximate):
 
 
 def channel_forward_reference(y, h, x, w1, b1, w2, b2, residual, approximate):
-    h[...] = x @ w1.T + b1                              # (B, N, F)
-    y[...] = _gelu(h, approximate) @ w2.T + b2
+    p = x @ w1.T + b1                                   # (B, N, F)
+    if h is not None:
+        h[...] = p
+    y[...] = _gelu(p, approximate) @ w2.T + b2
     if residual is not None:
         y += residual
 
 
 def token_forward_reference(y, h, x, w1, b1, w2, b2, residual, approximate):
-    h[...] = w1 @ x + b1[:, None]                       # (B, F, C)
-    y[...] = w2 @ _gelu(h, approximate) + b2[:, None]
+    p = w1 @ x + b1[:, None]                            # (B, F, C)
+    if h is not None:
+        h[...] = p
+    y[...] = w2 @ _gelu(p, approximate) + b2[:, None]
     if residual is not None:
         y += residual
 
@@ -92,15 +96,16 @@ def _sum_rows(out, x):
 
 
 def channel_forward_cpu(y, h, x, w1, b1, w2, b2, residual, approximate):
-    rows, hidden, out = x.reshape(-1, x.shape[-1]), h.reshape(-1, h.shape[-1]), y.reshape(-1, y.shape[-1])
-    a = like(hidden)                                    # (B·N, F)
+    rows, out = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
+    a = empty((len(rows), len(w1)), y.dtype, place_of(y))           # (B·N, F)
+    hidden = None if h is None else h.reshape(a.shape)
     extra = None if residual is None else residual.reshape(out.shape)
     gemm(a, rows, w1, transpose_b=True, flags=epilogue.BIAS_COLUMN | epilogue.GELU | TANH[approximate], bias=b1, pre=hidden)
     gemm(out, a, w2, transpose_b=True, flags=epilogue.BIAS_COLUMN | (0 if extra is None else epilogue.RESIDUAL), bias=b2, extra=extra)
 
 
 def token_forward_cpu(y, h, x, w1, b1, w2, b2, residual, approximate):
-    a = like(h)                                         # (B, F, C)
+    a = empty((len(x), len(w1), x.shape[2]), y.dtype, place_of(y))  # (B, F, C)
     gemm(a, w1, x, flags=epilogue.BIAS_ROW | epilogue.GELU | TANH[approximate], bias=b1, pre=h)
     gemm(y, w2, a, flags=epilogue.BIAS_ROW | (0 if residual is None else epilogue.RESIDUAL), bias=b2, extra=residual)
 
@@ -169,6 +174,7 @@ channel_mixing = Op(
     forward=Implementation(channel_forward_reference, channel_forward_cpu, channel_forward_cpu),
     backward=Implementation(channel_backward_reference, channel_backward_cpu, channel_backward_cpu),
     saves=("x", "w1", "w2", "h"),
+    backward_only=("h",),
     parameters=("w1", "b1", "w2", "b2"),
     multiplied=("w1", "b1", "w2", "b2"),
     same={"residual": "dy"},
@@ -185,6 +191,7 @@ token_mixing = Op(
     forward=Implementation(token_forward_reference, token_forward_cpu, token_forward_cpu),
     backward=Implementation(token_backward_reference, token_backward_cpu, token_backward_cpu),
     saves=("x", "w1", "w2", "h"),
+    backward_only=("h",),
     parameters=("w1", "b1", "w2", "b2"),
     multiplied=("w1", "b1", "w2", "b2"),
     same={"residual": "dy"},

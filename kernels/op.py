@@ -82,6 +82,7 @@ class Op:
     results: tuple[str, ...] = ("y",)                   # the outputs that carry a gradient; they come first
     gradients: tuple[str, ...] | None = None            # the inputs that have one; None: all
     saves: tuple[str, ...] = ()                         # inputs and outputs that backward reads
+    backward_only: tuple[str, ...] = ()                 # outputs that nothing else reads: None where there will be no backward
     parameters: tuple[str, ...] = ()                    # inputs that stay float32 where the others are bfloat16
     multiplied: tuple[str, ...] = ()                    # those of them that products round to it: they may be given in it, too
     same: Mapping[str, str] = field(default_factory=dict)           # {"residual": "dy"}: that gradient is another one; nothing runs

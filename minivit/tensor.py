@@ -284,14 +284,17 @@ def apply(op: Op, *inputs: Tensor | np.ndarray | None, **constants: Any) -> Any:
         raise TypeError(f"{op.name}: the inputs must be all float32 or all float64, not {', '.join(map(str, dtypes)) or 'integers'}")
     constants = op.complete(constants)
     place = places.pop()
-    outputs = {n: None if a is None else device.empty(a.shape, a.dtype, place) for n, a in op.describe(arrays, constants).items()}
+    recorded = op.backward and is_grad_enabled() and any(_wants(t) for n, t in zip(op.inputs, inputs) if n in op.differentiable)
+    absent = () if recorded else op.backward_only
+    outputs = {n: None if a is None or n in absent else device.empty(a.shape, a.dtype, place)
+               for n, a in op.describe(arrays, constants).items()}
     tracer = current_tracer()
     if tracer is None:
         op.run("forward", (*outputs.values(), *arrays, *constants.values()), arrays, constants.values())
     else:
         tracer.op(op, [None if a is None else a.shape for a in arrays], constants)
     results = [None if outputs[n] is None else Tensor(outputs[n]) for n in op.results]
-    if op.backward and is_grad_enabled() and any(_wants(t) for n, t in zip(op.inputs, inputs) if n in op.differentiable):
+    if recorded:
         known = outputs | dict(zip(op.inputs, arrays))
         node = Node(op, inputs, tuple(constants.values()), tuple(known[n] for n in op.saves), len(results))
         for i, result in enumerate(results):

@@ -101,6 +101,7 @@ def test_spec_of_a_case(op, case):
     outputs = op.describe(arrays, constants)
     assert tuple(outputs)[:len(op.results)] == op.results
     assert set(op.saves) <= set(op.inputs) | set(outputs)
+    assert set(op.backward_only) <= set(op.saves) & (set(outputs) - set(op.results))
     for name in op.same:
         assert shapes[name] is None or op.same[name][1:] not in shapes or shapes[name] == shapes[op.same[name][1:]]
     cost = op.cost(*shapes.values(), *constants.values())
@@ -257,6 +258,15 @@ def test_cuda_kernels_give_the_same_bits_in_every_run(op, case, dtype, kernels_o
                     assert same_bits(first, call.run("cuda", weights))
             else:
                 assert same_bits(first, call.run("cuda", weights))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("op, case, dtype", [c for c in typed_cases() if c.values[0].backward_only])
+def test_an_output_for_backward_alone_may_be_absent(op, case, dtype, implementation, kernels_of):
+    call, _ = call_of(op, case if implementation == "cpu" else shrunk(op, case, **SIZES[implementation]), dtype)
+    with kernels_of(implementation):
+        every, fewer = call.forward(implementation), call.forward(implementation, absent=op.backward_only)
+    assert same_bits(fewer, every | dict.fromkeys(op.backward_only))
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -15,9 +15,13 @@ from minivit.checking import Tally, check_accuracy
 from minivit.kernels import OPS, cpu, device
 from minivit.kernels.call import Call, make_inputs
 from minivit.kernels.cpu import epilogue as epilogues
+from minivit.kernels.cpu import kernel
+from minivit.kernels.cpu.math import gelu_rounded
 from minivit.kernels.cpu.tiles import supported, tile_for
 from minivit.kernels.device import BFLOAT16
 from minivit.kernels.gemm import gemm, split_products
+from minivit.kernels.op import launch
+from minivit.kernels.pointwise import gelu_reference
 
 MODULES = device, *(import_module(f"minivit.kernels.{name}") for name in ("gemm", "attention"))      # they allocate scratch
 SIMULATED = "amx simulated"
@@ -231,3 +235,22 @@ def test_a_sum_over_the_batch_has_no_epilogue():
     a = np.ones((2, 3, 3), np.float32)
     with pytest.raises(ValueError, match="epilogue"):
         gemm(np.empty((3, 3), np.float32), a, a, sum_batch=True, flags=COLUMN)
+
+
+@kernel
+def _gelu_rounded(band, bands, y, x):
+    for i in range(len(x)):
+        y[i] = gelu_rounded(x[i])
+
+
+def test_gelu_of_a_result_that_is_rounded():
+    x = np.concatenate([np.linspace(-8, 8, 100_001), np.logspace(0, 30, 1000), -np.logspace(0, 30, 1000)]).astype(np.float32)
+    y, wanted = np.empty_like(x), np.empty_like(x, np.float64)
+    gelu_reference(wanted, x.astype(np.float64), "none")
+    launch(_gelu_rounded, 1, y, x)
+    errors = np.abs(y - wanted)
+    assert (errors <= np.maximum(6e-5, 2e-5 * np.abs(wanted))).all()
+    assert (errors <= 2.0**-9 * np.abs(wanted))[np.abs(wanted) > 0.02].all(), "more than half a unit of bfloat16's last place"
+    assert (y[x < -5] == 0).all()
+    launch(_gelu_rounded, 1, y[:1], np.full(1, np.nan, np.float32))
+    assert np.isnan(y[0])

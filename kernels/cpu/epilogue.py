@@ -6,17 +6,19 @@ from functools import cache
 import numpy as np
 
 from . import call, kernel, routine
-from .math import gelu_erf, gelu_tanh
+from .math import gelu_erf, gelu_rounded, gelu_tanh
 from .views import item_bytes, view, zero_of
 
 # In this order; v is the product's element (i, j).
 BIAS_COLUMN = 1                                         # v += bias[j]
 BIAS_ROW = 2                                            # v += bias[i]
-GELU = 4                                                # pre[i, j] = v, then v = gelu(v)
+GELU = 4                                                # v = gelu(v)
 GELU_GRADIENT = 8                                       # v *= gelu'(pre[i, j]), and extra[i, j] = gelu(pre[i, j])
 TANH = 16                                               # the tanh form of both
 RESIDUAL = 32                                           # v += extra[i, j]
 CONVERT = 64                                            # C is not of the accumulator's type
+KEEP = 256                                              # before GELU, pre[i, j] = v
+
 
 PADDED = 128                                            # no epilogue: rows of A go on with zeros, up to whole cells and steps
 
@@ -30,6 +32,7 @@ def _epilogue(band, bands, sums, outs, first, rows, columns, values, values_row,
     zero, out_zero = zero_of(sums), zero_of(outs)
     item, size = item_bytes(zero), item_bytes(out_zero)
     biases = view(zero, bias)
+    rounding = flags & (GELU | CONVERT | TANH | RESIDUAL) == GELU | CONVERT             # by far the commonest GELU in bfloat16
     for i in range(rows):
         line = view(zero, values + i * values_row * item)
         out = view(out_zero, c + i * c_row * size)
@@ -42,13 +45,26 @@ def _epilogue(band, bands, sums, outs, first, rows, columns, values, values_row,
             for j in range(columns):
                 line[j] += biases[first + i]
         if flags & GELU:
-            if flags & TANH:
+            if rounding and flags & KEEP:
+                for j in range(columns):
+                    before[j] = line[j]
+                    out[j] = gelu_rounded(line[j])
+            elif rounding:
+                for j in range(columns):
+                    out[j] = gelu_rounded(line[j])
+            elif flags & TANH and flags & KEEP:
                 for j in range(columns):
                     before[j] = line[j]
                     line[j] = gelu_tanh(line[j])[0]
-            else:
+            elif flags & TANH:
+                for j in range(columns):
+                    line[j] = gelu_tanh(line[j])[0]
+            elif flags & KEEP:
                 for j in range(columns):
                     before[j] = line[j]
+                    line[j] = gelu_erf(line[j])[0]
+            else:
+                for j in range(columns):
                     line[j] = gelu_erf(line[j])[0]
         if flags & GELU_GRADIENT:
             if flags & TANH:
@@ -64,7 +80,7 @@ def _epilogue(band, bands, sums, outs, first, rows, columns, values, values_row,
         if flags & RESIDUAL:
             for j in range(columns):
                 line[j] += others[j]
-        if flags & CONVERT:
+        if flags & CONVERT and not rounding:
             for j in range(columns):
                 out[j] = line[j]
 

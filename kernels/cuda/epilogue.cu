@@ -6,14 +6,14 @@ enum { NONE, GELU, GELU_TANH };
 
 // pre = p + bias, y = residual + activation(pre), over `size` elements in matrices of rows x columns; bias, pre and residual may be null.
 // A vector of W elements lies in one row.
-template <class T, int W, int ACTIVATION>
-__global__ void __launch_bounds__(256) finish(T* y, T* pre, const T* p, const Sum<T>* bias, const T* residual, long size, int rows,
+template <class T, class P, int W, int ACTIVATION>
+__global__ void __launch_bounds__(256) finish(T* y, T* pre, const P* p, const Sum<T>* bias, const T* residual, long size, int rows,
                                               int columns, int by_row) {
     typedef Sum<T> S;
     GRID_STRIDE(i, size / W) {
         const long at = i * W;
         const int column = at % columns, row = at / columns % rows;
-        const auto sum = load<T, W>(p + at);
+        const auto sum = load<P, W>(p + at);
         Vector<T, W> kept, out, other;
         if (residual) other = load<T, W>(residual + at);
 #pragma unroll

@@ -66,12 +66,14 @@ def gemm_cuda(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool, sum_
     elif flags & epilogue.GELU or by_row or (bias is not None and c.dtype == np.float64):       # for which cuBLASLt has no bias
         after = None if flags & epilogue.GELU and not by_row and c.dtype != np.float64 else bias
         sums = c if pre is None else pre
+        if after is not None:                           # rounded once, when the bias is in it
+            sums = device.empty(c.shape, device.accumulator(c.dtype), "cuda")
         _multiply(sums, a, b, transpose_a, transpose_b, bias if after is None else None)
         rows, columns = c.shape[-2:]
         kept = None if after is None else pre
         width = vector_width(columns, *(m for m in (c, kept, sums, residual) if m is not None))
         activation = (2 if tanh else 1) if flags & epilogue.GELU else 0
-        launch(_source("finish", c.dtype, width, activation), grid_for(c.size // width), c, kept, sums, after, residual, c.size, rows,
+        launch(_source("finish", c.dtype, sums.dtype, width, activation), grid_for(c.size // width), c, kept, sums, after, residual, c.size, rows,
                columns, by_row)
     else:
         _multiply(c, a, b, transpose_a, transpose_b, bias, residual)
