@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import cuda
 from .copying import fill, sum_into
 from .cpu import kernel, routine, threads
 from .cpu.epilogue import CONVERT, PADDED, finish_entry
 from .cpu.math import exp, highest
 from .cpu.product import plain_product, product_entry, scratch_bytes
 from .cpu.views import item_bytes, view, zero_of
+from .cuda import Grid
 from .device import empty, like
 from .gemm import tile_of
 from .op import Cost, Implementation, Op, Precise, launch, require
@@ -251,6 +253,49 @@ def backward_cpu(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale
         sum_into(dbias, dl)
 
 
+# ------------------------------------------------------------------------------------------------------------------------- CUDA
+_source = cuda.Source("attention")
+HEAD_SIZES = (16, 32, 48, 64, 96, 128)                  # that kernels exist for; one between two takes the larger
+BLOCK_BYTES = 99 * 1024                                 # of shared memory: what every GPU since compute capability 8.0 has, but for 8.7
+BLOCK_WARPS = 8
+
+
+def _grid(qkv, owned):
+    """(D of the kernels, Grid) where a block keeps so many of a head's four matrices whole for its own rows, and tiles of two others."""
+    B, N, _, H, D = qkv.shape
+    if HEAD_SIZES[-1] < D:
+        raise ValueError(f"attention on a GPU takes heads of at most {HEAD_SIZES[-1]} channels, not {D}")
+    padded = next(size for size in HEAD_SIZES if size >= D)
+    line = padded * qkv.itemsize + 16
+    tile = (32 if padded > 64 else 80) if qkv.itemsize == 2 else 16 if padded > 64 else 32          # TILE in attention.cu
+    most = min(BLOCK_WARPS, (BLOCK_BYTES - 2 * tile * line) // (16 * owned * line))
+    groups = -(-N // 16)                                # of the rows that a warp owns
+    blocks = -(-groups // most)                         # of a head
+    warps = -(-groups // blocks)
+    return padded, Grid(B * H * -(-N // (16 * warps)), 32 * warps, (16 * warps * owned + 2 * tile) * line)
+
+
+def forward_cuda(y, logits, probabilities, lse, qkv, bias, scale, keep_logits, keep_probabilities):
+    _, N, _, H, D = qkv.shape
+    padded, grid = _grid(qkv, 1)
+    launch(_source("attention_forward", qkv.dtype, padded), grid, y, logits, probabilities, lse, qkv, bias, *_bias_steps(bias, qkv.shape),
+           N, H, D, float(scale))
+
+
+def backward_cuda(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale, keep_logits, keep_probabilities):
+    B, N, _, H, D = qkv.shape
+    whole = bias is not None and bias.shape == (B, H, N, N)
+    dl = None if dbias is None else dbias if whole else empty((B, H, N, N), qkv.dtype, "cuda")
+    delta = like(lse)
+    padded, grid = _grid(qkv, 2)
+    given = dy, dlogits, dprobabilities, qkv, bias, lse, *_bias_steps(bias, qkv.shape), N, H, D, float(scale)
+    launch(_source("attention_backward_queries", qkv.dtype, padded), grid, dqkv, dl, delta, *given)
+    if dqkv is not None:
+        launch(_source("attention_backward_keys", qkv.dtype, padded), grid, dqkv, delta, *given)
+    if dbias is not None and not whole:
+        sum_into(dbias, dl)
+
+
 # ------------------------------------------------------------------------------------------------------------------------- spec
 def _outputs(qkv, bias, scale, keep_logits, keep_probabilities):
     B, N, _, H, D = qkv
@@ -271,8 +316,8 @@ attention = Op(
     shapes={"qkv": "B N 3 H D", "bias": "B H N N"},
     constants={"scale": 0.5, "keep_logits": False, "keep_probabilities": False},
     outputs=_outputs,
-    forward=Implementation(forward_reference, forward_cpu),
-    backward=Implementation(backward_reference, backward_cpu),
+    forward=Implementation(forward_reference, forward_cpu, forward_cuda),
+    backward=Implementation(backward_reference, backward_cpu, backward_cuda),
     results=("y", "logits", "probabilities"),
     saves=("qkv", "bias", "lse"),
     cases=[dict(B=2, N=5, H=3, D=4), dict(B=2, N=7, H=2, D=5, bias="1 H N N", keep_logits=True, keep_probabilities=True),
