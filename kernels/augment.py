@@ -21,6 +21,8 @@ from math import prod
 
 import numpy as np
 
+from . import cuda
+from .copying import grid_for
 from .cpu import kernel, routine, threads
 from .op import Cost, Implementation, Op, launch
 
@@ -101,6 +103,15 @@ def forward_cpu(y, images, index, partner, matrices, lam, boxes, mean, std):
     launch(_forward, threads(), y, images, index, partner, matrices, lam, boxes, mean, std, unit(images))
 
 
+# --------------------------------------------------------------------------------------------------------------------- CUDA
+_source = cuda.Source("augment")
+
+
+def forward_cuda(y, images, index, partner, matrices, lam, boxes, mean, std):
+    launch(_source("augment", y.dtype, images.dtype), grid_for(y.size // y.shape[1]), y, images, index, partner, matrices, lam, boxes, mean,
+           std, *y.shape, unit(images))
+
+
 # --------------------------------------------------------------------------------------------------------------------- spec
 def _matrices(rng, shape, sizes):
     return np.eye(2, 3) + rng.normal(0, (0.1, 0.1, 1), shape)
@@ -115,7 +126,7 @@ augment = Op(
     "augment",
     shapes={"images": "n H W C", "index": "B", "partner": "B", "matrices": "B 2 3", "lam": "B", "boxes": "B 4", "mean": "C", "std": "C"},
     outputs=lambda images, index, partner, matrices, lam, boxes, mean, std: {"y": (*index, images[3], images[1], images[2])},
-    forward=Implementation(forward_reference, forward_cpu),
+    forward=Implementation(forward_reference, forward_cpu, forward_cuda),
     results=(),
     gradients=(),
     parameters=("matrices", "lam", "mean", "std"),

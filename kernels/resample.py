@@ -17,13 +17,14 @@ from __future__ import annotations
 
 from functools import cache
 from math import floor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .copying import bands_for, in_float32
+from . import cuda
+from .copying import bands_for, grid_for, in_float32, vector_width
 from .cpu import kernel
-from .device import empty
+from .device import accumulator, constant, empty
 from .op import Cost, Implementation, Op, Shape, launch, require
 
 METHODS = ("bicubic_antialias", "bicubic", "bilinear", "upsample")
@@ -179,6 +180,31 @@ def backward_cpu(dx, dy, old, new, method, class_token):
     _map_cpu(dx, dy, taps(old, new, method, class_token, True, dy.dtype.name))
 
 
+# --------------------------------------------------------------------------------------------------------------------- CUDA
+_source = cuda.Source("resample")
+
+
+@cache
+def _taps_there(runtime: Any, *which: Any) -> tuple[Any, ...]:
+    """`taps` on a GPU."""
+    return tuple(constant(table, "cuda") for table in taps(*which))
+
+
+def _map_cuda(y: Any, x: Any, *which: Any) -> None:
+    _, M, C = y.shape
+    width = vector_width(C, y, x)
+    there = _taps_there(cuda.runtime(), *which, accumulator(x.dtype).name)
+    launch(_source("resample", x.dtype, width), grid_for(y.size // width), y, x, *there, y.size // width, x.shape[1], M, C)
+
+
+def forward_cuda(y, x, old, new, method, class_token):
+    _map_cuda(y, x, old, new, method, class_token, False)
+
+
+def backward_cuda(dx, dy, old, new, method, class_token):
+    _map_cuda(dx, dy, old, new, method, class_token, True)
+
+
 # --------------------------------------------------------------------------------------------------------------------- spec
 def _outputs(x: Shape, old: int, new: int, method: str, class_token: str) -> dict[str, Shape]:
     if class_token not in CLASS_TOKENS:
@@ -199,8 +225,8 @@ resample = Op(
     shapes={"x": "A old**2 C"},
     constants={"old": 2, "new": 3, "method": "upsample", "class_token": "none"},
     outputs=_outputs,
-    forward=Implementation(forward_reference, forward_cpu),
-    backward=Implementation(backward_reference, backward_cpu),
+    forward=Implementation(forward_reference, forward_cpu, forward_cuda),
+    backward=Implementation(backward_reference, backward_cpu, backward_cuda),
     cases=[dict(A=2, C=5, old=3, new=5), dict(x="A old**2+1 C", A=3, C=1, old=7, new=10, class_token="zero"),
            dict(x="A old**2+1 C", A=2, C=7, old=7, new=10, class_token="keep"), dict(x="A old**2+1 C", A=70, C=1, old=3, new=4,
                                                                                      class_token="keep"),

@@ -17,8 +17,10 @@ from math import prod
 
 import numpy as np
 
-from .copying import sum_into
+from . import cuda
+from .copying import sum_into, vector_width
 from .cpu import kernel, threads
+from .cuda import Grid
 from .device import empty, like
 from .op import Cost, Implementation, Op, Precise, launch, require
 
@@ -131,6 +133,34 @@ def backward_cpu(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
             sum_into(gradient, share)
 
 
+# --------------------------------------------------------------------------------------------------------------------- CUDA
+_source = cuda.Source("token_layernorm")
+
+
+def _tiling(*arrays):
+    """(elements of a vector, blocks a sample, the grid)."""
+    B, _, C = arrays[0].shape
+    width = vector_width(C, *(a for a in arrays if a is not None))
+    across = -(-C // (32 * width))
+    return width, across, Grid(B * across, 256)
+
+
+def forward_cuda(y, mean, rstd, x, w, b, eps):
+    _, N, C = x.shape
+    width, across, grid = _tiling(y, x)
+    launch(_source("token_layernorm_forward", x.dtype, width), grid, y, mean, rstd, x, w, b, across, N, C, float(eps))
+
+
+def backward_cuda(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
+    _, N, C = x.shape
+    width, across, grid = _tiling(x, dx, dy, dx_sum)
+    shares = (None, None) if dw is None and db is None else empty((2, grid.blocks, N), w.dtype, "cuda")
+    launch(_source("token_layernorm_backward", x.dtype, width), grid, dx, shares[0], shares[1], dy, dx_sum, x, w, mean, rstd, across, N, C)
+    for gradient, share in zip((dw, db), shares):
+        if gradient is not None:
+            sum_into(gradient, share)
+
+
 # --------------------------------------------------------------------------------------------------------------------- spec
 def _outputs(x, w, b, eps):
     if len(x) != 3:
@@ -145,8 +175,8 @@ token_layernorm = Op(
     shapes={"x": "B N C", "w": "N", "b": "N"},
     constants={"eps": 1e-6},
     outputs=_outputs,
-    forward=Implementation(forward_reference, forward_cpu),
-    backward=Implementation(backward_reference, backward_cpu),
+    forward=Implementation(forward_reference, forward_cpu, forward_cuda),
+    backward=Implementation(backward_reference, backward_cpu, backward_cuda),
     saves=("x", "w", "mean", "rstd"),
     parameters=("w", "b"),
     accumulates=("x",),

@@ -73,8 +73,8 @@ def gemm_cuda(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool, sum_
         kept = None if after is None else pre
         width = vector_width(columns, *(m for m in (c, kept, sums, residual) if m is not None))
         activation = (2 if tanh else 1) if flags & epilogue.GELU else 0
-        launch(_source("finish", c.dtype, sums.dtype, width, activation), grid_for(c.size // width), c, kept, sums, after, residual, c.size, rows,
-               columns, by_row)
+        kernel = _source("finish", c.dtype, sums.dtype, width, activation)
+        launch(kernel, grid_for(c.size // width), c, kept, sums, after, residual, c.size, rows, columns, by_row)
     else:
         _multiply(c, a, b, transpose_a, transpose_b, bias, residual)
 
