@@ -282,7 +282,7 @@ def loop_width(loops: np.ndarray, starts: tuple[int, ...], *arrays: Any) -> int:
     lengths = [int(loops[3, 0])]
     for array, step in enumerate(loops[3, 1:].tolist()):
         if step:
-            lengths += [starts[array], *loops[:3, 1 + array].tolist()]
+            lengths += [starts[array], *(row[1 + array] for row in loops[:3].tolist() if row[0] > 1)]      # one round takes no step
     width = vector_width(0, *(a for a, step in zip(arrays, loops[3, 1:]) if step))
     while any(length % width for length in lengths):
         width //= 2
