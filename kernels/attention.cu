@@ -6,16 +6,13 @@
 // fused multiply-adds, in full precision. D is the head size in shared memory, a multiple of 16; what is beyond `size` is 0.
 #include <common.cuh>
 
-#ifndef INFINITY
+#ifndef INFINITY                                                        // NVRTC has none
 #define INFINITY __int_as_float(0x7f800000)
 #endif
 
 // Columns a tile. 80 hold an image of 8x8 patches and its class token at once.
 template <class T, int D> constexpr int TILE = sizeof(T) == 2 ? (D > 64 ? 32 : 80) : (D > 64 ? 16 : 32);
 template <class T, int D> constexpr int LINE = D + WIDTH<T>;            // from one row to the next in shared memory: no bank conflicts
-
-// How many of 16 rows, or of a tile's columns, exist; the rest is 0 and is skipped 16 at a time.
-__device__ __forceinline__ int left(int from, int N, int most) { return min(N - from, most); }
 
 __device__ __forceinline__ float power(float x, bf16) { return __expf(x); }            // the last is only there for its type
 __device__ __forceinline__ float power(float x, float) { return exp(x); }
@@ -189,7 +186,7 @@ template <int D, int C> struct SquareByRows<bf16, D, C> {
 // y (B, N, H, size), logits, probabilities (B, H, N, N) or null, lse (B, H, N), qkv (B, N, 3, H, size), bias (N, N) a head or null. The
 // softmax is online: `highest` and `total` are of the columns so far. Probabilities take a second walk, when both are known.
 template <class T, int D>
-__global__ void __launch_bounds__(256) attention_forward(T* y, T* logits, T* probabilities, Sum<T>* lse, const T* qkv, const T* bias,
+__global__ void __launch_bounds__(256, 1) attention_forward(T* y, T* logits, T* probabilities, Sum<T>* lse, const T* qkv, const T* bias,
                                                          long bias_batch, long bias_head, int N, int H, int size, double scale) {
     typedef Sum<T> S;
     constexpr int C = TILE<T, D>;
@@ -265,7 +262,7 @@ __global__ void __launch_bounds__(256) attention_forward(T* y, T* logits, T* pro
     }
     if (place.row < N)
         write_rows<T, D>(y + ((long(place.b) * N + place.row) * H + place.h) * size, long(H) * size, sums, inverse[0], inverse[1],
-                         q + place.own * LINE<T, D>, left(place.row, N, 16), size);
+                         q + place.own * LINE<T, D>, min(N - place.row, 16), size);
 }
 
 // What both backward kernels read beside their tiles; any but qkv and lse may be null.
@@ -301,7 +298,7 @@ template <class T> struct Given {
 // dq (in dqkv, or null), dl (B, H, N, N) or null, delta (B, H, N) = Σ p·dp over keys. A warp owns 16 queries. The first walk through the
 // keys finds delta, the second the rest; where all keys fit into one tile, p and dp stay in registers between the two.
 template <class T, int D>
-__global__ void __launch_bounds__(256) attention_backward_queries(T* dqkv, T* dl, Sum<T>* delta, const T* dy, const T* dlogits,
+__global__ void __launch_bounds__(256, 1) attention_backward_queries(T* dqkv, T* dl, Sum<T>* delta, const T* dy, const T* dlogits,
                                                                   const T* dprobabilities, const T* qkv, const T* bias, const Sum<T>* lse,
                                                                   long bias_batch, long bias_head, int N, int H, int size, double scale) {
     typedef Sum<T> S;
@@ -361,16 +358,16 @@ __global__ void __launch_bounds__(256) attention_backward_queries(T* dqkv, T* dl
     }
     if (dqkv && place.row < N)
         write_rows<T, D>(dqkv + begin + place.row * stride, stride, sums, S(scale), S(scale), q + place.own * LINE<T, D>,
-                         left(place.row, N, 16), size);
+                         min(N - place.row, 16), size);
 }
 
 // dk and dv (in dqkv). A warp owns 16 keys, and walks through the queries: its squares are transposed.
 template <class T, int D>
-__global__ void __launch_bounds__(256) attention_backward_keys(T* dqkv, const Sum<T>* delta, const T* dy, const T* dlogits,
+__global__ void __launch_bounds__(256, 1) attention_backward_keys(T* dqkv, const Sum<T>* delta, const T* dy, const T* dlogits,
                                                                const T* dprobabilities, const T* qkv, const T* bias, const Sum<T>* lse,
                                                                long bias_batch, long bias_head, int N, int H, int size, double scale) {
     typedef Sum<T> S;
-    constexpr int C = TILE<T, D>;
+    constexpr int C = TILE<T, D> < 32 ? TILE<T, D> : 32;                // nothing is kept from tile to tile: registers go to dk and dv
     DYNAMIC_SHARED(memory);
     const int rows = blockDim.x / 2;
     T *k = reinterpret_cast<T*>(memory), *v = k + rows * LINE<T, D>, *q = v + rows * LINE<T, D>, *g = q + C * LINE<T, D>;
@@ -404,7 +401,7 @@ __global__ void __launch_bounds__(256) attention_backward_keys(T* dqkv, const Su
     }
     if (place.row >= N) return;
     T* to = dqkv + begin + place.row * stride;
-    const int count = left(place.row, N, 16);
+    const int count = min(N - place.row, 16);
     write_rows<T, D>(to + long(H) * size, stride, dk, S(scale), S(scale), k + place.own * LINE<T, D>, count, size);
     write_rows<T, D>(to + 2L * H * size, stride, dv, S(1), S(1), v + place.own * LINE<T, D>, count, size);
 }

@@ -292,7 +292,7 @@ def backward_cuda(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scal
     launch(_source("attention_backward_queries", qkv.dtype, padded), grid, dqkv, dl, delta, *given)
     if dqkv is not None:
         launch(_source("attention_backward_keys", qkv.dtype, padded), grid, dqkv, delta, *given)
-    if dbias is not None and not whole:
+    if dbias is not None and dl is not None and not whole:
         sum_into(dbias, dl)
 
 
