@@ -50,7 +50,7 @@ def count(model: Any) -> ModelCost:
     and its random state; while it counts, the model is in evaluation mode.
     """
     config = model.config
-    images = Tensor(device.empty((1, config.in_channels, config.image_size, config.image_size), config.dtype))
+    images = Tensor(device.empty((1, config.in_channels, config.image_size, config.image_size), config.dtype, model.parameters()[0].device))
     counter = _Counter(model)
     with evaluating(model), trace(counter):
         exits = model.exits(images)

@@ -27,7 +27,7 @@ class Plan:
     results: what the step returned, as arrays that a replay overwrites.
     arena_bytes: the memory of all its buffers together; buffer_bytes: what they would take if each were kept.
     threads: how many recorded the step, and share its replays. labels: of each launch the op's `Work` it is part of, or None, and the
-        kernel's name.
+        kernel's label.
     """
 
     def __init__(self, step: Callable[[], Any], constants: Sequence[Any] = (), place: str = "cpu") -> None:
@@ -40,7 +40,7 @@ class Plan:
         offsets, self.arena_bytes = _share(recording)
         self.buffer_bytes = sum(recording.sizes)
         self.threads = cpu.threads()
-        self.labels = [(work, call[0].__name__) for i, (work, call) in enumerate(zip(recording.works, recording.calls)) if i not in once]
+        self.labels = [(work, call[0].label) for i, (work, call) in enumerate(zip(recording.works, recording.calls)) if i not in once]
         self._arena = device.empty((self.arena_bytes,), np.uint8, place)
         self._keep = recording.calls                    # the arrays outside the arena must stay where they are
 

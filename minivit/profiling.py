@@ -132,7 +132,7 @@ def _rows(labels: Iterable[tuple[Any, str]], seconds: Iterable[float], product: 
     found: dict[tuple[str, str], list[float]] = {}      # (name, phase) -> launches, seconds, arithmetic, bytes
     met: set[int] = set()                               # works whose floors are counted: one may have several launches
     for (work, kernel), time in zip(labels, seconds):
-        entry = found.setdefault((work.op.name, work.phase) if work else (kernel.strip("_"), ""), [0, 0.0, 0, 0])
+        entry = found.setdefault((work.op.name, work.phase) if work else (kernel, ""), [0, 0.0, 0, 0])
         operations, least = work.least() if work and id(work) not in met else (0, 0)
         met.add(id(work))
         entry[:] = np.add(entry, (1, time, operations, least))

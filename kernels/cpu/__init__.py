@@ -149,7 +149,7 @@ class Kernel:
 
     def __init__(self, function: Callable, prepares: bool = False) -> None:
         self.function, self.prepares = function, prepares
-        self.__name__, self.__doc__ = function.__name__, function.__doc__
+        self.label, self.__doc__ = function.__name__.strip("_"), function.__doc__
         self.body = njit(inline="always", **OPTIONS)(function)
         self.entries: dict[tuple, Any] = {}             # argument types -> the compiled C function
 
@@ -164,7 +164,7 @@ class Kernel:
         for a in arguments:
             if isinstance(a, np.ndarray):
                 if not a.flags.c_contiguous:
-                    raise ValueError(f"{self.__name__} wants C-contiguous arrays, not strides {a.strides} of shape {a.shape}")
+                    raise ValueError(f"{self.label} wants C-contiguous arrays, not strides {a.strides} of shape {a.shape}")
                 table += address_of(a), *a.shape
             elif not isinstance(a, Tile):
                 table.append(int(np.float64(a).view(np.int64)) if isinstance(a, FLOATS) else int(a))
@@ -186,7 +186,7 @@ class Kernel:
         run_bands(address, bands, address_of(table))
 
     def __repr__(self) -> str:
-        return f"<kernel {self.function.__module__}.{self.__name__}>"
+        return f"<kernel {self.function.__module__}.{self.label}>"
 
 
 def kernel(function: Callable) -> Kernel:

@@ -42,8 +42,8 @@ class Kernel(NamedTuple):
     prepares: bool = False                              # as `cpu.Kernel.prepares`
 
     @property
-    def __name__(self) -> str:
-        return self.expression
+    def label(self) -> str:
+        return self.name
 
     @property
     def expression(self) -> str:

@@ -45,7 +45,7 @@ class Product(NamedTuple):
         return False
 
     @property
-    def __name__(self) -> str:
+    def label(self) -> str:
         return f"product {self.batch}x{self.rows}x{self.columns}x{self.depth}"
 
     def run(self, grid: None, arguments: Sequence[Any]) -> None:
