@@ -367,7 +367,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_keys(T* dqkv, const
                                                                const T* dprobabilities, const T* qkv, const T* bias, const Sum<T>* lse,
                                                                long bias_batch, long bias_head, int N, int H, int size, double scale) {
     typedef Sum<T> S;
-    constexpr int C = TILE<T, D> < 32 ? TILE<T, D> : 32;                // nothing is kept from tile to tile: registers go to dk and dv
+    constexpr int C = D > 64 ? 16 : 32;                                  // keeps nothing between tiles: registers go to dk and dv
     DYNAMIC_SHARED(memory);
     const int rows = blockDim.x / 2;
     T *k = reinterpret_cast<T*>(memory), *v = k + rows * LINE<T, D>, *q = v + rows * LINE<T, D>, *g = q + C * LINE<T, D>;
