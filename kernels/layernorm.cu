@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(128) layernorm_forward(T* y, T* s, Sum<T>* mea
 // dx, dy, running, x (R, C); partial (warps, 2, C): of each warp its share of dw and db. dx, dy, running and partial may be null: dx is
 // not wanted, dy is 0, nothing is added to dx, dw and db are not wanted.
 template <class T, int W, int V>
-__global__ void __launch_bounds__(128) layernorm_backward(T* dx, Sum<T>* partial, const T* dy, const T* running, const T* x,
+__global__ void __launch_bounds__(128, 1) layernorm_backward(T* dx, Sum<T>* partial, const T* dy, const T* running, const T* x,
                                                           const Sum<T>* w, const Sum<T>* mean, const Sum<T>* rstd, long R, int C) {
     typedef Sum<T> S;
     const long warps = long(gridDim.x) * (blockDim.x / 32), first = (long(blockIdx.x) * blockDim.x + threadIdx.x) / 32;

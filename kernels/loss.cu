@@ -50,7 +50,7 @@ template <class S> __global__ void __launch_bounds__(256) mean_loss(S* loss, con
 }
 
 template <class T, bool SOFT>
-__global__ void __launch_bounds__(128) cross_entropy_backward(T* dlogits, const Sum<T>* dloss, const T* logits, const long* classes,
+__global__ void __launch_bounds__(128, 1) cross_entropy_backward(T* dlogits, const Sum<T>* dloss, const T* logits, const long* classes,
                                                               const T* targets, const Sum<T>* lse, long B, int K, double smoothing) {
     typedef Sum<T> S;
     const S rest = S(1 - smoothing), everywhere = S(smoothing / K), mean = *dloss / S(B);

@@ -193,7 +193,8 @@ def _taps_there(runtime: Any, *which: Any) -> tuple[Any, ...]:
 def _map_cuda(y: Any, x: Any, *which: Any) -> None:
     _, M, C = y.shape
     width = vector_width(C, y, x)
-    there = _taps_there(cuda.runtime(), *which, accumulator(x.dtype).name)
+    runtime: Any = cuda.runtime()
+    there = _taps_there(runtime, *which, accumulator(x.dtype).name)
     launch(_source("resample", x.dtype, width), grid_for(y.size // width), y, x, *there, y.size // width, x.shape[1], M, C)
 
 

@@ -170,7 +170,7 @@ def nvrtc_missing():
 def test_every_kernel_compiles_without_spills(every_kernel, architecture):
     used = listing.usage(every_kernel, architecture)
     assert len(used) > 100
-    assert not {k.expression: u.spilled for k, u in used.items() if u.spilled}
+    assert not {k.expression: u.spilled for k, u in used.items() if u.spilled and "double" not in k.arguments}     # double is for checking
 
 
 @pytest.mark.skipif(bool(nvrtc_missing()), reason=nvrtc_missing())

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import threading
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -18,6 +19,8 @@ OPTIONS = ("--std=c++17", "-ftz=false", "-prec-div=true", "-prec-sqrt=true",
 
 # In the compiler's log, in the order of Usage.
 USAGE = r"Used (\d+) registers", r"(\d+) bytes spill stores, (\d+) bytes spill loads", r"(\d+) bytes smem"
+
+_loading = threading.Lock()
 
 
 class Binary(NamedTuple):
@@ -36,8 +39,13 @@ class Usage(NamedTuple):
     shared: int                                         # bytes of static shared memory, a block
 
 
-@cache
 def _library() -> ctypes.CDLL:
+    with _loading:
+        return _loaded()
+
+
+@cache
+def _loaded() -> ctypes.CDLL:
     try:
         from cuda.pathfinder import load_nvidia_dynamic_lib
     except ImportError:
@@ -48,6 +56,11 @@ def _library() -> ctypes.CDLL:
         raise DeviceError(f"CUDA kernels need NVRTC 13, which was not found: install minivit[cuda] ({type(error).__name__})") from None
     library = ctypes.CDLL(path)
     library.nvrtcGetErrorString.restype = ctypes.c_char_p
+    # The first compilation loads a second library, and fails where several threads come first together: so it is of nothing, and here.
+    program = ctypes.c_void_p()
+    library.nvrtcCreateProgram(ctypes.byref(program), b"", b"nothing.cu", 0, None, None)
+    library.nvrtcCompileProgram(program, 0, None)
+    library.nvrtcDestroyProgram(ctypes.byref(program))
     return library
 
 

@@ -24,7 +24,6 @@ from minivit.kernels.cuda import nvrtc  # noqa: E402
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
 DTYPES = ("float32", "float64", "bfloat16")
-LARGEST = 30e6                                          # parameters of a model: larger ones of a family launch the same kernels
 
 
 class Listing(Emulator):
@@ -64,9 +63,7 @@ def kernels_of_models() -> set[cuda.Kernel]:
     with cuda.using(Listing()):
         for name in list_models():
             for precision in ("float32", "bfloat16"):
-                model = create_model(name)
-                if sum(p.size for p in model.parameters()) > LARGEST:
-                    continue
+                model = create_model(name, depth=1)     # whose kernels are those of any depth
                 config = model.config
                 images = np.zeros((2, config.in_channels, config.image_size, config.image_size), np.float32)
                 Predictor(model, precision, "cuda").logits(images)
