@@ -11,7 +11,7 @@
 #endif
 
 // Columns a tile. 80 hold an image of 8x8 patches and its class token at once.
-template <class T, int D> constexpr int TILE = sizeof(T) == 2 ? (D > 64 ? 32 : 80) : (D > 64 ? 16 : 32);
+template <class T, int D> constexpr int TILE = sizeof(T) == 2 ? (D > 64 ? 32 : 80) : D > 64 || sizeof(T) == 8 ? 16 : 32;
 template <class T, int D> constexpr int LINE = D + WIDTH<T>;            // from one row to the next in shared memory: no bank conflicts
 
 __device__ __forceinline__ float power(float x, bf16) { return __expf(x); }            // the last is only there for its type
@@ -60,23 +60,28 @@ struct Place {
 };
 
 // to (count, LINE) = rows `first` to first + count of `from`, whose rows are `stride` elements apart; zeros beyond N, and all without from.
+// They are there after arrived().
 template <class T, int D>
 __device__ __forceinline__ void read_rows(T* to, const T* from, long stride, int first, int count, int N, int size) {
     constexpr int W = WIDTH<T>;
-    const bool wide = size % W == 0 && reinterpret_cast<u64>(from) % 16 == 0;
-#pragma unroll 4
-    for (int i = threadIdx.x; i < count * (D / W); i += blockDim.x) {
-        const int row = i / (D / W), at = i % (D / W) * W;
-        const T* source = from + (first + row) * stride + at;
-        const bool exists = from && first + row < N;
-        Vector<T, W> some;
-        if (exists && wide && at < size) some = load<T, W>(source);
-        else {
-#pragma unroll
-            for (int k = 0; k < W; k++) some.e[k] = exists && at + k < size ? source[k] : T(0);
+    if (size % W == 0 && reinterpret_cast<u64>(from) % 16 == 0) {
+#pragma unroll 1
+        for (int i = threadIdx.x; i < count * (D / W); i += blockDim.x) {
+            const int row = i / (D / W), at = i % (D / W) * W;
+            const bool exists = from && first + row < N && at < size;
+            copy_later(to + row * LINE<T, D> + at, exists ? from + (first + row) * stride + at : from, exists);
         }
-        store<T, W>(to + row * LINE<T, D> + at, some);
+        return;
     }
+#pragma unroll 1
+    for (int i = threadIdx.x; i < count * D; i += blockDim.x) {
+        const int row = i / D, at = i % D;
+        to[row * LINE<T, D> + at] = from && first + row < N && at < size ? from[(first + row) * stride + at] : T(0);
+    }
+}
+__device__ __forceinline__ void arrived() {
+    wait_for_copies();
+    __syncthreads();
 }
 
 // Rows of a warp: to (16, size), with rows `stride` apart, = factor·part, by way of 16 rows of shared memory that nobody else uses.
@@ -128,7 +133,7 @@ template <int D, int C> struct RowsByRows<bf16, D, C> {
     static __device__ __forceinline__ void multiply(float (&part)[C / 8][4], const bf16* a, const bf16* b, int columns) {
         const int lane = threadIdx.x % 32;
         clear(part);
-#pragma unroll
+#pragma unroll 1
         for (int k = 0; k < D; k += 16) {
             unsigned left[4], right[4];
             load_matrices(left, a + lane % 16 * LINE<bf16, D> + k + lane / 16 * 8);
@@ -186,8 +191,9 @@ template <int D, int C> struct SquareByRows<bf16, D, C> {
 // y (B, N, H, size), logits, probabilities (B, H, N, N) or null, lse (B, H, N), qkv (B, N, 3, H, size), bias (N, N) a head or null. The
 // softmax is online: `highest` and `total` are of the columns so far. Probabilities take a second walk, when both are known.
 template <class T, int D>
-__global__ void __launch_bounds__(256, 1) attention_forward(T* y, T* logits, T* probabilities, Sum<T>* lse, const T* qkv, const T* bias,
-                                                         long bias_batch, long bias_head, int N, int H, int size, double scale) {
+__global__ void __launch_bounds__(256, sizeof(T) == 4 && D < 96 ? 2 : 1)
+attention_forward(T* y, T* logits, T* probabilities, Sum<T>* lse, const T* qkv, const T* bias, long bias_batch, long bias_head, int N, int H,
+                  int size, double scale) {
     typedef Sum<T> S;
     constexpr int C = TILE<T, D>;
     DYNAMIC_SHARED(memory);
@@ -211,11 +217,12 @@ __global__ void __launch_bounds__(256, 1) attention_forward(T* y, T* logits, T* 
         });
     };
     clear(sums);
+#pragma unroll 1
     for (int start = 0; start < N; start += C) {
         __syncthreads();
         read_rows<T, D>(k, from + long(H) * size, stride, start, C, N, size);
         read_rows<T, D>(v, from + 2L * H * size, stride, start, C, N, size);
-        __syncthreads();
+        arrived();
         if (place.row >= N) continue;
         compute_logits(start);
         if (logits) each(part, [&](S& e, Spot s) {
@@ -244,11 +251,12 @@ __global__ void __launch_bounds__(256, 1) attention_forward(T* y, T* logits, T* 
         const int row = place.row + threadIdx.x % 32 / 4 + 8 * half;
         if (threadIdx.x % 4 == 0 && row < N) lse[(long(place.b) * H + place.h) * N + row] = highest[half] + log(total[half]);
     }
+#pragma unroll 1
     for (int start = 0; probabilities && start < N; start += C) {
         if (N > C) {
             __syncthreads();
             read_rows<T, D>(k, from + long(H) * size, stride, start, C, N, size);
-            __syncthreads();
+            arrived();
         }
         if (place.row >= N) continue;
         if (N > C) {
@@ -298,9 +306,9 @@ template <class T> struct Given {
 // dq (in dqkv, or null), dl (B, H, N, N) or null, delta (B, H, N) = Σ p·dp over keys. A warp owns 16 queries. The first walk through the
 // keys finds delta, the second the rest; where all keys fit into one tile, p and dp stay in registers between the two.
 template <class T, int D>
-__global__ void __launch_bounds__(256, 1) attention_backward_queries(T* dqkv, T* dl, Sum<T>* delta, const T* dy, const T* dlogits,
-                                                                  const T* dprobabilities, const T* qkv, const T* bias, const Sum<T>* lse,
-                                                                  long bias_batch, long bias_head, int N, int H, int size, double scale) {
+__global__ void __launch_bounds__(256, 1)
+attention_backward_queries(T* dqkv, T* dl, Sum<T>* delta, const T* dy, const T* dlogits, const T* dprobabilities, const T* qkv,
+                           const T* bias, const Sum<T>* lse, long bias_batch, long bias_head, int N, int H, int size, double scale) {
     typedef Sum<T> S;
     constexpr int C = TILE<T, D>;
     DYNAMIC_SHARED(memory);
@@ -328,7 +336,7 @@ __global__ void __launch_bounds__(256, 1) attention_backward_queries(T* dqkv, T*
                 __syncthreads();
                 read_rows<T, D>(k, from + long(H) * size, stride, start, C, N, size);
                 read_rows<T, D>(v, from + 2L * H * size, stride, start, C, N, size);
-                __syncthreads();
+                arrived();
                 if (place.row >= N) continue;
                 RowsByRows<T, D, C>::multiply(p, q + place.own * LINE<T, D>, k, N - start);
                 RowsByRows<T, D, C>::multiply(dp, g + place.own * LINE<T, D>, v, N - start);
@@ -361,13 +369,14 @@ __global__ void __launch_bounds__(256, 1) attention_backward_queries(T* dqkv, T*
                          min(N - place.row, 16), size);
 }
 
-// dk and dv (in dqkv). A warp owns 16 keys, and walks through the queries: its squares are transposed.
+// dk and dv (in dqkv). A warp owns 16 keys, and walks through the queries: its squares are transposed. Where registers do not hold both
+// results (wide heads in double), it walks once for each.
 template <class T, int D>
-__global__ void __launch_bounds__(256, 1) attention_backward_keys(T* dqkv, const Sum<T>* delta, const T* dy, const T* dlogits,
-                                                               const T* dprobabilities, const T* qkv, const T* bias, const Sum<T>* lse,
-                                                               long bias_batch, long bias_head, int N, int H, int size, double scale) {
+__global__ void __launch_bounds__(256, 1)
+attention_backward_keys(T* dqkv, const Sum<T>* delta, const T* dy, const T* dlogits, const T* dprobabilities, const T* qkv, const T* bias,
+                        const Sum<T>* lse, long bias_batch, long bias_head, int N, int H, int size, double scale) {
     typedef Sum<T> S;
-    constexpr int C = D > 64 ? 16 : 32;                                  // keeps nothing between tiles: registers go to dk and dv
+    constexpr int C = D > 64 || sizeof(T) == 8 ? 16 : 32;               // keeps nothing between tiles: registers go to dk and dv
     DYNAMIC_SHARED(memory);
     const int rows = blockDim.x / 2;
     T *k = reinterpret_cast<T*>(memory), *v = k + rows * LINE<T, D>, *q = v + rows * LINE<T, D>, *g = q + C * LINE<T, D>;
@@ -378,30 +387,109 @@ __global__ void __launch_bounds__(256, 1) attention_backward_keys(T* dqkv, const
     read_rows<T, D>(k, from + long(H) * size, stride, place.first, rows, N, size);
     read_rows<T, D>(v, from + 2L * H * size, stride, place.first, rows, N, size);
 
+    constexpr bool APART = sizeof(T) * D > 512;
+    T *to = dqkv + begin + place.row * stride, *staging = v + place.own * LINE<T, D>;              // dv needs no v
     S p[C / 8][4], dp[C / 8][4], dk[D / 8][4], dv[D / 8][4];
-    clear(dk);
-    clear(dv);
+#pragma unroll
+    for (int walk = 0; walk < (APART ? 2 : 1); walk++) {
+        clear(dk);
+        clear(dv);
 #pragma unroll 1
-    for (int start = 0; start < N; start += C) {
-        __syncthreads();
-        read_rows<T, D>(q, from, stride, start, C, N, size);
-        read_rows<T, D>(g, gradient, long(H) * size, start, C, N, size);
-        __syncthreads();
+        for (int start = 0; start < N; start += C) {
+            __syncthreads();
+            read_rows<T, D>(q, from, stride, start, C, N, size);
+            read_rows<T, D>(g, gradient, long(H) * size, start, C, N, size);
+            arrived();
+            if (place.row >= N) continue;
+            RowsByRows<T, D, C>::multiply(p, k + place.own * LINE<T, D>, q, N - start);
+            RowsByRows<T, D, C>::multiply(dp, v + place.own * LINE<T, D>, g, N - start);
+            each(p, [&](S& e, Spot s) {
+                S& other = dp[s.j][s.i];
+                const int key = place.row + s.row, query = start + s.column;
+                given.complete(e, other, query, key, query < N ? given.lse[query] : S(0));
+                other = given.dl(e, other, query, key, query < N ? delta[head * N + query] : S(0));
+            });
+            if (!APART || walk == 1) SquareByRows<T, D, C>::add(dv, p, g, N - start);
+            if (!APART || walk == 0) SquareByRows<T, D, C>::add(dk, dp, q, N - start);
+        }
         if (place.row >= N) continue;
-        RowsByRows<T, D, C>::multiply(p, k + place.own * LINE<T, D>, q, N - start);
-        RowsByRows<T, D, C>::multiply(dp, v + place.own * LINE<T, D>, g, N - start);
-        each(p, [&](S& e, Spot s) {
-            S& other = dp[s.j][s.i];
-            const int key = place.row + s.row, query = start + s.column;
-            given.complete(e, other, query, key, query < N ? given.lse[query] : S(0));
-            other = given.dl(e, other, query, key, query < N ? delta[head * N + query] : S(0));
-        });
-        SquareByRows<T, D, C>::add(dv, p, g, N - start);
-        SquareByRows<T, D, C>::add(dk, dp, q, N - start);
+        const int count = min(N - place.row, 16);
+        if (!APART || walk == 0) write_rows<T, D>(to + long(H) * size, stride, dk, S(scale), S(scale), staging, count, size);
+        if (!APART || walk == 1) write_rows<T, D>(to + 2L * H * size, stride, dv, S(1), S(1), staging, count, size);
     }
-    if (place.row >= N) return;
-    T* to = dqkv + begin + place.row * stride;
+}
+
+// part (16, D) = 16 rows of a square of bf16 in shared memory, or columns where it is transposed, · b (columns, D). Its rows are `line`
+// elements apart; `square` is the first of its elements that count.
+template <int D, bool TRANSPOSED>
+__device__ __forceinline__ void multiply_stored(float (&part)[D / 8][4], const bf16* square, int line, const bf16* b, int columns) {
+    const int lane = threadIdx.x % 32;
+    clear(part);
+#pragma unroll 1
+    for (int k = 0; k < columns; k += 16) {
+        unsigned left[4], right[4];
+        if (TRANSPOSED) load_matrices_transposed(left, square + (k + lane % 8 + lane / 16 * 8) * line + lane / 8 % 2 * 8);
+        else load_matrices(left, square + lane % 16 * line + k + lane / 16 * 8);
+#pragma unroll
+        for (int c = 0; c < D; c += 16) {
+            load_matrices_transposed(right, b + (k + lane % 16) * LINE<bf16, D> + c + lane / 16 * 8);
+            multiply_add(part[c / 8], left, {right[0], right[1]});
+            multiply_add(part[c / 8 + 1], left, {right[2], right[3]});
+        }
+    }
+}
+
+// All of the above at once, in bf16, for N of at most TILE: a block takes a head, reads it once and makes p and dl once, which pass from
+// the warps that own queries to those that own keys in shared memory.
+template <class T, int D>
+__global__ void __launch_bounds__(256, D > 16 ? 2 : 1)
+attention_backward_head(T* dqkv, T* dl, const T* dy, const T* dlogits, const T* dprobabilities, const T* qkv, const T* bias,
+                        const float* lse, long bias_batch, long bias_head, int N, int H, int size, double scale) {
+    constexpr int C = TILE<T, D>;
+    DYNAMIC_SHARED(memory);
+    const int rows = blockDim.x / 2, line = rows + WIDTH<T>;
+    T *q = reinterpret_cast<T*>(memory), *k = q + rows * LINE<T, D>, *v = k + rows * LINE<T, D>, *g = v + rows * LINE<T, D>;
+    T *p_square = g + rows * LINE<T, D>, *dl_square = p_square + rows * line;          // (rows, line) both
+    const Place place(N, H);
+    const Given<T> given(place, bias, dlogits, dprobabilities, lse, bias_batch, bias_head, N, H, scale);
+    const long stride = 3L * H * size, head = long(place.b) * H + place.h, begin = (long(place.b) * N * 3 * H + place.h) * size;
+    const T* from = qkv + begin;
+    read_rows<T, D>(q, from, stride, 0, rows, N, size);
+    read_rows<T, D>(k, from + long(H) * size, stride, 0, rows, N, size);
+    read_rows<T, D>(v, from + 2L * H * size, stride, 0, rows, N, size);
+    read_rows<T, D>(g, dy ? dy + (long(place.b) * N * H + place.h) * size : nullptr, long(H) * size, 0, rows, N, size);
+    arrived();
+    {
+        float p[C / 8][4], dp[C / 8][4], row_lse[2], delta[2] = {0, 0};
+#pragma unroll
+        for (int half = 0; half < 2; half++) row_lse[half] = given.lse[min(place.row + int(threadIdx.x) % 32 / 4 + 8 * half, N - 1)];
+        RowsByRows<T, D, C>::multiply(p, q + place.own * LINE<T, D>, k, N);
+        RowsByRows<T, D, C>::multiply(dp, g + place.own * LINE<T, D>, v, N);
+        each(p, [&](float& e, Spot s) {
+            given.complete(e, dp[s.j][s.i], place.row + s.row, s.column, row_lse[s.half]);
+            delta[s.half] += e * dp[s.j][s.i];
+        });
+        delta[0] = quad_sum(delta[0]);
+        delta[1] = quad_sum(delta[1]);
+        each(dp, [&](float& e, Spot s) {
+            const int query = place.row + s.row;
+            e = given.dl(p[s.j][s.i], e, query, s.column, delta[s.half]);
+            if (dl && query < N && s.column < N) dl[head * N * N + long(query) * N + s.column] = T(e);
+            if (s.i % 2 == 0 || s.column >= rows) return;
+            const int at = (place.own + s.row) * line + s.column - 1;
+            *reinterpret_cast<u32*>(p_square + at) = pack(p[s.j][s.i - 1], p[s.j][s.i]);
+            *reinterpret_cast<u32*>(dl_square + at) = pack(dp[s.j][s.i - 1], e);
+        });
+    }
+    if (!dqkv) return;
+    __syncthreads();                                                    // now v has been read, and is free
+    T *to = dqkv + begin + place.row * stride, *staging = v + place.own * LINE<T, D>;
     const int count = min(N - place.row, 16);
-    write_rows<T, D>(to + long(H) * size, stride, dk, S(scale), S(scale), k + place.own * LINE<T, D>, count, size);
-    write_rows<T, D>(to + 2L * H * size, stride, dv, S(1), S(1), v + place.own * LINE<T, D>, count, size);
+    float part[D / 8][4];
+    multiply_stored<D, false>(part, dl_square + place.own * line, line, k, N);
+    write_rows<T, D>(to, stride, part, float(scale), float(scale), staging, count, size);
+    multiply_stored<D, true>(part, dl_square + place.own, line, q, N);
+    write_rows<T, D>(to + long(H) * size, stride, part, float(scale), float(scale), staging, count, size);
+    multiply_stored<D, true>(part, p_square + place.own, line, g, N);
+    write_rows<T, D>(to + 2L * H * size, stride, part, 1.0f, 1.0f, staging, count, size);
 }

@@ -20,7 +20,7 @@ from .cpu.math import exp, highest
 from .cpu.product import plain_product, product_entry, scratch_bytes
 from .cpu.views import item_bytes, view, zero_of
 from .cuda import Grid
-from .device import empty, like
+from .device import BFLOAT16, empty, like
 from .gemm import tile_of
 from .op import Cost, Implementation, Op, Precise, launch, require
 
@@ -260,6 +260,13 @@ BLOCK_BYTES = 99 * 1024                                 # of shared memory: what
 BLOCK_WARPS = 8
 
 
+def _tile(dtype, padded):
+    """TILE of attention.cu."""
+    if dtype.itemsize == 2:
+        return 32 if padded > 64 else 80
+    return 16 if padded > 64 or dtype.itemsize == 8 else 32
+
+
 def _grid(qkv, owned):
     """(D of the kernels, Grid) where a block keeps so many of a head's four matrices whole for its own rows, and tiles of two others."""
     B, N, _, H, D = qkv.shape
@@ -267,7 +274,7 @@ def _grid(qkv, owned):
         raise ValueError(f"attention on a GPU takes heads of at most {HEAD_SIZES[-1]} channels, not {D}")
     padded = next(size for size in HEAD_SIZES if size >= D)
     line = padded * qkv.itemsize + 16
-    tile = (32 if padded > 64 else 80) if qkv.itemsize == 2 else 16 if padded > 64 else 32          # TILE in attention.cu
+    tile = _tile(qkv.dtype, padded)
     most = min(BLOCK_WARPS, (BLOCK_BYTES - 2 * tile * line) // (16 * owned * line))
     groups = -(-N // 16)                                # of the rows that a warp owns
     blocks = -(-groups // most)                         # of a head
@@ -286,12 +293,17 @@ def backward_cuda(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scal
     B, N, _, H, D = qkv.shape
     whole = bias is not None and bias.shape == (B, H, N, N)
     dl = None if dbias is None else dbias if whole else empty((B, H, N, N), qkv.dtype, "cuda")
-    delta = like(lse)
     padded, grid = _grid(qkv, 2)
     given = dy, dlogits, dprobabilities, qkv, bias, lse, *_bias_steps(bias, qkv.shape), N, H, D, float(scale)
-    launch(_source("attention_backward_queries", qkv.dtype, padded), grid, dqkv, dl, delta, *given)
-    if dqkv is not None:
-        launch(_source("attention_backward_keys", qkv.dtype, padded), grid, dqkv, delta, *given)
+    if qkv.dtype == BFLOAT16 and _tile(qkv.dtype, padded) >= N:
+        rows = -(-N // 16) * 16
+        shared = 4 * rows * (2 * padded + 16) + 2 * rows * (2 * rows + 16)      # of q, k, v, dy; of p, dl
+        launch(_source("attention_backward_head", qkv.dtype, padded), Grid(B * H, 2 * rows, shared), dqkv, dl, *given)
+    else:
+        delta = like(lse)
+        launch(_source("attention_backward_queries", qkv.dtype, padded), grid, dqkv, dl, delta, *given)
+        if dqkv is not None:
+            launch(_source("attention_backward_keys", qkv.dtype, padded), grid, dqkv, delta, *given)
     if dbias is not None and dl is not None and not whole:
         sum_into(dbias, dl)
 

@@ -39,3 +39,11 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned (&to)[4], cons
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
 }
+
+// to (shared memory) = from, 16 bytes, both aligned, or zeros where they do not exist; arrives some time before wait_for_copies() of this
+// thread returns, and needs no register meanwhile.
+__device__ __forceinline__ void copy_later(void* to, const void* from, bool exists) {
+    const unsigned at = unsigned(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(at), "l"(from), "r"(exists ? 16 : 0) : "memory");
+}
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" : : : "memory"); }

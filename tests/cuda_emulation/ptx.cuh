@@ -72,3 +72,9 @@ inline void load_matrices(unsigned (&to)[4], const void* row, bool transposed) {
 
 inline void load_matrices(unsigned (&to)[4], const void* row) { emulation::load_matrices(to, row, false); }
 inline void load_matrices_transposed(unsigned (&to)[4], const void* row) { emulation::load_matrices(to, row, true); }
+
+inline void copy_later(void* to, const void* from, bool exists) {
+    if (reinterpret_cast<size_t>(to) % 16 || exists && reinterpret_cast<size_t>(from) % 16) emulation::fail("cp.async: not aligned to 16 bytes");
+    exists ? (void)memcpy(to, from, 16) : (void)memset(to, 0, 16);
+}
+inline void wait_for_copies() {}
