@@ -44,24 +44,25 @@ def _multiplier(generate_registers: Any) -> Any:
     return multiply
 
 
-def _generate_registers(code: Code, tile: Tile, depth, a, a_row, a_step, last, panel, c, c_row, add, vectors: int | None = None) -> None:
-    vectors = vectors or tile.vectors
+def _generate_registers(code: Code, tile: Tile, depth, a, a_row, a_step, last, panel, c, c_row, add, vectors: int | None = None,
+                        half: bool = False) -> None:
+    vectors, height = vectors or tile.vectors, tile.rows // 2 if half else tile.rows
     b, lanes = code.b, tile.lane_bytes // tile.cell_bytes
     number = F64 if tile.precision == "float64" else F32
     cell = I32 if tile.pairs == 2 else number
     vector, cells = ir.VectorType(number, lanes), ir.VectorType(cell, lanes)
-    rows = [code.at(a, b.mul(b.select(b.icmp_signed("<", code.number(i), last), code.number(i), last), a_row)) for i in range(tile.rows)]
+    rows = [code.at(a, b.mul(b.select(b.icmp_signed("<", code.number(i), last), code.number(i), last), a_row)) for i in range(height)]
     zero = ir.Constant(vector, [0.0] * lanes)
-    _, (offset, line, *sums), end = code.loop(depth, [code.number(0), panel, *[zero] * tile.rows * vectors])
+    _, (offset, line, *sums), end = code.loop(depth, [code.number(0), panel, *[zero] * height * vectors])
     right = [code.load(code.at(line, v * tile.lane_bytes), cells, tile.cell_bytes) for v in range(vectors)]
     new = []
-    for i in range(tile.rows):
+    for i in range(height):
         left = code.splat(code.load(code.at(rows[i], offset), cell, min(tile.cell_bytes, 4) if tile.pairs == 1 else 2), lanes)
         new += [_multiply_add(code, tile, left, right[v], sums[i * vectors + v]) for v in range(vectors)]
     _, _, *new = end([b.add(offset, a_step), code.at(line, tile.row_bytes), *new])
 
     def store(accumulate: bool) -> None:
-        for i in range(tile.rows):
+        for i in range(height):
             for v in range(vectors):
                 place = code.at(c, b.mul(c_row, code.number(i)), v * tile.lane_bytes)
                 value = new[i * vectors + v]
@@ -76,6 +77,7 @@ def _generate_registers(code: Code, tile: Tile, depth, a, a_row, a_step, last, p
 
 multiply_tile = _multiplier(_generate_registers)
 multiply_narrow_tile = _multiplier(partial(_generate_registers, vectors=1))     # of the first vector's columns alone
+multiply_half_tile = _multiplier(partial(_generate_registers, half=True))       # of the upper half of the rows
 
 
 # --------------------------------------------------------------------------------------------------------------------------- AMX

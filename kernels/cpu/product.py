@@ -22,13 +22,14 @@ import numpy as np
 
 from . import call, kernel, routine
 from .epilogue import BIAS_COLUMN, CONVERT, PADDED, finish
-from .multiply import configure_tiles, multiply_narrow_tile, multiply_tile, release_tiles
+from .multiply import configure_tiles, multiply_half_tile, multiply_narrow_tile, multiply_tile, release_tiles
 from .packing import by_rows, cells_of, pack_left, pack_right, sizes, slice_cells
 from .tiles import (
     MBLOCK,
     Tile,
     block_rows,
     cell_bytes,
+    half_rows,
     is_raw,
     narrow_width,
     row_bytes,
@@ -58,10 +59,13 @@ def _block(tile, rows, columns, depth, a, a_row, a_step, a_tile, panels, c, c_ro
             valid = min(tall, rows - t * tall)
             out = c + (t * tall * c_row + p * width) * item
             narrow = wide <= narrow_width(tile)
-            whole = valid == tall and wide == (narrow_width(tile) if narrow else width)
+            half = valid <= half_rows(tile) and not narrow          # 65 tokens are 5½ tiles of 12 rows rather than 6
+            whole = valid == (half_rows(tile) if half else tall) and wide == (narrow_width(tile) if narrow else width)
             to, to_row, adding = (out, c_row * item, add) if whole else (edge, width * item, 0)
             if narrow:
                 multiply_narrow_tile(tile, depth, a + t * a_tile, a_row, a_step, valid - 1, panel, to, to_row, adding)
+            elif half:
+                multiply_half_tile(tile, depth, a + t * a_tile, a_row, a_step, valid - 1, panel, to, to_row, adding)
             else:
                 multiply_tile(tile, depth, a + t * a_tile, a_row, a_step, valid - 1, panel, to, to_row, adding)
             if not whole:
