@@ -12,14 +12,14 @@ import pytest
 from tqdm import tqdm
 
 import minivit
-from minivit.kernels import OPS
+from minivit.kernels import OPS, cuda
 from minivit.predict import Predictor
 from minivit.profiling import repeat
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))                           # `benchmarks` is not installed
 
-from benchmarks import answers, cascade, cpu, growth, kernels, report, start  # noqa: E402
+from benchmarks import answers, cascade, cpu, gpu, growth, kernels, report, start  # noqa: E402
 from benchmarks.measure import Summary, milliseconds, table  # noqa: E402
 from benchmarks.sides import OURS, REFERENCE, Side, best_rates, rivals  # noqa: E402
 from benchmarks.turns import Measured  # noqa: E402
@@ -325,3 +325,24 @@ def test_milliseconds(seconds, text):
 
 def test_table():
     assert table({"name": "<", "ms": ">"}, [["a", "1.0"], ["bcdef", "10.0"]]) == "name     ms\na       1.0\nbcdef  10.0"
+
+
+# -------------------------------------------------------------------------------------------------------------------------- gpu
+def test_gpu(cuda_runtime, tmp_path, capsys):
+    with cuda.using(cuda_runtime):
+        assert gpu.main(["--tiny", "--json", str(tmp_path / "gpu.json")]) == 0
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    assert result["machine"]["gpu"] == cuda_runtime.name and not result["failures"] and 0 <= result["curve_distance"] < 1e-3
+    assert {(e["op"], e["direction"]) for e in result["kernels"]} >= {("attention", "forward"), ("attention", "backward"),
+                                                                      ("adamw", "forward")}
+    for entry in result["kernels"]:
+        assert entry["seconds"] > 0 and entry["bytes"] > 0 and entry["launches"] > 0
+    step, = result["steps"]
+    assert step["minivit"]["host"] > 0 and step["minivit"]["seconds"] > 0 and step["minivit"]["memory"] > 0
+    assert (tmp_path / "gpu.png").exists() and "vit_nano_patch2_8" in capsys.readouterr().out
+
+
+def test_without_a_gpu_nothing_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(cuda, "_runtime", None)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert gpu.main([]) == 0 and capsys.readouterr().out.startswith("nothing measured: device='cuda' needs CuPy")

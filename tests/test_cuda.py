@@ -1,4 +1,6 @@
 """device="cuda": what is around the kernels, whose own tests are in test_ops.py. On a GPU, or, where there is none, by emulation."""
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -180,7 +182,7 @@ def test_a_wrong_kernel_is_refused_with_the_compilers_words():
 
 
 # --------------------------------------------------------------------------------------------------------------- emulation
-def test_the_emulator_sees_a_race_a_lost_barrier_and_a_write_out_of_bounds(tmp_path, monkeypatch):
+def test_the_emulator_sees_a_race_and_a_lost_barrier(tmp_path, monkeypatch):
     monkeypatch.setattr(cuda, "FOLDER", tmp_path)
     (tmp_path / "cuda").mkdir()
     (tmp_path / "wrong.cu").write_text("""
@@ -199,3 +201,51 @@ def test_the_emulator_sees_a_race_a_lost_barrier_and_a_write_out_of_bounds(tmp_p
             with pytest.raises(TypeError, match="takes 1 arguments, not 2"):
                 runtime.launch(cuda.Kernel("wrong", "race", ()), cuda.Grid(1, 64), (y, 1))
     assert len(results) > 1
+
+
+def sanitized(*command):
+    """Run Python under AddressSanitizer."""
+    library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    if not Path(library).is_absolute():
+        pytest.skip("g++ has no AddressSanitizer here")
+    environment = os.environ | {"LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": f"{HERE.parent}:{HERE}"}
+    return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.skipif(bool(emulator.unavailable()), reason=emulator.unavailable())
+def test_no_kernel_leaves_its_arrays():
+    done = sanitized(HERE / "cuda_emulation" / "sanitized.py")
+    assert done.returncode == 0 and "stayed within their arrays" in done.stdout, done.stderr[-3000:]
+
+
+PLANTED = """
+import sys
+from pathlib import Path
+import numpy as np
+from cuda_emulation.emulator import Emulator
+from minivit.kernels import cuda
+cuda.FOLDER = Path(sys.argv[1])
+runtime = Emulator(sanitize=True)
+y = runtime.empty((64,), np.dtype(np.float32))
+runtime.launch(cuda.Kernel("wrong", sys.argv[2], ()), cuda.Grid(1, 64, 256), (y,))
+"""
+
+
+@pytest.mark.skipif(bool(emulator.unavailable()), reason=emulator.unavailable())
+@pytest.mark.parametrize("name, seen", [("fine", False), ("write", True), ("read", True), ("shared_memory", True)])
+def test_an_access_out_of_bounds_is_seen(tmp_path, name, seen):
+    (tmp_path / "cuda").mkdir()
+    (tmp_path / "wrong.cu").write_text("""
+        #include <ptx.cuh>
+        __global__ void fine(float* y) { y[threadIdx.x] = 1; }
+        __global__ void write(float* y) { y[threadIdx.x + 1] = 1; }
+        __global__ void read(float* y) { const float x = y[threadIdx.x + 1]; __syncthreads(); y[threadIdx.x] = x; }
+        __global__ void shared_memory(float* y) {
+            DYNAMIC_SHARED(memory);
+            float* shared = reinterpret_cast<float*>(memory);
+            shared[threadIdx.x + 16] = 1;
+            y[threadIdx.x] = shared[threadIdx.x];
+        }
+    """)
+    done = sanitized("-c", PLANTED, tmp_path, name)
+    assert (done.returncode != 0) == ("AddressSanitizer: heap-buffer-overflow" in done.stderr) == seen, done.stderr[-3000:]

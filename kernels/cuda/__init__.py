@@ -80,6 +80,8 @@ class Runtime(Protocol):
     """What holds arrays and runs kernels. An array has CuPy's `shape`, `dtype`, `ndim`, `size`, `nbytes`, `itemsize`, `reshape`, len() and
     slices of its first axis; kernels, copies and this do the rest."""
 
+    name: str                                           # of the GPU
+    architecture: str                                   # "sm_90", ...
     processors: int                                     # blocks that run side by side
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:

@@ -75,6 +75,7 @@ class Array:
 class Emulator:
     """seed: of the order in which threads run. sanitize: build with AddressSanitizer, which must be loaded with the process."""
 
+    name, architecture = "emulated GPU", "sm_90"
     processors = 3                                      # so that no test's grid has a block for every row
 
     def __init__(self, seed: int = 0, sanitize: bool = False) -> None:

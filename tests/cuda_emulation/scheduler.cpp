@@ -1,5 +1,6 @@
 // Runs the threads of a block in turns; see emulation.hpp.
 #include "emulation.hpp"
+#include <cstdlib>
 #include <vector>
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -155,14 +156,18 @@ extern "C" int emulated_run(void (*function)(void*), void* with, unsigned blocks
     const unsigned first = drawn(blocks);
     for (unsigned turn = 0; turn < blocks; turn++) {
         const unsigned block = (first + turn) % blocks;
-        std::vector<unsigned char> memory(bytes + 64, 0xff);            // anew for each block, so that its bounds are known; NaN
-        unsigned char* start = memory.data() + (64 - reinterpret_cast<size_t>(memory.data()) % 64) % 64;
+        void* memory = nullptr;                                         // anew for each block, and no longer, so that its bounds are known
+        if (posix_memalign(&memory, 64, bytes ? bytes : 1)) return 1;
+        unsigned char* start = static_cast<unsigned char*>(memory);
+        memset(start, 0xff, bytes);                                     // NaN
         for (unsigned i = 0; i < threads; i++) {
             fibers[i].state = READY;
             fibers[i].seen = Thread{{i, 0, 0}, {block, 0, 0}, {threads, 1, 1}, {blocks, 1, 1}, start, &slots[i / 32 * 32]};
             begin(fibers[i].context, aligned + i * STACK, run_fiber);
         }
-        if (!run_block(threads)) return 1;
+        const bool done = run_block(threads);
+        free(memory);
+        if (!done) return 1;
     }
     return 0;
 }
