@@ -168,11 +168,11 @@ def _flat(x, b):
     return x.reshape(-1, x.shape[-1]) if b.ndim == 2 else x.reshape(-1, *x.shape[-2:])
 
 
-def matmul_forward_cpu(y, a, b):
+def matmul_forward_kernels(y, a, b):
     gemm(_flat(y, b), _flat(a, b), _flat(b, b))
 
 
-def matmul_backward_cpu(da, db, dy, a, b):
+def matmul_backward_kernels(da, db, dy, a, b):
     if da is not None:
         gemm(_flat(da, b), _flat(dy, b), _flat(b, b), transpose_b=True)
     if db is not None:
@@ -193,8 +193,8 @@ matmul = Op(
     "matmul",
     shapes={"a": "B M K", "b": "B K N"},
     outputs=_matmul_outputs,
-    forward=Implementation(matmul_forward_reference, matmul_forward_cpu, matmul_forward_cpu),
-    backward=Implementation(matmul_backward_reference, matmul_backward_cpu, matmul_backward_cpu),
+    forward=Implementation(matmul_forward_reference, matmul_forward_kernels, matmul_forward_kernels),
+    backward=Implementation(matmul_backward_reference, matmul_backward_kernels, matmul_backward_kernels),
     saves=("a", "b"),
     cases=[dict(B=3, M=7, K=5, N=9), dict(B=2, M=130, K=300, N=40), dict(B=2, M=33, K=17, N=50, b="K N"), dict(B=4, M=197, K=64, N=197)],
     cost=lambda a, b: _cost(prod(a) * b[-1]),
@@ -235,14 +235,14 @@ def _rows(x):
     return None if x is None else x.reshape(-1, x.shape[-1])
 
 
-def forward_cpu(y, pre, x, weight, bias, residual, activation, precise):
+def forward_kernels(y, pre, x, weight, bias, residual, activation, precise):
     flags = ACTIVATIONS[activation]
     flags |= epilogue.BIAS_COLUMN if bias is not None else 0
     flags |= epilogue.RESIDUAL if residual is not None else 0
     gemm(_rows(y), _rows(x), weight, transpose_b=True, flags=flags, bias=bias, pre=_rows(pre), extra=_rows(residual))
 
 
-def backward_cpu(dx, dweight, dbias, dy, x, weight, pre, activation, precise):
+def backward_kernels(dx, dweight, dbias, dy, x, weight, pre, activation, precise):
     dp = converted(dy, x.dtype)
     if activation != "none":
         dp = like(dy)
@@ -270,8 +270,8 @@ linear = Op(
     shapes={"x": "B T C", "weight": "O C", "bias": "O", "residual": "B T O"},
     constants={"activation": "none", "precise": False},
     outputs=_linear_outputs,
-    forward=Implementation(forward_reference, forward_cpu, forward_cpu),
-    backward=Implementation(backward_reference, backward_cpu, backward_cpu),
+    forward=Implementation(forward_reference, forward_kernels, forward_kernels),
+    backward=Implementation(backward_reference, backward_kernels, backward_kernels),
     saves=("x", "weight", "pre"),
     backward_only=("pre",),
     parameters=("weight", "bias"),

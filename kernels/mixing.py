@@ -95,7 +95,7 @@ def _sum_rows(out, x):
         launch(_row_sums, threads(), out, x)
 
 
-def channel_forward_cpu(y, h, x, w1, b1, w2, b2, residual, approximate):
+def channel_forward_kernels(y, h, x, w1, b1, w2, b2, residual, approximate):
     rows, out = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
     a = empty((len(rows), len(w1)), y.dtype, place_of(y))           # (B·N, F)
     hidden = None if h is None else h.reshape(a.shape)
@@ -104,13 +104,13 @@ def channel_forward_cpu(y, h, x, w1, b1, w2, b2, residual, approximate):
     gemm(out, a, w2, transpose_b=True, flags=epilogue.BIAS_COLUMN | (0 if extra is None else epilogue.RESIDUAL), bias=b2, extra=extra)
 
 
-def token_forward_cpu(y, h, x, w1, b1, w2, b2, residual, approximate):
+def token_forward_kernels(y, h, x, w1, b1, w2, b2, residual, approximate):
     a = empty((len(x), len(w1), x.shape[2]), y.dtype, place_of(y))  # (B, F, C)
     gemm(a, w1, x, flags=epilogue.BIAS_ROW | epilogue.GELU | TANH[approximate], bias=b1, pre=h)
     gemm(y, w2, a, flags=epilogue.BIAS_ROW | (0 if residual is None else epilogue.RESIDUAL), bias=b2, extra=residual)
 
 
-def channel_backward_cpu(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
+def channel_backward_kernels(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
     dy, x, h = (m.reshape(-1, m.shape[-1]) for m in (dy, x, h))
     dh, a = like(h), like(h)                            # (B·N, F)
     gemm(dh, dy, w2, flags=epilogue.GELU_GRADIENT | TANH[approximate], pre=h, extra=a)
@@ -126,7 +126,7 @@ def channel_backward_cpu(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
         gemm(dx.reshape(x.shape), dh, w1)
 
 
-def token_backward_cpu(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
+def token_backward_kernels(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
     dh, a = like(h), like(h)                            # (B, F, C)
     gemm(dh, w2, dy, transpose_a=True, flags=epilogue.GELU_GRADIENT | TANH[approximate], pre=h, extra=a)
     if dw2 is not None:
@@ -171,8 +171,8 @@ channel_mixing = Op(
     shapes={"x": "B N C", "w1": "F C", "b1": "F", "w2": "O F", "b2": "O", "residual": "B N O"},
     constants={"approximate": "none"},
     outputs=_channel_outputs,
-    forward=Implementation(channel_forward_reference, channel_forward_cpu, channel_forward_cpu),
-    backward=Implementation(channel_backward_reference, channel_backward_cpu, channel_backward_cpu),
+    forward=Implementation(channel_forward_reference, channel_forward_kernels, channel_forward_kernels),
+    backward=Implementation(channel_backward_reference, channel_backward_kernels, channel_backward_kernels),
     saves=("x", "w1", "w2", "h"),
     backward_only=("h",),
     parameters=("w1", "b1", "w2", "b2"),
@@ -188,8 +188,8 @@ token_mixing = Op(
     shapes={"x": "B N C", "w1": "F N", "b1": "F", "w2": "O F", "b2": "O", "residual": "B O C"},
     constants={"approximate": "none"},
     outputs=_token_outputs,
-    forward=Implementation(token_forward_reference, token_forward_cpu, token_forward_cpu),
-    backward=Implementation(token_backward_reference, token_backward_cpu, token_backward_cpu),
+    forward=Implementation(token_forward_reference, token_forward_kernels, token_forward_kernels),
+    backward=Implementation(token_backward_reference, token_backward_kernels, token_backward_kernels),
     saves=("x", "w1", "w2", "h"),
     backward_only=("h",),
     parameters=("w1", "b1", "w2", "b2"),

@@ -78,6 +78,7 @@ def _on_threads(number: int | None) -> Iterator[None]:
 
 
 def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", metavar="STR", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--precision", metavar="STR", help="float32, bf16x3, bfloat16, or auto, the fastest here (default: float32)")
 
 
@@ -183,7 +184,7 @@ def _configure_eval(parser: argparse.ArgumentParser) -> None:
 def _run_eval(options: argparse.Namespace) -> int:
     from .predict import evaluate, load
 
-    classifier = load(options.run, options.precision)
+    classifier = load(options.run, options.precision, options.device)
     dataset = _test_data(options, classifier)
     kept = classifier.preprocessing
     loss, accuracies = evaluate(classifier.predictor, dataset.test_images, dataset.test_labels, kept.mean, kept.std, dataset.num_classes)
@@ -216,7 +217,7 @@ def _configure_predict(parser: argparse.ArgumentParser) -> None:
 def _run_predict(options: argparse.Namespace) -> int:
     from .predict import load
 
-    classifier = load(options.run, options.precision)
+    classifier = load(options.run, options.precision, options.device)
     prediction = classifier.predict(options.images, options.budget)
     rows = [{"path": path, "label": name, "probability": max(probabilities)}
             for path, name, probabilities in zip(options.images, prediction.names, prediction.probabilities.tolist())]
@@ -258,7 +259,7 @@ def _run_calibrate(options: argparse.Namespace) -> int:
     from .predict import load
     from .thresholds import outcome
 
-    classifier = load(options.run, options.precision)
+    classifier = load(options.run, options.precision, options.device)
     dataset = _test_data(options, classifier)
     images, labels = dataset.test_images, dataset.test_labels
     half, rest = halves(labels)

@@ -391,12 +391,13 @@ class Classifier(Module):
                                                  "training_sketch": self.training_sketch})
 
 
-def load(path: str | os.PathLike[str], precision: str | None = None) -> Classifier:
+def load(path: str | os.PathLike[str], precision: str | None = None, device: str = "cpu") -> Classifier:
     """The model of a run folder, or of a .safetensors file that minivit wrote, in evaluation mode.
 
-    path: the folder, its name below runs/, or the file. precision: that it predicts in, as the Predictor's. Raises UserError where there is
-    none (with the nearest names), or it is damaged.
+    path: the folder, its name below runs/, or the file. precision: that it predicts in, as the Predictor's. device: where, "cpu" or "cuda".
+    Raises UserError where there is none (with the nearest names), or it is damaged.
     """
+    check_device(device)
     file = checkpoint.find_model(Path(path))
     model, about = checkpoint.load_model(file)
     try:
@@ -405,5 +406,6 @@ def load(path: str | os.PathLike[str], precision: str | None = None) -> Classifi
         names, sketch = tuple(map(str, about["class_names"])), tuple(map(int, about.get("training_sketch", ())))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file} does not say how its images are prepared ({error}): load its weights with load_weights") from error
-    precision_for(precision or model.config.dtype, dtype_of(model))     # raises
+    precision_for(precision or model.config.dtype, dtype_of(model), device)     # raises
+    model.to(device)
     return Classifier(model, names, preprocessing, sketch, precision)

@@ -93,7 +93,7 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
     seed: of weights, order, augmentation and dropout; the same seed gives the same run bit for bit on the same machine
     precision: of training and of the model's predictions afterwards: float32, bf16x3, bfloat16, float64, or auto, the fastest here that
         trains as well as float32
-    device: where it is done, cpu
+    device: where it is done, cpu or cuda
     image_size: pixels that images are resized to
     in_channels: 1 for gray, 3 for RGB
     test_fraction: share of each class that is kept for testing, where the data has no split

@@ -120,8 +120,10 @@ def test_a_run_on_cuda_is_saved_and_loaded(on_cuda, tmp_path):
     run = minivit.train("vit_nano_patch2_8", data="digits", epochs=1, limit=64, batch_size=32, device="cuda", precision="float32", seed=0,
                         out=tmp_path / "run", progress=False, model_options={"depth": 1, "dim": 16, "heads": 2})
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
-    np.testing.assert_allclose(minivit.load(run.folder).predict(images).probabilities, run.model.predict(images).probabilities, rtol=1e-4,
-                               atol=1e-5)
+    for place in ("cpu", "cuda"):
+        loaded = minivit.load(run.folder, device=place)
+        assert loaded.model.parameters()[0].device == place
+        np.testing.assert_allclose(loaded.predict(images).probabilities, run.model.predict(images).probabilities, rtol=1e-4, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------------------------ errors

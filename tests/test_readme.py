@@ -1,6 +1,7 @@
 """The README's worked examples run as they stand."""
 import importlib.util
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 import minivit
 from minivit import checking
+from minivit.kernels import cuda
+from minivit.kernels.call import Call, make_inputs, shrunk
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -35,6 +38,21 @@ def test_an_op(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, name)
     reports = checking.check_op(module.square)
     assert reports and all(report.passed for report in reports)
+
+
+def test_an_op_on_cuda(tmp_path, monkeypatch, cuda_runtime):
+    name = "minivit.kernels.square"
+    square = load(example("op"), name, tmp_path).square
+    monkeypatch.delitem(sys.modules, name)
+    shutil.copytree(cuda.FOLDER / "cuda", tmp_path / "cuda")
+    (tmp_path / "square.cu").write_text(example("op-cuda"))
+    monkeypatch.setattr(cuda, "FOLDER", tmp_path)
+    with cuda.using(cuda_runtime):
+        for case in square.cases:
+            for dtype in ("float32", "float64", "bfloat16"):
+                rng, tally = np.random.default_rng(0), checking.Tally()
+                checking.check_accuracy(Call(square, *make_inputs(square, shrunk(square, case), dtype, rng)), "cuda", rng, tally)
+                assert not tally.failure
 
 
 def test_a_model(tmp_path):
