@@ -56,6 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"minivit: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        from .kernels.cuda.errors import DeviceError  # here, for importing the kernels brings Numba in
+
+        if not isinstance(error, DeviceError):
+            raise
+        print(f"minivit: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as interrupt:
         print(f"minivit: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130

@@ -62,7 +62,8 @@ class Trainer:
             raise UserError(f"accumulate must be 1 or more, got {accumulate}")
         self.model, self.label_smoothing, self.accumulate, self.plan = model, label_smoothing, accumulate, plan
         self.precision = precision_for(precision, dtype_of(model), device)
-        self.flat = FlatParameters(model, self.precision.parameters, device)
+        with room_for(1):
+            self.flat = FlatParameters(model, self.precision.parameters, device)
         self._narrow = device == "cuda" and self.precision.name == "bfloat16"   # on the CPU, packing rounds
         options = {"betas": betas, "eps": eps} if optimizer == "adamw" else {"momentum": momentum, "nesterov": nesterov}
         self.optimizer = OPTIMIZERS[optimizer](self.flat, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm, **options)

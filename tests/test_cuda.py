@@ -11,6 +11,7 @@ from test_trainer import MODELS, batches, nano
 
 import minivit
 from minivit import Predictor, Tensor, Trainer, UserError, create_model
+from minivit.cli import main
 from minivit.kernels import cuda, device
 from minivit.kernels.cuda import nvrtc
 from minivit.kernels.cuda.errors import DeviceError, OutOfMemoryError
@@ -140,6 +141,15 @@ def test_without_cupy(monkeypatch):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("command", [["train", "--device", "cuda"], ["predict", "somewhere", "x.png", "--device", "cuda"]], ids=str)
+def test_the_command_line_says_it_in_one_line(monkeypatch, capsys, command):
+    monkeypatch.setattr(cuda, "_runtime", None)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("minivit: device='cuda' needs CuPy") and said.count("\n") == 1
+
+
 class NoRoom(emulator.Emulator):
     """A GPU whose memory is full."""
 
@@ -151,6 +161,8 @@ class NoRoom(emulator.Emulator):
 
 
 def test_out_of_memory_says_which_batch_would_fit():
+    with cuda.using(NoRoom()), pytest.raises(UserError, match=r"a batch of 1 images: the GPU .* the model is too large for it"):
+        Trainer(create_model("vit_nano_patch2_8", dim=256), device="cuda")
     with cuda.using(NoRoom()), pytest.raises(UserError, match=r"a batch of 64 images: the GPU has no room for .* MiB: 1 MiB are free; "):
         Trainer(create_model("vit_nano_patch2_8"), device="cuda").step(np.zeros((64, 1, 8, 8), np.float32), np.zeros(64, np.int64))
 
