@@ -20,6 +20,7 @@ COMPUTE_32F, COMPUTE_64F = 68, 70                       # cublasComputeType_t: f
 TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8           # cublasLtMatmulDescAttributes_t
 BATCH, BATCH_STEP = 5, 6                                # cublasLtMatrixLayoutAttribute_t
 MOST_WORKSPACE, ALIGNMENTS = 1, (5, 6, 7, 8)            # cublasLtMatmulPreferenceAttributes_t; alignments of A, B, C, D
+MOST_ALIGNMENT = 16                                     # bytes that an algorithm may count on: its widest load
 EPILOGUE_BIAS = 4                                       # cublasLtEpilogue_t
 STATUS = {1: "it is not initialised", 3: "out of memory", 7: "a wrong value", 8: "this GPU is too old", 13: "a kernel failed",
           14: "an internal error", 15: "not supported"}
@@ -53,12 +54,12 @@ class CublasLt:
 
         arrays: c, a, b, bias or None, extra or None, for their dtypes; addresses: of these, 0 for None, and of the workspace.
         """
-        aligned = all(address % 16 == 0 for address in addresses[:5])
-        key = product, tuple(None if a is None else a.dtype.char for a in arrays[:5]), aligned
-        ready = self._ready.get(key)
         c, a, b, bias, extra, space = addresses
+        alignments = tuple(min(address & -address, MOST_ALIGNMENT) for address in (b, a, extra or c, c, bias))
+        key = product, tuple(None if a is None else a.dtype.char for a in arrays[:5]), alignments
+        ready = self._ready.get(key)
         if ready is None:
-            ready = self._ready[key] = self._make_ready(product, arrays, bias, workspace, 16 if aligned else arrays[0].dtype.itemsize)
+            ready = self._ready[key] = self._make_ready(product, arrays, bias, workspace, alignments[:4])
         if bias:
             self._set("Desc", ready.description, BIAS_POINTER, c_uint64(bias))
         at_a, at_b, at_c, at_d = ready.layouts
@@ -66,7 +67,7 @@ class CublasLt:
                    byref(ready.beta), c_void_p(extra or c), at_c, c_void_p(c), at_d, byref(ready.algorithm), c_void_p(space),
                    c_size_t(workspace), c_void_p(stream))
 
-    def _make_ready(self, product: Product, arrays: tuple, bias: int, workspace: int, alignment: int) -> _Ready:
+    def _make_ready(self, product: Product, arrays: tuple, bias: int, workspace: int, alignments: tuple[int, ...]) -> _Ready:
         c, a, b, _, extra = arrays[:5]
         number, compute, scale = (c_double, COMPUTE_64F, "float64") if a.dtype == np.float64 else (c_float, COMPUTE_32F, "float32")
         description = c_void_p()
@@ -80,7 +81,7 @@ class CublasLt:
         layouts = (self._layout(b, (K, N) if product.transpose_b else (N, K), product, product.b_step),
                    self._layout(a, (M, K) if product.transpose_a else (K, M), product, product.a_step),
                    *(self._layout(c, (N, M), product, M * N) for _ in range(2)))
-        return _Ready(description, layouts, self._choose(description, layouts, workspace, alignment), number(1), number(extra is not None))
+        return _Ready(description, layouts, self._choose(description, layouts, workspace, alignments), number(1), number(extra is not None))
 
     def _layout(self, array: Any, size: tuple[int, int], product: Product, step: int) -> c_void_p:
         """A matrix of (rows, columns) as cuBLASLt counts them."""
@@ -91,12 +92,12 @@ class CublasLt:
             self._call("cublasLtMatrixLayoutSetAttribute", layout, BATCH_STEP, byref(c_int64(step)), c_size_t(8))
         return layout
 
-    def _choose(self, description: c_void_p, layouts: tuple[c_void_p, ...], workspace: int, alignment: int) -> Any:
+    def _choose(self, description: c_void_p, layouts: tuple[c_void_p, ...], workspace: int, alignments: tuple[int, ...]) -> Any:
         """The algorithm that cuBLASLt's heuristics put first."""
         preference, result, found = c_void_p(), _Result(), c_int()
         self._call("cublasLtMatmulPreferenceCreate", byref(preference))
         self._set("Preference", preference, MOST_WORKSPACE, c_uint64(workspace))
-        for attribute in ALIGNMENTS:
+        for attribute, alignment in zip(ALIGNMENTS, alignments):
             self._set("Preference", preference, attribute, ctypes.c_uint32(alignment))
         self._call("cublasLtMatmulAlgoGetHeuristic", self._handle, description, *layouts, preference, 1, byref(result), byref(found))
         self._call("cublasLtMatmulPreferenceDestroy", preference)

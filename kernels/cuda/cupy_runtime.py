@@ -36,7 +36,7 @@ class CupyRuntime:
             capability = int(device.compute_capability)
         except cupy.cuda.runtime.CUDARuntimeError as error:
             raise DeviceError({NO_DEVICE: "device='cuda': this machine has no NVIDIA GPU",
-                               OLD_DRIVER: "device='cuda': the NVIDIA driver is too old for CUDA 13: install 580 or later"}.get(
+                               OLD_DRIVER: "device='cuda': no NVIDIA driver, or one too old for CUDA 13: 580 or later is needed"}.get(
                                    error.status, f"device='cuda': {error}")) from None
         if capability < LEAST_CAPABILITY:
             raise DeviceError(f"device='cuda': this GPU has compute capability {capability / 10}, minivit needs "
