@@ -1,7 +1,9 @@
 """The Runtime of a GPU: CuPy's arrays, one stream, kernels from cubins, and graphs."""
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import count, pairwise
 from math import prod
 from typing import Any
@@ -50,6 +52,7 @@ class CupyRuntime:
         self._shared: dict[Kernel, int] = {}            # bytes that a kernel has been allowed
         self._blas: CublasLt | None = None
         self._warm: set[tuple] = set()                  # products that have run
+        self._in_flight: deque[tuple[Any, np.ndarray]] = deque()        # copies to the GPU: an event after each, and what it reads
         self._phantoms = count(1 << 52, 1 << 36)        # addresses that no memory has
 
     # ------------------------------------------------------------------------------------------------------------------ arrays
@@ -78,11 +81,9 @@ class CupyRuntime:
         return array.get(stream=self.stream)
 
     def fetch(self, array: Any) -> Callable[[], np.ndarray]:
-        pinned = self._cupy.cuda.alloc_pinned_memory(max(array.nbytes, 1))
-        values = np.frombuffer(pinned, array.dtype, array.size).reshape(array.shape)
+        values = self._pinned(array.shape, array.dtype)
         array.get(stream=self.stream, out=values, blocking=False)
-        event = self._cupy.cuda.Event(disable_timing=True)
-        event.record(self.stream)
+        event = self._event()
 
         def wait() -> np.ndarray:
             event.synchronize()
@@ -91,7 +92,22 @@ class CupyRuntime:
         return wait
 
     def from_host(self, array: Any, values: np.ndarray) -> None:
-        array.set(values, stream=self.stream)
+        staged = self._pinned(values.shape, values.dtype)               # from other memory, a copy would wait for the kernels before it
+        staged[...] = values
+        array.set(staged, stream=self.stream)
+        self._in_flight.append((self._event(), staged))
+        while self._in_flight[0][0].done and len(self._in_flight) > 1:
+            self._in_flight.popleft()
+
+    def _pinned(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        size = prod(shape)
+        memory = self._cupy.cuda.alloc_pinned_memory(max(size * np.dtype(dtype).itemsize, 1))
+        return np.frombuffer(memory, dtype, size).reshape(shape)
+
+    def _event(self) -> Any:
+        event = self._cupy.cuda.Event(disable_timing=True)
+        event.record(self.stream)
+        return event
 
     def free_bytes(self) -> int:
         """Memory that arrays may still take."""
@@ -156,8 +172,11 @@ class Graph:
                 try:
                     for kernel, grid, arguments in calls:
                         kernel.run(grid, arguments)
-                finally:
-                    self._graph = runtime.stream.end_capture()
+                except BaseException:
+                    with suppress(runtime._cupy.cuda.runtime.CUDARuntimeError):     # of the capture, which what went wrong has ended
+                        runtime.stream.end_capture()
+                    raise
+                self._graph = runtime.stream.end_capture()
 
     def run(self) -> None:
         if self._graph is not None:
