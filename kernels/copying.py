@@ -250,12 +250,11 @@ def sum_into(y: np.ndarray, p: np.ndarray, q: np.ndarray | None = None, scale: f
 
 # -------------------------------------------------------------------------------------------------------------------- CUDA
 THREADS = 256                                           # of a block
-TILE = 32                                               # rows and columns that a block transposes
-GROUPS = THREADS // TILE                                # of rows, that a block sums side by side
+TILE = 32                                               # rows and columns that a block transposes; vectors side by side that it sums
 
 
 def vector_width(length: int, *arrays: Any) -> int:
-    """How many neighbours may be read at once from each array: at most 16 bytes, where runs are multiples of `length`, and aligned."""
+    """How many neighbours may be read at once from each array: at most 16 bytes, of runs of `length` elements, and aligned."""
     width = min((16 // a.itemsize for a in arrays), default=1)
     while length % width or any(cuda.runtime().root(a)[1] % (width * a.itemsize) for a in arrays):
         width //= 2

@@ -18,7 +18,7 @@ from math import prod
 import numpy as np
 
 from . import cuda
-from .copying import fill
+from .copying import fill, vector_width
 from .cpu import kernel, threads
 from .cuda import Grid
 from .device import empty, like
@@ -156,10 +156,9 @@ ROW_WARPS = 4                                           # of a block: each takes
 LANE_ELEMENTS = 32                                      # of a row that a lane keeps in registers, at most
 
 
-def _tiling(C, dtype):
+def _tiling(C, *arrays):
     """(elements of a vector, vectors a lane keeps of a row; 0: more than fit, so that it reads the row again)."""
-    width = 16 // dtype.itemsize
-    width = width if C % width == 0 else 1
+    width = vector_width(C, *(a for a in arrays if a is not None))
     vectors = -(-C // (32 * width))
     return width, vectors if vectors * width <= LANE_ELEMENTS else 0
 
@@ -168,7 +167,7 @@ def _forward_cuda(y, s, mean, rstd, x, branch, w, b, eps):
     C = x.shape[-1]
     R = x.size // C
     grid = Grid(cuda.blocks_for(R, ROW_WARPS, most=16), 32 * ROW_WARPS)
-    launch(_source("layernorm_forward", x.dtype, *_tiling(C, x.dtype)), grid, y, s, mean, rstd, x, branch, w, b, R, C, float(eps))
+    launch(_source("layernorm_forward", x.dtype, *_tiling(C, y, s, x, branch)), grid, y, s, mean, rstd, x, branch, w, b, R, C, float(eps))
 
 
 def forward_cuda(y, mean, rstd, x, w, b, eps):
@@ -184,7 +183,7 @@ def backward_cuda(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
     R = x.size // C
     grid = Grid(cuda.blocks_for(R, ROW_WARPS, most=2), 32 * ROW_WARPS)
     partial = None if dw is None and db is None else empty((grid.blocks * ROW_WARPS, 2, C), w.dtype, "cuda")
-    launch(_source("layernorm_backward", x.dtype, *_tiling(C, x.dtype)), grid, dx, partial, dy, dx_sum, x, w, mean, rstd, R, C)
+    launch(_source("layernorm_backward", x.dtype, *_tiling(C, dx, dy, dx_sum, x)), grid, dx, partial, dy, dx_sum, x, w, mean, rstd, R, C)
     if partial is not None:
         launch(_source("layernorm_parameters", w.dtype), Grid(cuda.blocks_for(2 * C, 8, most=16), 256), dw, db, partial, len(partial), C)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -69,7 +69,7 @@ class Source:
         return Kernel(self.name, name, tuple(map(_written, arguments)), prepares)
 
 
-@cache
+@lru_cache(maxsize=None, typed=True)                    # for 1 == True
 def _written(argument: Any) -> str:
     if isinstance(argument, (bool, np.bool_)):
         return "true" if argument else "false"
