@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
+from mmap import mmap
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -33,7 +34,8 @@ class View(NamedTuple):
 class Recording:
     """The kernel calls of one step, in order, and the buffers they use.
 
-    While it is made no kernel runs: memory that `empty` gives out is never touched, and so takes none. Holds no reference to it.
+    While it is made no kernel runs: memory that `empty` gives out is never touched, and so takes none. (It is mapped for each array by
+    itself: the C library's allocator writes between its arrays, on pages that may have 2 MB.) Holds no reference to it.
     """
 
     def __init__(self) -> None:
@@ -183,7 +185,8 @@ def empty(shape: tuple[int, ...], dtype: Any, place: str = "cpu") -> Any:
     recording = current_recording()
     if place == "cpu":
         size = prod(shape) * dtype.itemsize
-        root = np.empty(size + ALIGNMENT + GUARD, np.uint8)
+        room = size + ALIGNMENT + GUARD
+        root = np.empty(room, np.uint8) if recording is None else np.frombuffer(mmap(-1, room), np.uint8)
         start = -root.ctypes.data % ALIGNMENT
         array = root[start:start + size].view(dtype).reshape(shape)
     else:
