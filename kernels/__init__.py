@@ -1,5 +1,5 @@
 """The list of ops. Works on plain arrays and knows no Tensor."""
-from .adamw import adamw, ema, global_norm, sgd
+from .adamw import adamw, begin_update, sgd
 from .attention import attention
 from .augment import augment
 from .gemm import linear, matmul
@@ -20,5 +20,5 @@ OPS: dict[str, Op] = {op.name: op for op in (
     add, subtract, multiply, divide, gelu, softmax, reduce_sum, broadcast, permute, slicing,
     *map(concatenation, (2, 3)), *map(splitting, (2, 3)),
     dropout, drop_path, cross_entropy, soft_cross_entropy,
-    adamw, sgd, global_norm, ema, augment,
+    begin_update, adamw, sgd, augment,
 )}

@@ -25,13 +25,7 @@ __global__ void __launch_bounds__(256) copy(Y* y, const X* x, LOOP_SIZES, STEPS(
 }
 
 template <class Y, class X, int W> __global__ void __launch_bounds__(256) convert(Y* y, const X* x, long size) {
-    GRID_STRIDE(i, size / W) {
-        const auto some = load<X, W>(x + i * W);
-        Vector<Y, W> out;
-#pragma unroll
-        for (int k = 0; k < W; k++) out.e[k] = converted<Y, X, false>(some.e[k], 1);
-        store<Y, W>(y + i * W, out);
-    }
+    map<W>(y, x, size, [](X e) { return converted<Y, X, false>(e, 1); });
 }
 
 template <class T, int W> __global__ void __launch_bounds__(256) fill(T* y, long size, double value) {

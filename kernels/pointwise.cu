@@ -24,13 +24,7 @@ __global__ void __launch_bounds__(256) combine(Y* y, const A* a, const B* b, LOO
 }
 
 template <class T, int W, bool TANH> __global__ void __launch_bounds__(256) gelu_forward(T* y, const T* x, long size) {
-    GRID_STRIDE(i, size / W) {
-        const auto some = load<T, W>(x + i * W);
-        Vector<T, W> out;
-#pragma unroll
-        for (int k = 0; k < W; k++) out.e[k] = T(gelu(Sum<T>(some.e[k]), TANH));
-        store<T, W>(y + i * W, out);
-    }
+    map<W>(y, x, size, [](T e) { return T(gelu(Sum<T>(e), TANH)); });
 }
 
 // dx = dy * gelu'(x), a = gelu(x); a may be null, dx may be dy.

@@ -24,9 +24,9 @@ from .kernels.adamw import (
     HYPER,
     LR,
     MOMENTUM,
+    PARTS,
     STEP,
     WEIGHT_DECAY,
-    advance,
 )
 from .kernels.copying import convert, fill
 from .models import Model
@@ -152,18 +152,22 @@ class Hyper:
 
 
 class Optimizer:
-    """What AdamW and SGD share: the numbers of a step, which may be set between steps, and the norm of the gradient.
+    """What AdamW and SGD share: the numbers of a step, which may be set between steps, the norm of the gradient, and the running average
+    of the weights, if `ema`, its decay, is given: `kernels.adamw` has the formulas.
 
     lr, weight_decay, steps; gradient_norm: of the whole gradient at the last step, before clipping.
     """
 
-    def __init__(self, flat: FlatParameters, lr: float, weight_decay: float, clip_norm: float | None) -> None:
+    def __init__(self, flat: FlatParameters, lr: float, weight_decay: float, clip_norm: float | None, ema: float | None) -> None:
         _check_between(0, inf, clip_norm=clip_norm or 0)
+        _check_between(0, 1, ema=ema or 0)
         self.flat = flat
         self.hyper = Hyper(flat.place)
-        self._norm = device.copied(np.zeros(()), flat.place)
+        self._squares = device.copied(np.zeros(PARTS), flat.place)
         self.lr, self.weight_decay = lr, weight_decay
         self.hyper.set(CLIP_NORM, clip_norm or 0)
+        self.hyper.set(EMA_DECAY, ema or 0)
+        self.average = device.copied(device.to_host(flat.data), flat.place) if ema else None
 
     @property
     def lr(self) -> float:
@@ -189,24 +193,36 @@ class Optimizer:
 
     @property
     def gradient_norm(self) -> float:
-        return float(device.to_host(self._norm))
+        return float(np.sqrt(device.to_host(self._squares).sum()))
 
     def step(self) -> None:
-        """Move the parameters by the gradients that lie in the flat buffer."""
-        advance(self.hyper.array)
-        _run("global_norm", (self._norm,), (self.flat.gradient,))
+        """Move the parameters by the gradients that lie in the flat buffer, and their average after them."""
+        gradient, hyper = self.flat.gradient, self.hyper.array
+        _run("begin_update", (self._squares, hyper), (gradient, hyper))
         self._update()
+
+    def swap_average(self) -> None:
+        """Exchange the model's weights with their average, if there is one."""
+        if self.average is not None:
+            own, average = (np.array(device.to_host(a)) for a in (self.flat.data, self.average))
+            device.assign(self.flat.data, average)
+            device.assign(self.average, own)
 
     def _update(self) -> None:
         raise NotImplementedError
+
+    def _move(self, op: str, state: tuple[Any, ...], *constants: Any) -> None:
+        """Run an op that updates the parameters, its `state` of their size, and their average."""
+        p, average = self.flat.data, self.average
+        _run(op, (p, *state, average), (p, self.flat.gradient, *state, average, self._squares, self.hyper.array), *constants)
 
 
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (1711.05101), in PyTorch's form. Raises UserError for values out of range."""
 
     def __init__(self, flat: FlatParameters, lr: float = 1e-3, weight_decay: float = 0.05, clip_norm: float | None = None,
-                 betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
-        super().__init__(flat, lr, weight_decay, clip_norm)
+                 ema: float | None = None, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
+        super().__init__(flat, lr, weight_decay, clip_norm, ema)
         _check_between(0, 1, **{"betas[0]": betas[0], "betas[1]": betas[1]})
         if not 0 < eps < inf:
             raise UserError(f"eps must be above 0 and finite, got {eps}")
@@ -215,23 +231,21 @@ class AdamW(Optimizer):
         self.m, self.v = _zeros_like(flat.data), _zeros_like(flat.data)
 
     def _update(self) -> None:
-        p = self.flat.data
-        _run("adamw", (p, self.m, self.v), (p, self.flat.gradient, self.m, self.v, self._norm, self.hyper.array), self.flat.decayed)
+        self._move("adamw", (self.m, self.v), self.flat.decayed)
 
 
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum, in PyTorch's form: weight decay is a part of the gradient."""
 
     def __init__(self, flat: FlatParameters, lr: float = 0.1, weight_decay: float = 0.0, clip_norm: float | None = None,
-                 momentum: float = 0.9, nesterov: bool = False) -> None:
-        super().__init__(flat, lr, weight_decay, clip_norm)
+                 ema: float | None = None, momentum: float = 0.9, nesterov: bool = False) -> None:
+        super().__init__(flat, lr, weight_decay, clip_norm, ema)
         _check_between(0, 1, momentum=momentum)
         self.hyper.set(MOMENTUM, momentum)
         self.nesterov, self.velocity = nesterov, _zeros_like(flat.data)
 
     def _update(self) -> None:
-        p, velocity = self.flat.data, self.velocity
-        _run("sgd", (p, velocity), (p, self.flat.gradient, velocity, self._norm, self.hyper.array), self.flat.decayed, self.nesterov)
+        self._move("sgd", (self.velocity,), self.flat.decayed, self.nesterov)
 
 
 def _zeros_like(array: Any) -> Any:
@@ -239,33 +253,6 @@ def _zeros_like(array: Any) -> Any:
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "sgd": SGD}
-
-
-class MovingAverage:
-    """The exponential moving average of the weights, with a warmup: the decay of update t is min(decay, (1 + t) / (10 + t)).
-
-    Averages of weights generalise better than the last ones (Polyak and Juditsky, 1992; 1803.05407); the warmup is TensorFlow's.
-    """
-
-    def __init__(self, flat: FlatParameters, decay: float) -> None:
-        _check_between(0, 1, ema=decay)
-        self.flat, self.decay = flat, decay
-        self.data = device.copied(device.to_host(flat.data), flat.place)
-        self.hyper = Hyper(flat.place)
-
-    def prepare(self, step: int) -> None:
-        """Set the decay of the update after optimizer step `step`, counted from 1."""
-        self.hyper.set(EMA_DECAY, min(self.decay, (1 + step) / (10 + step)))
-
-    def update(self) -> None:
-        """Take the present weights into the average."""
-        _run("ema", (self.data,), (self.data, self.flat.data, self.hyper.array))
-
-    def swap(self) -> None:
-        """Exchange the model's weights with their average."""
-        own, average = (np.array(device.to_host(a)) for a in (self.flat.data, self.data))
-        device.assign(self.flat.data, average)
-        device.assign(self.data, own)
 
 
 # ------------------------------------------------------------------------------------------------------------------- schedules

@@ -14,7 +14,7 @@ from .kernels import cpu
 from .kernels import device as arrays
 from .kernels.copying import convert
 from .module import Module
-from .optim import OPTIMIZERS, FlatParameters, MovingAverage
+from .optim import OPTIMIZERS, FlatParameters
 from .plan import Plan
 from .precision import Precision, precision_for
 from .predict import check_device, dtype_of, room_for
@@ -66,8 +66,7 @@ class Trainer:
             self.flat = FlatParameters(model, self.precision.parameters, device)
         self._narrow = device == "cuda" and self.precision.name == "bfloat16"   # on the CPU, packing rounds
         options = {"betas": betas, "eps": eps} if optimizer == "adamw" else {"momentum": momentum, "nesterov": nesterov}
-        self.optimizer = OPTIMIZERS[optimizer](self.flat, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm, **options)
-        self.average = MovingAverage(self.flat, ema) if ema else None
+        self.optimizer = OPTIMIZERS[optimizer](self.flat, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm, ema=ema, **options)
         self.steps = 0
         self._shapes: dict[tuple, _Batch] = {}          # shape and kind of a batch -> its buffers and plan; last used last
 
@@ -107,8 +106,6 @@ class Trainer:
         batch = self._shapes.get(key) or self._new_batch(images, labels)
         batch.fill(images, labels)
         self.flat.check()
-        if self.average:
-            self.average.prepare(self.steps + 1)
         if batch.plan:
             batch.plan.replay()
         else:
@@ -128,8 +125,7 @@ class Trainer:
 
     def swap_average(self) -> None:
         """Exchange the model's weights with their running average, where `ema` is on."""
-        if self.average:
-            self.average.swap()
+        self.optimizer.swap_average()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -165,8 +161,6 @@ class Trainer:
                 losses.append(loss.data)
         self.flat.clear_unused_gradients()
         self.optimizer.step()
-        if self.average:
-            self.average.update()
         return tuple(losses)
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from minivit import Module, Parameter, UserError, create_model
-from minivit.optim import SCHEDULES, SGD, AdamW, FlatParameters, MovingAverage, decays
+from minivit.optim import OPTIMIZERS, SCHEDULES, SGD, AdamW, FlatParameters, decays
 
 
 class Net(Module):
@@ -124,21 +124,21 @@ def test_learning_rate_and_decay_may_change():
         np.testing.assert_array_equal(value, states[1][name])
 
 
-def test_moving_average_warms_up():
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_average_of_weights_warms_up(optimizer):
     net = Net()
     flat = FlatParameters(net)
-    average = MovingAverage(flat, 0.3)
+    optimizer = OPTIMIZERS[optimizer](flat, lr=0.1, ema=0.3)
     expected = net.weight.data.copy()
     for t in range(1, 6):
-        flat.data += 1.0
-        average.prepare(t)
-        average.update()
+        flat.gradient[...] = t
+        optimizer.step()
         decay = min(0.3, (1 + t) / (10 + t))
         expected = decay * expected + (1 - decay) * net.weight.data
     own = net.weight.data.copy()
-    average.swap()
+    optimizer.swap_average()
     np.testing.assert_allclose(net.weight.data, expected, rtol=1e-12)
-    average.swap()
+    optimizer.swap_average()
     np.testing.assert_array_equal(net.weight.data, own)
 
 

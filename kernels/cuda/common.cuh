@@ -44,6 +44,17 @@ template <class S> __device__ __forceinline__ S block_sum(S value, S* shared) { 
 #define GRID_STRIDE(i, n) \
     for (long i = long(blockIdx.x) * blockDim.x + threadIdx.x; i < (n); i += long(gridDim.x) * blockDim.x)
 
+// y = f(x), element by element, W at once.
+template <int W, class Y, class X, class F> __device__ __forceinline__ void map(Y* y, const X* x, long size, F f) {
+    GRID_STRIDE(i, size / W) {
+        const auto some = load<X, W>(x + i * W);
+        Vector<Y, W> out;
+#pragma unroll
+        for (int k = 0; k < W; k++) out.e[k] = f(some.e[k]);
+        store<Y, W>(y + i * W, out);
+    }
+}
+
 template <class A, class B> struct WiderOf { typedef float type; };     // in which sums of products of two kinds of elements are made
 template <class B> struct WiderOf<double, B> { typedef double type; };
 template <class A> struct WiderOf<A, double> { typedef double type; };

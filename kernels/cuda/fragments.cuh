@@ -1,0 +1,185 @@
+// Products of 16 rows a warp, of rows that lie in shared memory.
+//
+// What a warp holds of a product, in every type, is laid out as a tensor core leaves it: with group = lane / 4 and t = lane % 4, part[j][i]
+// is row group + 8·(i / 2), column 8j + 2t + i % 2. bf16 is multiplied by tensor cores, float and double by fused multiply-adds, in full
+// precision. D is the length of rows in shared memory, a multiple of 16; what is beyond `size` is 0.
+#pragma once
+#include <common.cuh>
+
+template <class T, int D> constexpr int LINE = D + WIDTH<T>;            // from one row to the next in shared memory: no bank conflicts
+
+template <class S> __device__ __forceinline__ S quad_sum(S value) {     // of the four lanes that share a row, in each
+    value += __shfl_xor_sync(0xffffffffu, value, 1);
+    return value + __shfl_xor_sync(0xffffffffu, value, 2);
+}
+template <class S> __device__ __forceinline__ S quad_max(S value) {
+    value = larger(value, __shfl_xor_sync(0xffffffffu, value, 1));
+    return larger(value, __shfl_xor_sync(0xffffffffu, value, 2));
+}
+
+template <class S, int J> __device__ __forceinline__ void clear(S (&part)[J][4]) {
+#pragma unroll
+    for (int j = 0; j < J; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) part[j][i] = 0;
+}
+
+struct Spot {                                                           // where an element of a part is: part[j][i], half = i / 2
+    int j, i, half, row, column;
+};
+template <class S, int J, class F> __device__ __forceinline__ void each(S (&part)[J][4], F f) {    // f(element, spot)
+    const int group = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (int j = 0; j < J; j++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) f(part[j][i], Spot{j, i, i / 2, group + 8 * (i / 2), 8 * j + 2 * t + i % 2});
+}
+
+// to (count, LINE) = rows `first` to first + count of `from`, whose rows are `stride` elements apart; zeros beyond N, and all without from.
+// They are there after arrived().
+template <class T, int D>
+__device__ __forceinline__ void read_rows(T* to, const T* from, long stride, int first, int count, int N, int size) {
+    constexpr int W = WIDTH<T>;
+    if (size % W == 0 && reinterpret_cast<u64>(from) % 16 == 0) {
+#pragma unroll 1
+        for (int i = threadIdx.x; i < count * (D / W); i += blockDim.x) {
+            const int row = i / (D / W), at = i % (D / W) * W;
+            const bool exists = from && first + row < N && at < size;
+            copy_later(to + row * LINE<T, D> + at, exists ? from + (first + row) * stride + at : from, exists);
+        }
+        return;
+    }
+#pragma unroll 1
+    for (int i = threadIdx.x; i < count * D; i += blockDim.x) {
+        const int row = i / D, at = i % D;
+        to[row * LINE<T, D> + at] = from && first + row < N && at < size ? from[(first + row) * stride + at] : T(0);
+    }
+}
+__device__ __forceinline__ void arrived() {
+    wait_for_copies();
+    __syncthreads();
+}
+
+// Rows of a warp: to (16, size), with rows `stride` apart, = factor·part, by way of 16 rows of shared memory that nobody else uses.
+template <class T, int D>
+__device__ __forceinline__ void write_rows(T* to, long stride, Sum<T> (&part)[D / 8][4], Sum<T> upper, Sum<T> lower, T* shared, int rows,
+                                           int size) {
+    constexpr int W = WIDTH<T>;
+    __syncwarp();
+    each(part, [&](Sum<T>& e, Spot s) { shared[s.row * LINE<T, D> + s.column] = T(e * (s.half ? lower : upper)); });
+    __syncwarp();
+    const bool wide = size % W == 0 && reinterpret_cast<u64>(to) % 16 == 0;
+    for (int i = threadIdx.x % 32; i < rows * (D / W); i += 32) {
+        const int row = i / (D / W), at = i % (D / W) * W;
+        const auto some = load<T, W>(shared + row * LINE<T, D> + at);
+        if (wide && at < size) store<T, W>(to + row * stride + at, some);
+        else {
+#pragma unroll
+            for (int k = 0; k < W; k++)
+                if (at + k < size) to[row * stride + at + k] = some.e[k];
+        }
+    }
+}
+
+// part (16, C) = a (16, D) · bᵀ, b (C, D), of which only the first `columns` rows count.
+template <class T, int D, int C> struct RowsByRows {
+    static __device__ __forceinline__ void multiply(Sum<T> (&part)[C / 8][4], const T* a, const T* b, int columns) {
+        constexpr int W = WIDTH<T>;
+        const int group = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+        clear(part);
+#pragma unroll 1
+        for (int k = 0; k < D; k += W) {
+            const auto upper = load<T, W>(a + group * LINE<T, D> + k), lower = load<T, W>(a + (group + 8) * LINE<T, D> + k);
+#pragma unroll
+            for (int j = 0; j < C / 8; j++)
+                if (j / 2 * 16 < columns)
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        const auto other = load<T, W>(b + (8 * j + 2 * t + i) * LINE<T, D> + k);
+#pragma unroll
+                        for (int w = 0; w < W; w++) {
+                            part[j][i] += upper.e[w] * other.e[w];
+                            part[j][2 + i] += lower.e[w] * other.e[w];
+                        }
+                    }
+        }
+    }
+};
+template <int D, int C> struct RowsByRows<bf16, D, C> {
+    static __device__ __forceinline__ void multiply(float (&part)[C / 8][4], const bf16* a, const bf16* b, int columns) {
+        const int lane = threadIdx.x % 32;
+        clear(part);
+#pragma unroll 1
+        for (int k = 0; k < D; k += 16) {
+            unsigned left[4], right[4];
+            load_matrices(left, a + lane % 16 * LINE<bf16, D> + k + lane / 16 * 8);
+#pragma unroll
+            for (int c = 0; c < C; c += 16)
+                if (c < columns) {
+                    load_matrices(right, b + (c + lane % 8 + lane / 16 * 8) * LINE<bf16, D> + k + lane / 8 % 2 * 8);
+                    multiply_add(part[c / 8], left, {right[0], right[1]});
+                    multiply_add(part[c / 8 + 1], left, {right[2], right[3]});
+                }
+        }
+    }
+};
+
+// part (16, D) += square (16, C) · b (C, D), of which only the first `columns` rows count.
+template <class T, int D, int C> struct SquareByRows {
+    static __device__ __forceinline__ void add(Sum<T> (&part)[D / 8][4], const Sum<T> (&square)[C / 8][4], const T* b, int columns) {
+        const int lane = threadIdx.x % 32, t = lane % 4;
+#pragma unroll
+        for (int k = 0; k < C; k++)
+            if (k / 16 * 16 < columns) {
+                const Sum<T> upper = __shfl_sync(0xffffffffu, square[k / 8][k % 2], lane / 4 * 4 + k % 8 / 2);
+                const Sum<T> lower = __shfl_sync(0xffffffffu, square[k / 8][2 + k % 2], lane / 4 * 4 + k % 8 / 2);
+#pragma unroll
+                for (int j = 0; j < D / 8; j++) {
+                    const auto other = load<T, 2>(b + k * LINE<T, D> + 8 * j + 2 * t);
+#pragma unroll
+                    for (int i = 0; i < 2; i++) {
+                        part[j][i] += upper * other.e[i];
+                        part[j][2 + i] += lower * other.e[i];
+                    }
+                }
+            }
+    }
+};
+template <int D, int C> struct SquareByRows<bf16, D, C> {
+    static __device__ __forceinline__ void add(float (&part)[D / 8][4], const float (&square)[C / 8][4], const bf16* b, int columns) {
+        const int lane = threadIdx.x % 32;
+#pragma unroll
+        for (int k = 0; k < C; k += 16)
+            if (k < columns) {
+                const auto &one = square[k / 8], &two = square[k / 8 + 1];
+                const unsigned left[4] = {pack(one[0], one[1]), pack(one[2], one[3]), pack(two[0], two[1]), pack(two[2], two[3])};
+#pragma unroll
+                for (int c = 0; c < D; c += 16) {
+                    unsigned right[4];
+                    load_matrices_transposed(right, b + (k + lane % 16) * LINE<bf16, D> + c + lane / 16 * 8);
+                    multiply_add(part[c / 8], left, {right[0], right[1]});
+                    multiply_add(part[c / 8 + 1], left, {right[2], right[3]});
+                }
+            }
+    }
+};
+
+// part (16, D) = 16 rows of a square of bf16 in shared memory, or columns where it is transposed, · b (columns, D). Its rows are `line`
+// elements apart; `square` is the first of its elements that count.
+template <int D, bool TRANSPOSED>
+__device__ __forceinline__ void multiply_stored(float (&part)[D / 8][4], const bf16* square, int line, const bf16* b, int columns) {
+    const int lane = threadIdx.x % 32;
+    clear(part);
+#pragma unroll 1
+    for (int k = 0; k < columns; k += 16) {
+        unsigned left[4], right[4];
+        if (TRANSPOSED) load_matrices_transposed(left, square + (k + lane % 8 + lane / 16 * 8) * line + lane / 8 % 2 * 8);
+        else load_matrices(left, square + lane % 16 * line + k + lane / 16 * 8);
+#pragma unroll
+        for (int c = 0; c < D; c += 16) {
+            load_matrices_transposed(right, b + (k + lane % 16) * LINE<bf16, D> + c + lane / 16 * 8);
+            multiply_add(part[c / 8], left, {right[0], right[1]});
+            multiply_add(part[c / 8 + 1], left, {right[2], right[3]});
+        }
+    }
+}
