@@ -1,17 +1,20 @@
 """The list of ops. Works on plain arrays and knows no Tensor."""
 from .adamw import adamw, begin_update, sgd
+from .arithmetic import add, divide, multiply, subtract
 from .attention import attention
 from .augment import augment
-from .gemm import linear, matmul
+from .gelu import gelu
 from .joining import concatenation, splitting
 from .layernorm import add_layernorm, layernorm
+from .linear import linear
 from .loss import cross_entropy, soft_cross_entropy
+from .matmul import matmul
 from .mixing import channel_mixing, token_mixing
 from .op import Op
-from .pointwise import add, divide, gelu, multiply, softmax, subtract
 from .random import drop_path, dropout
 from .resample import resample
 from .shaping import broadcast, permute, reduce_sum, slicing
+from .softmax import softmax
 from .token_layernorm import token_layernorm
 from .unfold import unfold
 

@@ -334,6 +334,7 @@ attention = Op(
     saves=("qkv", "bias", "lse"),
     cases=[dict(B=2, N=5, H=3, D=4), dict(B=2, N=7, H=2, D=5, bias="1 H N N", keep_logits=True, keep_probabilities=True),
            dict(B=3, N=6, H=2, D=3, bias="B 1 N N", keep_logits=True), dict(B=2, N=17, H=3, D=16, bias=None, keep_probabilities=True),
+           dict(B=2, N=19, H=2, qkv="B N 3 H 72", bias="1 H N N"), dict(B=1, N=33, H=2, qkv="B N 3 H 120", bias=None, keep_logits=True),
            dict(B=64, N=65, H=3, D=64, bias=None, scale=0.125)],
     cost=_cost,
 )

@@ -1,17 +1,12 @@
-"""Matrix products: `gemm`, the one place that chooses how a product is computed, and the ops `matmul` and `linear`.
+"""The matrix product of all ops: `gemm` is the one place that chooses how one is computed; and sums over rows.
 
-    matmul:  y = a·b                        da = dy·bᵀ,  db = aᵀ·dy
-    linear:  y = residual + f(x·wᵀ + bias)  with p = x·wᵀ + bias and f the identity or GELU,
-             dp = dy·f'(p),  dx = dp·w,  dw = dpᵀ·x,  dbias = Σ dp,  dresidual = dy
-
-Letters: M rows of y, N columns, K the inner length, B batch, T tokens, C channels in, O channels out.
+Letters: M rows, N columns, K the inner length.
 """
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import prod
 
 import numpy as np
 
@@ -23,14 +18,12 @@ from .cpu.product import product, product_entry, scratch_bytes
 from .cpu.tiles import Tile, host_tile
 from .cuda.products import gemm_cuda
 from .device import BFLOAT16, empty, like, place_of
-from .op import Cost, Implementation, Op, Precise, launch, require
-from .pointwise import gelu_backward_kernels, gelu_backward_reference, gelu_reference
+from .op import launch
 
 TALL = 48                                               # rows below which a thread's share is cut by columns rather
 _thread = threading.local()                             # .split: whether products of float32 are made of bfloat16 (`splitting`)
 
 
-# ------------------------------------------------------------------------------------------------------------------ the product
 @contextmanager
 def split_products(wanted: bool = True) -> Iterator[None]:
     """Inside (in this thread), products of float32 arrays are computed as "bf16x3": `cpu/tiles.py`."""
@@ -145,141 +138,3 @@ def column_sums(out, x):
         sum_into(out, x.reshape(-1, x.shape[-1]))
         return
     launch(_column_sums, threads(), out, like(out), x.reshape(-1, x.shape[-1]))
-
-
-# ----------------------------------------------------------------------------------------------------------------------- matmul
-def _swapped(x):
-    return x.swapaxes(-1, -2)
-
-
-def matmul_forward_reference(y, a, b):
-    y[...] = a @ b
-
-
-def matmul_backward_reference(da, db, dy, a, b):
-    if da is not None:
-        da[...] = dy @ _swapped(b)
-    if db is not None:
-        db[...] = _flat(a, b).T @ _flat(dy, b) if b.ndim == 2 else _swapped(a) @ dy
-
-
-def _flat(x, b):
-    """A batch of matrices as one matrix where b is one, as a plain batch otherwise."""
-    return x.reshape(-1, x.shape[-1]) if b.ndim == 2 else x.reshape(-1, *x.shape[-2:])
-
-
-def matmul_forward_kernels(y, a, b):
-    gemm(_flat(y, b), _flat(a, b), _flat(b, b))
-
-
-def matmul_backward_kernels(da, db, dy, a, b):
-    if da is not None:
-        gemm(_flat(da, b), _flat(dy, b), _flat(b, b), transpose_b=True)
-    if db is not None:
-        gemm(_flat(db, b), _flat(a, b), _flat(dy, b), transpose_a=True)
-
-
-def _matmul_outputs(a, b):
-    if len(a) < 2 or len(b) < 2 or a[-1] != b[-2] or (len(b) > 2 and a[:-2] != b[:-2]):
-        raise ValueError(f"matmul: (..., M, K) and (K, N) or (..., K, N) with equal leading lengths, not {a} and {b}")
-    return {"y": (*a[:-1], b[-1])}
-
-
-def _cost(products):
-    return Cost(forward=2 * products, backward=4 * products, macs=products)
-
-
-matmul = Op(
-    "matmul",
-    shapes={"a": "B M K", "b": "B K N"},
-    outputs=_matmul_outputs,
-    forward=Implementation(matmul_forward_reference, matmul_forward_kernels, matmul_forward_kernels),
-    backward=Implementation(matmul_backward_reference, matmul_backward_kernels, matmul_backward_kernels),
-    saves=("a", "b"),
-    cases=[dict(B=3, M=7, K=5, N=9), dict(B=2, M=130, K=300, N=40), dict(B=2, M=33, K=17, N=50, b="K N"), dict(B=4, M=197, K=64, N=197)],
-    cost=lambda a, b: _cost(prod(a) * b[-1]),
-)
-
-
-# ----------------------------------------------------------------------------------------------------------------------- linear
-ACTIVATIONS = {"none": 0, "gelu": epilogue.GELU, "gelu_tanh": epilogue.GELU | epilogue.TANH}
-APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
-
-
-def forward_reference(y, pre, x, weight, bias, residual, activation, precise):
-    p = x @ weight.T if bias is None else x @ weight.T + bias           # (B, T, O)
-    y[...] = p
-    if pre is not None:
-        pre[...] = p
-    if activation != "none":
-        gelu_reference(y, p, APPROXIMATE[activation])
-    if residual is not None:
-        y += residual
-
-
-def backward_reference(dx, dweight, dbias, dy, x, weight, pre, activation, precise):
-    dp = dy                                             # (B, T, O)
-    if activation != "none":
-        dp = np.empty_like(dy)
-        gelu_backward_reference(dp, dy, pre, APPROXIMATE[activation])
-    rows = dp.reshape(-1, dp.shape[-1])                 # (B·T, O)
-    if dx is not None:
-        dx[...] = dp @ weight
-    if dweight is not None:
-        dweight[...] = rows.T @ x.reshape(-1, x.shape[-1])
-    if dbias is not None:
-        dbias[...] = rows.sum(0)
-
-
-def _rows(x):
-    return None if x is None else x.reshape(-1, x.shape[-1])
-
-
-def forward_kernels(y, pre, x, weight, bias, residual, activation, precise):
-    flags = ACTIVATIONS[activation]
-    flags |= epilogue.BIAS_COLUMN if bias is not None else 0
-    flags |= epilogue.RESIDUAL if residual is not None else 0
-    gemm(_rows(y), _rows(x), weight, transpose_b=True, flags=flags, bias=bias, pre=_rows(pre), extra=_rows(residual))
-
-
-def backward_kernels(dx, dweight, dbias, dy, x, weight, pre, activation, precise):
-    dp = converted(dy, x.dtype)
-    if activation != "none":
-        dp = like(dy)
-        gelu_backward_kernels(dp, dy, pre, APPROXIMATE[activation])
-    if dx is not None:
-        gemm(_rows(dx), _rows(dp), weight)
-    if dweight is not None:
-        gemm(dweight, _rows(dp), _rows(x), transpose_a=True)
-    if dbias is not None:
-        column_sums(dbias, dp)
-
-
-def _linear_outputs(x, weight, bias, residual, activation, precise):
-    if precise and (activation != "none" or residual is not None):
-        raise ValueError("linear: a precise result has no activation and no residual")
-    if x[-1] != weight[1]:
-        raise ValueError(f"linear: x has {x[-1]} channels, the weight of shape {weight} takes {weight[1]}")
-    y = (*x[:-1], weight[0])
-    require("linear", bias=(bias, weight[:1]), residual=(residual, y))
-    return {"y": Precise(y) if precise else y, "pre": None if activation == "none" else y}
-
-
-linear = Op(
-    "linear",
-    shapes={"x": "B T C", "weight": "O C", "bias": "O", "residual": "B T O"},
-    constants={"activation": "none", "precise": False},
-    outputs=_linear_outputs,
-    forward=Implementation(forward_reference, forward_kernels, forward_kernels),
-    backward=Implementation(backward_reference, backward_kernels, backward_kernels),
-    saves=("x", "weight", "pre"),
-    backward_only=("pre",),
-    parameters=("weight", "bias"),
-    multiplied=("weight", "bias"),
-    same={"residual": "dy"},
-    cases=[dict(B=2, T=5, C=7, O=3), dict(B=2, T=5, C=7, O=3, bias=None, residual=None), dict(B=3, T=37, C=40, O=50, activation="gelu"),
-           dict(B=2, T=9, C=33, O=19, activation="gelu_tanh", residual=None),
-           dict(B=3, T=1, C=40, O=10, residual=None, precise=True),
-           dict(B=64, T=65, C=192, O=768, activation="gelu", residual=None), dict(B=64, T=65, C=768, O=192)],
-    cost=lambda x, weight, *_: _cost(prod(x) * weight[0]),
-)

@@ -68,6 +68,11 @@ class Cost:
     backward: int = 0
     macs: int = 0
 
+    @classmethod
+    def of_products(cls, macs: int) -> Cost:
+        """Of matrix products alone, whose backward has two products for one."""
+        return cls(forward=2 * macs, backward=4 * macs, macs=macs)
+
 
 @dataclass(frozen=True)
 class Op:

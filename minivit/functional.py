@@ -13,6 +13,7 @@ import numpy as np
 
 from .errors import UserError
 from .kernels import OPS
+from .kernels.attention import HEAD_SIZES
 from .kernels.joining import concatenation, splitting
 from .tensor import Tensor, apply
 
@@ -46,13 +47,16 @@ def attention(qkv: Tensor, heads: int, scale: float | None = None, bias: Tensor 
     """Multi-head attention softmax(scale·q kᵀ + bias) v from packed qkv (B, N, 3·C), ordered q, k, v, then head: -> (B, N, C).
 
     scale: D^-1/2 by default. bias: broadcast to (B, H, N, N). With return_probabilities or return_logits (scaled, biased, before the
-    softmax), a tuple with these (B, H, N, N) after the context. Raises UserError where 3·heads does not divide the channels.
+    softmax), a tuple with these (B, H, N, N) after the context. Raises UserError where 3·heads does not divide the channels, and on a GPU
+    for heads of more than 128 channels.
     Source: 1706.03762, section 3.2; order of qkv as timm.
     """
     B, N, channels = qkv.shape
     if channels % (3 * heads):
         raise UserError(f"attention: heads must divide the channels: {channels // 3} is not a multiple of {heads}")
     size = channels // (3 * heads)
+    if qkv.device == "cuda" and size > HEAD_SIZES[-1]:
+        raise UserError(f"attention: on a GPU a head has at most {HEAD_SIZES[-1]} channels, not {size}: take more heads")
     if bias is not None:
         bias = bias if isinstance(bias, Tensor) else Tensor(np.asarray(bias, qkv.dtype))
         bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from . import checkpoint
 from .calibration import Calibration, check, confidence
 from .cost import ModelCost
 from .data import Batches, Dataset, prepare
+from .devices import check_device, dtype_of, place_of, room_for
 from .errors import UserError
-from .kernels import cpu, cuda, device
-from .kernels.cuda.errors import DeviceError, OutOfMemoryError
+from .kernels import cpu, device
 from .kernels.watching import watch
 from .models import DVT, Model
 from .module import Module, Parameter, evaluating
@@ -29,41 +28,6 @@ FIRST_PLANS, LATER_PLANS = 4, 16                        # batch sizes whose plan
 LARGEST_BATCH = 256
 Arrays = tuple[np.ndarray | None, ...]                  # the state that a stage of a cascade hands to the next; () before the first
 ELEMENTS = 2 ** 22                                      # of all images of a batch together, at most: activations stay near the caches
-
-
-def check_device(name: str) -> None:
-    """Raises UserError for what is no device, or one that this machine has not."""
-    if name not in device.DEVICES:
-        raise UserError(f"device={name!r} is not available: choose {' or '.join(map(repr, device.DEVICES))}")
-    if name == "cuda":
-        try:
-            cuda.runtime()
-        except DeviceError as error:
-            raise UserError(str(error)) from error
-
-
-@contextmanager
-def room_for(images: int) -> Iterator[None]:
-    """Inside, that a GPU is full becomes a UserError: which batch would fit, of a step with so many images."""
-    try:
-        yield
-    except OutOfMemoryError as error:
-        fits = images * error.free // max(error.asked, 1)               # most of a step's memory grows with the batch
-        advice = f"a batch of {fits} would fit" if fits else "the model is too large for it"
-        raise UserError(f"a batch of {images} images: {error}; {advice}") from error
-
-
-def dtype_of(model: Module) -> np.dtype:
-    """The dtype of a model's parameters; raises UserError where it has none."""
-    first = next((p for _, p in model.named_parameters()), None)
-    if first is None:
-        raise UserError("the model has no parameters")
-    return first.dtype
-
-
-def _place_of(model: Module) -> str:
-    """The device that a model's parameters lie on."""
-    return next((p.device for _, p in model.named_parameters()), "cpu")
 
 
 class Predictor:
@@ -84,7 +48,7 @@ class Predictor:
         if device is not None:
             check_device(device)
             model.to(device)
-        self.precision = precision_for(precision or own, dtype_of(model), _place_of(model))
+        self.precision = precision_for(precision or own, dtype_of(model), place_of(model))
         if self.precision.parameters != own:
             raise UserError(f"precision={precision!r} does not fit a model of dtype {own}: create it with dtype={precision!r}")
         if batch_size is not None and batch_size < 1:
@@ -153,7 +117,7 @@ class Predictor:
         if now is config and len(parameters) == len(arrays) and all(p.data is a for p, a in zip(parameters, arrays)):
             return
         self._plans, self._recorded = [{} for _ in range(self.stages)], (now, parameters, [p.data for p in parameters])
-        self._changed = watch(self._recorded[2]) if _place_of(self.model) == "cpu" else lambda: True
+        self._changed = watch(self._recorded[2]) if place_of(self.model) == "cpu" else lambda: True
         if isinstance(self.model, Model):
             self._costs = np.array(self.model.cost().exits, np.float64)
 
@@ -236,7 +200,7 @@ class _StagePlan:
     """The plan of one stage, or of a model without stages, for batches of one shape."""
 
     def __init__(self, model: Module, k: int, shape: tuple[int, ...], state: Arrays, dtype: np.dtype) -> None:
-        place = _place_of(model)
+        place = place_of(model)
         self.images = device.copied(np.zeros(shape, dtype), place)      # (B, C, H, W)
         self.state = tuple(None if a is None else device.copied(np.zeros((shape[0], *a.shape[1:]), a.dtype), place) for a in state)
         self.given: list[bool] = []                     # which of the things that the next stage may reuse there are

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .devices import check_device, dtype_of, room_for
 from .errors import UserError, nearest
 from .functional import classes_below, cross_entropy, sum_of
 from .kernels import cpu
@@ -17,7 +18,6 @@ from .module import Module
 from .optim import OPTIMIZERS, FlatParameters
 from .plan import Plan
 from .precision import Precision, precision_for
-from .predict import check_device, dtype_of, room_for
 from .tensor import Tensor
 from .threads import thread_count
 

@@ -23,6 +23,7 @@ from .data.cifar import recognise
 from .data.idx import holds_idx
 from .data.load import KNOWN
 from .data.sketch import sketch
+from .devices import check_device
 from .errors import UserError, nearest
 from .kernels import cpu
 from .models import DVT, Model, create_model
@@ -31,7 +32,7 @@ from .module import Module
 from .optim import SCHEDULES
 from .plots import save_learning_curves
 from .precision import fastest, precision_for
-from .predict import Classifier, Preprocessing, check_device, evaluate, unwrapped
+from .predict import Classifier, Preprocessing, evaluate, unwrapped
 from .profiling import profile as profile_step
 from .recipes import OTHERS, Recipe, recipe_for
 from .threads import thread_count

@@ -133,6 +133,11 @@ def test_bf16x3_is_for_the_cpu(on_cuda):
         Trainer(small("vit"), device="cuda", precision="bf16x3")
 
 
+def test_a_head_that_is_too_wide_is_refused(on_cuda):
+    with pytest.raises(UserError, match="on a GPU a head has at most 128 channels, not 192: take more heads"):
+        Predictor(create_model("vit_nano_patch2_8", dim=192, heads=1, depth=1), device="cuda").logits(np.zeros((1, 1, 8, 8), np.float32))
+
+
 def test_without_cupy(monkeypatch):
     monkeypatch.setattr(cuda, "_runtime", None)
     monkeypatch.setitem(sys.modules, "cupy", None)

@@ -19,9 +19,9 @@ from minivit.kernels.cpu import kernel
 from minivit.kernels.cpu.math import gelu_rounded
 from minivit.kernels.cpu.tiles import supported, tile_for
 from minivit.kernels.device import BFLOAT16
+from minivit.kernels.gelu import gelu_reference
 from minivit.kernels.gemm import gemm, split_products
 from minivit.kernels.op import launch
-from minivit.kernels.pointwise import gelu_reference
 
 MODULES = device, *(import_module(f"minivit.kernels.{name}") for name in ("gemm", "attention"))      # they allocate scratch
 SIMULATED = "amx simulated"

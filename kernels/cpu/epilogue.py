@@ -17,10 +17,8 @@ GELU_GRADIENT = 8                                       # v *= gelu'(pre[i, j]),
 TANH = 16                                               # the tanh form of both
 RESIDUAL = 32                                           # v += extra[i, j]
 CONVERT = 64                                            # C is not of the accumulator's type
-KEEP = 256                                              # before GELU, pre[i, j] = v
-
-
 PADDED = 128                                            # no epilogue: rows of A go on with zeros, up to whole cells and steps
+KEEP = 256                                              # before GELU, pre[i, j] = v
 
 
 @kernel

@@ -1,4 +1,4 @@
-// GELU and its derivative; the formulas are in pointwise.py. Includers: a fused product's passes too.
+// GELU and its derivative; the formulas are in gelu.py. Includers: a fused product's passes too.
 //
 // In float, Φ(-a) = exp(-a²/2)·t·P(1 - 2t), t = 3.75 / (a + 3.75), where P is a minimax fit for 0 <= a <= 14.5, good to 1.5e-8: the relative
 // error stays near 5e-7 down the negative tail, the exponential serves Φ' too, and nothing branches. In double, erfc does it.

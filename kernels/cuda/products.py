@@ -20,8 +20,8 @@ import numpy as np
 from .. import device
 from ..copying import converted, grid_for, sum_into, vector_width
 from ..cpu import epilogue
+from ..gelu import gelu_gradient
 from ..op import launch
-from ..pointwise import gelu_gradient
 from . import Source, runtime
 
 WORKSPACE = 32 << 20                                    # bytes: what NVIDIA advises for Hopper

@@ -1,4 +1,4 @@
-"""Element-wise arithmetic with NumPy's broadcasting, GELU (Hendrycks and Gimpel, 1606.08415), and softmax over the last axis.
+"""Element-wise arithmetic with NumPy's broadcasting.
 
     add       y = a + b       da = dy              db = dy
     subtract  y = a - b       da = dy              db = -dy
@@ -6,13 +6,9 @@
     divide    y = a / b       da = dy / b          db = -dy·y / b
 
 each gradient summed over the axes along which its input was repeated; in the last, b is constant over them, so that db = -(Σ dy·y) / b.
-
-    gelu      y = x·Φ(x)                           dx = dy·(Φ(x) + x·Φ'(x))          (Φ: see cpu/math.py)
-    softmax   y_i = exp(x_i) / Σ_j exp(x_j)        dx_i = y_i·(dy_i - Σ_j dy_j·y_j)
 """
 from __future__ import annotations
 
-import math
 from math import prod
 from typing import Any
 
@@ -31,18 +27,15 @@ from .copying import (
     share,
     strides,
     sum_into,
-    vector_width,
 )
-from .cpu import kernel, threads
-from .cpu.math import exp, gelu_erf, gelu_tanh, highest
+from .cpu import kernel
 from .device import accumulator, empty, place_of
 from .op import Cost, Implementation, Op, Shape, launch
 
 PLUS, TIMES, OVER = range(3)
-_source = cuda.Source("pointwise")
+_source = cuda.Source("arithmetic")
 
 
-# ------------------------------------------------------------------------------------------------------------- arithmetic
 def _unbroadcast(gradient: np.ndarray, shape: Shape) -> np.ndarray:
     """The sum of a gradient over the axes along which an array of this shape was repeated."""
     repeated = tuple(range(gradient.ndim - len(shape)))
@@ -241,151 +234,4 @@ divide = Op(
     cases=BROADCASTS,
     cost=lambda a, b: Cost(forward=prod(np.broadcast_shapes(a, b)), backward=3 * prod(np.broadcast_shapes(a, b))),
     values={"b": lambda rng, shape, sizes: rng.uniform(0.5, 2, shape) * rng.choice([-1, 1], shape)},
-)
-
-
-# ------------------------------------------------------------------------------------------------------------------- gelu
-def gelu_terms(x: np.ndarray, approximate: str) -> tuple[np.ndarray, np.ndarray]:
-    """Φ(x) and Φ'(x), or their approximations by tanh."""
-    if approximate == "tanh":
-        t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
-        return (1 + t) / 2, (1 - t * t) / 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)
-    cdf = np.vectorize(math.erfc, otypes=[x.dtype])(-x * math.sqrt(0.5)) / 2
-    return cdf, np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
-
-
-def gelu_reference(y, x, approximate):
-    y[...] = x * gelu_terms(x, approximate)[0]
-
-
-def gelu_backward_reference(dx, dy, x, approximate):
-    cdf, density = gelu_terms(x, approximate)
-    dx[...] = dy * (cdf + x * density)
-
-
-@kernel
-def _gelu(band, bands, y, x, tanh_form):
-    first, last = band * len(x) // bands, (band + 1) * len(x) // bands
-    y, x = y[first:last], x[first:last]
-    if tanh_form:
-        for i in range(len(x)):
-            y[i] = gelu_tanh(x[i])[0]
-    else:
-        for i in range(len(x)):
-            y[i] = gelu_erf(x[i])[0]
-
-
-@kernel
-def _gelu_backward(band, bands, dx, dy, x, tanh_form):
-    first, last = band * len(x) // bands, (band + 1) * len(x) // bands
-    dx, dy, x = dx[first:last], dy[first:last], x[first:last]
-    if tanh_form:
-        for i in range(len(x)):
-            dx[i] = dy[i] * gelu_tanh(x[i])[1]
-    else:
-        for i in range(len(x)):
-            dx[i] = dy[i] * gelu_erf(x[i])[1]
-
-
-def gelu_gradient(dx, a, dy, x, tanh_form):
-    """On a GPU, dx = dy·gelu'(x), and a = gelu(x) where it is not None; dx may be dy."""
-    width = vector_width(x.size, *(m for m in (dx, a, dy, x) if m is not None))
-    launch(_source("gelu_backward", x.dtype, width, tanh_form), grid_for(x.size // width), dx, a, dy, x, x.size)
-
-
-def gelu_kernels(y, x, approximate):
-    if place_of(x) == "cuda":
-        width = vector_width(x.size, y, x)
-        launch(_source("gelu_forward", x.dtype, width, approximate == "tanh"), grid_for(x.size // width), y, x, x.size)
-    else:
-        launch(_gelu, bands_for(x.size), y.reshape(-1), x.reshape(-1), approximate == "tanh")
-
-
-def gelu_backward_kernels(dx, dy, x, approximate):
-    if place_of(x) == "cuda":
-        gelu_gradient(dx, None, dy, x, approximate == "tanh")
-    else:
-        launch(_gelu_backward, bands_for(x.size), dx.reshape(-1), dy.reshape(-1), x.reshape(-1), approximate == "tanh")
-
-
-gelu = Op(
-    "gelu",
-    shapes={"x": "B N C"},
-    constants={"approximate": "none"},                  # or "tanh"
-    outputs=lambda x, approximate: {"y": x},
-    forward=Implementation(gelu_reference, gelu_kernels, gelu_kernels),
-    backward=Implementation(gelu_backward_reference, gelu_backward_kernels, gelu_backward_kernels),
-    saves=("x",),
-    cases=[dict(B=2, N=3, C=5), dict(B=2, N=3, C=5, approximate="tanh"), dict(B=1, N=1, C=1), dict(B=64, N=65, C=768)],
-    cost=lambda x, approximate: Cost(forward=30 * prod(x), backward=35 * prod(x)),
-    values={"x": lambda rng, shape, sizes: rng.normal(0, 3, shape)},
-)
-
-
-# ---------------------------------------------------------------------------------------------------------------- softmax
-def softmax_reference(y, x):
-    e = np.exp(x - x.max(-1, keepdims=True))
-    y[...] = e / e.sum(-1, keepdims=True)
-
-
-def softmax_backward_reference(dx, dy, y):
-    dx[...] = y * (dy - (dy * y).sum(-1, keepdims=True))
-
-
-@kernel
-def _softmax(band, bands, y, x):
-    R, C = x.shape
-    number = x.dtype.type
-    for i in range(band * R // bands, (band + 1) * R // bands):
-        largest = highest(x[i], 0, C)
-        total = number(0)
-        for j in range(C):
-            e = exp(x[i, j] - largest)
-            y[i, j] = e
-            total += e
-        for j in range(C):
-            y[i, j] *= number(1) / total
-
-
-@kernel
-def _softmax_backward(band, bands, dx, dy, y):
-    R, C = y.shape
-    number = y.dtype.type
-    for i in range(band * R // bands, (band + 1) * R // bands):
-        total = number(0)
-        for j in range(C):
-            total += dy[i, j] * y[i, j]
-        for j in range(C):
-            dx[i, j] = y[i, j] * (dy[i, j] - total)
-
-
-@in_float32(outputs=1)
-def softmax_cpu(y, x):
-    launch(_softmax, threads(), y.reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1]))
-
-
-def softmax_backward_cpu(dx, dy, y):
-    C = y.shape[-1]
-    launch(_softmax_backward, threads(), dx.reshape(-1, C), dy.reshape(-1, C), y.reshape(-1, C))
-
-
-def softmax_cuda(y, x):
-    C = x.shape[-1]
-    launch(_source("softmax_forward", x.dtype), grid_for(32 * x.size // C), y, x, x.size // C, C)
-
-
-def softmax_backward_cuda(dx, dy, y):
-    C = y.shape[-1]
-    launch(_source("softmax_backward", y.dtype), grid_for(32 * y.size // C), dx, dy, y, y.size // C, C)
-
-
-softmax = Op(
-    "softmax",
-    shapes={"x": "B N C"},
-    outputs=lambda x: {"y": x},
-    forward=Implementation(softmax_reference, softmax_cpu, softmax_cuda),
-    backward=Implementation(softmax_backward_reference, softmax_backward_cpu, softmax_backward_cuda),
-    saves=("y",),
-    cases=[dict(B=2, N=3, C=5), dict(B=3, N=2, C=1), dict(B=8, N=33, C=197)],
-    cost=lambda x: Cost(forward=20 * prod(x), backward=4 * prod(x)),
 )
