@@ -201,9 +201,10 @@ _source = cuda.Source("adamw")
 
 
 def begin_update_cuda(squares, new_hyper, gradients, hyper):
-    width = vector_width(gradients.size, gradients)
-    launch(_source("begin_update", gradients.dtype, squares.dtype, hyper.dtype, width), Grid(PARTS, 512), squares, new_hyper, gradients,
-           hyper, _stretch(gradients.size), gradients.size)
+    width, stretch = vector_width(gradients.size, gradients), _stretch(gradients.size)
+    grid = Grid(PARTS, min(512, 32 * -(-stretch // (32 * width))))
+    launch(_source("begin_update", gradients.dtype, squares.dtype, hyper.dtype, width), grid, squares, new_hyper, gradients, hyper, stretch,
+           gradients.size)
 
 
 def adamw_cuda(new_parameters, new_m, new_v, new_average, parameters, gradients, m, v, average, squares, hyper, decayed):

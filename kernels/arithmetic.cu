@@ -4,9 +4,9 @@
 enum { PLUS, TIMES, OVER };
 
 // y = a + sign * b, a * b or a / b; W > 1: the inner loop steps through y by 1, and through a and b too, unless they repeat one element.
-template <class Y, class A, class B, int OPERATION, int W, bool A_REPEATS, bool B_REPEATS>
+template <class Y, class A, class B, int W, bool A_REPEATS, bool B_REPEATS>
 __global__ void __launch_bounds__(256) combine(Y* y, const A* a, const B* b, LOOP_SIZES, STEPS(y), STEPS(a), STEPS(b), long to, long a_from,
-                                               long b_from, double sign) {
+                                               long b_from, int operation, double sign) {
     typedef Wider<Y, Wider<A, B>> S;
     GRID_STRIDE(vector, vectors) {
         const Place at = place<W>(vector, n1, n2, n3);
@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(256) combine(Y* y, const A* a, const B* b, LOO
 #pragma unroll
         for (int k = 0; k < W; k++) {
             const S u = S(left.e[k]), v = S(right.e[k]);
-            out.e[k] = Y(OPERATION == PLUS ? u + S(sign) * v : OPERATION == TIMES ? u * v : u / v);
+            out.e[k] = Y(operation == PLUS ? u + S(sign) * v : operation == TIMES ? u * v : u / v);
         }
         store<Y, W>(y + to + AT(at, y), out);
     }

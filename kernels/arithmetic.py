@@ -123,8 +123,8 @@ def _arithmetic(operation: int, y: np.ndarray, a: np.ndarray, b: np.ndarray, sig
             width = loop_width(loops, tuple(starts), y, a, b)
             sizes = rounds(loops, width)
             repeats = [width > 1 and loops[3, i] == 0 for i in (2, 3)]
-            launch(_source("combine", y.dtype, a.dtype, b.dtype, operation, width, *repeats), grid_for(sizes[-1]), y, a, b, *sizes,
-                   *loops[:, 1:].T.reshape(-1).tolist(), *starts, sign)
+            launch(_source("combine", y.dtype, a.dtype, b.dtype, width, *repeats), grid_for(sizes[-1]), y, a, b, *sizes,
+                   *loops[:, 1:].T.reshape(-1).tolist(), *starts, operation, sign)
             continue
         launch(_combine, bands_for(y.size), y.reshape(-1), a.reshape(-1), b.reshape(-1), loops, *starts, operation, sign)
 

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 import numba
 import numpy as np
 import pytest
-from cuda_emulation import emulator
+from cuda_emulation import emulator, listing
 from hypothesis import HealthCheck, settings
 
 from minivit.kernels import cuda, device
@@ -30,6 +30,8 @@ def cuda_runtime():
     if gpu_missing():
         if emulator.unavailable():
             pytest.skip(emulator.unavailable())
+        with emulator.alone():                          # what one process of the tests builds, another finds
+            emulator.build(listing.kernels_of_ops())
         return emulator.Emulator()
     return cuda.runtime()
 

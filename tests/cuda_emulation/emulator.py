@@ -5,11 +5,14 @@ An array here is no NumPy array, and knows only what `kernels.cuda.Runtime` prom
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from minivit.kernels.paths import cache_folder
 
 HERE = Path(__file__).resolve().parent
 SHARED_LIMIT, THREAD_LIMIT = 227 * 1024, 1024           # of a block, on compute capability 9.0
+TOGETHER = 24                                           # kernels that one call of the compiler builds
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-fno-strict-aliasing")
 
 
@@ -196,6 +200,16 @@ def _build(text: str, *flags: str) -> Path:
     return library
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, no other process is."""
+    folder = cache_folder() / "emulation"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _flags(sanitize: bool) -> tuple[str, ...]:
     return ("-fsanitize=address", "-g") if sanitize else ()
 
@@ -206,23 +220,42 @@ def scheduler(sanitize: bool) -> ctypes.CDLL:
     return ctypes.CDLL(str(_build((HERE / "scheduler.cpp").read_text())), mode=ctypes.RTLD_GLOBAL)
 
 
-@cache
+_built: dict[tuple[cuda.Kernel, bool], tuple[Path, str]] = {}           # the library of a kernel, and its function in it
+
+
 def entry(kernel: cuda.Kernel, sanitize: bool = False):
     """The C function that runs a kernel."""
+    if (kernel, sanitize) not in _built:
+        build([kernel], sanitize)
+    library, name = _built[kernel, sanitize]
+    return _function(library, name, sanitize)
+
+
+@cache
+def _function(library: Path, name: str, sanitize: bool):
     scheduler(sanitize)
-    function = ctypes.CDLL(str(_build(_text(kernel), *_flags(sanitize)))).run
+    function = getattr(ctypes.CDLL(str(library)), name)
     function.argtypes = (ctypes.c_void_p, ctypes.c_int, *(ctypes.c_uint,) * 4)
     return function
 
 
-def _text(kernel: cuda.Kernel) -> str:
-    source = (cuda.FOLDER / f"{kernel.source}.cu").read_text()
-    return (f"// {kernel.expression}\n#include \"emulation.hpp\"\n#line 1 \"{kernel.source}.cu\"\n{source}\n"
-            "extern \"C\" int run(void** arguments, int number, unsigned blocks, unsigned threads, unsigned shared, unsigned seed) {\n"
-            f"    return emulation::launch(&{kernel.expression}, arguments, number, blocks, threads, shared, seed);\n}}\n")
+def _text(kernels: Sequence[cuda.Kernel]) -> str:
+    """C++ of kernels of one source."""
+    name = kernels[0].source
+    text = (cuda.FOLDER / f"{name}.cu").read_text()
+    return (f"// {kernels[0].expression} ...\n#include \"emulation.hpp\"\n#line 1 \"{name}.cu\"\n{text}\n"
+            "#define PARAMETERS void** arguments, int number, unsigned blocks, unsigned threads, unsigned shared, unsigned seed\n"
+            + "".join(f"extern \"C\" int run{i}(PARAMETERS) {{\n"
+                      f"    return emulation::launch(&{kernel.expression}, arguments, number, blocks, threads, shared, seed);\n}}\n"
+                      for i, kernel in enumerate(kernels)))
 
 
-def build_all(kernels, sanitize: bool = False) -> None:
-    """Build many at once."""
+def build(kernels: Iterable[cuda.Kernel], sanitize: bool = False) -> None:
+    """Build many at once, those of a source together: it is read once, which takes longer than to compile one of its kernels."""
+    by_source: dict[str, list[cuda.Kernel]] = {}
+    for kernel in sorted(kernels):
+        by_source.setdefault(kernel.source, []).append(kernel)
+    groups = [some[i:i + TOGETHER] for some in by_source.values() for i in range(0, len(some), TOGETHER)]
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda kernel: _build(_text(kernel), *_flags(sanitize)), kernels))
+        for group, library in zip(groups, pool.map(lambda group: _build(_text(group), *_flags(sanitize)), groups)):
+            _built.update({(kernel, sanitize): (library, f"run{i}") for i, kernel in enumerate(group)})

@@ -12,7 +12,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from cuda_emulation.emulator import Emulator, build_all  # noqa: E402
+from cuda_emulation.emulator import Emulator, build  # noqa: E402
 from cuda_emulation.listing import Listing  # noqa: E402
 from minivit.kernels import OPS, cuda  # noqa: E402
 from minivit.kernels.call import Call, make_inputs, shrunk  # noqa: E402
@@ -30,7 +30,7 @@ def main(names: list[str]) -> None:
     with cuda.using(Listing()) as listing:
         for call, weights, running in calls(names):
             call.run("cuda", weights, running)
-    build_all(sorted(listing.used), sanitize=True)
+    build(listing.used, sanitize=True)
     with cuda.using(Emulator(sanitize=True)):
         for call, weights, running in calls(names):
             call.run("cuda", weights, running)
