@@ -1,7 +1,8 @@
 """How minivit's time and memory grow: with the batch, and with the number of tokens.
 
     batch     `vit_tiny_patch4_32`: the time of an image relative to that at batch 64, which should stay the same; and peak memory after
-              imports relative to the straight line through the smallest and the largest batch
+              imports relative to the straight line through the smallest batch and that of 64, below which a Predictor stays that splits
+              large batches
     tokens    the same model on larger images at the same patch size, so that tokens double twice: the time relative to that of half as
               many tokens, and the operations likewise, whose ratio is above two by attention's share alone
 
@@ -15,7 +16,6 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from .answers import make_problem
@@ -37,10 +37,11 @@ def verdict(ratio: float) -> str:
 def by_batch(measured: Mapping[int, Measured], reference: int) -> Iterator[dict[str, Any]]:
     """An entry a batch. Times are compared round by round."""
     memory = {batch: found.memory[1] - found.memory[0] for batch, found in measured.items()}
-    first, last = min(memory), max(memory)
+    first = min(memory)
+    slope = (memory[reference] - memory[first]) / (reference - first)
     for batch, found in measured.items():
         relative = median(a / batch / (b / reference) for a, b in zip(found.medians, measured[reference].medians))
-        line = float(np.interp(batch, (first, last), (memory[first], memory[last])))
+        line = memory[first] + slope * (batch - first)
         yield {"batch": batch, **found.entry(batch), "time_an_image": relative, "memory_of_line": memory[batch] / line,
                "verdict": verdict(max(relative, memory[batch] / line))}
 
