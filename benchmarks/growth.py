@@ -77,9 +77,9 @@ def grow(side: Side, workload: str, options: Namespace, progress: tqdm) -> tuple
 def growth(ours: Sequence[Side], options: Namespace, found: Mapping[str, Any]) -> int:
     """Measure, print and write what the module's docstring says."""
     batches, tokens = [], []
-    with tqdm(total=4 * len(ours) * options.rounds, disable=None, leave=False, unit="round") as progress:
+    with tqdm(total=2 * len(options.workloads) * len(ours) * options.rounds, disable=None, leave=False, unit="round") as progress:
         for side in ours:
-            for workload in ("train", "infer"):
+            for workload in options.workloads:
                 about = {"workload": workload, "precision": side.precision}
                 by_batch_entries, by_token_entries = grow(side, workload, options, progress)
                 batches += [about | entry for entry in by_batch_entries]
