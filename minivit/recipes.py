@@ -45,7 +45,7 @@ class Recipe:
 
 # By `Dataset.name`. What a dataset's images bear in flips and warps, it says itself (`Dataset.augmentation`).
 RECIPES = {
-    "digits": Recipe(model="vit_nano_patch2_8", epochs=100, batch_size=32, lr=3e-3, warmup=10.0, ema=0.998),
+    "digits": Recipe(model="vit_nano_patch2_8", epochs=100, batch_size=32, lr=3e-3, warmup=10.0, mixup=0.2, ema=0.998),
 }
 OTHERS = Recipe()
 
