@@ -193,45 +193,41 @@ BROADCASTS: list[dict[str, Any]] = [
     dict(B=64, N=65, C=192), dict(b="C", B=64, N=65, C=192), dict(b="1 N C", B=64, N=65, C=192),
 ]
 
-add = Op(
+def _op(name: str, forward: Implementation, backward: Implementation, backward_operations: int = 1, **more: Any) -> Op:
+    """backward_operations: for each element of y."""
+    def cost(a: Shape, b: Shape) -> Cost:
+        elements = prod(np.broadcast_shapes(a, b))
+        return Cost(forward=elements, backward=backward_operations * elements)
+
+    return Op(name, shapes={"a": "B N C", "b": "B N C"}, outputs=lambda a, b: {"y": np.broadcast_shapes(a, b)}, forward=forward,
+              backward=backward, cases=BROADCASTS, cost=cost, **more)
+
+
+add = _op(
     "add",
-    shapes={"a": "B N C", "b": "B N C"},
-    outputs=lambda a, b: {"y": np.broadcast_shapes(a, b)},
-    forward=Implementation(add_reference, add_kernels, add_kernels),
-    backward=Implementation(add_backward_reference, add_backward_kernels, add_backward_kernels),
-    cases=BROADCASTS,
-    cost=lambda a, b: Cost(forward=prod(np.broadcast_shapes(a, b)), backward=prod(np.broadcast_shapes(a, b))),
+    Implementation(add_reference, add_kernels, add_kernels),
+    Implementation(add_backward_reference, add_backward_kernels, add_backward_kernels),
 )
 
-subtract = Op(
+subtract = _op(
     "subtract",
-    shapes={"a": "B N C", "b": "B N C"},
-    outputs=lambda a, b: {"y": np.broadcast_shapes(a, b)},
-    forward=Implementation(subtract_reference, subtract_kernels, subtract_kernels),
-    backward=Implementation(subtract_backward_reference, subtract_backward_kernels, subtract_backward_kernels),
-    cases=BROADCASTS,
-    cost=lambda a, b: Cost(forward=prod(np.broadcast_shapes(a, b)), backward=prod(np.broadcast_shapes(a, b))),
+    Implementation(subtract_reference, subtract_kernels, subtract_kernels),
+    Implementation(subtract_backward_reference, subtract_backward_kernels, subtract_backward_kernels),
 )
 
-multiply = Op(
+multiply = _op(
     "multiply",
-    shapes={"a": "B N C", "b": "B N C"},
-    outputs=lambda a, b: {"y": np.broadcast_shapes(a, b)},
-    forward=Implementation(multiply_reference, multiply_kernels, multiply_kernels),
-    backward=Implementation(multiply_backward_reference, multiply_backward_kernels, multiply_backward_kernels),
+    Implementation(multiply_reference, multiply_kernels, multiply_kernels),
+    Implementation(multiply_backward_reference, multiply_backward_kernels, multiply_backward_kernels),
+    backward_operations=2,
     saves=("a", "b"),
-    cases=BROADCASTS,
-    cost=lambda a, b: Cost(forward=prod(np.broadcast_shapes(a, b)), backward=2 * prod(np.broadcast_shapes(a, b))),
 )
 
-divide = Op(
+divide = _op(
     "divide",
-    shapes={"a": "B N C", "b": "B N C"},
-    outputs=lambda a, b: {"y": np.broadcast_shapes(a, b)},
-    forward=Implementation(divide_reference, divide_kernels, divide_kernels),
-    backward=Implementation(divide_backward_reference, divide_backward_kernels, divide_backward_kernels),
+    Implementation(divide_reference, divide_kernels, divide_kernels),
+    Implementation(divide_backward_reference, divide_backward_kernels, divide_backward_kernels),
+    backward_operations=3,
     saves=("b", "y"),
-    cases=BROADCASTS,
-    cost=lambda a, b: Cost(forward=prod(np.broadcast_shapes(a, b)), backward=3 * prod(np.broadcast_shapes(a, b))),
     values={"b": lambda rng, shape, sizes: rng.uniform(0.5, 2, shape) * rng.choice([-1, 1], shape)},
 )
