@@ -8,6 +8,7 @@ import json
 import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ class Listing(Emulator):
         pass
 
 
+@cache
 def kernels_of_ops() -> set[cuda.Kernel]:
     with cuda.using(Listing()):
         for op in OPS.values():
