@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from .copying import converted, sum_into
+from .arithmetic import add_kernels
+from .copying import converted, copy, sum_into
 from .cpu import epilogue, kernel, threads
 from .cpu.epilogue import finish_entry
 from .cpu.packing import pack, panel_bytes
@@ -21,6 +22,7 @@ from .device import BFLOAT16, empty, like, place_of
 from .op import launch
 
 TALL = 48                                               # rows below which a thread's share is cut by columns rather
+SUM_BATCH, RUNNING = 1, 2                               # what a product is a part of: the sum over the batch; what C holds already
 _thread = threading.local()                             # .split: whether products of float32 are made of bfloat16 (`splitting`)
 
 
@@ -43,7 +45,7 @@ def tile_of(dtype: np.dtype) -> Tile:
 
 @kernel
 def _gemm(band, bands, entry, finish, c, a, b, bias, pre, extra, scratch, item, c_item, bias_item, batch, rows, columns, depth,
-          a_batch, a_row, a_column, b_batch, b_row, b_column, panels, width, tall_tile, sum_batch, flags, column_bands):
+          a_batch, a_row, a_column, b_batch, b_row, b_column, panels, width, tall_tile, sums, flags, column_bands):
     row_bands = bands // column_bands
     row_band, column_band = band // column_bands, band % column_bands
     every = (columns + width - 1) // width
@@ -51,7 +53,7 @@ def _gemm(band, bands, entry, finish, c, a, b, bias, pre, extra, scratch, item, 
     j = min(columns, first * width)
     wide = min(columns, every * (column_band + 1) // column_bands * width) - j
     tall_tiles = (rows + tall_tile - 1) // tall_tile
-    number = tall_tiles if sum_batch else tall_tiles * batch
+    number = tall_tiles if sums & SUM_BATCH else tall_tiles * batch
     tile, stop = number * row_band // row_bands, number * (row_band + 1) // row_bands
     room = scratch.ctypes.data + band * scratch.shape[1]
     while tile < stop and wide > 0:
@@ -61,28 +63,31 @@ def _gemm(band, bands, entry, finish, c, a, b, bias, pre, extra, scratch, item, 
         tall = min(rows, (last - sample * tall_tiles) * tall_tile) - i
         out = ((sample * rows + i) * columns + j) * c_item
         shift = (j if flags & epilogue.BIAS_COLUMN else i) * bias_item
-        for part in range(batch if sum_batch else 1):
-            at = part if sum_batch else sample
+        for part in range(batch if sums & SUM_BATCH else 1):
+            at = part if sums & SUM_BATCH else sample
             right, step, leap = b.ctypes.data + (at * b_batch + j * b_column) * item, b_row, b_column
             if panels:
                 right, step, leap = b.ctypes.data, first, every
             product(entry, finish, room, tall, wide, depth, a.ctypes.data + (at * a_batch + i * a_row) * item, a_row, a_column,
-                    right, step, leap, panels, c.ctypes.data + out, columns, part, flags, bias.ctypes.data + shift,
+                    right, step, leap, panels, c.ctypes.data + out, columns, part | sums & RUNNING, flags, bias.ctypes.data + shift,
                     pre.ctypes.data + out, extra.ctypes.data + out, columns)
         tile = last
 
 
-def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, flags=0, bias=None, pre=None, extra=None):
+def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, running=None, flags=0, bias=None, pre=None, extra=None):
     """c = epilogue(a·b), or of the transposes. Each of a and b is a matrix or a batch of them, c likewise; all on one device.
 
     a and b of float32, where the other one is bfloat16, are rounded. c is of either type, and pre and extra are of its shape and type.
-    sum_batch: c is one matrix, the sum over the batch. flags and bias, pre, extra: the epilogue of `cpu/epilogue.py`.
+    sum_batch: c is one matrix, the sum over the batch. running: what the product is added to, of c's shape and type, or c itself, where c
+    is of the type of sums. flags and bias, pre, extra: the epilogue of `cpu/epilogue.py`, but not with sum_batch or running.
     """
-    if sum_batch and flags:
-        raise ValueError("gemm: a sum over the batch has no epilogue")
+    if flags and (sum_batch or running is not None):
+        raise ValueError("gemm: a sum over the batch, or with what runs already, has no epilogue")
     if place_of(c) == "cuda":
-        gemm_cuda(c, a, b, transpose_a, transpose_b, sum_batch, flags, bias, pre, extra)
+        _gemm_cuda(c, a, b, transpose_a, transpose_b, sum_batch, running, flags, bias, pre, extra)
         return
+    if running is not None and running is not c:
+        copy(c, running, (c.size,), (1,), (1,))
     tile = tile_of(BFLOAT16 if BFLOAT16 in (a.dtype, b.dtype) else a.dtype)
     rows, columns = c.shape[-2:]
     depth = a.shape[-2] if transpose_a else a.shape[-1]
@@ -110,8 +115,19 @@ def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, flag
     pre, extra = (c if m is None else m for m in (pre, extra))
     arrays = (m.reshape(-1).view(np.uint8) for m in (c, a, b, bias, pre, extra))       # of any types, compiled once
     launch(_gemm, bands, product_entry(tile), finish, *arrays, scratch, a.itemsize, c.itemsize, tile.accumulator.itemsize, batch, rows,
-           columns, depth, a_batch, a_row, a_column, b_batch, b_row, b_column, shared, tile.width, tile.rows, sum_batch, flags,
-           column_bands)
+           columns, depth, a_batch, a_row, a_column, b_batch, b_row, b_column, shared, tile.width, tile.rows,
+           SUM_BATCH * sum_batch | RUNNING * (running is not None), flags, column_bands)
+
+
+def _gemm_cuda(c, a, b, transpose_a, transpose_b, sum_batch, running, flags, bias, pre, extra):
+    if running is None:
+        gemm_cuda(c, a, b, transpose_a, transpose_b, sum_batch, flags, bias, pre, extra)
+    elif sum_batch:
+        product = like(c)
+        gemm_cuda(product, a, b, transpose_a, transpose_b, sum_batch, flags, bias, pre, extra)
+        add_kernels(c, running, product)
+    else:
+        gemm_cuda(c, a, b, transpose_a, transpose_b, sum_batch, epilogue.RESIDUAL, bias, pre, running)
 
 
 @kernel

@@ -33,7 +33,7 @@ def forward_reference(y, pre, x, weight, bias, residual, activation, precise):
         y += residual
 
 
-def backward_reference(dx, dweight, dbias, dy, x, weight, pre, activation, precise):
+def backward_reference(dx, dweight, dbias, dy, weight_sum, x, weight, pre, activation, precise):
     dp = dy                                             # (B, T, O)
     if activation != "none":
         dp = np.empty_like(dy)
@@ -43,6 +43,8 @@ def backward_reference(dx, dweight, dbias, dy, x, weight, pre, activation, preci
         dx[...] = dp @ weight
     if dweight is not None:
         dweight[...] = rows.T @ x.reshape(-1, x.shape[-1])
+        if weight_sum is not None:
+            dweight += weight_sum
     if dbias is not None:
         dbias[...] = rows.sum(0)
 
@@ -58,7 +60,7 @@ def forward_kernels(y, pre, x, weight, bias, residual, activation, precise):
     gemm(_rows(y), _rows(x), weight, transpose_b=True, flags=flags, bias=bias, pre=_rows(pre), extra=_rows(residual))
 
 
-def backward_kernels(dx, dweight, dbias, dy, x, weight, pre, activation, precise):
+def backward_kernels(dx, dweight, dbias, dy, weight_sum, x, weight, pre, activation, precise):
     dp = converted(dy, x.dtype)
     if activation != "none":
         dp = like(dy)
@@ -66,7 +68,7 @@ def backward_kernels(dx, dweight, dbias, dy, x, weight, pre, activation, precise
     if dx is not None:
         gemm(_rows(dx), _rows(dp), weight)
     if dweight is not None:
-        gemm(dweight, _rows(dp), _rows(x), transpose_a=True)
+        gemm(dweight, _rows(dp), _rows(x), transpose_a=True, running=weight_sum)
     if dbias is not None:
         column_sums(dbias, dp)
 
@@ -92,6 +94,7 @@ linear = Op(
     backward_only=("pre",),
     parameters=("weight", "bias"),
     multiplied=("weight", "bias"),
+    accumulates=("weight",),
     same={"residual": "dy"},
     cases=[dict(B=2, T=5, C=7, O=3), dict(B=2, T=5, C=7, O=3, bias=None, residual=None), dict(B=3, T=37, C=40, O=50, activation="gelu"),
            dict(B=2, T=9, C=33, O=19, activation="gelu_tanh", residual=None),

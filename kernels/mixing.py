@@ -50,24 +50,26 @@ def token_forward_reference(y, h, x, w1, b1, w2, b2, residual, approximate):
         y += residual
 
 
-def _set(gradients, values):
-    for gradient, value in zip(gradients, values):
+def _set(gradients, values, running):
+    for gradient, value, before in zip(gradients, values, running):
         if gradient is not None:
-            gradient[...] = value
+            gradient[...] = value if before is None else before + value
 
 
-def channel_backward_reference(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
+def channel_backward_reference(dx, dw1, db1, dw2, db2, dy, w1_sum, w2_sum, x, w1, w2, h, approximate):
     dh = h.copy()                                       # (B, N, F)
     gelu_backward_reference(dh, dy @ w2, h, approximate)
     dy_rows, dh_rows, x_rows, a_rows = (m.reshape(-1, m.shape[-1]) for m in (dy, dh, x, _gelu(h, approximate)))
-    _set((dx, dw1, db1, dw2, db2), (dh @ w1, dh_rows.T @ x_rows, dh_rows.sum(0), dy_rows.T @ a_rows, dy_rows.sum(0)))
+    _set((dx, dw1, db1, dw2, db2), (dh @ w1, dh_rows.T @ x_rows, dh_rows.sum(0), dy_rows.T @ a_rows, dy_rows.sum(0)),
+         (None, w1_sum, None, w2_sum, None))
 
 
-def token_backward_reference(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
+def token_backward_reference(dx, dw1, db1, dw2, db2, dy, w1_sum, w2_sum, x, w1, w2, h, approximate):
     dh = h.copy()                                       # (B, F, C)
     gelu_backward_reference(dh, w2.T @ dy, h, approximate)
     dw1_each, dw2_each = dh @ x.swapaxes(1, 2), dy @ _gelu(h, approximate).swapaxes(1, 2)
-    _set((dx, dw1, db1, dw2, db2), (w1.T @ dh, dw1_each.sum(0), dh.sum((0, 2)), dw2_each.sum(0), dy.sum((0, 2))))
+    _set((dx, dw1, db1, dw2, db2), (w1.T @ dh, dw1_each.sum(0), dh.sum((0, 2)), dw2_each.sum(0), dy.sum((0, 2))),
+         (None, w1_sum, None, w2_sum, None))
 
 
 # -------------------------------------------------------------------------------------------------------------------------- CPU
@@ -79,11 +81,14 @@ def _row_sums(band, bands, out, x):
     B, N, C = x.shape
     for i in range(N * band // bands, N * (band + 1) // bands):
         total = x.dtype.type(0)
-        for b in range(B):
-            part = x.dtype.type(0)
-            for j in range(C):
-                part += x[b, i, j]
-            total += part
+        for start in range(0, B, 16):                   # samples at a time, so that roundings grow with the root of B
+            some = x.dtype.type(0)
+            for b in range(start, min(start + 16, B)):
+                part = x.dtype.type(0)
+                for j in range(C):
+                    part += x[b, i, j]
+                some += part
+            total += some
         out[i] = total
 
 
@@ -110,31 +115,31 @@ def token_forward_kernels(y, h, x, w1, b1, w2, b2, residual, approximate):
     gemm(y, w2, a, flags=epilogue.BIAS_ROW | (0 if residual is None else epilogue.RESIDUAL), bias=b2, extra=residual)
 
 
-def channel_backward_kernels(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
+def channel_backward_kernels(dx, dw1, db1, dw2, db2, dy, w1_sum, w2_sum, x, w1, w2, h, approximate):
     dy, x, h = (m.reshape(-1, m.shape[-1]) for m in (dy, x, h))
     dh, a = like(h), like(h)                            # (B·N, F)
     gemm(dh, dy, w2, flags=epilogue.GELU_GRADIENT | TANH[approximate], pre=h, extra=a)
     if dw2 is not None:
-        gemm(dw2, dy, a, transpose_a=True)
+        gemm(dw2, dy, a, transpose_a=True, running=w2_sum)
     if db2 is not None:
         column_sums(db2, dy)
     if dw1 is not None:
-        gemm(dw1, dh, x, transpose_a=True)
+        gemm(dw1, dh, x, transpose_a=True, running=w1_sum)
     if db1 is not None:
         column_sums(db1, dh)
     if dx is not None:
         gemm(dx.reshape(x.shape), dh, w1)
 
 
-def token_backward_kernels(dx, dw1, db1, dw2, db2, dy, x, w1, w2, h, approximate):
+def token_backward_kernels(dx, dw1, db1, dw2, db2, dy, w1_sum, w2_sum, x, w1, w2, h, approximate):
     dh, a = like(h), like(h)                            # (B, F, C)
     gemm(dh, w2, dy, transpose_a=True, flags=epilogue.GELU_GRADIENT | TANH[approximate], pre=h, extra=a)
     if dw2 is not None:
-        gemm(dw2, dy, a, transpose_b=True, sum_batch=True)
+        gemm(dw2, dy, a, transpose_b=True, sum_batch=True, running=w2_sum)
     if db2 is not None:
         _sum_rows(db2, dy)
     if dw1 is not None:
-        gemm(dw1, dh, x, transpose_b=True, sum_batch=True)
+        gemm(dw1, dh, x, transpose_b=True, sum_batch=True, running=w1_sum)
     if db1 is not None:
         _sum_rows(db1, dh)
     if dx is not None:
@@ -176,6 +181,7 @@ channel_mixing = Op(
     backward_only=("h",),
     parameters=("w1", "b1", "w2", "b2"),
     multiplied=("w1", "b1", "w2", "b2"),
+    accumulates=("w1", "w2"),
     same={"residual": "dy"},
     cases=[dict(B=2, N=5, C=7, F=11, O=7), dict(B=3, N=9, C=20, F=33, O=6, residual=None, approximate="tanh"),
            dict(B=64, N=65, C=192, F=768, O=192)],
@@ -193,6 +199,7 @@ token_mixing = Op(
     backward_only=("h",),
     parameters=("w1", "b1", "w2", "b2"),
     multiplied=("w1", "b1", "w2", "b2"),
+    accumulates=("w1", "w2"),
     same={"residual": "dy"},
     cases=[dict(B=2, N=5, C=7, F=11, O=5), dict(B=3, N=9, C=20, F=33, O=4, residual=None, approximate="tanh"),
            dict(B=64, N=64, C=256, F=128, O=64)],

@@ -94,7 +94,7 @@ class Tensor:
             array = np.asarray(array)
             if array.dtype not in (np.float32, np.float64, device.BFLOAT16):
                 array = array.astype(np.float32)
-            array = np.ascontiguousarray(array).reshape(array.shape)
+            array = array if array.flags.c_contiguous else np.ascontiguousarray(array)
         self.data: Any = array
         self.requires_grad = requires_grad
         self.grad: Tensor | None = None
@@ -315,12 +315,16 @@ class _Gradients:
         self.heap: list[tuple[int, Node]] = []
 
     def running(self, tensor: Tensor) -> np.ndarray | None:
-        """What has come to a tensor that is not a leaf."""
+        """What has come to a tensor; to a leaf, in earlier walks too."""
+        if tensor.node is None:
+            return None if tensor.grad is None else tensor.grad.data
         return self.by_node[tensor.node][tensor.result] if tensor.node in self.by_node else None
 
     def set(self, tensor: Tensor, gradient: np.ndarray) -> None:
         node = tensor.node
-        assert node is not None
+        if node is None:
+            tensor.grad = Tensor(gradient)
+            return
         if node not in self.by_node:
             self.by_node[node] = [None] * node.results
             heapq.heappush(self.heap, (-node.number, node))
@@ -380,13 +384,14 @@ def _run_backward(node: Node, arrived: list[np.ndarray | None], gradients: _Grad
     wanted = [n for n in op.differentiable if _wants(sources[n])]
     computed: dict[str, np.ndarray | None] = {n: None for n in op.differentiable if n not in op.same}
     shared = {op.same[n][1:] for n in wanted if n in op.same}
+    once = {n for n in wanted if sum(t is sources[n] for t in node.inputs) == 1}
+    sums = {n: gradients.running(sources[n]) if n in once else None for n in op.accumulates}
     for n in computed:
         if n in wanted or n in shared:
             tensor = sources[n]
-            once = sum(t is tensor for t in node.inputs) == 1
-            straight = once and n not in shared and tensor.node is None and tensor.grad is None and tensor.grad_home is not None
+            alone = n in once and n not in shared and (tensor.grad is None or sums.get(n) is not None)
+            straight = alone and tensor.node is None and tensor.grad_home is not None
             computed[n] = tensor.grad_home if straight else device.like(tensor.data)
-    sums = {n: gradients.running(sources[n]) if n in wanted and sources[n].node else None for n in op.accumulates}
     op.run("backward", (*computed.values(), *arrived, *sums.values(), *saved, *node.constants), node.inputs, node.constants)
     given = {"d" + n: a for n, a in (computed | dict(zip(op.results, arrived))).items()}
     for n in wanted:
