@@ -6,13 +6,15 @@
     adaptive average pooling                                                   1 an element that it reads
     softmax, GELU, additions, moves and all else                               0
 
-Nothing is computed for it: the model runs without its kernels (`tensor.trace`), and each op tells what it would cost.
+Activations are the numbers that its ops make of one image, about what training keeps for a backward. Nothing is computed for it: the
+model runs without its kernels (`tensor.trace`), and each op tells what it would cost.
 """
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from math import prod
 from typing import Any
 
 from .kernels import Op, device
@@ -22,10 +24,11 @@ from .tensor import Tensor, trace
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Multiply-adds of the forward for one image, in evaluation mode. As text, a table."""
+    """Multiply-adds of the forward for one image, in evaluation mode, and how many numbers it makes. As text, a table."""
 
     layers: Mapping[str, int]                           # by the dotted name of the module whose forward costs them, in order of execution
     exits: tuple[int, ...]                              # of what runs up to each exit; one exit where the model has no others
+    activations: int                                    # the elements of all results and statistics together
 
     @property
     def total(self) -> int:
@@ -59,20 +62,23 @@ def count(model: Any) -> ModelCost:
     for name, macs in layers.items():
         outer, _, rest = name.partition(".")
         own[int(rest.partition(".")[0]) if outer == "stages" else 0] += macs
-    return ModelCost(layers, tuple(accumulate(own)))
+    return ModelCost(layers, tuple(accumulate(own)), counter.activations)
 
 
 class _Counter:
-    """A Tracer that adds the cost of each op to the innermost module that runs."""
+    """A Tracer that adds the cost of each op to the innermost module that runs, and counts what ops make."""
 
     def __init__(self, model: Module) -> None:
         self.names = {id(module): name for name, module in reversed([*model.named_modules()])}      # the first name of a shared one
         self.running: list[str] = []
         self.layers: dict[str, int] = {}
+        self.activations = 0
 
     def op(self, op: Op, shapes: list[tuple[int, ...] | None], constants: Mapping[str, Any]) -> None:
         name = self.running[-1] if self.running else ""
         self.layers[name] = self.layers.get(name, 0) + op.cost(*shapes, *constants.values()).macs
+        made = op.outputs(*shapes, *constants.values()).values()
+        self.activations += sum(prod(getattr(a, "shape", a)) for a in made if a is not None)
 
     def enter(self, module: Module) -> None:
         outer = self.running[-1] if self.running else ""

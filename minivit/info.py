@@ -94,6 +94,7 @@ def collect_model(name: str) -> dict[str, Any]:
         "macs": cost.total,
         "exits": list(cost.exits),
         "layers": dict(cost.layers),
+        "activations": cost.activations,
         "calibration": model.calibration.to_json() if isinstance(model, DVT) and model.calibration else None,
     }
 
@@ -109,6 +110,7 @@ def describe_model(found: dict[str, Any], layers: bool = False) -> str:
         "classes": str(found["classes"]),
         "parameters": f"{found['parameters']:,}" + (f", {frozen:,} of them frozen" if frozen else ""),
         "multiply-adds": f"{total:,} an image",
+        "activations": f"{found['activations']:,} numbers an image",
     }
     if len(found["exits"]) > 1:
         rows |= {f"up to exit {k}": f"{macs:,} ({100 * macs / total:.1f} %)" for k, macs in enumerate(found["exits"], 1)}
@@ -116,7 +118,7 @@ def describe_model(found: dict[str, Any], layers: bool = False) -> str:
         kept = found["calibration"]
         where = f" ({kept['measured']})" if kept["measured"] else ""
         rows["budgets"] = f"{', '.join(f'{budget:.6g}' for budget in kept['budgets'])}, unit {kept['unit']}{where}"
-    table = f"\n\n{ModelCost(found['layers'], tuple(found['exits']))}" if layers else ""
+    table = f"\n\n{ModelCost(found['layers'], tuple(found['exits']), found['activations'])}" if layers else ""
     return _aligned(rows) + table
 
 

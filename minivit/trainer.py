@@ -1,8 +1,9 @@
 """Trainer: one optimizer step after another, recorded once for each batch shape and replayed."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from math import isfinite
 from typing import Any
 
@@ -14,6 +15,7 @@ from .functional import classes_below, cross_entropy, sum_of
 from .kernels import cpu
 from .kernels import device as arrays
 from .kernels.copying import convert
+from .models import Model
 from .module import Module
 from .optim import OPTIMIZERS, FlatParameters
 from .plan import Plan
@@ -22,6 +24,9 @@ from .tensor import Tensor
 from .threads import thread_count
 
 SHAPES = 4                                              # of batches whose buffers and plans a Trainer keeps
+# What backward keeps of a part of a batch takes at least this many times the weights' memory, and this many bytes, where parts are chosen:
+# weights, gradients and two moments take four times it anyway, and what each part does anew, packing weights, costs next to no time then.
+OF_WEIGHTS, LEAST, MOST = 4, 32 << 20, 16               # MOST: parts
 
 
 class TrainingError(UserError):
@@ -38,7 +43,8 @@ class Trainer:
     device: "cpu", or "cuda": then the whole model moves there. optimizer: "adamw" (betas, eps) or "sgd" (momentum, nesterov).
     weight_decay: of all parameters but those of one dimension, biases, class tokens and position embeddings (`optim.decays`).
     clip_norm: the largest norm of the whole gradient; None or 0: no clipping. label_smoothing: 0 ... below 1 (`functional.cross_entropy`).
-    accumulate: parts of equal size that a batch is computed in, one after the other, for less memory; their mean gradient is used.
+    accumulate: parts that a batch is computed in, one after the other, for less memory; the gradient is that of the whole. None: 1 on a
+        GPU and for a Module that is no `Model`; else as many as bring what backward keeps down to what the weights and the optimizer take.
     ema: decay of a running average of the weights, e.g. 0.999; None or 0: none. `averaged()` puts it into the model.
     plan: record the first step of each shape of batch, and replay it later (`minivit.plan`): the same numbers bit for bit, without
         Python's and the allocator's cost. What the model computes besides ops (a Python `if`) is fixed at the first step then.
@@ -50,15 +56,16 @@ class Trainer:
 
     def __init__(self, model: Module, *, precision: str = "float32", device: str = "cpu", optimizer: str = "adamw", lr: float = 1e-3,
                  weight_decay: float = 0.05, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, momentum: float = 0.9,
-                 nesterov: bool = False, clip_norm: float | None = None, label_smoothing: float = 0.0, accumulate: int = 1,
-                 ema: float | None = None, plan: bool = True, threads: int | None = None) -> None:
+                 nesterov: bool = False, clip_norm: float | None = None, label_smoothing: float = 0.0,
+                 accumulate: int | None = None, ema: float | None = None, plan: bool = True,
+                 threads: int | None = None) -> None:
         check_device(device)
         self.threads = thread_count(threads)
         if optimizer not in OPTIMIZERS:
             raise UserError(f"unknown optimizer {optimizer!r}{nearest(optimizer, OPTIMIZERS)}: choose {', '.join(OPTIMIZERS)}")
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing must lie in 0 ... below 1, got {label_smoothing}")
-        if accumulate < 1:
+        if accumulate is not None and accumulate < 1:
             raise UserError(f"accumulate must be 1 or more, got {accumulate}")
         self.model, self.label_smoothing, self.accumulate, self.plan = model, label_smoothing, accumulate, plan
         self.precision = precision_for(precision, dtype_of(model), device)
@@ -109,14 +116,14 @@ class Trainer:
         if batch.plan:
             batch.plan.replay()
         else:
-            with cpu.threads_set(self.threads), self.precision.products(), room_for(len(images) // self.accumulate):
+            with cpu.threads_set(self.threads), self.precision.products(), room_for(len(images) // len(batch.parts)):
                 if self.plan:
                     batch.plan = Plan(lambda: self._compute(batch), place=self.flat.place)
                 batch.losses = batch.plan.results if batch.plan else self._compute(batch)
         self.steps += 1
         self._shapes.pop(key, None)
         self._shapes[key] = batch
-        return Loss(self, batch.losses)
+        return Loss(self, batch)
 
     @property
     def plans(self) -> list[Plan]:
@@ -141,11 +148,18 @@ class Trainer:
             del self._shapes[next(iter(self._shapes))]  # the one that has not been used for longest
         if images.ndim != 4 or 0 in images.shape:
             raise UserError(f"images must have the shape (B, C, H, W) and hold an image, got {images.shape}")
-        if len(images) % self.accumulate:
-            raise UserError(f"accumulate must divide the batch: {len(images)} is not a multiple of {self.accumulate}")
+        if self.accumulate and len(images) < self.accumulate:
+            raise UserError(f"accumulate must be at most the batch: {len(images)} images make no {self.accumulate} parts")
         if labels.ndim not in (1, 2) or len(labels) != len(images):
             raise UserError(f"labels must have the shape ({len(images)},) or ({len(images)}, classes), got {labels.shape}")
-        return _Batch(images.shape, labels.shape, self.accumulate, self.precision, self.flat.place)
+        return _Batch(images.shape, labels.shape, self.accumulate or self._parts(len(images)), self.precision, self.flat.place)
+
+    def _parts(self, images: int) -> int:
+        """In how many parts to compute a batch."""
+        if self.flat.place != "cpu" or not isinstance(self.model, Model):
+            return 1
+        kept = images * self.model.cost().activations * self.precision.activations.itemsize
+        return max(1, min(images, MOST, kept // max(LEAST, OF_WEIGHTS * self.flat.data.nbytes)))
 
     def _compute(self, batch: _Batch) -> tuple[np.ndarray, ...]:
         """Forward, backward and update; the loss () of each part."""
@@ -153,11 +167,11 @@ class Trainer:
         self.flat.forget_gradients()
         losses = []
         with self.flat.narrowed() if self._narrow else nullcontext():
-            for images, labels in zip(batch.images, batch.labels):
+            for images, labels in batch.parts:
                 exits = self.model.exits(Tensor(images))
                 batch.check_classes(exits[-1].shape[1])
                 loss = sum_of(cross_entropy(logits, labels, self.label_smoothing) for logits in exits)
-                loss.backward(1 / self.accumulate)
+                loss.backward(len(images) / len(batch.images))
                 losses.append(loss.data)
         self.flat.clear_unused_gradients()
         self.optimizer.step()
@@ -172,13 +186,14 @@ def _array(values: Any) -> Any:
 class Loss:
     """The loss of a step that may not have ended yet."""
 
-    def __init__(self, trainer: Trainer, parts: Sequence[Any]) -> None:
-        self._parts = [arrays.fetch(part) for part in parts]            # for the next step overwrites them
-        self._step, self._lr, self._accumulate = trainer.steps, trainer.lr, trainer.accumulate
+    def __init__(self, trainer: Trainer, batch: _Batch) -> None:
+        self._shares = [len(images) / len(batch.images) for images, _ in batch.parts]
+        self._parts = [arrays.fetch(loss) for loss in batch.losses]     # for the next step overwrites them
+        self._step, self._lr = trainer.steps, trainer.lr
 
     def value(self) -> float:
         """Wait for it. Raises TrainingError where it is not finite."""
-        loss = sum(float(part()) for part in self._parts) / self._accumulate
+        loss = sum(share * float(part()) for share, part in zip(self._shares, self._parts))
         if not isfinite(loss):
             raise TrainingError(f"the loss is {loss} at step {self._step} with learning rate {self._lr:g}: lower lr, lengthen the warmup "
                                 "or set clip_norm, and see that all images are finite")
@@ -186,14 +201,14 @@ class Loss:
 
 
 class _Batch:
-    """Where batches of one shape are copied to, and the plan that reads them there. An axis of parts comes first: `accumulate` of them."""
+    """Where batches of one shape are copied to, and the plan that reads them there, in parts that differ by one image at the most."""
 
     def __init__(self, images: tuple[int, ...], labels: tuple[int, ...], parts: int, precision: Precision, place: str) -> None:
-        size = images[0] // parts
         kind = np.int64 if len(labels) == 1 else precision.parameters
-        self.images = arrays.empty((parts, size, *images[1:]), precision.activations, place)    # (A, B / A, C, H, W)
-        self.labels = arrays.empty((parts, size, *labels[1:]), kind, place)                 # (A, B / A) or (A, B / A, K)
-        self.flat_images, self.flat_labels = self.images.reshape(images), self.labels.reshape(labels)
+        self.images = arrays.empty(images, precision.activations, place)    # (B, C, H, W)
+        self.labels = arrays.empty(labels, kind, place)     # (B,) or (B, K)
+        bounds = [images[0] * i // parts for i in range(parts + 1)]
+        self.parts = [(self.images[start:stop], self.labels[start:stop]) for start, stop in pairwise(bounds)]
         self.given = np.zeros(0)                        # the labels that were copied last
         self.classes = 0                                # of the model; 0 before its first step
         self.plan: Plan | None = None
@@ -206,15 +221,15 @@ class _Batch:
             if self.classes and (labels.min() < 0 or labels.max() >= self.classes):
                 classes_below(labels, self.classes)     # raises
         self.given = labels
-        for to, values in ((self.flat_images, images), (self.flat_labels, labels)):
+        for to, values in ((self.images, images), (self.labels, labels)):
             if arrays.place_of(values) == "cpu":
                 arrays.assign(to, values)
             else:
                 convert(to, values)
 
     def check_classes(self, classes: int) -> None:
-        if self.labels.ndim == 3 and self.labels.shape[2] != classes:
-            raise UserError(f"labels have {self.labels.shape[2]} columns, the model {classes} classes")
-        if self.labels.ndim == 2 and arrays.place_of(self.given) == "cpu":
+        if self.labels.ndim == 2 and self.labels.shape[1] != classes:
+            raise UserError(f"labels have {self.labels.shape[1]} columns, the model {classes} classes")
+        if self.labels.ndim == 1 and arrays.place_of(self.given) == "cpu":
             classes_below(self.given, classes)          # of the whole batch, so that a message names the right position
         self.classes = classes

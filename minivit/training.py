@@ -63,7 +63,7 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
           lr: float | None = None, min_lr: float | None = None, warmup: float | None = None, schedule: str = "cosine",
           weight_decay: float | None = None, clip_norm: float | None = None, label_smoothing: float | None = None,
           augmentation: str | None = None, mixup: float | None = None, cutmix: float | None = None, drop_path: float | None = None,
-          ema: float | None = None, optimizer: str = "adamw", momentum: float = 0.9, accumulate: int = 1, seed: int = 0,
+          ema: float | None = None, optimizer: str = "adamw", momentum: float = 0.9, accumulate: int | None = None, seed: int = 0,
           precision: str = "auto", device: str = "cpu", image_size: int | None = None, in_channels: int | None = None,
           test_fraction: float = 0.2, split_seed: int = 0, skip_bad_images: bool = False, limit: int | None = None,
           model_options: Mapping[str, Any] | None = None, out: str | os.PathLike[str] | None = None, overwrite: bool = False,
@@ -90,7 +90,7 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
     ema: decay of a running average of the weights, which is then what is tested and kept; 0 is off
     optimizer: adamw or sgd
     momentum: of sgd, 0 ... below 1
-    accumulate: parts that a batch is computed in, for less memory
+    accumulate: parts that a batch is computed in, one after the other, for less memory; chosen by the model's size on a CPU, 1 on a GPU
     seed: of weights, order, augmentation and dropout; the same seed gives the same run bit for bit on the same machine
     precision: of training and of the model's predictions afterwards: float32, bf16x3, bfloat16, float64, or auto, the fastest here that
         trains as well as float32
@@ -123,8 +123,8 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
     recipe = recipe_for(dataset.name, len(dataset.train_images), model=model if isinstance(model, str) else None, epochs=epochs,
                         batch_size=batch_size, lr=lr, min_lr=min_lr, warmup=warmup, weight_decay=weight_decay, clip_norm=clip_norm,
                         label_smoothing=label_smoothing, mixup=mixup, cutmix=cutmix, drop_path=drop_path, ema=ema)
-    if accumulate < 1 or recipe.batch_size % accumulate:
-        raise UserError(f"accumulate must divide batch_size: {recipe.batch_size} is not a multiple of {accumulate}")
+    if accumulate is not None and not 1 <= accumulate <= recipe.batch_size:
+        raise UserError(f"accumulate must be at least 1 and at most batch_size {recipe.batch_size}, got {accumulate}")
     batches = Batches(dataset.train_images, dataset.train_labels, batch_size=recipe.batch_size, num_classes=dataset.num_classes,
                       mean=dataset.mean, std=dataset.std, seed=seed, mixup=recipe.mixup, cutmix=recipe.cutmix,
                       augmentation=dataset.augmentation if augmentation is None else augmentation, device=device)

@@ -16,7 +16,7 @@ def test_a_preset(capsys):
     rows = rows_of(capsys.readouterr().out)
     cost = minivit.create_model("vit_tiny_patch4_32", init="zeros").cost()
     assert rows == {"model": "vit_tiny_patch4_32 (vit)", "input": "(3, 32, 32), float32", "classes": "10", "parameters": "4,028,170",
-                    "multiply-adds": f"{cost.total:,} an image"}
+                    "multiply-adds": f"{cost.total:,} an image", "activations": f"{cost.activations:,} numbers an image"}
 
 
 def test_the_table_by_layer(capsys):
