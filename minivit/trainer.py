@@ -24,9 +24,9 @@ from .tensor import Tensor
 from .threads import thread_count
 
 SHAPES = 4                                              # of batches whose buffers and plans a Trainer keeps
-# What backward keeps of a part of a batch takes at least this many times the weights' memory, and this many bytes, where parts are chosen:
-# weights, gradients and two moments take four times it anyway, and what each part does anew, packing weights, costs next to no time then.
-OF_WEIGHTS, LEAST, MOST = 4, 32 << 20, 16               # MOST: parts
+# Where a Trainer chooses the parts of a batch, backward keeps about so many times the weights' memory of each, and so many bytes at least:
+# weights, gradients and moments take four times it anyway, and what each part does anew, as packing weights, costs next to no time then.
+OF_WEIGHTS, LEAST, MOST = 3, 96 << 20, 16               # MOST: parts
 
 
 class TrainingError(UserError):
@@ -159,7 +159,7 @@ class Trainer:
         if self.flat.place != "cpu" or not isinstance(self.model, Model):
             return 1
         kept = images * self.model.cost().activations * self.precision.activations.itemsize
-        return max(1, min(images, MOST, kept // max(LEAST, OF_WEIGHTS * self.flat.data.nbytes)))
+        return max(1, min(images, MOST, round(kept / max(LEAST, OF_WEIGHTS * self.flat.data.nbytes))))
 
     def _compute(self, batch: _Batch) -> tuple[np.ndarray, ...]:
         """Forward, backward and update; the loss () of each part."""

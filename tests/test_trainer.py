@@ -12,7 +12,9 @@ from safetensors import safe_open
 
 import minivit
 from minivit import Trainer, UserError, create_model
+from minivit import trainer as trainer_module
 from minivit.kernels import cpu
+from minivit.layers import Linear
 from minivit.trainer import SHAPES, TrainingError
 
 NANO = {"image_size": 8, "patch_size": 2, "in_channels": 1, "num_classes": 10, "dim": 16, "depth": 2}
@@ -173,6 +175,38 @@ def test_accumulated_parts_equal_one_batch(name):
         assert norm == pytest.approx(states[0][1], rel=1e-12)
         for parameter, value in state.items():
             np.testing.assert_allclose(value, states[0][2][parameter], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("plan", [True, False])
+def test_parts_are_chosen_by_what_backward_keeps(plan, monkeypatch):
+    images, labels = next(batches(1, size=64))
+    options = {"plan": plan, "optimizer": "sgd", "lr": 0.1}
+    whole, chosen = (Trainer(nano(depth=6), **options) for _ in range(2))
+    assert Trainer(nano())._parts(64) == 1 and len(whole._new_batch(images, labels).parts) == 1         # small: as a whole
+    losses = [whole.step(images, labels) for _ in range(2)]
+    weights, kept = whole.flat.data.nbytes, 64 * whole.model.cost().activations * 4
+    monkeypatch.setattr(trainer_module, "LEAST", kept // 8)
+    assert chosen._parts(64) == 8 and chosen._parts(16) == 2 and chosen._parts(5) == 1
+    monkeypatch.setattr(trainer_module, "LEAST", 1)
+    assert chosen._parts(64) == min(trainer_module.MOST, round(kept / (trainer_module.OF_WEIGHTS * weights))) > 2
+    np.testing.assert_allclose([chosen.step(images, labels) for _ in range(2)], losses, rtol=1e-6)
+    if plan:
+        assert chosen.plans[0].arena_bytes < 2 / chosen._parts(64) * whole.plans[0].arena_bytes
+
+
+def test_only_what_is_known_to_keep_images_apart_is_computed_in_parts(monkeypatch):
+    class Centred(minivit.Module):
+        """Its answers depend on the whole batch."""
+
+        def __init__(self):
+            self.linear = Linear(64, 10)
+
+        def forward(self, images):
+            x = images.reshape(len(images), -1)
+            return self.linear(x - x.mean(0, keepdims=True))
+
+    monkeypatch.setattr(trainer_module, "LEAST", 1)
+    assert Trainer(Centred())._parts(64) == 1 < Trainer(nano())._parts(64)
 
 
 def test_parts_of_a_batch_draw_masks_of_their_own():
