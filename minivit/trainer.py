@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
-from math import isfinite
+from math import isfinite, sqrt
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,9 @@ from .tensor import Tensor
 from .threads import thread_count
 
 SHAPES = 4                                              # of batches whose buffers and plans a Trainer keeps
-# Where a Trainer chooses the parts of a batch, backward keeps about so many times the weights' memory of each, and so many bytes at least:
-# weights, gradients and moments take four times it anyway, and what each part does anew, as packing weights, costs next to no time then.
-OF_WEIGHTS, LEAST, MOST = 3, 96 << 20, 16               # MOST: parts
+# Each part of a batch packs the weights anew and reads their gradients, and twice as many parts save half as much memory again: so their
+# number grows with the root of what backward keeps, in units of so many times the weights' memory, or of so many bytes.
+OF_WEIGHTS, LEAST = 2, 32 << 20
 
 
 class TrainingError(UserError):
@@ -44,7 +44,7 @@ class Trainer:
     weight_decay: of all parameters but those of one dimension, biases, class tokens and position embeddings (`optim.decays`).
     clip_norm: the largest norm of the whole gradient; None or 0: no clipping. label_smoothing: 0 ... below 1 (`functional.cross_entropy`).
     accumulate: parts that a batch is computed in, one after the other, for less memory; the gradient is that of the whole. None: 1 on a
-        GPU and for a Module that is no `Model`; else as many as bring what backward keeps down to what the weights and the optimizer take.
+        GPU and for a Module that is no `Model`; else the more, the more backward keeps (twice to four times less memory, 1 % more time).
     ema: decay of a running average of the weights, e.g. 0.999; None or 0: none. `averaged()` puts it into the model.
     plan: record the first step of each shape of batch, and replay it later (`minivit.plan`): the same numbers bit for bit, without
         Python's and the allocator's cost. What the model computes besides ops (a Python `if`) is fixed at the first step then.
@@ -159,7 +159,7 @@ class Trainer:
         if self.flat.place != "cpu" or not isinstance(self.model, Model):
             return 1
         kept = images * self.model.cost().activations * self.precision.activations.itemsize
-        return max(1, min(images, MOST, round(kept / max(LEAST, OF_WEIGHTS * self.flat.data.nbytes))))
+        return max(1, min(images, round(sqrt(kept / max(LEAST, OF_WEIGHTS * self.flat.data.nbytes)))))
 
     def _compute(self, batch: _Batch) -> tuple[np.ndarray, ...]:
         """Forward, backward and update; the loss () of each part."""

@@ -185,10 +185,11 @@ def test_parts_are_chosen_by_what_backward_keeps(plan, monkeypatch):
     assert Trainer(nano())._parts(64) == 1 and len(whole._new_batch(images, labels).parts) == 1         # small: as a whole
     losses = [whole.step(images, labels) for _ in range(2)]
     weights, kept = whole.flat.data.nbytes, 64 * whole.model.cost().activations * 4
-    monkeypatch.setattr(trainer_module, "LEAST", kept // 8)
-    assert chosen._parts(64) == 8 and chosen._parts(16) == 2 and chosen._parts(5) == 1
     monkeypatch.setattr(trainer_module, "LEAST", 1)
-    assert chosen._parts(64) == min(trainer_module.MOST, round(kept / (trainer_module.OF_WEIGHTS * weights))) > 2
+    assert chosen._parts(64) == round((kept / (trainer_module.OF_WEIGHTS * weights)) ** 0.5) > 2
+    monkeypatch.setattr(trainer_module, "OF_WEIGHTS", 0)
+    monkeypatch.setattr(trainer_module, "LEAST", kept // 64)
+    assert [chosen._parts(images) for images in (64, 16, 4, 2, 1)] == [8, 4, 2, 1, 1]
     np.testing.assert_allclose([chosen.step(images, labels) for _ in range(2)], losses, rtol=1e-6)
     if plan:
         assert chosen.plans[0].arena_bytes < 2 / chosen._parts(64) * whole.plans[0].arena_bytes
