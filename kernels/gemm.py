@@ -86,9 +86,12 @@ def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, runn
     if place_of(c) == "cuda":
         _gemm_cuda(c, a, b, transpose_a, transpose_b, sum_batch, running, flags, bias, pre, extra)
         return
-    if running is not None and running is not c:
-        copy(c, running, (c.size,), (1,), (1,))
     tile = tile_of(BFLOAT16 if BFLOAT16 in (a.dtype, b.dtype) else a.dtype)
+    if running is not None:
+        if c.dtype != tile.accumulator:
+            raise ValueError(f"gemm: a running sum is {tile.accumulator}, not {c.dtype}")
+        if running is not c:
+            copy(c, running, (c.size,), (1,), (1,))
     rows, columns = c.shape[-2:]
     depth = a.shape[-2] if transpose_a else a.shape[-1]
     batch = max([len(m) for m in (a, b) if m.ndim == 3], default=1)

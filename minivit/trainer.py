@@ -152,10 +152,12 @@ class Trainer:
             raise UserError(f"accumulate must be at most the batch: {len(images)} images make no {self.accumulate} parts")
         if labels.ndim not in (1, 2) or len(labels) != len(images):
             raise UserError(f"labels must have the shape ({len(images)},) or ({len(images)}, classes), got {labels.shape}")
-        return _Batch(images.shape, labels.shape, self.accumulate or self._parts(len(images)), self.precision, self.flat.place)
+        return _Batch(images.shape, labels.shape, self.parts(len(images)), self.precision, self.flat.place)
 
-    def _parts(self, images: int) -> int:
-        """In how many parts to compute a batch."""
+    def parts(self, images: int) -> int:
+        """In how many parts a batch of so many images is computed: `accumulate`, where that is given."""
+        if self.accumulate:
+            return self.accumulate
         if self.flat.place != "cpu" or not isinstance(self.model, Model):
             return 1
         kept = images * self.model.cost().activations * self.precision.activations.itemsize

@@ -137,6 +137,7 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
                                     weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm, label_smoothing=recipe.label_smoothing,
                                     accumulate=accumulate, ema=recipe.ema, threads=threads)
     trainer = Trainer(trained, **settings)
+    accumulate = trainer.parts(recipe.batch_size)
     folder = RunFolder.create(out, f"{_slug(trained.name)}-{_slug(dataset.name)}", overwrite)
     arguments = {
         **asdict(recipe), "model": trained.name, "data": _repeatable(data), "schedule": schedule, "augmentation": batches.policy,

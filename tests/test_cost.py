@@ -208,9 +208,9 @@ def test_a_shared_module_has_its_first_name():
 
 
 def test_as_text():
-    lines = str(ModelCost({"embed": 1_500_000, "": 500_000}, (1_500_000, 2_000_000))).splitlines()
+    lines = str(ModelCost({"embed": 1_500_000, "": 500_000}, (1_500_000, 2_000_000), 9)).splitlines()
     assert [" ".join(line.split()) for line in lines] == [
         "layer multiply-adds share", "embed 1,500,000 75.0 %", "(the model itself) 500,000 25.0 %",
         "up to exit 1 1,500,000 75.0 %", "up to exit 2 2,000,000 100.0 %", "total 2,000,000 100.0 %"]
     assert len(set(map(len, lines))) == 1
-    assert "exit" not in str(ModelCost({"head": 5}, (5,)))
+    assert "exit" not in str(ModelCost({"head": 5}, (5,), 9))

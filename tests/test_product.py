@@ -232,10 +232,28 @@ def test_splitting_ends_with_its_block():
     assert not np.array_equal(results[1], results[0])
 
 
-def test_a_sum_over_the_batch_has_no_epilogue():
-    a = np.ones((2, 3, 3), np.float32)
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("shape", SHAPES[:-1], ids=str)
+def test_running_sums(tile, shape, batched, guarded):
+    rows, columns, depth = shape
+    a, b = numbers(tile, (2, rows, depth)[not batched:], 0), numbers(tile, (2, depth, columns)[not batched:], 1)
+    running = np.random.default_rng(2).standard_normal((rows, columns)).astype(tile.accumulator)
+    product = a.astype(np.float64) @ b.astype(np.float64)
+    c, there = guarded.empty(running.shape, running.dtype), guarded.copy(running)
+    for to, before in ((c, running), (there, there)):
+        gemm(to, guarded.copy(a), guarded.copy(b), sum_batch=batched, running=before)
+        close(tile, to, running + (product.sum(0) if batched else product), "in place" if to is before else "elsewhere")
+    assert c.tobytes() == there.tobytes()
+
+
+def test_sums_have_no_epilogue():
+    a, c = np.ones((2, 3, 3), np.float32), np.empty((3, 3), np.float32)
     with pytest.raises(ValueError, match="epilogue"):
-        gemm(np.empty((3, 3), np.float32), a, a, sum_batch=True, flags=COLUMN)
+        gemm(c, a, a, sum_batch=True, flags=COLUMN)
+    with pytest.raises(ValueError, match="epilogue"):
+        gemm(c, a[0], a[0], running=c, flags=COLUMN)
+    with pytest.raises(ValueError, match="a running sum is float32, not bfloat16"):
+        gemm(c.astype(BFLOAT16), a[0].astype(BFLOAT16), a[0].astype(BFLOAT16), running=c.astype(BFLOAT16))
 
 
 @kernel

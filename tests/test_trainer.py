@@ -182,17 +182,17 @@ def test_parts_are_chosen_by_what_backward_keeps(plan, monkeypatch):
     images, labels = next(batches(1, size=64))
     options = {"plan": plan, "optimizer": "sgd", "lr": 0.1}
     whole, chosen = (Trainer(nano(depth=6), **options) for _ in range(2))
-    assert Trainer(nano())._parts(64) == 1 and len(whole._new_batch(images, labels).parts) == 1         # small: as a whole
+    assert Trainer(nano()).parts(64) == 1 and len(whole._new_batch(images, labels).parts) == 1         # small: as a whole
     losses = [whole.step(images, labels) for _ in range(2)]
     weights, kept = whole.flat.data.nbytes, 64 * whole.model.cost().activations * 4
     monkeypatch.setattr(trainer_module, "LEAST", 1)
-    assert chosen._parts(64) == round((kept / (trainer_module.OF_WEIGHTS * weights)) ** 0.5) > 2
+    assert chosen.parts(64) == round((kept / (trainer_module.OF_WEIGHTS * weights)) ** 0.5) > 2
     monkeypatch.setattr(trainer_module, "OF_WEIGHTS", 0)
     monkeypatch.setattr(trainer_module, "LEAST", kept // 64)
-    assert [chosen._parts(images) for images in (64, 16, 4, 2, 1)] == [8, 4, 2, 1, 1]
+    assert [chosen.parts(images) for images in (64, 16, 4, 2, 1)] == [8, 4, 2, 1, 1]
     np.testing.assert_allclose([chosen.step(images, labels) for _ in range(2)], losses, rtol=1e-6)
     if plan:
-        assert chosen.plans[0].arena_bytes < 2 / chosen._parts(64) * whole.plans[0].arena_bytes
+        assert chosen.plans[0].arena_bytes < 2 / chosen.parts(64) * whole.plans[0].arena_bytes
 
 
 def test_only_what_is_known_to_keep_images_apart_is_computed_in_parts(monkeypatch):
@@ -207,7 +207,7 @@ def test_only_what_is_known_to_keep_images_apart_is_computed_in_parts(monkeypatc
             return self.linear(x - x.mean(0, keepdims=True))
 
     monkeypatch.setattr(trainer_module, "LEAST", 1)
-    assert Trainer(Centred())._parts(64) == 1 < Trainer(nano())._parts(64)
+    assert Trainer(Centred()).parts(64) == 1 < Trainer(nano()).parts(64)
 
 
 def test_parts_of_a_batch_draw_masks_of_their_own():
