@@ -1,8 +1,8 @@
 """How minivit's time and memory grow: with the batch, and with the number of tokens.
 
     batch     `vit_tiny_patch4_32`: the time of an image relative to that at batch 64, which should stay the same; and peak memory after
-              imports relative to the straight line through the smallest batch and that of 64, below which those stay that compute
-              large batches in parts
+              imports relative to the straight line through the smallest batch and that of 64, below which both training and prediction
+              stay, as they compute large batches in parts
     tokens    the same model on larger images at the same patch size, so that tokens double twice: the time relative to that of half as
               many tokens, and the operations likewise, whose ratio is above two by attention's share alone
 

@@ -120,11 +120,11 @@ class Call:
         return outputs
 
     def backward(self, implementation: str, outputs: Arrays, weights: Arrays, wanted: Sequence[str] | None = None,
-                 running: Arrays | None = None) -> Arrays:
+                 running: Arrays | None = None, in_place: bool = False) -> Arrays:
         """The gradients of Σ weights·results by input.
 
         outputs: what forward gave. wanted: the inputs whose gradient is computed, by default all; the others' are None.
-        running: for inputs that the op accumulates, the gradient to add to.
+        running: for inputs that the op accumulates, the gradient to add to; in_place: a copy of which the result is written over.
         """
         op = self.op
         wanted = self.differentiable if wanted is None else wanted
@@ -132,6 +132,9 @@ class Call:
         written = [n for n in op.differentiable if n not in op.same]
         gradients = {n: _blank(self.inputs[n] if n in needed else None) for n in written}
         known = self.inputs | outputs
+        if in_place:
+            running = {n: None if a is None else a.copy() for n, a in (running or {}).items()}
+            gradients |= {n: a for n, a in running.items() if n in wanted}
         sums = [(running or {}).get(n) if n in wanted else None for n in op.accumulates]
         self._run("backward", implementation, (*gradients.values(), *(weights[n] for n in op.results), *sums, *(known[n] for n in op.saves),
                                                *self.constants.values()))
@@ -144,7 +147,8 @@ class Call:
         if implementation != "cuda":
             function(*arguments)
             return
-        there = [device.moved(a, "cuda") if isinstance(a, np.ndarray) else a for a in arguments]
+        moved = {id(a): device.moved(a, "cuda") for a in arguments if isinstance(a, np.ndarray)}
+        there = [moved.get(id(a), a) for a in arguments]
         function(*there)
         for array, copy in zip(arguments, there):
             if isinstance(array, np.ndarray):

@@ -78,20 +78,25 @@ def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, runn
     """c = epilogue(a·b), or of the transposes. Each of a and b is a matrix or a batch of them, c likewise; all on one device.
 
     a and b of float32, where the other one is bfloat16, are rounded. c is of either type, and pre and extra are of its shape and type.
-    sum_batch: c is one matrix, the sum over the batch. running: what the product is added to, of c's shape and type, or c itself, where c
-    is of the type of sums. flags and bias, pre, extra: the epilogue of `cpu/epilogue.py`, but not with sum_batch or running.
+    sum_batch: c is one matrix, the sum over the batch. running: an array like c, or c itself, to which the product is added. flags and
+    bias, pre, extra: the epilogue of `cpu/epilogue.py`, but not with sum_batch or running.
     """
     if flags and (sum_batch or running is not None):
         raise ValueError("gemm: a sum over the batch, or with what runs already, has no epilogue")
-    if place_of(c) == "cuda":
-        _gemm_cuda(c, a, b, transpose_a, transpose_b, sum_batch, running, flags, bias, pre, extra)
+    on_gpu = place_of(c) == "cuda"
+    if running is not None and (c.dtype == BFLOAT16 or (on_gpu and sum_batch)):         # in which sums cannot begin
+        product = like(c)
+        gemm(product, a, b, transpose_a=transpose_a, transpose_b=transpose_b, sum_batch=sum_batch)
+        add_kernels(c, running, product)
+        return
+    if on_gpu:
+        if running is not None:
+            flags, extra = epilogue.RESIDUAL, running
+        gemm_cuda(c, a, b, transpose_a, transpose_b, sum_batch, flags, bias, pre, extra)
         return
     tile = tile_of(BFLOAT16 if BFLOAT16 in (a.dtype, b.dtype) else a.dtype)
-    if running is not None:
-        if c.dtype != tile.accumulator:
-            raise ValueError(f"gemm: a running sum is {tile.accumulator}, not {c.dtype}")
-        if running is not c:
-            copy(c, running, (c.size,), (1,), (1,))
+    if running is not None and running is not c:
+        copy(c, running, (c.size,), (1,), (1,))
     rows, columns = c.shape[-2:]
     depth = a.shape[-2] if transpose_a else a.shape[-1]
     batch = max([len(m) for m in (a, b) if m.ndim == 3], default=1)
@@ -120,17 +125,6 @@ def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, runn
     launch(_gemm, bands, product_entry(tile), finish, *arrays, scratch, a.itemsize, c.itemsize, tile.accumulator.itemsize, batch, rows,
            columns, depth, a_batch, a_row, a_column, b_batch, b_row, b_column, shared, tile.width, tile.rows,
            SUM_BATCH * sum_batch | RUNNING * (running is not None), flags, column_bands)
-
-
-def _gemm_cuda(c, a, b, transpose_a, transpose_b, sum_batch, running, flags, bias, pre, extra):
-    if running is None:
-        gemm_cuda(c, a, b, transpose_a, transpose_b, sum_batch, flags, bias, pre, extra)
-    elif sum_batch:
-        product = like(c)
-        gemm_cuda(product, a, b, transpose_a, transpose_b, sum_batch, flags, bias, pre, extra)
-        add_kernels(c, running, product)
-    else:
-        gemm_cuda(c, a, b, transpose_a, transpose_b, sum_batch, epilogue.RESIDUAL, bias, pre, running)
 
 
 @kernel

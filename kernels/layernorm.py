@@ -39,9 +39,8 @@ def backward_reference(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
     g = dy * w
     rows = tuple(range(x.ndim - 1))
     if dx is not None:
-        dx[...] = rstd[..., None] * (g - g.mean(-1, keepdims=True) - h * (g * h).mean(-1, keepdims=True))
-        if dx_sum is not None:
-            dx += dx_sum
+        own = rstd[..., None] * (g - g.mean(-1, keepdims=True) - h * (g * h).mean(-1, keepdims=True))
+        dx[...] = own if dx_sum is None else own + dx_sum
     if dw is not None:
         dw[...] = (dy * h).sum(rows)
     if db is not None:

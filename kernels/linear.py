@@ -42,9 +42,8 @@ def backward_reference(dx, dweight, dbias, dy, weight_sum, x, weight, pre, activ
     if dx is not None:
         dx[...] = dp @ weight
     if dweight is not None:
-        dweight[...] = rows.T @ x.reshape(-1, x.shape[-1])
-        if weight_sum is not None:
-            dweight += weight_sum
+        own = rows.T @ x.reshape(-1, x.shape[-1])
+        dweight[...] = own if weight_sum is None else own + weight_sum
     if dbias is not None:
         dbias[...] = rows.sum(0)
 

@@ -16,7 +16,8 @@ recorded plan, every test and the kernel benchmark read nothing else.
     backward(*d<gradients>, *d<results>, *<accumulates>_sum, *saves, *constants)
 
 Backward is not handed the gradients that are the `same` as another one. A gradient that nobody needs is None, in and out; so is an
-optional input or output that is absent. A kernel writes every element of what it is given to write, allocates nothing but through
+optional input or output that is absent. <x>_sum is the gradient that runs to x already, which backward adds to; it may be the very array
+that d<x> is. A kernel writes every element of what it is given to write, allocates nothing but through
 `device.empty`, never synchronises, and is handed C-contiguous arrays.
 """
 from __future__ import annotations

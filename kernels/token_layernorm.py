@@ -39,9 +39,8 @@ def backward_reference(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
     h = (x - mean[:, None]) * rstd[:, None]             # (B, N, C)
     g = dy * w[:, None]
     if dx is not None:
-        dx[...] = rstd[:, None] * (g - g.mean(1, keepdims=True) - h * (g * h).mean(1, keepdims=True))
-        if dx_sum is not None:
-            dx += dx_sum
+        own = rstd[:, None] * (g - g.mean(1, keepdims=True) - h * (g * h).mean(1, keepdims=True))
+        dx[...] = own if dx_sum is None else own + dx_sum
     if dw is not None:
         dw[...] = (dy * h).sum((0, 2))
     if db is not None:
@@ -108,13 +107,16 @@ def _backward(band, bands, dx, dw, db, totals, products, dy, dx_sum, x, w, mean,
             product[j] *= rstd[s, start + j] ** 2 / number(N)
         for n in range(N):
             scale = w[n]
-            for j in range(width):
-                c = np.uint64(start + j)
-                dx[s, n, c] = rstd[s, c] * (dy[s, n, c] * scale - total[np.uint64(j)] - (x[s, n, c] - mean[s, c]) * product[np.uint64(j)])
             if add:
                 for j in range(width):
                     c = np.uint64(start + j)
-                    dx[s, n, c] += dx_sum[s, n, c]
+                    own = dy[s, n, c] * scale - total[np.uint64(j)] - (x[s, n, c] - mean[s, c]) * product[np.uint64(j)]
+                    dx[s, n, c] = dx_sum[s, n, c] + rstd[s, c] * own
+            else:
+                for j in range(width):
+                    c = np.uint64(start + j)
+                    own = dy[s, n, c] * scale - total[np.uint64(j)] - (x[s, n, c] - mean[s, c]) * product[np.uint64(j)]
+                    dx[s, n, c] = rstd[s, c] * own
 
 
 def forward_cpu(y, mean, rstd, x, w, b, eps):

@@ -24,11 +24,11 @@ from .tensor import Tensor, trace
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Multiply-adds of the forward for one image, in evaluation mode, and how many numbers it makes. As text, a table."""
+    """Multiply-adds of the forward for one image, in evaluation mode, and activations. As text, a table of the former."""
 
     layers: Mapping[str, int]                           # by the dotted name of the module whose forward costs them, in order of execution
     exits: tuple[int, ...]                              # of what runs up to each exit; one exit where the model has no others
-    activations: int                                    # the elements of all results and statistics together
+    activations: int                                    # the elements of all that its ops make, what only a backward reads included
 
     @property
     def total(self) -> int:

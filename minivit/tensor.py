@@ -389,8 +389,8 @@ def _run_backward(node: Node, arrived: list[np.ndarray | None], gradients: _Grad
     for n in computed:
         if n in wanted or n in shared:
             tensor = sources[n]
-            alone = n in once and n not in shared and (tensor.grad is None or sums.get(n) is not None)
-            straight = alone and tensor.node is None and tensor.grad_home is not None
+            fresh = n not in shared and tensor.grad is None
+            straight = tensor.node is None and tensor.grad_home is not None and n in once and (fresh or sums.get(n) is not None)
             computed[n] = tensor.grad_home if straight else device.like(tensor.data)
     op.run("backward", (*computed.values(), *arrived, *sums.values(), *saved, *node.constants), node.inputs, node.constants)
     given = {"d" + n: a for n, a in (computed | dict(zip(op.results, arrived))).items()}

@@ -44,7 +44,8 @@ class Trainer:
     weight_decay: of all parameters but those of one dimension, biases, class tokens and position embeddings (`optim.decays`).
     clip_norm: the largest norm of the whole gradient; None or 0: no clipping. label_smoothing: 0 ... below 1 (`functional.cross_entropy`).
     accumulate: parts that a batch is computed in, one after the other, for less memory; the gradient is that of the whole. None: 1 on a
-        GPU and for a Module that is no `Model`; else the more, the more backward keeps (twice to four times less memory, 1 % more time).
+        GPU and for a Module that is no `Model`; else what `parts` chooses, so that activations take a half to a fourth of the memory for 1
+        to 2 % more time.
     ema: decay of a running average of the weights, e.g. 0.999; None or 0: none. `averaged()` puts it into the model.
     plan: record the first step of each shape of batch, and replay it later (`minivit.plan`): the same numbers bit for bit, without
         Python's and the allocator's cost. What the model computes besides ops (a Python `if`) is fixed at the first step then.
@@ -57,8 +58,7 @@ class Trainer:
     def __init__(self, model: Module, *, precision: str = "float32", device: str = "cpu", optimizer: str = "adamw", lr: float = 1e-3,
                  weight_decay: float = 0.05, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, momentum: float = 0.9,
                  nesterov: bool = False, clip_norm: float | None = None, label_smoothing: float = 0.0,
-                 accumulate: int | None = None, ema: float | None = None, plan: bool = True,
-                 threads: int | None = None) -> None:
+                 accumulate: int | None = None, ema: float | None = None, plan: bool = True, threads: int | None = None) -> None:
         check_device(device)
         self.threads = thread_count(threads)
         if optimizer not in OPTIMIZERS:
@@ -116,7 +116,7 @@ class Trainer:
         if batch.plan:
             batch.plan.replay()
         else:
-            with cpu.threads_set(self.threads), self.precision.products(), room_for(len(images) // len(batch.parts)):
+            with cpu.threads_set(self.threads), self.precision.products(), room_for(len(batch.parts[-1][0])):
                 if self.plan:
                     batch.plan = Plan(lambda: self._compute(batch), place=self.flat.place)
                 batch.losses = batch.plan.results if batch.plan else self._compute(batch)
@@ -148,16 +148,17 @@ class Trainer:
             del self._shapes[next(iter(self._shapes))]  # the one that has not been used for longest
         if images.ndim != 4 or 0 in images.shape:
             raise UserError(f"images must have the shape (B, C, H, W) and hold an image, got {images.shape}")
-        if self.accumulate and len(images) < self.accumulate:
-            raise UserError(f"accumulate must be at most the batch: {len(images)} images make no {self.accumulate} parts")
         if labels.ndim not in (1, 2) or len(labels) != len(images):
             raise UserError(f"labels must have the shape ({len(images)},) or ({len(images)}, classes), got {labels.shape}")
         return _Batch(images.shape, labels.shape, self.parts(len(images)), self.precision, self.flat.place)
 
     def parts(self, images: int) -> int:
-        """In how many parts a batch of so many images is computed: `accumulate`, where that is given."""
+        """In how many parts a batch of so many images is computed: `accumulate` where that is given; no part is empty.
+
+        Chosen by what a backward would keep if every layer were trained, beside the weights that are.
+        """
         if self.accumulate:
-            return self.accumulate
+            return min(images, self.accumulate)
         if self.flat.place != "cpu" or not isinstance(self.model, Model):
             return 1
         kept = images * self.model.cost().activations * self.precision.activations.itemsize

@@ -90,7 +90,7 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
     ema: decay of a running average of the weights, which is then what is tested and kept; 0 is off
     optimizer: adamw or sgd
     momentum: of sgd, 0 ... below 1
-    accumulate: parts that a batch is computed in, one after the other, for less memory; chosen by the model's size on a CPU, 1 on a GPU
+    accumulate: parts that a batch is computed in, one after the other, for less memory; by default as many as cost hardly any time
     seed: of weights, order, augmentation and dropout; the same seed gives the same run bit for bit on the same machine
     precision: of training and of the model's predictions afterwards: float32, bf16x3, bfloat16, float64, or auto, the fastest here that
         trains as well as float32
@@ -123,8 +123,6 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
     recipe = recipe_for(dataset.name, len(dataset.train_images), model=model if isinstance(model, str) else None, epochs=epochs,
                         batch_size=batch_size, lr=lr, min_lr=min_lr, warmup=warmup, weight_decay=weight_decay, clip_norm=clip_norm,
                         label_smoothing=label_smoothing, mixup=mixup, cutmix=cutmix, drop_path=drop_path, ema=ema)
-    if accumulate is not None and not 1 <= accumulate <= recipe.batch_size:
-        raise UserError(f"accumulate must be at least 1 and at most batch_size {recipe.batch_size}, got {accumulate}")
     batches = Batches(dataset.train_images, dataset.train_labels, batch_size=recipe.batch_size, num_classes=dataset.num_classes,
                       mean=dataset.mean, std=dataset.std, seed=seed, mixup=recipe.mixup, cutmix=recipe.cutmix,
                       augmentation=dataset.augmentation if augmentation is None else augmentation, device=device)

@@ -39,6 +39,8 @@ def test_mixer():
     block = 2 * 9 * 5 * 24 + 2 * 9 * 24 * 11 + 2 * 5 * 9 * 24
     assert cost.total == 9 * 2 * 4 * 4 * 24 + 3 * block + 5 * 9 * 24 + 24 * 7
     assert cost.layers["blocks.2.mlp_tokens"] == 2 * 9 * 5 * 24
+    tokens = 9 * 24                                     # the numbers of an MLP's output, or a layer norm's, which has two more a token
+    assert cost.activations == 9 * 32 + tokens + 3 * (4 * tokens + 2 * 2 * 9 + 5 * 24 + 9 * 11) + tokens + 2 * 9 + 24 + 7
 
 
 def test_ff_only():

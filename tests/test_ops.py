@@ -213,6 +213,7 @@ def test_a_running_gradient_is_added_to(op, case, implementation, kernels_of):
         outputs = call.forward(implementation)
         alone = call.backward(implementation, outputs, weights)
         added = call.backward(implementation, outputs, weights, running=running)
+        assert same_bits(added, call.backward(implementation, outputs, weights, running=running, in_place=True))
     for name in alone:
         before = 0 if running.get(name) is None else running[name]
         np.testing.assert_allclose(added[name], alone[name] + before, rtol=1e-12, atol=1e-12)

@@ -252,8 +252,13 @@ def test_sums_have_no_epilogue():
         gemm(c, a, a, sum_batch=True, flags=COLUMN)
     with pytest.raises(ValueError, match="epilogue"):
         gemm(c, a[0], a[0], running=c, flags=COLUMN)
-    with pytest.raises(ValueError, match="a running sum is float32, not bfloat16"):
-        gemm(c.astype(BFLOAT16), a[0].astype(BFLOAT16), a[0].astype(BFLOAT16), running=c.astype(BFLOAT16))
+
+
+def test_a_running_sum_in_bfloat16():
+    a, c = (np.random.default_rng(i).standard_normal((9, 9)).astype(BFLOAT16) for i in range(2))
+    wanted = c.astype(np.float64) + a.astype(np.float64) @ a.astype(np.float64)
+    gemm(c, a, a, running=c)
+    assert np.abs(c.astype(np.float64) - wanted).max() <= 2 * ROUNDING * np.abs(wanted).max()
 
 
 @kernel

@@ -146,3 +146,18 @@ def test_scalars_and_exchange():
     with pytest.raises(TypeError):
         x[True]
     np.testing.assert_array_equal(np.from_dlpack(Tensor(draw(2, 2))), draw(2, 2))
+
+
+@pytest.mark.parametrize("shape, function", [
+    ((1, 4, 4), lambda p, w: F.token_layer_norm(p, w[0], w[1]) + p), ((1, 4, 4), lambda p, w: F.layer_norm(p, w[0], w[1]) + p),
+    ((4, 4), lambda p, w: F.linear(F.linear(w, p), p)), ((4, 4), lambda p, w: F.linear(p, p))])
+def test_a_gradient_that_has_a_home_is_added_to_there(shape, function):
+    gradients = []
+    for home in (None, np.full(shape, np.nan)):
+        p, w = Parameter(draw(*shape)), Tensor(draw(4, 4, seed=1))
+        p.grad_home = home
+        for _ in range(2):
+            function(p, w).backward(draw(*shape, seed=2))
+        assert home is None or np.shares_memory(p.grad.data, home)
+        gradients.append(p.grad.numpy())
+    np.testing.assert_allclose(*gradients, rtol=1e-12)

@@ -79,7 +79,8 @@ _Config = Config                                        # inside the class below
 
 class Model(Module):
     """A classifier of images. A family is a subclass with the three class attributes below, whose `__init__` builds the modules and ends
-    with `self.initialise()`, and which defines `features` and `initialisers`.
+    with `self.initialise()`, and which defines `features` and `initialisers`. What it answers to an image depends on no other one of the
+    batch: Trainer and Predictor compute batches in parts.
 
     attends: whether it has attention. config: the family's Config. name: the name it was created by. random: the state of its dropout
     layers.
@@ -129,7 +130,7 @@ class Model(Module):
         return Tensor(array.astype(dtype))
 
     def cost(self) -> ModelCost:
-        """The multiply-adds of one image, by layer and in total; see `minivit.cost` for what counts."""
+        """The multiply-adds of one image, by layer and in total, and its activations; see `minivit.cost` for what counts."""
         return count(self)
 
     def reset_head(self, num_classes: int) -> None:
