@@ -25,7 +25,7 @@ import numpy as np
 
 import minivit
 from minivit import Trainer, create_model
-from minivit.checking import Tally, check_accuracy
+from minivit.accuracy import Tally, check_accuracy
 from minivit.kernels import OPS, Op, cuda, device
 from minivit.kernels.call import Call, input_shapes, letters, make_inputs, shrunk
 from minivit.kernels.copying import convert

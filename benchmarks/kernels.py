@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from minivit.checking import Tally, check_accuracy
+from minivit.accuracy import Tally, check_accuracy
 from minivit.errors import nearest
 from minivit.kernels import OPS, Op
 from minivit.kernels.call import Arrays, Call, input_shapes, make_inputs

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from minivit import functional
-from minivit.checking import GradientError, Tally, check, check_accuracy, check_model, check_op, gradcheck
+from minivit.accuracy import Tally, check_accuracy
+from minivit.checking import GradientError, check, check_model, check_op, gradcheck
 from minivit.errors import UserError
 from minivit.kernels import OPS
 from minivit.kernels.call import Call, input_shapes, make_inputs, shrunk

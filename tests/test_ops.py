@@ -14,7 +14,8 @@ from cuda_emulation.emulator import Emulator
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from minivit.checking import Tally, check_accuracy, check_gradients
+from minivit.accuracy import Tally, check_accuracy
+from minivit.checking import check_gradients
 from minivit.kernels import OPS, Op, cuda
 from minivit.kernels.call import Call, input_shapes, letters, make_inputs, shrunk
 from minivit.kernels.gemm import split_products

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tile_simulation  # noqa: F401
 
-from minivit.checking import Tally, check_accuracy
+from minivit.accuracy import Tally, check_accuracy
 from minivit.kernels import OPS, cpu, device
 from minivit.kernels.call import Call, make_inputs
 from minivit.kernels.cpu import epilogue as epilogues
