@@ -170,11 +170,11 @@ class Trainer:
         self.flat.forget_gradients()
         losses = []
         with self.flat.narrowed() if self._narrow else nullcontext():
-            for images, labels in batch.parts:
+            for (images, labels), share in zip(batch.parts, batch.shares):
                 exits = self.model.exits(Tensor(images))
                 batch.check_classes(exits[-1].shape[1])
                 loss = sum_of(cross_entropy(logits, labels, self.label_smoothing) for logits in exits)
-                loss.backward(len(images) / len(batch.images))
+                loss.backward(share)
                 losses.append(loss.data)
         self.flat.clear_unused_gradients()
         self.optimizer.step()
@@ -190,7 +190,7 @@ class Loss:
     """The loss of a step that may not have ended yet."""
 
     def __init__(self, trainer: Trainer, batch: _Batch) -> None:
-        self._shares = [len(images) / len(batch.images) for images, _ in batch.parts]
+        self._shares = batch.shares
         self._parts = [arrays.fetch(loss) for loss in batch.losses]     # for the next step overwrites them
         self._step, self._lr = trainer.steps, trainer.lr
 
@@ -212,6 +212,7 @@ class _Batch:
         self.labels = arrays.empty(labels, kind, place)     # (B,) or (B, K)
         bounds = [images[0] * i // parts for i in range(parts + 1)]
         self.parts = [(self.images[start:stop], self.labels[start:stop]) for start, stop in pairwise(bounds)]
+        self.shares = [(stop - start) / images[0] for start, stop in pairwise(bounds)]
         self.given = np.zeros(0)                        # the labels that were copied last
         self.classes = 0                                # of the model; 0 before its first step
         self.plan: Plan | None = None
