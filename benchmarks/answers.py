@@ -1,4 +1,5 @@
 """The same problem for all sides, and whether they give the same answers: nobody is timed who computes something else."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,24 +21,27 @@ ADAMW = {"lr": 1e-4, "weight_decay": 0.05, "eps": 1e-8}
 # rounding (the bias of k, or of the last layer of a token-mixing MLP), AdamW makes a whole step of the rounding error.
 CHECKED_ADAMW = {"lr": 1e-3, "weight_decay": 1.0, "eps": 1e-5}
 CHECKED_STEPS = 2
-CHAIN = 4                                               # products one after the other, whose rate counts as the machine's
+CHAIN = 4  # products one after the other, whose rate counts as the machine's
 
 
 @dataclass(frozen=True)
 class Tolerance:
     """How far answers may lie from those in float32."""
 
-    loss: float                                         # relative
-    logits: float                                       # relative to the largest
-    weights: float                                      # in the norm: of a parameter, relative to the change of all of them in two steps
-    order: float                                        # of that norm: infinity for the largest element, 2 for the root of squares
+    loss: float  # relative
+    logits: float  # relative to the largest
+    weights: float  # in the norm: of a parameter, relative to the change of all of them in two steps
+    order: float  # of that norm: infinity for the largest element, 2 for the root of squares
 
 
 # AdamW's first steps are nearly lr·sign(gradient): where a gradient drowns in bfloat16's rounding, a single element may err by a whole
 # step, so elements are not held there one by one.
-TOLERANCES = {"float32": Tolerance(1e-5, 1e-3, 1e-2, np.inf), "bf16x3": Tolerance(2e-5, 2e-4, 1e-3, 2),
-              "bfloat16": Tolerance(2e-2, 5e-2, 0.1, 2)}
-RESOLUTION = 2.0 ** -8                                  # by how much storing a weight in bfloat16 changes it at most, relative to it
+TOLERANCES = {
+    "float32": Tolerance(1e-5, 1e-3, 1e-2, np.inf),
+    "bf16x3": Tolerance(2e-5, 2e-4, 1e-3, 2),
+    "bfloat16": Tolerance(2e-2, 5e-2, 0.1, 2),
+}
+RESOLUTION = 2.0**-8  # by how much storing a weight in bfloat16 changes it at most, relative to it
 
 
 class Disagreement(RuntimeError):
@@ -57,7 +61,7 @@ def product_problem(tiny: bool) -> Problem:
     """A chain of square products with nothing in between: inference of linear layers without biases."""
     size = TINY_PRODUCT if tiny else PRODUCT
     rng = np.random.default_rng(0)
-    weights = {f"layers.{i}.weight": rng.standard_normal((size, size), np.float32) / np.float32(size ** 0.5) for i in range(CHAIN)}
+    weights = {f"layers.{i}.weight": rng.standard_normal((size, size), np.float32) / np.float32(size**0.5) for i in range(CHAIN)}
     config = {"image_size": 1, "in_channels": size, "num_classes": size, "depth": CHAIN, "activation": "gelu"}
     return Problem("product", config, weights, size, ADAMW)
 
@@ -65,9 +69,9 @@ def product_problem(tiny: bool) -> Problem:
 # ------------------------------------------------------------------------------------------------------------------------- check
 @dataclass(frozen=True)
 class Answers:
-    losses: list[float] = field(default_factory=list)               # of two training steps
-    weights: dict[str, np.ndarray] = field(default_factory=dict)    # after them
-    logits: np.ndarray | None = None                                # (B, K), of inference
+    losses: list[float] = field(default_factory=list)  # of two training steps
+    weights: dict[str, np.ndarray] = field(default_factory=dict)  # after them
+    logits: np.ndarray | None = None  # (B, K), of inference
 
     @classmethod
     def of(cls, worker: Worker, workload: str) -> Answers:
@@ -77,8 +81,9 @@ class Answers:
         return cls(losses, worker.call("weights"))
 
 
-def reference_answers(problem: Problem, workload: str, precisions: Sequence[str],
-                      threads: int) -> tuple[Answers, dict[str, tuple[int, int]]]:
+def reference_answers(
+    problem: Problem, workload: str, precisions: Sequence[str], threads: int
+) -> tuple[Answers, dict[str, tuple[int, int]]]:
     """(what the other sides must answer; by precision, floating-point operations and least bytes of a step)."""
     with Worker(REFERENCE, replace(problem, adamw=CHECKED_ADAMW), threads) as worker:
         answers = Answers.of(worker, workload)

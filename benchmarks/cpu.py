@@ -18,6 +18,7 @@ is above 100 % where arrays stay in one.
 
 With --growth, instead: how minivit's time and memory grow with the batch and with the number of tokens (`growth.py`).
 """
+
 from __future__ import annotations
 
 import sys
@@ -39,8 +40,13 @@ from .sides import EXACTNESS, OURS, REFERENCE, Side, best_rates, fits, products_
 from .turns import Measured, Task, alternate, steps_for, trial
 from .worker import Problem, Worker
 
-MODELS = {"vit_nano_patch2_8": 64, "vit_tiny_patch4_32": 64, "mixer_tiny_patch4_32": 64, "vit_tiny_patch16_224": 16,
-          "mixer_s16_224": 16}                          # with the images in a batch
+MODELS = {
+    "vit_nano_patch2_8": 64,
+    "vit_tiny_patch4_32": 64,
+    "mixer_tiny_patch4_32": 64,
+    "vit_tiny_patch16_224": 16,
+    "mixer_s16_224": 16,
+}  # with the images in a batch
 USUAL_BATCH, TINY_BATCH = 64, 4
 WORKLOADS = ("train", "infer")
 TINY_MODELS = ("vit_nano_patch2_8",)
@@ -51,14 +57,14 @@ class Job(NamedTuple):
 
     model: str
     problem: Problem
-    workload: str                                       # "train" or "infer"
+    workload: str  # "train" or "infer"
 
 
 # ------------------------------------------------------------------------------------------------------------------------ limits
 @dataclass(frozen=True)
 class Limits:
-    products: dict[str, float]                          # floating-point operations a second of large products, by side
-    memory: float                                       # bytes a second
+    products: dict[str, float]  # floating-point operations a second of large products, by side
+    memory: float  # bytes a second
 
     @classmethod
     def of(cls, ours: Sequence[Side], options: Namespace) -> Limits:
@@ -77,13 +83,18 @@ class Limits:
     def fractions(self, work: tuple[int, int], precision: str, seconds: float) -> dict[str, float]:
         """What of a time the arithmetic takes at the least, and the memory traffic."""
         flops, moved = work
-        return {"flops": flops, "least_bytes": moved, "of_arithmetic": flops / best_rates(self.products)[precision] / seconds,
-                "of_memory": moved / self.memory / seconds}
+        return {
+            "flops": flops,
+            "least_bytes": moved,
+            "of_arithmetic": flops / best_rates(self.products)[precision] / seconds,
+            "of_memory": moved / self.memory / seconds,
+        }
 
 
 # -------------------------------------------------------------------------------------------------------------------------- time
-def try_rivals(problem: Problem, workload: str, sides: Sequence[Side], reference: Answers, options: Namespace,
-               progress: tqdm) -> tuple[dict[str, float], dict[str, str]]:
+def try_rivals(
+    problem: Problem, workload: str, sides: Sequence[Side], reference: Answers, options: Namespace, progress: tqdm
+) -> tuple[dict[str, float], dict[str, str]]:
     """By name: the seconds of a step of each rival, roughly; and why there are none of the others.
 
     Raises Disagreement for a rival in float32: then minivit may be the one that errs.
@@ -98,7 +109,7 @@ def try_rivals(problem: Problem, workload: str, sides: Sequence[Side], reference
             if side.precision == REFERENCE.precision:
                 raise
             failures[side.name] = str(error)
-        except RuntimeError as error:                   # whatever went wrong in its process
+        except RuntimeError as error:  # whatever went wrong in its process
             failures[side.name] = str(error).strip().splitlines()[-1]
         progress.update()
     return seconds, failures
@@ -115,18 +126,30 @@ def measure(job: Job, ours: Sequence[Side], others: Sequence[Side], limits: Limi
     trials, failures = try_rivals(problem, workload, others, reference, options, progress)
     exact = {side.name for side in others if side.precision == REFERENCE.precision}
     fastest = sorted(trials, key=trials.__getitem__)
-    promising = {*fastest[:2], *[name for name in fastest if name in exact][:1]}        # a trial is short: the second may be the first
+    promising = {*fastest[:2], *[name for name in fastest if name in exact][:1]}  # a trial is short: the second may be the first
     chosen = {side.name: side for side in [*ours, *others] if side in ours or side.name in promising}
     progress.set_postfix_str("")
     measured = alternate({name: Task(side, problem, workload) for name, side in chosen.items()}, options, progress.update)
-    best = {kind: min(names, key=lambda name: median(measured[name].medians))
-            for kind, names in (("float32", promising & exact), ("any", promising)) if names}
+    best = {
+        kind: min(names, key=lambda name: median(measured[name].medians))
+        for kind, names in (("float32", promising & exact), ("any", promising))
+        if names
+    }
     sides = {name: {"precision": chosen[name].precision, **found.entry(problem.batch)} for name, found in measured.items()}
     for side in ours:
         sides[side.name] |= limits.fractions(works[side.precision], side.precision, sides[side.name]["seconds"])
-    return {"model": model, "workload": workload, "batch": problem.batch, "trials": trials, "failures": failures, "rivals": best,
-            "sides": sides, "times_as_fast": {side.precision: {kind: asdict(ratio(measured[side.name], measured[name]))
-                                                               for kind, name in best.items()} for side in ours}}
+    return {
+        "model": model,
+        "workload": workload,
+        "batch": problem.batch,
+        "trials": trials,
+        "failures": failures,
+        "rivals": best,
+        "sides": sides,
+        "times_as_fast": {
+            side.precision: {kind: asdict(ratio(measured[side.name], measured[name])) for kind, name in best.items()} for side in ours
+        },
+    }
 
 
 def ratio(ours: Measured, theirs: Measured) -> Summary:
@@ -156,17 +179,19 @@ def entries_of(options: Namespace, ours: Sequence[Side], others: Mapping[str, Se
 def parse(arguments: Sequence[str] | None) -> Namespace:
     parser = option_parser("cpu", "Training steps and inference, minivit in each precision beside the fastest of its rivals.")
     parser.add_argument("--models", nargs="+", metavar="NAME", help=f"presets (default: {' '.join(MODELS)})")
-    parser.add_argument("--precisions", nargs="+", choices=EXACTNESS, default=EXACTNESS, metavar="NAME",
-                        help=f"minivit's (default: {' '.join(EXACTNESS)})")
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS, metavar="NAME",
-                        help=f"(default: {' '.join(WORKLOADS)})")
+    parser.add_argument(
+        "--precisions", nargs="+", choices=EXACTNESS, default=EXACTNESS, metavar="NAME", help=f"minivit's (default: {' '.join(EXACTNESS)})"
+    )
+    parser.add_argument(
+        "--workloads", nargs="+", choices=WORKLOADS, default=WORKLOADS, metavar="NAME", help=f"(default: {' '.join(WORKLOADS)})"
+    )
     parser.add_argument("--batch", type=int, help=f"images in a batch (default: {USUAL_BATCH}, of 224-pixel models 16)")
     parser.add_argument("--threads", type=int, help="of each side (default: as many as there are cores)")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=1.0, help="about how long a turn takes (default: %(default)s)")
     parser.add_argument("--growth", action="store_true", help="instead, how minivit's time and memory grow with batch and tokens")
     options = parser.parse_args(arguments)
-    options.steps, options.trial_seconds = 2, 0.5       # the least in a turn; of a rival's trial
+    options.steps, options.trial_seconds = 2, 0.5  # the least in a turn; of a rival's trial
     if options.tiny:
         options.rounds, options.seconds, options.steps, options.trial_seconds = 2, 0.0, 1, 0.0
     options.models = options.models or (TINY_MODELS if options.tiny else MODELS)
@@ -197,9 +222,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         entries.append(entry)
         for row in rows([entry]):
             print(*row, sep="  ", file=sys.stderr, flush=True)
-        paths = write_result(options, "cpu", found, tell=False, product_rates=limits.products, memory_rate=limits.memory,
-                             rounds=options.rounds, seconds_a_turn=options.seconds, not_timed=reasons, results=entries,
-                             geometric_means=geometric_means(entries))
+        paths = write_result(
+            options,
+            "cpu",
+            found,
+            tell=False,
+            product_rates=limits.products,
+            memory_rate=limits.memory,
+            rounds=options.rounds,
+            seconds_a_turn=options.seconds,
+            not_timed=reasons,
+            results=entries,
+            geometric_means=geometric_means(entries),
+        )
     show(entries)
     for path in paths:
         print(f"wrote {path}")

@@ -8,6 +8,7 @@
 
 Nothing is downloaded. Without a GPU it says so, and measures nothing.
 """
+
 from __future__ import annotations
 
 import sys
@@ -36,14 +37,14 @@ from minivit.plan import Plan
 
 from .measure import machine, machine_line, milliseconds, option_parser, percent, table, write_result
 
-BYTES = 128 << 20                                       # of an op's inputs, at least: beyond any cache
-MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {     # name -> family or preset, options, batches
+BYTES = 128 << 20  # of an op's inputs, at least: beyond any cache
+MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {  # name -> family or preset, options, batches
     "ViT 384x7, 32x32, p4": ("vit", {"image_size": 32, "patch_size": 4, "dim": 384, "depth": 7, "heads": 6, "mlp_ratio": 1.0}, (128, 1024)),
     "vit_small_patch16_224": ("vit_small_patch16_224", {}, (256,)),
     "mixer_s16_224": ("mixer_s16_224", {}, (256,)),
 }
 TINY_MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {"vit_nano_patch2_8": ("vit_nano_patch2_8", {}, (8,))}
-ATTENTION = ((1024, 65), (256, 197), (256, 257))        # batch, tokens; 6 heads of 64
+ATTENTION = ((1024, 65), (256, 197), (256, 257))  # batch, tokens; 6 heads of 64
 
 
 # ---------------------------------------------------------------------------------------------------------------------- timing
@@ -74,7 +75,7 @@ def limits(tiny: bool, budget: float) -> tuple[float, float]:
     a, b = (device.copied(np.random.default_rng(i).standard_normal((side, side), np.float32).astype(BFLOAT16), "cuda") for i in (1, 2))
     c = device.empty(a.shape, BFLOAT16, "cuda")
     product = Plan(lambda: _then(gemm(c, a, b), c), place="cuda")
-    return 2 * source.nbytes / seconds_of(copying.replay, budget), 2 * side ** 3 / seconds_of(product.replay, budget)
+    return 2 * source.nbytes / seconds_of(copying.replay, budget), 2 * side**3 / seconds_of(product.replay, budget)
 
 
 def _then(_: None, result: Any) -> Any:
@@ -122,8 +123,9 @@ def planned(call: Call) -> Iterator[tuple[str, Plan]]:
     inputs = {n: None if a is None else device.moved(a, "cuda") for n, a in call.inputs.items()}
     outputs = {n: None if a is None else device.empty(a.shape, a.dtype, "cuda") for n, a in call.describe().items()}
     some = next(a for a in outputs.values() if a is not None)
-    forward = Plan(lambda: _then(op.run("forward", (*outputs.values(), *inputs.values(), *constants), inputs.values(), constants), some),
-                   place="cuda")
+    forward = Plan(
+        lambda: _then(op.run("forward", (*outputs.values(), *inputs.values(), *constants), inputs.values(), constants), some), place="cuda"
+    )
     yield "forward", forward
     if op.backward:
         known = inputs | outputs
@@ -146,9 +148,15 @@ def measured_ops(options: Namespace, budget: float) -> Iterator[dict[str, Any]]:
             cost = op.cost(*shapes, *call.constants.values())
             least = dict(zip(("forward", "backward"), op.least_bytes(tuple(call.inputs.values()), call.constants)))
             for direction, plan in planned(call):
-                yield {"op": op.name, "direction": direction, "case": " ".join(f"{n}={v}" for n, v in letters(op, case).items()),
-                       "seconds": seconds_of(plan.replay, budget), "flops": getattr(cost, direction), "bytes": least[direction],
-                       "launches": plan.launches}
+                yield {
+                    "op": op.name,
+                    "direction": direction,
+                    "case": " ".join(f"{n}={v}" for n, v in letters(op, case).items()),
+                    "seconds": seconds_of(plan.replay, budget),
+                    "flops": getattr(cost, direction),
+                    "bytes": least[direction],
+                    "launches": plan.launches,
+                }
 
 
 def _elements(op: Op, case: Mapping[str, Any]) -> int:
@@ -174,8 +182,13 @@ def our_step(family: str, options: dict[str, Any], batch: int, budget: float) ->
         plan.replay()
     host = (perf_counter() - start) / 10
     cuda.runtime().synchronize()
-    return {"seconds": seconds, "first": first, "host": host, "launches": plan.launches,
-            "memory": plan.arena_bytes + 16 * trainer.flat.size}        # weights, gradients, AdamW's two averages
+    return {
+        "seconds": seconds,
+        "first": first,
+        "host": host,
+        "launches": plan.launches,
+        "memory": plan.arena_bytes + 16 * trainer.flat.size,
+    }  # weights, gradients, AdamW's two averages
 
 
 def measured_steps(options: Namespace, budget: float) -> Iterator[dict[str, Any]]:
@@ -184,6 +197,7 @@ def measured_steps(options: Namespace, budget: float) -> Iterator[dict[str, Any]
             entry: dict[str, Any] = {"model": name, "batch": batch, "minivit": our_step(family, fields, batch, budget), "rivals": {}}
             with suppress(ImportError):
                 from . import gpu_torch
+
                 model = create_model(family, **fields)
                 for mode in gpu_torch.MODES[:1] if options.tiny else gpu_torch.MODES:
                     print(f"{name}, batch {batch}: PyTorch {mode}", file=sys.stderr, flush=True)
@@ -194,8 +208,9 @@ def measured_steps(options: Namespace, budget: float) -> Iterator[dict[str, Any]
 def trained(path: Path) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         start = perf_counter()
-        run = minivit.train("vit_tiny_patch4_32", data=path, device="cuda", epochs=20, batch_size=256, seed=0, out=Path(folder) / "run",
-                            progress=False)
+        run = minivit.train(
+            "vit_tiny_patch4_32", data=path, device="cuda", epochs=20, batch_size=256, seed=0, out=Path(folder) / "run", progress=False
+        )
         return {"data": path.name, "epochs": 20, "seconds": perf_counter() - start, "accuracy": run.test_accuracy}
 
 
@@ -206,15 +221,29 @@ STEPS = {"model": "<", "batch": ">", "minivit, ms": ">", "host, us": ">", "PyTor
 
 def kernel_row(entry: Mapping[str, Any], copy: float, product: float) -> list[str]:
     moved, done = entry["bytes"] / entry["seconds"], entry["flops"] / entry["seconds"]
-    return [entry["op"], entry["direction"], entry["case"], f"{1e6 * entry['seconds']:.1f}", f"{moved / 1e9:.0f}", percent(moved / copy),
-            f"{done / 1e12:.1f}", percent(done / product)]
+    return [
+        entry["op"],
+        entry["direction"],
+        entry["case"],
+        f"{1e6 * entry['seconds']:.1f}",
+        f"{moved / 1e9:.0f}",
+        percent(moved / copy),
+        f"{done / 1e12:.1f}",
+        percent(done / product),
+    ]
 
 
 def step_rows(entry: Mapping[str, Any]) -> Iterator[list[str]]:
     ours = entry["minivit"]
     for mode, rival in (entry["rivals"] or {"not installed": None}).items():
-        yield [entry["model"], str(entry["batch"]), milliseconds(ours["seconds"]), f"{1e6 * ours['host']:.0f}", mode,
-               *([milliseconds(rival["seconds"]), f"{rival['seconds'] / ours['seconds']:.2f}"] if rival else ["", ""])]
+        yield [
+            entry["model"],
+            str(entry["batch"]),
+            milliseconds(ours["seconds"]),
+            f"{1e6 * ours['host']:.0f}",
+            mode,
+            *([milliseconds(rival["seconds"]), f"{rival['seconds'] / ours['seconds']:.2f}"] if rival else ["", ""]),
+        ]
 
 
 def draw_roofline(path: Path, title: str, entries: Sequence[Mapping[str, Any]], copy: float, product: float) -> None:
@@ -227,8 +256,13 @@ def draw_roofline(path: Path, title: str, entries: Sequence[Mapping[str, Any]], 
     axes.loglog(reach, np.minimum(reach * copy, product) / 1e12, color="0.4")
     for direction, marker in (("forward", "o"), ("backward", "s")):
         chosen = [e for e in entries if e["direction"] == direction and e["flops"]]
-        axes.loglog([e["flops"] / e["bytes"] for e in chosen], [e["flops"] / e["seconds"] / 1e12 for e in chosen], marker, label=direction,
-                    markersize=4)
+        axes.loglog(
+            [e["flops"] / e["bytes"] for e in chosen],
+            [e["flops"] / e["seconds"] / 1e12 for e in chosen],
+            marker,
+            label=direction,
+            markersize=4,
+        )
         for e in chosen:
             axes.annotate(e["op"], (e["flops"] / e["bytes"], e["flops"] / e["seconds"] / 1e12), fontsize=5)
     axes.set(xlabel="operations a byte that must be moved", ylabel="TFLOP/s", title=title)
@@ -259,9 +293,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     steps = list(measured_steps(options, 10 * budget))
     print(table(STEPS, [row for entry in steps for row in step_rows(entry)]))
     training = trained(options.data) if options.data else None
-    found["cpu"] = runtime.name                         # by which the file is named
-    paths = write_result(options, "gpu", found, copy_rate=copy, product_rate=product, failures=failures, curve_distance=distance,
-                         kernels=kernels, steps=steps, training=training)
+    found["cpu"] = runtime.name  # by which the file is named
+    paths = write_result(
+        options,
+        "gpu",
+        found,
+        copy_rate=copy,
+        product_rate=product,
+        failures=failures,
+        curve_distance=distance,
+        kernels=kernels,
+        steps=steps,
+        training=training,
+    )
     for path in paths:
         draw_roofline(path.with_suffix(".png"), runtime.name, kernels, copy, product)
     return 1 if failures else 0

@@ -1,4 +1,5 @@
 """PyTorch's training step on a GPU: float32 weights, bfloat16 products by autocast, its fused attention and AdamW; eager and compiled."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -37,7 +38,7 @@ def step(ours: Any, batch: int, mode: str, timed: Callable[[Callable[[], Any], C
         F.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
 
-    for _ in range(3):                                  # compiles, and captures where the mode does
+    for _ in range(3):  # compiles, and captures where the mode does
         run()
     seconds = timed(run, torch.cuda.synchronize)
     return {"seconds": seconds, "memory": torch.cuda.max_memory_allocated()}

@@ -8,6 +8,7 @@
 
 All configurations of a table take turns, as sides do.
 """
+
 from __future__ import annotations
 
 from argparse import Namespace
@@ -26,8 +27,8 @@ from .worker import Problem, Worker
 
 MODEL, TINY_MODEL = "vit_tiny_patch4_32", "vit_nano_patch2_8"
 BATCHES, TINY_BATCHES, REFERENCE_BATCH, TINY_REFERENCE = (8, 32, 64, 128, 512), (1, 2, 4), 64, 2
-SIZES, TINY_SIZES, TOKENS_BATCH, TINY_TOKENS_BATCH = (28, 40, 56), (8, 12), 32, 2               # pixels: 49, 100 and 196 patches
-BAR = 0.15                                              # by which a ratio may miss what is expected
+SIZES, TINY_SIZES, TOKENS_BATCH, TINY_TOKENS_BATCH = (28, 40, 56), (8, 12), 32, 2  # pixels: 49, 100 and 196 patches
+BAR = 0.15  # by which a ratio may miss what is expected
 
 
 def verdict(ratio: float) -> str:
@@ -42,8 +43,13 @@ def by_batch(measured: Mapping[int, Measured], reference: int) -> Iterator[dict[
     for batch, found in measured.items():
         relative = median(a / batch / (b / reference) for a, b in zip(found.medians, measured[reference].medians))
         line = memory[first] + slope * (batch - first)
-        yield {"batch": batch, **found.entry(batch), "time_an_image": relative, "memory_of_line": memory[batch] / line,
-               "verdict": verdict(max(relative, memory[batch] / line))}
+        yield {
+            "batch": batch,
+            **found.entry(batch),
+            "time_an_image": relative,
+            "memory_of_line": memory[batch] / line,
+            "verdict": verdict(max(relative, memory[batch] / line)),
+        }
 
 
 def by_tokens(measured: Mapping[int, Measured], problems: Mapping[int, Problem], flops: Mapping[int, int]) -> Iterator[dict[str, Any]]:
@@ -51,8 +57,15 @@ def by_tokens(measured: Mapping[int, Measured], problems: Mapping[int, Problem],
     for small, large in pairwise(measured):
         time = median(a / b for a, b in zip(measured[large].medians, measured[small].medians))
         tokens = {size: problems[size].weights["pos_embed"].shape[1] for size in (small, large)}
-        yield {"image_size": large, "tokens": tokens[large], "from_tokens": tokens[small], **measured[large].entry(problems[large].batch),
-               "time_ratio": time, "operations_ratio": flops[large] / flops[small], "verdict": verdict(time * flops[small] / flops[large])}
+        yield {
+            "image_size": large,
+            "tokens": tokens[large],
+            "from_tokens": tokens[small],
+            **measured[large].entry(problems[large].batch),
+            "time_ratio": time,
+            "operations_ratio": flops[large] / flops[small],
+            "verdict": verdict(time * flops[small] / flops[large]),
+        }
 
 
 def grow(side: Side, workload: str, options: Namespace, progress: tqdm) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -69,8 +82,10 @@ def grow(side: Side, workload: str, options: Namespace, progress: tqdm) -> tuple
     for size, problem in problems.items():
         with Worker(REFERENCE, problem, options.threads) as worker:
             flops[size] = worker.call("work", workload, side.precision)[0]
-    larger = {int(name): found for name, found in
-              alternate({str(size): Task(side, p, workload) for size, p in problems.items()}, options, progress.update).items()}
+    larger = {
+        int(name): found
+        for name, found in alternate({str(size): Task(side, p, workload) for size, p in problems.items()}, options, progress.update).items()
+    }
     return [*by_batch(measured, reference)], [*by_tokens(larger, problems, flops)]
 
 
@@ -84,12 +99,50 @@ def growth(ours: Sequence[Side], options: Namespace, found: Mapping[str, Any]) -
                 by_batch_entries, by_token_entries = grow(side, workload, options, progress)
                 batches += [about | entry for entry in by_batch_entries]
                 tokens += [about | entry for entry in by_token_entries]
-    print(table({"": "<", "precision": "<", "batch": ">", "ms": ">", "an image": ">", "MB after imports": ">", "of a line": ">",
-                 "verdict": "<"},
-                [[e["workload"], e["precision"], str(e["batch"]), milliseconds(e["seconds"]), f"{e['time_an_image']:.2f}",
-                  f"{e['memory_after_imports'] / 1e6:.0f}", f"{e['memory_of_line']:.2f}", e["verdict"]] for e in batches]))
-    print("\n" + table({"": "<", "precision": "<", "tokens": ">", "ms": ">", "of the time": ">", "of the operations": ">", "verdict": "<"},
-                       [[e["workload"], e["precision"], f"{e['from_tokens']} -> {e['tokens']}", milliseconds(e["seconds"]),
-                         f"{e['time_ratio']:.2f}", f"{e['operations_ratio']:.2f}", e["verdict"]] for e in tokens]))
+    print(
+        table(
+            {
+                "": "<",
+                "precision": "<",
+                "batch": ">",
+                "ms": ">",
+                "an image": ">",
+                "MB after imports": ">",
+                "of a line": ">",
+                "verdict": "<",
+            },
+            [
+                [
+                    e["workload"],
+                    e["precision"],
+                    str(e["batch"]),
+                    milliseconds(e["seconds"]),
+                    f"{e['time_an_image']:.2f}",
+                    f"{e['memory_after_imports'] / 1e6:.0f}",
+                    f"{e['memory_of_line']:.2f}",
+                    e["verdict"],
+                ]
+                for e in batches
+            ],
+        )
+    )
+    print(
+        "\n"
+        + table(
+            {"": "<", "precision": "<", "tokens": ">", "ms": ">", "of the time": ">", "of the operations": ">", "verdict": "<"},
+            [
+                [
+                    e["workload"],
+                    e["precision"],
+                    f"{e['from_tokens']} -> {e['tokens']}",
+                    milliseconds(e["seconds"]),
+                    f"{e['time_ratio']:.2f}",
+                    f"{e['operations_ratio']:.2f}",
+                    e["verdict"],
+                ]
+                for e in tokens
+            ],
+        )
+    )
     write_result(options, "cpu-growth", found, bar=BAR, rounds=options.rounds, batches=batches, tokens=tokens)
     return 0

@@ -6,6 +6,7 @@ that it must read and write (`Op.least_bytes`). The limits are measured in the s
 precision, and a sum a = a + b of arrays that fit no cache. An op is done where one of its fractions is near
 100 %; a fraction of memory above that means that arrays stayed in a cache from one call to the next, as they may in a model.
 """
+
 from __future__ import annotations
 
 import sys
@@ -26,7 +27,7 @@ from minivit.profiling import memory_rate, product_rate, repeat
 
 from .measure import Summary, machine, machine_line, milliseconds, option_parser, percent, table, write_result
 
-SECONDS = 0.5                                           # spent on each direction of each op
+SECONDS = 0.5  # spent on each direction of each op
 
 
 def size(op: Op, case: Mapping[str, Any]) -> int:
@@ -58,8 +59,14 @@ def measure(call: Call, seconds: float) -> Iterator[dict[str, Any]]:
         plan = Plan(step)
         if plan.launches:
             times = Summary.of(repeat(plan.replay, seconds))
-            yield {"direction": direction, "seconds": times.median, "spread": times.spread, "flops": getattr(cost, direction),
-                   "bytes": least[direction], "launches": plan.launches}
+            yield {
+                "direction": direction,
+                "seconds": times.median,
+                "spread": times.spread,
+                "flops": getattr(cost, direction),
+                "bytes": least[direction],
+                "launches": plan.launches,
+            }
 
 
 def _present(arrays: Arrays) -> tuple[np.ndarray, ...]:
@@ -72,8 +79,16 @@ COLUMNS = {"op": "<", "": "<", "case": "<", "ms": ">", "spread": ">", "GFLOP/s":
 def row(entry: Mapping[str, Any], product: float, memory: float) -> list[str]:
     flop_rate, byte_rate = entry["flops"] / entry["seconds"], entry["bytes"] / entry["seconds"]
     arithmetic = [f"{flop_rate / 1e9:.1f}", percent(flop_rate / product)] if entry["flops"] else ["", ""]
-    return [entry["op"], entry["direction"], entry["case"], milliseconds(entry["seconds"]), percent(entry["spread"]), *arithmetic,
-            f"{byte_rate / 1e9:.1f}", percent(byte_rate / memory)]
+    return [
+        entry["op"],
+        entry["direction"],
+        entry["case"],
+        milliseconds(entry["seconds"]),
+        percent(entry["spread"]),
+        *arithmetic,
+        f"{byte_rate / 1e9:.1f}",
+        percent(byte_rate / memory),
+    ]
 
 
 def run(options: Namespace, dtype: np.dtype, product: float, memory: float) -> tuple[list[dict[str, Any]], list[str]]:
@@ -99,8 +114,9 @@ def run(options: Namespace, dtype: np.dtype, product: float, memory: float) -> t
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = option_parser("kernels", "Every op's kernels against its arithmetic and the bytes it must move.")
     parser.add_argument("ops", nargs="*", metavar="OP", help="names (default: all)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", metavar="NAME",
-                        help=f"{', '.join(PRECISIONS)} (default: %(default)s)")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     for name in options.ops:
         if name not in OPS:
@@ -115,8 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table(COLUMNS, [row(entry, product, memory) for entry in entries]))
     for failure in failures:
         print(f"WRONG, not timed: {failure}")
-    write_result(options, "kernels", found, precision=options.precision, product_rate=product, memory_rate=memory, results=entries,
-                 failures=failures)
+    write_result(
+        options, "kernels", found, precision=options.precision, product_rate=product, memory_rate=memory, results=entries, failures=failures
+    )
     return 1 if failures else 0
 
 

@@ -1,4 +1,5 @@
 """What the benchmarks share: statistics, the machine they ran on, tables, options, result files."""
+
 from __future__ import annotations
 
 import argparse
@@ -17,7 +18,7 @@ from minivit import info
 from minivit.files import atomic_file
 
 RESULTS = Path(__file__).parent / "results"
-RIVALS = ("torch", "onnxruntime", "openvino")           # packages
+RIVALS = ("torch", "onnxruntime", "openvino")  # packages
 
 
 # -------------------------------------------------------------------------------------------------------------------------- time

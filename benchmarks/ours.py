@@ -1,4 +1,5 @@
 """minivit as a contender."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from minivit.tensor import trace
 from .sides import Side
 from .worker import Problem
 
-STORED = {"bfloat16": np.float16}                       # by precision, a dtype of the size of what activations are kept in; else float32
+STORED = {"bfloat16": np.float16}  # by precision, a dtype of the size of what activations are kept in; else float32
 
 
 class Product(Module):
@@ -28,7 +29,7 @@ class Product(Module):
         self.layers = [Linear(config["in_channels"], config["in_channels"], bias=False) for _ in range(config["depth"])]
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images.reshape(len(images), -1)             # (B, C)
+        x = images.reshape(len(images), -1)  # (B, C)
         for layer in self.layers:
             x = layer(x)
         return x

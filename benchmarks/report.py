@@ -1,4 +1,5 @@
 """What `benchmarks.cpu` tells of its entries: tables, geometric means, a picture."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +17,21 @@ from .sides import EXACTNESS
 Entry = Mapping[str, Any]
 KINDS = {"float32": "best float32 rival", "any": "best rival"}
 COLOURS = (BLUE, "#ccbb44", RED)
-COLUMNS = {"model": "<", "": "<", "batch": ">", "by": "<", "ms": ">", "spread": ">", "images/s": ">", "of arithmetic": ">",
-           "of memory": ">", "peak MB": ">", "after imports": ">", "x float32": ">", "x best": ">"}
+COLUMNS = {
+    "model": "<",
+    "": "<",
+    "batch": ">",
+    "by": "<",
+    "ms": ">",
+    "spread": ">",
+    "images/s": ">",
+    "of arithmetic": ">",
+    "of memory": ">",
+    "peak MB": ">",
+    "after imports": ">",
+    "x float32": ">",
+    "x best": ">",
+}
 
 
 def workload_of(entry: Entry) -> str:
@@ -38,8 +52,16 @@ def geometric_means(entries: Sequence[Entry]) -> list[dict[str, Any]]:
             for kind in KINDS:
                 found = ratios(entries, workload, precision, kind)
                 if found:
-                    means.append({"workload": workload, "precision": precision, "rival": kind, "models": len(found),
-                                  "times_as_fast": geometric_mean(found.values()), "least": min(found.values())})
+                    means.append(
+                        {
+                            "workload": workload,
+                            "precision": precision,
+                            "rival": kind,
+                            "models": len(found),
+                            "times_as_fast": geometric_mean(found.values()),
+                            "least": min(found.values()),
+                        }
+                    )
     return means
 
 
@@ -53,10 +75,19 @@ def rows(entries: Sequence[Entry]) -> Iterator[list[str]]:
         for name, found in entry["sides"].items():
             mine = entry["times_as_fast"].get(found["precision"], {}) if name.startswith("minivit ") else {}
             floors = [percent(found[key]) if key in found else "" for key in ("of_arithmetic", "of_memory")]
-            yield [entry["model"], entry["workload"], str(entry["batch"]), name, milliseconds(found["seconds"]), percent(found["spread"]),
-                   f"{found['images_per_second']:.0f}", *floors,
-                   f"{found['peak_memory'] / 1e6:.0f}", f"{found['memory_after_imports'] / 1e6:.0f}",
-                   *(f"{mine[kind]['median']:.2f}" if kind in mine else "" for kind in KINDS)]
+            yield [
+                entry["model"],
+                entry["workload"],
+                str(entry["batch"]),
+                name,
+                milliseconds(found["seconds"]),
+                percent(found["spread"]),
+                f"{found['images_per_second']:.0f}",
+                *floors,
+                f"{found['peak_memory'] / 1e6:.0f}",
+                f"{found['memory_after_imports'] / 1e6:.0f}",
+                *(f"{mine[kind]['median']:.2f}" if kind in mine else "" for kind in KINDS),
+            ]
 
 
 def show(entries: Sequence[Entry]) -> None:
@@ -71,18 +102,26 @@ def show(entries: Sequence[Entry]) -> None:
     means = geometric_means(entries)
     if means:
         columns = {"times as fast": "<", "precision": "<", "than the": "<", "geometric mean": ">", "least": ">", "models": ">"}
-        print("\n" + table(columns,
-                           [[m["workload"], m["precision"], KINDS[m["rival"]], f"{m['times_as_fast']:.2f}", f"{m['least']:.2f}",
-                             str(m["models"])] for m in means]))
+        print(
+            "\n"
+            + table(
+                columns,
+                [
+                    [m["workload"], m["precision"], KINDS[m["rival"]], f"{m['times_as_fast']:.2f}", f"{m['least']:.2f}", str(m["models"])]
+                    for m in means
+                ],
+            )
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------------------- picture
 def draw(entries: Sequence[Entry], path: Path) -> None:
     """Bars of the ratios by model and precision, a row a workload: left against the best float32 rival, right against the best of all."""
-    workloads = [w for w in dict.fromkeys(map(workload_of, entries))
-                 if any(ratios(entries, w, precision, "any") for precision in EXACTNESS)]
+    workloads = [
+        w for w in dict.fromkeys(map(workload_of, entries)) if any(ratios(entries, w, precision, "any") for precision in EXACTNESS)
+    ]
     if not workloads:
-        return                                          # there were no rivals
+        return  # there were no rivals
     models = list(dict.fromkeys(entry["model"] for entry in entries))
     figure = new_figure(5 + 1.6 * len(models), 0.6 + 2.2 * len(workloads))
     axes = figure.subplots(len(workloads), len(KINDS), squeeze=False, sharex=True)
@@ -98,7 +137,7 @@ def draw(entries: Sequence[Entry], path: Path) -> None:
             axis.axhline(1, color="black", linewidth=0.8)
             axis.set_title(f"{workload}, against the {rival}", fontsize=8)
             axis.set(ylabel="times as fast")
-            axis.margins(y=0.12)                        # room for the numbers
+            axis.margins(y=0.12)  # room for the numbers
             axis.set_xticks(range(len(models)), [m.replace("_patch", "\npatch") for m in models], fontsize=7)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(colours), frameon=False, fontsize=8)
     save_figure(figure, path)

@@ -2,6 +2,7 @@
 
 Letters: B batch, N tokens, C channels, H heads, D head size.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from .sides import Side
 from .worker import Problem
 
-OPSET = 20                                              # of ONNX: the first with GELU
+OPSET = 20  # of ONNX: the first with GELU
 
 
 class Attention(nn.Module):
@@ -29,7 +30,7 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, N, C = x.shape
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4).unbind(0)        # (B, H, N, D) each
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, D) each
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, C))
 
 
@@ -50,7 +51,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(channels, dim, patch, patch)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.proj(images).flatten(2).transpose(1, 2)                     # (B, N, C)
+        return self.proj(images).flatten(2).transpose(1, 2)  # (B, N, C)
 
 
 class ViTBlock(nn.Module):
@@ -84,8 +85,8 @@ class ViT(nn.Module):
         x = self.patch_embed(images)
         if self.cls_token is not None:
             x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), 1)
-        x = self.norm(self.blocks(x + self.pos_embed))                          # (B, N, C)
-        pooled = x[:, self.cls_token is not None:].mean(1) if self.mean else x[:, 0]
+        x = self.norm(self.blocks(x + self.pos_embed))  # (B, N, C)
+        pooled = x[:, self.cls_token is not None :].mean(1) if self.mean else x[:, 0]
         return self.head(self.fc_norm(pooled))
 
 
@@ -127,7 +128,7 @@ class Product(nn.Module):
 
 FAMILIES = {"vit": ViT, "mixer": Mixer, "product": Product}
 APPROXIMATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
-NO_DECAY = ("cls_token", "pos_embed")                   # besides parameters of one dimension
+NO_DECAY = ("cls_token", "pos_embed")  # besides parameters of one dimension
 
 
 def create_model(family: str, config: dict[str, Any]) -> nn.Module:
@@ -162,7 +163,7 @@ class Contender:
         named = list(self.model.named_parameters())
         decayed, others = ([p for n, p in named if (p.ndim > 1 and n not in NO_DECAY) is wanted] for wanted in (True, False))
         groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, **self.problem.adamw, fused=True)      # a fourth of the time of the others
+        return torch.optim.AdamW(groups, **self.problem.adamw, fused=True)  # a fourth of the time of the others
 
     def train(self) -> float:
         self.model.train()
@@ -176,7 +177,7 @@ class Contender:
 
     def infer(self) -> np.ndarray:
         self.model.eval()
-        with torch.no_grad() if self.compiled else torch.inference_mode(), self.products():     # freezing knows no inference mode
+        with torch.no_grad() if self.compiled else torch.inference_mode(), self.products():  # freezing knows no inference mode
             return self.run(self.images.to(self.dtype)).float().numpy()
 
     def weights(self) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 (OpenVINO is as fast from ONNX as from what it converts itself.)
 """
+
 from __future__ import annotations
 
 import os
@@ -48,8 +49,16 @@ def openvino(path: Path, precision: str, threads: int, parts: int) -> Callable[[
     import openvino
 
     core = openvino.Core()
-    compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": HINTS[precision], "NUM_STREAMS": parts,
-                                                                 "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads})
+    compiled = core.compile_model(
+        core.read_model(path),
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
+            "NUM_STREAMS": parts,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+        },
+    )
     requests = [compiled.create_infer_request() for _ in range(parts)]
 
     def run(images: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ The first word of a mode is its precision, by which its answers are checked and 
     ... compiled                    through torch.compile; for inference with its weights frozen in
     ... streams                     OpenVINO with a stream a thread, each with its part of the batch, in place of one for all threads
 """
+
 from __future__ import annotations
 
 import os
@@ -19,17 +20,24 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 OURS = "minivit"
-EXACTNESS = ("float32", "bf16x3", "bfloat16")           # precisions, the most exact first
+EXACTNESS = ("float32", "bf16x3", "bfloat16")  # precisions, the most exact first
 COMPILERS = ("g++", "clang++", "cl")
-PYTORCH = ("float32", "float32 compiled", "bfloat16 autocast", "bfloat16 autocast compiled", "bfloat16 pure", "bfloat16 pure compiled",
-           "bfloat16 medium")
+PYTORCH = (
+    "float32",
+    "float32 compiled",
+    "bfloat16 autocast",
+    "bfloat16 autocast compiled",
+    "bfloat16 pure",
+    "bfloat16 pure compiled",
+    "bfloat16 medium",
+)
 
 
 @dataclass(frozen=True)
 class Library:
-    module: str                                         # of its Contender, in this package
-    packages: tuple[str, ...]                           # that it takes
-    train: tuple[str, ...]                              # modes
+    module: str  # of its Contender, in this package
+    packages: tuple[str, ...]  # that it takes
+    train: tuple[str, ...]  # modes
     infer: tuple[str, ...]
 
 
@@ -67,7 +75,7 @@ class Side:
         return LIBRARIES[self.library].module
 
 
-REFERENCE = Side(OURS, "float32")                       # whose answers the others are held against
+REFERENCE = Side(OURS, "float32")  # whose answers the others are held against
 
 
 def unavailable(side: Side, tiny: bool) -> str | None:
@@ -115,4 +123,4 @@ def best_rates(rates: Mapping[str, float]) -> dict[str, float]:
     """
     measured = {precision: [rate for name, rate in rates.items() if precision in name.split()] for precision in EXACTNESS}
     measured["bf16x3"] += [rate / 3 for rate in measured["bfloat16"]]
-    return {precision: max(rate for other in EXACTNESS[:i + 1] for rate in measured[other]) for i, precision in enumerate(EXACTNESS)}
+    return {precision: max(rate for other in EXACTNESS[: i + 1] for rate in measured[other]) for i, precision in enumerate(EXACTNESS)}

@@ -4,6 +4,7 @@ Every run is a fresh process, timed from its start until it reports: `import min
 matplotlib; measured inside, without Python's own start), and in each precision the first training step of vit_nano_patch2_8 on 64 images,
 once with an empty kernel cache and then with the one that this left behind.
 """
+
 from __future__ import annotations
 
 import os
@@ -19,7 +20,7 @@ from typing import NamedTuple
 from .measure import Summary, machine, machine_line, option_parser, percent, table, write_result
 
 ROOT = Path(__file__).resolve().parent.parent
-CACHE_VARIABLE = {"darwin": "HOME", "win32": "LOCALAPPDATA"}.get(sys.platform, "XDG_CACHE_HOME")            # what the cache folder follows
+CACHE_VARIABLE = {"darwin": "HOME", "win32": "LOCALAPPDATA"}.get(sys.platform, "XDG_CACHE_HOME")  # what the cache folder follows
 IMPORT = """
 import sys
 from time import perf_counter
@@ -36,22 +37,26 @@ trainer = minivit.Trainer(minivit.create_model("vit_nano_patch2_8"), precision=s
 print(trainer.step(rng.standard_normal((64, 1, 8, 8), np.float32), rng.integers(0, 10, 64)), flush=True)
 """
 PRECISIONS = "float32", "bf16x3", "bfloat16"
-LIMITS = {"import minivit": 0.25, **{f"first step, {p}, empty kernel cache": 20.0 for p in PRECISIONS},                   # seconds
-          **{f"first step, {p}, warm kernel cache": 1.5 for p in PRECISIONS}}
+LIMITS = {
+    "import minivit": 0.25,
+    **{f"first step, {p}, empty kernel cache": 20.0 for p in PRECISIONS},  # seconds
+    **{f"first step, {p}, warm kernel cache": 1.5 for p in PRECISIONS},
+}
 COLUMNS = {"": "<", "s": ">", "spread": ">", "CPU s": ">", "runs": ">", "limit, s": ">", "verdict": "<"}
 
 
 class Run(NamedTuple):
-    seconds: float                                      # from the start of a fresh process until its last line of output
-    cpu_seconds: float                                  # of all its threads, until its end; other work on the machine hardly changes it
-    words: list[str]                                    # of that line
+    seconds: float  # from the start of a fresh process until its last line of output
+    cpu_seconds: float  # of all its threads, until its end; other work on the machine hardly changes it
+    words: list[str]  # of that line
 
 
 def run(program: str, cache: str, *arguments: str) -> Run:
     """Raises CalledProcessError for a program that fails."""
     start, before = perf_counter(), os.times()
-    process = subprocess.Popen([sys.executable, "-c", program, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-                               env=os.environ | {CACHE_VARIABLE: cache})
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {CACHE_VARIABLE: cache}
+    )
     assert process.stdout
     words, seconds = [], 0.0
     for line in process.stdout:
@@ -93,8 +98,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def row(what: str, taken: Sequence[Run]) -> list[str]:
     found = Summary.of([r.seconds for r in taken])
     verdict = "kept" if found.median <= LIMITS[what] else "EXCEEDED"
-    return [what, f"{found.median:.3f}", percent(found.spread) if len(taken) > 1 else "", f"{median(r.cpu_seconds for r in taken):.2f}",
-            str(len(taken)), f"{LIMITS[what]:g}", verdict]
+    return [
+        what,
+        f"{found.median:.3f}",
+        percent(found.spread) if len(taken) > 1 else "",
+        f"{median(r.cpu_seconds for r in taken):.2f}",
+        str(len(taken)),
+        f"{LIMITS[what]:g}",
+        verdict,
+    ]
 
 
 if __name__ == "__main__":

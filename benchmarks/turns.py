@@ -1,4 +1,5 @@
 """Sides at work by turns, each in a process of its own, the others asleep meanwhile."""
+
 from __future__ import annotations
 
 from argparse import Namespace
@@ -13,21 +14,21 @@ from .measure import Summary
 from .sides import Side
 from .worker import Problem, Worker
 
-PAUSE = 0.1                                             # seconds before a turn: the other side's threads have stopped spinning
-MOST_STEPS = 200                                        # in a turn
+PAUSE = 0.1  # seconds before a turn: the other side's threads have stopped spinning
+MOST_STEPS = 200  # in a turn
 
 
 @dataclass(frozen=True)
 class Task:
     side: Side
     problem: Problem
-    workload: str                                       # "train" or "infer"
+    workload: str  # "train" or "infer"
 
 
 @dataclass(frozen=True)
 class Measured:
-    rounds: list[list[float]]                           # the seconds of each step of each turn
-    memory: tuple[int, int]                             # the most bytes resident before the contender was made, and in all
+    rounds: list[list[float]]  # the seconds of each step of each turn
+    memory: tuple[int, int]  # the most bytes resident before the contender was made, and in all
 
     @property
     def medians(self) -> list[float]:
@@ -38,8 +39,14 @@ class Measured:
         """For the result: times in seconds, memory in bytes."""
         times = Summary.of([t for turn in self.rounds for t in turn])
         start, most = self.memory
-        return {"seconds": times.median, "spread": times.spread, "images_per_second": batch / times.median, "peak_memory": most,
-                "memory_after_imports": most - start, "round_medians": self.medians}
+        return {
+            "seconds": times.median,
+            "spread": times.spread,
+            "images_per_second": batch / times.median,
+            "peak_memory": most,
+            "memory_after_imports": most - start,
+            "round_medians": self.medians,
+        }
 
 
 def steps_for(worker: Worker, workload: str, seconds: float, least: int) -> int:

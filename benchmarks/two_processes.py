@@ -3,6 +3,7 @@
 On two cores, two processes of one thread each should hardly notice each other: 1.0 times as slow, or what memory they share. Two that use
 all cores share these: 2.0 times, and more only where threads wait in vain. Each round takes both measurements, one after the other.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -40,9 +41,9 @@ def measure(threads: int, model: str, batch: int, seconds: float, rounds: int) -
     pairs = [context.Pipe() for _ in range(2)]
     processes = [context.Process(target=work, args=(theirs, threads, model, batch), daemon=True) for _, theirs in pairs]
     ours = [pair[0] for pair in pairs]
-    for process, (connection, theirs) in zip(processes, pairs):     # one after the other, so that kernels are compiled once
+    for process, (connection, theirs) in zip(processes, pairs):  # one after the other, so that kernels are compiled once
         process.start()
-        theirs.close()                                  # so that the end of the process ends our waiting for it
+        theirs.close()  # so that the end of the process ends our waiting for it
         connection.recv()
     found: dict[str, list[float]] = {"alone": [], "together": []}
     for _ in range(rounds):

@@ -2,6 +2,7 @@
 
 The parent sends pickled calls and gets pickled answers; in between the process sleeps. It imports no more than its side needs.
 """
+
 from __future__ import annotations
 
 import os
@@ -30,19 +31,19 @@ THREAD_VARIABLES = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "
 class Problem:
     """What all sides compute: a model with its weights, one batch, and AdamW's settings."""
 
-    family: str                                         # or "product": a chain of linear layers, whose speed is the machine's limit
-    config: dict[str, Any]                              # the fields of the family's Config
-    weights: dict[str, np.ndarray]                      # by timm's names
+    family: str  # or "product": a chain of linear layers, whose speed is the machine's limit
+    config: dict[str, Any]  # the fields of the family's Config
+    weights: dict[str, np.ndarray]  # by timm's names
     batch: int
-    adamw: dict[str, float]                             # lr, weight_decay, eps
+    adamw: dict[str, float]  # lr, weight_decay, eps
 
     @cached_property
-    def images(self) -> np.ndarray:                     # (B, C, S, S)
+    def images(self) -> np.ndarray:  # (B, C, S, S)
         size = self.config["image_size"]
         return np.random.default_rng(0).standard_normal((self.batch, self.config["in_channels"], size, size), np.float32)
 
     @cached_property
-    def labels(self) -> np.ndarray:                     # (B,)
+    def labels(self) -> np.ndarray:  # (B,)
         return np.random.default_rng(1).integers(0, self.config["num_classes"], self.batch)
 
 
@@ -68,8 +69,9 @@ class Worker:
     def __init__(self, side: Side, problem: Problem, threads: int) -> None:
         self.name = side.name
         command = [sys.executable, "-c", f"from benchmarks.worker import serve; serve({side.module!r})"]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)))
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
+        )
         try:
             self._ask((problem, side))
         except BaseException:
@@ -97,7 +99,7 @@ class Worker:
 
     def __exit__(self, *_: Any) -> None:
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.close()                      # its sign to end
+        self.process.stdin.close()  # its sign to end
         self.process.stdout.close()
         self.process.wait()
 
@@ -105,12 +107,14 @@ class Worker:
 def serve(module: str) -> None:
     """The child's end: answer calls until the parent closes the pipe."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)                                       # what a library prints must not get in between
+    os.dup2(2, 1)  # what a library prints must not get in between
     make = import_module(f"benchmarks.{module}").Contender
     at_start = peak_memory()
     contender: Any = None
-    own: dict[str, Callable] = {"turn": lambda method, steps: _turn(getattr(contender, method), steps),
-                                "memory": lambda: (at_start, peak_memory())}
+    own: dict[str, Callable] = {
+        "turn": lambda method, steps: _turn(getattr(contender, method), steps),
+        "memory": lambda: (at_start, peak_memory()),
+    }
     while True:
         try:
             question = pickle.load(sys.stdin.buffer)
@@ -143,7 +147,6 @@ def _turn(function: Callable[[], Any], steps: int) -> list[float]:
 def peak_memory() -> int:
     """The most bytes of memory that this process has had resident so far."""
     status = Path("/proc/self/status")
-    if status.exists():                                 # ru_maxrss begins at what the parent had when it forked
+    if status.exists():  # ru_maxrss begins at what the parent had when it forked
         return 1024 * int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-

@@ -1,4 +1,5 @@
 """The list of ops. Works on plain arrays and knows no Tensor."""
+
 from .adamw import adamw, begin_update, sgd
 from .arithmetic import add, divide, multiply, subtract
 from .attention import attention
@@ -18,10 +19,38 @@ from .softmax import softmax
 from .token_layernorm import token_layernorm
 from .unfold import unfold
 
-OPS: dict[str, Op] = {op.name: op for op in (
-    matmul, linear, attention, channel_mixing, token_mixing, layernorm, add_layernorm, token_layernorm, unfold, resample,
-    add, subtract, multiply, divide, gelu, softmax, reduce_sum, broadcast, permute, slicing,
-    *map(concatenation, (2, 3)), *map(splitting, (2, 3)),
-    dropout, drop_path, cross_entropy, soft_cross_entropy,
-    begin_update, adamw, sgd, augment,
-)}
+OPS: dict[str, Op] = {
+    op.name: op
+    for op in (
+        matmul,
+        linear,
+        attention,
+        channel_mixing,
+        token_mixing,
+        layernorm,
+        add_layernorm,
+        token_layernorm,
+        unfold,
+        resample,
+        add,
+        subtract,
+        multiply,
+        divide,
+        gelu,
+        softmax,
+        reduce_sum,
+        broadcast,
+        permute,
+        slicing,
+        *map(concatenation, (2, 3)),
+        *map(splitting, (2, 3)),
+        dropout,
+        drop_path,
+        cross_entropy,
+        soft_cross_entropy,
+        begin_update,
+        adamw,
+        sgd,
+        augment,
+    )
+}

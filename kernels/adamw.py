@@ -22,6 +22,7 @@ recorded step sees them. Sums and coefficients are in float64.
 
 Letters: P parameters.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -36,9 +37,9 @@ from .op import Array, Cost, Implementation, Op, launch
 # Where a number lies in `hyper`, a float64 array of HYPER elements.
 LR, BETA1, BETA2, EPS, WEIGHT_DECAY, CLIP_NORM, STEP, MOMENTUM, EMA_DECAY = range(9)
 HYPER = 9
-PARTS = 512                                             # sums of squares: fixed, so that no result depends on the threads
-LINE = 16                                               # elements; a stretch holds whole lines, so that vectors do not cross its ends
-BLOCK = 2048                                            # elements that are updated and then averaged, while they lie in a cache
+PARTS = 512  # sums of squares: fixed, so that no result depends on the threads
+LINE = 16  # elements; a stretch holds whole lines, so that vectors do not cross its ends
+BLOCK = 2048  # elements that are updated and then averaged, while they lie in a cache
 
 
 def _stretch(size: int) -> int:
@@ -65,8 +66,8 @@ def _average_reference(new_average, average, parameters, hyper):
 
 def begin_update_reference(squares, new_hyper, gradients, hyper):
     wide = np.zeros(PARTS * _stretch(len(gradients)), np.promote_types(gradients.dtype, np.float64))
-    wide[:len(gradients)] = gradients
-    squares[...] = (wide ** 2).reshape(PARTS, -1).sum(1)
+    wide[: len(gradients)] = gradients
+    squares[...] = (wide**2).reshape(PARTS, -1).sum(1)
     new_hyper[...] = hyper
     new_hyper[STEP] += 1
 
@@ -132,7 +133,7 @@ def _adamw(band, bands, parameters, m, v, average, gradients, squares, hyper, de
     last = (band + 1) * P // bands
     for start in range(band * P // bands, last, BLOCK):
         stop = min(start + BLOCK, last)
-        for decays in range(2):                         # the block's parameters that do not decay, and those that do
+        for decays in range(2):  # the block's parameters that do not decay, and those that do
             kept = number(1 - hyper[LR] * hyper[WEIGHT_DECAY] * decays)
             low, high = (start, min(stop, decayed)) if decays else (max(start, decayed), stop)
             for k in range(low, high):
@@ -186,14 +187,34 @@ def begin_update_cpu(squares, new_hyper, gradients, hyper):
 
 def adamw_cpu(new_parameters, new_m, new_v, new_average, parameters, gradients, m, v, average, squares, hyper, decayed):
     _begin((new_parameters, parameters), (new_m, m), (new_v, v), (new_average, average))
-    launch(_adamw, bands_for(len(parameters)), new_parameters, new_m, new_v, _or_nothing(new_average, parameters), gradients, squares,
-           hyper, decayed)
+    launch(
+        _adamw,
+        bands_for(len(parameters)),
+        new_parameters,
+        new_m,
+        new_v,
+        _or_nothing(new_average, parameters),
+        gradients,
+        squares,
+        hyper,
+        decayed,
+    )
 
 
 def sgd_cpu(new_parameters, new_velocity, new_average, parameters, gradients, velocity, average, squares, hyper, decayed, nesterov):
     _begin((new_parameters, parameters), (new_velocity, velocity), (new_average, average))
-    launch(_sgd, bands_for(len(parameters)), new_parameters, new_velocity, _or_nothing(new_average, parameters), gradients, squares,
-           hyper, decayed, bool(nesterov))
+    launch(
+        _sgd,
+        bands_for(len(parameters)),
+        new_parameters,
+        new_velocity,
+        _or_nothing(new_average, parameters),
+        gradients,
+        squares,
+        hyper,
+        decayed,
+        bool(nesterov),
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------- CUDA
@@ -203,8 +224,16 @@ _source = cuda.Source("adamw")
 def begin_update_cuda(squares, new_hyper, gradients, hyper):
     width, stretch = vector_width(gradients.size, gradients), _stretch(gradients.size)
     grid = Grid(PARTS, min(512, 32 * -(-stretch // (32 * width))))
-    launch(_source("begin_update", gradients.dtype, squares.dtype, hyper.dtype, width), grid, squares, new_hyper, gradients, hyper, stretch,
-           gradients.size)
+    launch(
+        _source("begin_update", gradients.dtype, squares.dtype, hyper.dtype, width),
+        grid,
+        squares,
+        new_hyper,
+        gradients,
+        hyper,
+        stretch,
+        gradients.size,
+    )
 
 
 def adamw_cuda(new_parameters, new_m, new_v, new_average, parameters, gradients, m, v, average, squares, hyper, decayed):
@@ -212,16 +241,30 @@ def adamw_cuda(new_parameters, new_m, new_v, new_average, parameters, gradients,
 
 
 def sgd_cuda(new_parameters, new_velocity, new_average, parameters, gradients, velocity, average, squares, hyper, decayed, nesterov):
-    _update_cuda("sgd", (new_parameters, new_velocity, new_average, parameters, gradients, velocity, average), squares, hyper, decayed,
-                 bool(nesterov))
+    _update_cuda(
+        "sgd",
+        (new_parameters, new_velocity, new_average, parameters, gradients, velocity, average),
+        squares,
+        hyper,
+        decayed,
+        bool(nesterov),
+    )
 
 
 def _update_cuda(name, arrays, squares, hyper, *constants):
     """arrays: all of P elements, or None."""
     size = arrays[0].size
     width = vector_width(size, *(a for a in arrays if a is not None))
-    launch(_source(name, arrays[0].dtype, squares.dtype, hyper.dtype, width), grid_for(size // width), *arrays, squares, PARTS, hyper,
-           *constants, size)
+    launch(
+        _source(name, arrays[0].dtype, squares.dtype, hyper.dtype, width),
+        grid_for(size // width),
+        *arrays,
+        squares,
+        PARTS,
+        hyper,
+        *constants,
+        size,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------- spec
@@ -265,8 +308,11 @@ sgd = Op(
     "sgd",
     shapes={"parameters": "P", "gradients": "P", "velocity": "P", "average": "P", "squares": f"{PARTS}", "hyper": f"{HYPER}"},
     constants={"decayed": 0, "nesterov": False},
-    outputs=lambda parameters, gradients, velocity, average, *_: {"new_parameters": parameters, "new_velocity": velocity,
-                                                                  "new_average": average},
+    outputs=lambda parameters, gradients, velocity, average, *_: {
+        "new_parameters": parameters,
+        "new_velocity": velocity,
+        "new_average": average,
+    },
     results=("new_parameters", "new_velocity", "new_average"),
     parameters=("parameters", "gradients", "velocity", "average", "squares", "hyper"),
     forward=Implementation(sgd_reference, sgd_cpu, sgd_cuda),

@@ -7,6 +7,7 @@
 
 each gradient summed over the axes along which its input was repeated; in the last, b is constant over them, so that db = -(Σ dy·y) / b.
 """
+
 from __future__ import annotations
 
 from math import prod
@@ -97,7 +98,7 @@ def _combine(band, bands, y, a, b, loops, y_start, a_start, b_start, operation, 
         to = y_start + offset(row, loops, 1)
         a_at, b_at = a_start + offset(row, loops, 2), b_start + offset(row, loops, 3)
         if operation == OVER:
-            for j in range(start, stop):                # unsigned indices: no test for those that count from the end
+            for j in range(start, stop):  # unsigned indices: no test for those that count from the end
                 y[np.uint64(to + j)] = a[np.uint64(a_at + j * a_step)] / b[np.uint64(b_at + j * b_step)]
         elif b_step == 0:
             v = b[b_at]
@@ -123,8 +124,18 @@ def _arithmetic(operation: int, y: np.ndarray, a: np.ndarray, b: np.ndarray, sig
             width = loop_width(loops, tuple(starts), y, a, b)
             sizes = rounds(loops, width)
             repeats = [width > 1 and loops[3, i] == 0 for i in (2, 3)]
-            launch(_source("combine", y.dtype, a.dtype, b.dtype, width, *repeats), grid_for(sizes[-1]), y, a, b, *sizes,
-                   *loops[:, 1:].T.reshape(-1).tolist(), *starts, operation, sign)
+            launch(
+                _source("combine", y.dtype, a.dtype, b.dtype, width, *repeats),
+                grid_for(sizes[-1]),
+                y,
+                a,
+                b,
+                *sizes,
+                *loops[:, 1:].T.reshape(-1).tolist(),
+                *starts,
+                operation,
+                sign,
+            )
             continue
         launch(_combine, bands_for(y.size), y.reshape(-1), a.reshape(-1), b.reshape(-1), loops, *starts, operation, sign)
 
@@ -187,20 +198,36 @@ def divide_backward_kernels(da, db, dy, b, y):
 
 
 BROADCASTS: list[dict[str, Any]] = [
-    dict(B=2, N=3, C=5), dict(b="N C", B=3, N=5, C=7), dict(b="C", B=3, N=1, C=7), dict(a="1 N 1", B=3, N=5, C=4),
-    dict(b="", B=2, N=3, C=4), dict(a="B 1 C", b="N 1", B=3, N=4, C=5),
+    dict(B=2, N=3, C=5),
+    dict(b="N C", B=3, N=5, C=7),
+    dict(b="C", B=3, N=1, C=7),
+    dict(a="1 N 1", B=3, N=5, C=4),
+    dict(b="", B=2, N=3, C=4),
+    dict(a="B 1 C", b="N 1", B=3, N=4, C=5),
     dict(a="A 1 C 1 E 1", b="1 B 1 D 1 F", A=2, B=3, C=2, D=3, E=2, F=3),
-    dict(B=64, N=65, C=192), dict(b="C", B=64, N=65, C=192), dict(b="1 N C", B=64, N=65, C=192),
+    dict(B=64, N=65, C=192),
+    dict(b="C", B=64, N=65, C=192),
+    dict(b="1 N C", B=64, N=65, C=192),
 ]
+
 
 def _op(name: str, forward: Implementation, backward: Implementation, backward_operations: int = 1, **more: Any) -> Op:
     """backward_operations: for each element of y."""
+
     def cost(a: Shape, b: Shape) -> Cost:
         elements = prod(np.broadcast_shapes(a, b))
         return Cost(forward=elements, backward=backward_operations * elements)
 
-    return Op(name, shapes={"a": "B N C", "b": "B N C"}, outputs=lambda a, b: {"y": np.broadcast_shapes(a, b)}, forward=forward,
-              backward=backward, cases=BROADCASTS, cost=cost, **more)
+    return Op(
+        name,
+        shapes={"a": "B N C", "b": "B N C"},
+        outputs=lambda a, b: {"y": np.broadcast_shapes(a, b)},
+        forward=forward,
+        backward=backward,
+        cases=BROADCASTS,
+        cost=cost,
+        **more,
+    )
 
 
 add = _op(

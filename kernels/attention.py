@@ -8,6 +8,7 @@ Backward recomputes p = exp(l - lse) from the saved log-sum-exp of each row. Wit
 
 Letters: B batch, N tokens, H heads, D head size. qkv is (B, N, 3, H, D), in timm's order; bias is (B, H, N, N) or has 1 for B or H.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -27,12 +28,12 @@ from .op import Cost, Implementation, Op, Precise, launch, require
 
 # -------------------------------------------------------------------------------------------------------------------- reference
 def _heads(qkv):
-    return qkv.transpose(2, 0, 3, 1, 4)                 # (3, B, H, N, D)
+    return qkv.transpose(2, 0, 3, 1, 4)  # (3, B, H, N, D)
 
 
 def _logits(qkv, bias, scale):
     q, k, _ = _heads(qkv)
-    logits = scale * (q @ k.swapaxes(-1, -2))           # (B, H, N, N)
+    logits = scale * (q @ k.swapaxes(-1, -2))  # (B, H, N, N)
     return logits if bias is None else logits + bias
 
 
@@ -51,8 +52,8 @@ def forward_reference(y, logits, probabilities, lse, qkv, bias, scale, keep_logi
 
 def backward_reference(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale, keep_logits, keep_probabilities):
     q, k, v = _heads(qkv)
-    p = np.exp(_logits(qkv, bias, scale) - lse[..., None])              # (B, H, N, N)
-    dy = np.zeros_like(q) if dy is None else dy.transpose(0, 2, 1, 3)   # (B, H, N, D)
+    p = np.exp(_logits(qkv, bias, scale) - lse[..., None])  # (B, H, N, N)
+    dy = np.zeros_like(q) if dy is None else dy.transpose(0, 2, 1, 3)  # (B, H, N, D)
     dp = dy @ v.swapaxes(-1, -2)
     if dprobabilities is not None:
         dp = dp + dprobabilities
@@ -107,8 +108,26 @@ def _add_all(zero, square, from_zero, source, size):
 # A square is the (N, N) matrix of one head, in scratch, as sums; and, where activations are narrower, once more as products read it: with
 # rows of W >= N numbers, the last of which are zeros.
 @kernel
-def _forward(band, bands, entry, finish, flags, W, y, logits, probabilities, lse, qkv, bias, scratch, bias_batch, bias_head, scale,
-             keep_logits, keep_probabilities):
+def _forward(
+    band,
+    bands,
+    entry,
+    finish,
+    flags,
+    W,
+    y,
+    logits,
+    probabilities,
+    lse,
+    qkv,
+    bias,
+    scratch,
+    bias_batch,
+    bias_head,
+    scale,
+    keep_logits,
+    keep_probabilities,
+):
     B, N, _, H, D = qkv.shape
     zero, number = zero_of(lse), zero_of(qkv)
     item, size = item_bytes(number), item_bytes(zero)
@@ -122,7 +141,7 @@ def _forward(band, bands, entry, finish, flags, W, y, logits, probabilities, lse
         k, v = q + H * D * item, q + 2 * H * D * item
         plain_product(entry, finish, room, N, N, D, q, row, 1, k, 1, row, address, N, 0)
         _scale_and_bias(zero, address, N * N, scale, number, bias.ctypes.data + (b * bias_batch + h * bias_head) * item, bias_batch >= 0)
-        square = head * N * N * item                    # where this head's (N, N) begins
+        square = head * N * N * item  # where this head's (N, N) begins
         if keep_logits:
             _copy_all(number, logits.ctypes.data + square, zero, address, N * N)
         for i in range(N):
@@ -152,8 +171,29 @@ def _forward(band, bands, entry, finish, flags, W, y, logits, probabilities, lse
 
 
 @kernel
-def _backward(band, bands, entry, finish, flags, W, dqkv, dl, dy, dlogits, dprobabilities, qkv, bias, lse, scratch, bias_batch, bias_head,
-              scale, write_dl, add_logits, add_probabilities):
+def _backward(
+    band,
+    bands,
+    entry,
+    finish,
+    flags,
+    W,
+    dqkv,
+    dl,
+    dy,
+    dlogits,
+    dprobabilities,
+    qkv,
+    bias,
+    lse,
+    scratch,
+    bias_batch,
+    bias_head,
+    scale,
+    write_dl,
+    add_logits,
+    add_probabilities,
+):
     B, N, _, H, D = qkv.shape
     zero, number = zero_of(lse), zero_of(qkv)
     item, size = item_bytes(number), item_bytes(zero)
@@ -168,7 +208,7 @@ def _backward(band, bands, entry, finish, flags, W, dqkv, dl, dy, dlogits, dprob
         q, dq = qkv.ctypes.data + shift, dqkv.ctypes.data + shift
         k, v = q + H * D * item, q + 2 * H * D * item
         dout = dy.ctypes.data + (b * N * H * D + h * D) * item
-        square = head * N * N * item                    # where this head's (N, N) begins
+        square = head * N * N * item  # where this head's (N, N) begins
         plain_product(entry, finish, room, N, N, D, q, row, 1, k, 1, row, p_address, N, 0)
         _scale_and_bias(zero, p_address, N * N, scale, number, bias.ctypes.data + (b * bias_batch + h * bias_head) * item, bias_batch >= 0)
         for i in range(N):
@@ -233,8 +273,22 @@ def _flat(array, instead):
 
 def forward_cpu(y, logits, probabilities, lse, qkv, bias, scale, keep_logits, keep_probabilities):
     products, scratch = _products(qkv, 1)
-    launch(_forward, len(scratch), *products, y.reshape(-1), _flat(logits, y), _flat(probabilities, y), lse.reshape(-1),
-           qkv, _flat(bias, y), scratch, *_bias_steps(bias, qkv.shape), float(scale), keep_logits, keep_probabilities)
+    launch(
+        _forward,
+        len(scratch),
+        *products,
+        y.reshape(-1),
+        _flat(logits, y),
+        _flat(probabilities, y),
+        lse.reshape(-1),
+        qkv,
+        _flat(bias, y),
+        scratch,
+        *_bias_steps(bias, qkv.shape),
+        float(scale),
+        keep_logits,
+        keep_probabilities,
+    )
 
 
 def backward_cpu(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale, keep_logits, keep_probabilities):
@@ -246,17 +300,33 @@ def backward_cpu(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale
     whole = bias is not None and bias.shape == (B, H, N, N)
     dl = None if dbias is None else dbias if whole else empty((B, H, N, N), qkv.dtype)
     products, scratch = _products(qkv, 2)
-    launch(_backward, len(scratch), *products, dqkv.reshape(-1), _flat(dl, dqkv), dy.reshape(-1), _flat(dlogits, dy),
-           _flat(dprobabilities, dy), qkv, _flat(bias, dy), lse.reshape(-1), scratch, *_bias_steps(bias, qkv.shape), float(scale),
-           dl is not None, dlogits is not None, dprobabilities is not None)
+    launch(
+        _backward,
+        len(scratch),
+        *products,
+        dqkv.reshape(-1),
+        _flat(dl, dqkv),
+        dy.reshape(-1),
+        _flat(dlogits, dy),
+        _flat(dprobabilities, dy),
+        qkv,
+        _flat(bias, dy),
+        lse.reshape(-1),
+        scratch,
+        *_bias_steps(bias, qkv.shape),
+        float(scale),
+        dl is not None,
+        dlogits is not None,
+        dprobabilities is not None,
+    )
     if dbias is not None and dl is not None and not whole:
         sum_into(dbias, dl)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- CUDA
 _source = cuda.Source("attention")
-HEAD_SIZES = (16, 32, 48, 64, 96, 128)                  # that kernels exist for; one between two takes the larger
-BLOCK_BYTES = 99 * 1024                                 # of shared memory: what every GPU since compute capability 8.0 has, but for 8.7
+HEAD_SIZES = (16, 32, 48, 64, 96, 128)  # that kernels exist for; one between two takes the larger
+BLOCK_BYTES = 99 * 1024  # of shared memory: what every GPU since compute capability 8.0 has, but for 8.7
 BLOCK_WARPS = 8
 
 
@@ -276,8 +346,8 @@ def _grid(qkv, owned):
     line = padded * qkv.itemsize + 16
     tile = _tile(qkv.dtype, padded)
     most = min(BLOCK_WARPS, (BLOCK_BYTES - 2 * tile * line) // (16 * owned * line))
-    groups = -(-N // 16)                                # of the rows that a warp owns
-    blocks = -(-groups // most)                         # of a head
+    groups = -(-N // 16)  # of the rows that a warp owns
+    blocks = -(-groups // most)  # of a head
     warps = -(-groups // blocks)
     return padded, Grid(B * H * -(-N // (16 * warps)), 32 * warps, (16 * warps * owned + 2 * tile) * line)
 
@@ -285,8 +355,21 @@ def _grid(qkv, owned):
 def forward_cuda(y, logits, probabilities, lse, qkv, bias, scale, keep_logits, keep_probabilities):
     _, N, _, H, D = qkv.shape
     padded, grid = _grid(qkv, 1)
-    launch(_source("attention_forward", qkv.dtype, padded), grid, y, logits, probabilities, lse, qkv, bias, *_bias_steps(bias, qkv.shape),
-           N, H, D, float(scale))
+    launch(
+        _source("attention_forward", qkv.dtype, padded),
+        grid,
+        y,
+        logits,
+        probabilities,
+        lse,
+        qkv,
+        bias,
+        *_bias_steps(bias, qkv.shape),
+        N,
+        H,
+        D,
+        float(scale),
+    )
 
 
 def backward_cuda(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale, keep_logits, keep_probabilities):
@@ -297,7 +380,7 @@ def backward_cuda(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scal
     given = dy, dlogits, dprobabilities, qkv, bias, lse, *_bias_steps(bias, qkv.shape), N, H, D, float(scale)
     if qkv.dtype == BFLOAT16 and _tile(qkv.dtype, padded) >= N:
         rows = -(-N // 16) * 16
-        shared = 4 * rows * (2 * padded + 16) + 2 * rows * (2 * rows + 16)      # of q, k, v, dy; of p, dl
+        shared = 4 * rows * (2 * padded + 16) + 2 * rows * (2 * rows + 16)  # of q, k, v, dy; of p, dl
         launch(_source("attention_backward_head", qkv.dtype, padded), Grid(B * H, 2 * rows, shared), dqkv, dl, *given)
     else:
         delta = like(lse)
@@ -314,8 +397,12 @@ def _outputs(qkv, bias, scale, keep_logits, keep_probabilities):
     square = (B, H, N, N)
     if bias is not None:
         require("attention", bias=(bias, (1 if bias[0] == 1 else B, 1 if bias[1] == 1 else H, N, N)))
-    return {"y": (B, N, H, D), "logits": square if keep_logits else None, "probabilities": square if keep_probabilities else None,
-            "lse": Precise((B, H, N))}
+    return {
+        "y": (B, N, H, D),
+        "logits": square if keep_logits else None,
+        "probabilities": square if keep_probabilities else None,
+        "lse": Precise((B, H, N)),
+    }
 
 
 def _cost(qkv, *_):
@@ -332,9 +419,14 @@ attention = Op(
     backward=Implementation(backward_reference, backward_cpu, backward_cuda),
     results=("y", "logits", "probabilities"),
     saves=("qkv", "bias", "lse"),
-    cases=[dict(B=2, N=5, H=3, D=4), dict(B=2, N=7, H=2, D=5, bias="1 H N N", keep_logits=True, keep_probabilities=True),
-           dict(B=3, N=6, H=2, D=3, bias="B 1 N N", keep_logits=True), dict(B=2, N=17, H=3, D=16, bias=None, keep_probabilities=True),
-           dict(B=2, N=19, H=2, qkv="B N 3 H 72", bias="1 H N N"), dict(B=1, N=33, H=2, qkv="B N 3 H 120", bias=None, keep_logits=True),
-           dict(B=64, N=65, H=3, D=64, bias=None, scale=0.125)],
+    cases=[
+        dict(B=2, N=5, H=3, D=4),
+        dict(B=2, N=7, H=2, D=5, bias="1 H N N", keep_logits=True, keep_probabilities=True),
+        dict(B=3, N=6, H=2, D=3, bias="B 1 N N", keep_logits=True),
+        dict(B=2, N=17, H=3, D=16, bias=None, keep_probabilities=True),
+        dict(B=2, N=19, H=2, qkv="B N 3 H 72", bias="1 H N N"),
+        dict(B=1, N=33, H=2, qkv="B N 3 H 120", bias=None, keep_logits=True),
+        dict(B=64, N=65, H=3, D=64, bias=None, scale=0.125),
+    ],
     cost=_cost,
 )

@@ -15,6 +15,7 @@ count as 0..1. The partner of b is another sample of the batch, seen as that sam
 
 Letters: n stored images, B batch, H, W height and width, C channels.
 """
+
 from __future__ import annotations
 
 from math import prod
@@ -42,17 +43,17 @@ def sample_reference(image, matrix):
     u, v = np.einsum("rk,khw->rhw", matrix, np.stack([j, i, np.ones_like(i)]).astype(matrix.dtype))
     u, v = np.clip(u, -1, W), np.clip(v, -1, H)
     q, p = np.floor(u).astype(int), np.floor(v).astype(int)
-    total = np.zeros_like(padded[1:-1, 1:-1])           # (H, W, C)
+    total = np.zeros_like(padded[1:-1, 1:-1])  # (H, W, C)
     for dp in (0, 1):
         for dq in (0, 1):
-            weight = (1 - abs(u - q - dq)) * (1 - abs(v - p - dp))          # (H, W)
+            weight = (1 - abs(u - q - dq)) * (1 - abs(v - p - dp))  # (H, W)
             total += weight[..., None] * padded[np.minimum(p + dp, H) + 1, np.minimum(q + dq, W) + 1]
     return total
 
 
 def forward_reference(y, images, index, partner, matrices, lam, boxes, mean, std):
     B, _, H, W = y.shape
-    own = np.stack([sample_reference(images[k], m) for k, m in zip(index, matrices)]) * y.dtype.type(unit(images))    # (B, H, W, C)
+    own = np.stack([sample_reference(images[k], m) for k, m in zip(index, matrices)]) * y.dtype.type(unit(images))  # (B, H, W, C)
     weight = np.broadcast_to(lam[:, None, None], (B, H, W)).copy()
     for b, (top, left, bottom, right) in enumerate(boxes):
         weight[b, top:bottom, left:right] = 0
@@ -65,7 +66,7 @@ def forward_reference(y, images, index, partner, matrices, lam, boxes, mean, std
 def _axis(place, size):
     """The two pixels around a place on an axis, and their weights: 0 outside the image."""
     zero = place * 0
-    if not -1 < place < size:                           # also NaN
+    if not -1 < place < size:  # also NaN
         return 0, 0, zero, zero
     below = int(np.floor(place))
     part = place - np.floor(place)
@@ -108,8 +109,21 @@ _source = cuda.Source("augment")
 
 
 def forward_cuda(y, images, index, partner, matrices, lam, boxes, mean, std):
-    launch(_source("augment", y.dtype, images.dtype), grid_for(y.size // y.shape[1]), y, images, index, partner, matrices, lam, boxes, mean,
-           std, *y.shape, unit(images))
+    launch(
+        _source("augment", y.dtype, images.dtype),
+        grid_for(y.size // y.shape[1]),
+        y,
+        images,
+        index,
+        partner,
+        matrices,
+        lam,
+        boxes,
+        mean,
+        std,
+        *y.shape,
+        unit(images),
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------- spec
@@ -118,7 +132,7 @@ def _matrices(rng, shape, sizes):
 
 
 def _boxes(rng, shape, sizes):
-    corners = np.sort(rng.integers(0, (sizes["H"] + 1, sizes["W"] + 1), (shape[0], 2, 2)), axis=1)      # (B, 2, 2)
+    corners = np.sort(rng.integers(0, (sizes["H"] + 1, sizes["W"] + 1), (shape[0], 2, 2)), axis=1)  # (B, 2, 2)
     return corners.reshape(shape)
 
 

@@ -1,4 +1,5 @@
 """An op on arguments: random ones made for its cases, its two directions run on them. What checks, tests and benchmarks stand on."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from . import device
 from .op import Array, Op, Shape
 
-Arrays = dict[str, Any]                                 # by name; None where absent
+Arrays = dict[str, Any]  # by name; None where absent
 
 
 def input_shapes(op: Op, case: Mapping[str, Any]) -> dict[str, Shape | None]:
@@ -26,7 +27,7 @@ def input_shapes(op: Op, case: Mapping[str, Any]) -> dict[str, Shape | None]:
         if symbolic is None:
             shapes[name] = None
             continue
-        shapes[name] = shape = tuple(eval(length, {"__builtins__": {}}, names) for length in symbolic.split())      # the op's own text
+        shapes[name] = shape = tuple(eval(length, {"__builtins__": {}}, names) for length in symbolic.split())  # the op's own text
         if min(shape, default=1) < 1:
             raise ValueError(f"{op.name}: {name} ({symbolic}) would have shape {shape}")
     return shapes
@@ -46,8 +47,9 @@ def shrunk(op: Op, case: Mapping[str, Any], elements: int = 300_000, operations:
     return case
 
 
-def make_inputs(op: Op, case: Mapping[str, Any], dtype: Any, rng: np.random.Generator,
-                sizes: Mapping[str, int] | None = None) -> tuple[Arrays, dict[str, Any]]:
+def make_inputs(
+    op: Op, case: Mapping[str, Any], dtype: Any, rng: np.random.Generator, sizes: Mapping[str, int] | None = None
+) -> tuple[Arrays, dict[str, Any]]:
     """Random inputs of `op` for a case, by name, and all its constants.
 
     dtype: of the floating inputs. sizes: letters to use instead of the case's. Raises ValueError where a length comes out below 1.
@@ -119,8 +121,15 @@ class Call:
         self._run("forward", implementation, (*outputs.values(), *self.inputs.values(), *self.constants.values()))
         return outputs
 
-    def backward(self, implementation: str, outputs: Arrays, weights: Arrays, wanted: Sequence[str] | None = None,
-                 running: Arrays | None = None, in_place: bool = False) -> Arrays:
+    def backward(
+        self,
+        implementation: str,
+        outputs: Arrays,
+        weights: Arrays,
+        wanted: Sequence[str] | None = None,
+        running: Arrays | None = None,
+        in_place: bool = False,
+    ) -> Arrays:
         """The gradients of Σ weights·results by input.
 
         outputs: what forward gave. wanted: the inputs whose gradient is computed, by default all; the others' are None.
@@ -136,8 +145,11 @@ class Call:
             running = {n: None if a is None else a.copy() for n, a in (running or {}).items()}
             gradients |= {n: a for n, a in running.items() if n in wanted}
         sums = [(running or {}).get(n) if n in wanted else None for n in op.accumulates]
-        self._run("backward", implementation, (*gradients.values(), *(weights[n] for n in op.results), *sums, *(known[n] for n in op.saves),
-                                               *self.constants.values()))
+        self._run(
+            "backward",
+            implementation,
+            (*gradients.values(), *(weights[n] for n in op.results), *sums, *(known[n] for n in op.saves), *self.constants.values()),
+        )
         given = weights | gradients
         return {n: given[op.same.get(n, "d" + n)[1:]] for n in wanted}
 
@@ -184,5 +196,5 @@ def _blank(like: Any) -> np.ndarray | None:
     if like is None:
         return None
     array = device.empty(like.shape, like.dtype)
-    array.reshape(-1).view(np.uint8)[...] = 0xFF        # NaN as a float
+    array.reshape(-1).view(np.uint8)[...] = 0xFF  # NaN as a float
     return array

@@ -3,6 +3,7 @@
 A copy sees its arrays as flat, and the axes as nested loops, each of a size and a step in every array; neighbouring axes that every array
 steps through as through one are joined. A sum along neighbouring axes is one over R in (A, R, C). A, C: what precedes and follows R.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -18,18 +19,18 @@ from .cuda import Grid
 from .device import BFLOAT16, accumulator, common, empty, is_array, place_of
 from .op import Shape, launch
 
-CHUNK = 1024                                            # elements that are summed side by side
-RUN = 128                                               # elements of a row that are summed before they join the sum of the row
-PARTS = 64                                              # sums that make a long one, whatever the number of threads
-SMALL = 16384                                           # elements; fewer are not worth a second thread
-LOOPS = 4                                               # in a kernel, the innermost among them; more are rare, and become several launches
+CHUNK = 1024  # elements that are summed side by side
+RUN = 128  # elements of a row that are summed before they join the sum of the row
+PARTS = 64  # sums that make a long one, whatever the number of threads
+SMALL = 16384  # elements; fewer are not worth a second thread
+LOOPS = 4  # in a kernel, the innermost among them; more are rare, and become several launches
 _source = cuda.Source("copying")
 
 
 # ------------------------------------------------------------------------------------------------------------------- loops
 def strides(shape: Shape) -> Shape:
     """The steps, in elements, of a C-contiguous array along its axes."""
-    return tuple(prod(shape[i + 1:]) for i in range(len(shape)))
+    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def broadcast_strides(shape: Shape, target: Shape) -> Shape:
@@ -82,7 +83,7 @@ def _copy(band, bands, y, x, loops, y_start, x_start, scale):
     y_step, x_step = loops[3, 1], loops[3, 2]
     for row in range(first, last):
         to, at = y_start + offset(row, loops, 1), x_start + offset(row, loops, 2)
-        for j in range(start, stop):                    # unsigned indices: no test for those that count from the end
+        for j in range(start, stop):  # unsigned indices: no test for those that count from the end
             y[np.uint64(to + j * y_step)] = x[np.uint64(at + j * x_step)] * factor
 
 
@@ -94,7 +95,7 @@ def _fill(band, bands, y, value):
 
 @kernel
 def _sum_columns(band, bands, y, p, q, product, scale):
-    A, P, C = y.shape                                   # y[a, part, c] = scale·Σ p[a, r, c]·q[a, r, c] over the part-th of P parts of R
+    A, P, C = y.shape  # y[a, part, c] = scale·Σ p[a, r, c]·q[a, r, c] over the part-th of P parts of R
     R = p.shape[1]
     factor = p.dtype.type(scale)
     chunks = (C + CHUNK - 1) // CHUNK
@@ -132,8 +133,9 @@ def _sum_rows(band, bands, y, p, q, product, scale):
         y[a, item % P] = total * number(scale)
 
 
-def copy(y: np.ndarray, x: np.ndarray, shape: Shape, y_steps: Shape, x_steps: Shape, y_start: int = 0, x_start: int = 0,
-         scale: float = 1.0) -> None:
+def copy(
+    y: np.ndarray, x: np.ndarray, shape: Shape, y_steps: Shape, x_steps: Shape, y_start: int = 0, x_start: int = 0, scale: float = 1.0
+) -> None:
     """y = scale·x over a shape, each array from its own start and with its own steps."""
     for loops, (to, at) in nests(shape, y_steps, x_steps):
         if place_of(y) == "cuda":
@@ -170,13 +172,20 @@ def converted(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 def in_float32(outputs: int) -> Callable:
     """Decorator of kernels whose sums lie in their outputs, the first `outputs` arguments: bfloat16 arrays are float32 inside."""
+
     def decorate(function: Callable) -> Callable:
         @wraps(function)
         def run(*arguments):
             if not any(is_array(a) and a.dtype == BFLOAT16 for a in arguments):
                 return function(*arguments)
-            given = [a if not is_array(a) or a.dtype != BFLOAT16 else empty(a.shape, np.float32, place_of(a)) if i < outputs else
-                     converted(a, np.dtype(np.float32)) for i, a in enumerate(arguments)]
+            given = [
+                a
+                if not is_array(a) or a.dtype != BFLOAT16
+                else empty(a.shape, np.float32, place_of(a))
+                if i < outputs
+                else converted(a, np.dtype(np.float32))
+                for i, a in enumerate(arguments)
+            ]
             function(*given)
             for array, wide in zip(arguments[:outputs], given):
                 if wide is not array:
@@ -232,7 +241,7 @@ def sum_into(y: np.ndarray, p: np.ndarray, q: np.ndarray | None = None, scale: f
         sum_into(wide, p, q, scale)
         return convert(y, wide)
     kept = (1,) * (p.ndim - y.ndim) + y.shape
-    stop = p.ndim                                       # the last axis of size > 1 that is summed, and those before it that are too
+    stop = p.ndim  # the last axis of size > 1 that is summed, and those before it that are too
     while stop and kept[stop - 1] == p.shape[stop - 1]:
         stop -= 1
     start = stop
@@ -249,8 +258,8 @@ def sum_into(y: np.ndarray, p: np.ndarray, q: np.ndarray | None = None, scale: f
 
 
 # -------------------------------------------------------------------------------------------------------------------- CUDA
-THREADS = 256                                           # of a block
-TILE = 32                                               # rows and columns that a block transposes; vectors side by side that it sums
+THREADS = 256  # of a block
+TILE = 32  # rows and columns that a block transposes; vectors side by side that it sums
 
 
 def vector_width(length: int, *arrays: Any) -> int:
@@ -269,7 +278,7 @@ def grid_for(threads: int) -> Grid:
 def rounds(loops: np.ndarray, width: int) -> list[int]:
     """The sizes of the loops but the outermost, the inner one's in vectors, and how many vectors there are in all."""
     sizes = [*loops[:3, 0].tolist(), int(loops[3, 0]) // width]
-    if prod(sizes) >= 2 ** 32:
+    if prod(sizes) >= 2**32:
         raise ValueError(f"an array of {prod(sizes) * width} elements is too large for a CUDA kernel")
     return [*sizes[1:], prod(sizes)]
 
@@ -281,7 +290,7 @@ def loop_width(loops: np.ndarray, starts: tuple[int, ...], *arrays: Any) -> int:
     lengths = [int(loops[3, 0])]
     for array, step in enumerate(loops[3, 1:].tolist()):
         if step:
-            lengths += [starts[array], *(row[1 + array] for row in loops[:3].tolist() if row[0] > 1)]      # one round takes no step
+            lengths += [starts[array], *(row[1 + array] for row in loops[:3].tolist() if row[0] > 1)]  # one round takes no step
     width = vector_width(0, *(a for a, step in zip(arrays, loops[3, 1:]) if step))
     while any(length % width for length in lengths):
         width //= 2
@@ -291,18 +300,44 @@ def loop_width(loops: np.ndarray, starts: tuple[int, ...], *arrays: Any) -> int:
 def _copy_cuda(y: Any, x: Any, loops: np.ndarray, to: int, at: int, scale: float) -> None:
     """One nest of loops, (size, step of y, step of x) in each row."""
     across = next((i for i in range(3) if loops[i, 2] == 1 and min(loops[i, 0], loops[3, 0]) >= TILE // 4), None)
-    if across is not None and loops[3, 1] == 1 and loops[3, 2] > 1:     # neighbours in y are far apart in x, and the other way around
+    if across is not None and loops[3, 1] == 1 and loops[3, 2] > 1:  # neighbours in y are far apart in x, and the other way around
         (J, y_step, _), (columns, _, x_step) = loops[across].tolist(), loops[3].tolist()
         (A, y_a, x_a), (B, y_b, x_b) = (loops[i].tolist() for i in range(3) if i != across)
         blocks = A * B * -(-columns // TILE) * -(-J // TILE)
-        launch(_source("transpose", y.dtype, x.dtype), Grid(blocks, THREADS), y, x, columns, J, y_step, x_step, B, y_a, y_b, x_a, x_b, to,
-               at, scale)
+        launch(
+            _source("transpose", y.dtype, x.dtype),
+            Grid(blocks, THREADS),
+            y,
+            x,
+            columns,
+            J,
+            y_step,
+            x_step,
+            B,
+            y_a,
+            y_b,
+            x_a,
+            x_b,
+            to,
+            at,
+            scale,
+        )
         return
     width = loop_width(loops, (to, at), y, x)
     sizes = rounds(loops, width)
     repeats = width > 1 and loops[3, 2] == 0
-    launch(_source("copy", y.dtype, x.dtype, width, repeats, scale != 1.0), grid_for(sizes[-1]), y, x, *sizes, *loops[:, 1].tolist(),
-           *loops[:, 2].tolist(), to, at, scale)
+    launch(
+        _source("copy", y.dtype, x.dtype, width, repeats, scale != 1.0),
+        grid_for(sizes[-1]),
+        y,
+        x,
+        *sizes,
+        *loops[:, 1].tolist(),
+        *loops[:, 2].tolist(),
+        to,
+        at,
+        scale,
+    )
 
 
 def _parts_cuda(sizes: Shape) -> int:

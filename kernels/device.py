@@ -1,4 +1,5 @@
 """Where arrays live: their allocation on the CPU or a GPU, copies between the two, and the recording of a step."""
+
 from __future__ import annotations
 
 import threading
@@ -16,7 +17,7 @@ from . import cuda
 
 DEVICES = ("cpu", "cuda")
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-ALIGNMENT = 64                                          # bytes: a cache line, and the widest vector
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 # Bytes after an array that stay free: where two begin closer together than a few vectors, a compiled loop over both takes them to overlap
 # and sums in another order; so results would depend on where the allocator happened to put small arrays.
 GUARD = 512
@@ -26,7 +27,7 @@ class View(NamedTuple):
     """A part of a buffer that was allocated during the recording, by the buffer's serial number."""
 
     serial: int
-    offset: int                                         # bytes
+    offset: int  # bytes
     shape: tuple[int, ...]
     dtype: Any
 
@@ -39,12 +40,12 @@ class Recording:
     """
 
     def __init__(self) -> None:
-        self.calls: list[tuple[Any, int, tuple]] = []   # (kernel, bands, arguments)
-        self.sizes: list[int] = []                      # bytes of each buffer, by serial number
-        self.kept: set[int] = set()                     # buffers that are read after the step
-        self.permanent: set[int] = set()                # buffers that are not written again in each replay
-        self.work: Any = None                           # what the next calls are part of, if an op has said so (`op.Work`)
-        self.works: list[Any] = []                      # that, of each call
+        self.calls: list[tuple[Any, int, tuple]] = []  # (kernel, bands, arguments)
+        self.sizes: list[int] = []  # bytes of each buffer, by serial number
+        self.kept: set[int] = set()  # buffers that are read after the step
+        self.permanent: set[int] = set()  # buffers that are not written again in each replay
+        self.work: Any = None  # what the next calls are part of, if an op has said so (`op.Work`)
+        self.works: list[Any] = []  # that, of each call
         self._alive: dict[int, tuple[Callable, int, int]] = {}  # id of a root -> (what gives the root, serial number, where it begins)
 
     def register(self, array: Any) -> None:
@@ -96,7 +97,7 @@ def _root(array: Any) -> tuple[Any, int]:
     return root, array.ctypes.data
 
 
-_thread = threading.local()                             # .recording: what launch() and empty() report to, in the thread that records
+_thread = threading.local()  # .recording: what launch() and empty() report to, in the thread that records
 
 
 def current_recording() -> Recording | None:
@@ -188,7 +189,7 @@ def empty(shape: tuple[int, ...], dtype: Any, place: str = "cpu") -> Any:
         room = size + ALIGNMENT + GUARD
         root = np.empty(room, np.uint8) if recording is None else np.frombuffer(mmap(-1, room), np.uint8)
         start = -root.ctypes.data % ALIGNMENT
-        array = root[start:start + size].view(dtype).reshape(shape)
+        array = root[start : start + size].view(dtype).reshape(shape)
     else:
         array = (cuda.runtime().empty if recording is None else cuda.runtime().phantom)(shape, dtype)
     if recording is not None:

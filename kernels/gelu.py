@@ -1,8 +1,9 @@
 """The Gaussian error linear unit (Hendrycks and Gimpel, 1606.08415): Φ is the normal distribution, whose forms are in cpu/math.py.
 
-    y = x·Φ(x)
-    dx = dy·(Φ(x) + x·Φ'(x))
+y = x·Φ(x)
+dx = dy·(Φ(x) + x·Φ'(x))
 """
+
 from __future__ import annotations
 
 import math
@@ -86,7 +87,7 @@ def gelu_backward_kernels(dx, dy, x, approximate):
 gelu = Op(
     "gelu",
     shapes={"x": "B N C"},
-    constants={"approximate": "none"},                  # or "tanh"
+    constants={"approximate": "none"},  # or "tanh"
     outputs=lambda x, approximate: {"y": x},
     forward=Implementation(gelu_reference, gelu_kernels, gelu_kernels),
     backward=Implementation(gelu_backward_reference, gelu_backward_kernels, gelu_backward_kernels),

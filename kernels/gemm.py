@@ -2,6 +2,7 @@
 
 Letters: M rows, N columns, K the inner length.
 """
+
 from __future__ import annotations
 
 import threading
@@ -21,9 +22,9 @@ from .cuda.products import gemm_cuda
 from .device import BFLOAT16, empty, like, place_of
 from .op import launch
 
-TALL = 48                                               # rows below which a thread's share is cut by columns rather
-SUM_BATCH, RUNNING = 1, 2                               # what a product is a part of: the sum over the batch; what C holds already
-_thread = threading.local()                             # .split: whether products of float32 are made of bfloat16 (`splitting`)
+TALL = 48  # rows below which a thread's share is cut by columns rather
+SUM_BATCH, RUNNING = 1, 2  # what a product is a part of: the sum over the batch; what C holds already
+_thread = threading.local()  # .split: whether products of float32 are made of bfloat16 (`splitting`)
 
 
 @contextmanager
@@ -44,8 +45,38 @@ def tile_of(dtype: np.dtype) -> Tile:
 
 
 @kernel
-def _gemm(band, bands, entry, finish, c, a, b, bias, pre, extra, scratch, item, c_item, bias_item, batch, rows, columns, depth,
-          a_batch, a_row, a_column, b_batch, b_row, b_column, panels, width, tall_tile, sums, flags, column_bands):
+def _gemm(
+    band,
+    bands,
+    entry,
+    finish,
+    c,
+    a,
+    b,
+    bias,
+    pre,
+    extra,
+    scratch,
+    item,
+    c_item,
+    bias_item,
+    batch,
+    rows,
+    columns,
+    depth,
+    a_batch,
+    a_row,
+    a_column,
+    b_batch,
+    b_row,
+    b_column,
+    panels,
+    width,
+    tall_tile,
+    sums,
+    flags,
+    column_bands,
+):
     row_bands = bands // column_bands
     row_band, column_band = band // column_bands, band % column_bands
     every = (columns + width - 1) // width
@@ -68,9 +99,29 @@ def _gemm(band, bands, entry, finish, c, a, b, bias, pre, extra, scratch, item, 
             right, step, leap = b.ctypes.data + (at * b_batch + j * b_column) * item, b_row, b_column
             if panels:
                 right, step, leap = b.ctypes.data, first, every
-            product(entry, finish, room, tall, wide, depth, a.ctypes.data + (at * a_batch + i * a_row) * item, a_row, a_column,
-                    right, step, leap, panels, c.ctypes.data + out, columns, part | sums & RUNNING, flags, bias.ctypes.data + shift,
-                    pre.ctypes.data + out, extra.ctypes.data + out, columns)
+            product(
+                entry,
+                finish,
+                room,
+                tall,
+                wide,
+                depth,
+                a.ctypes.data + (at * a_batch + i * a_row) * item,
+                a_row,
+                a_column,
+                right,
+                step,
+                leap,
+                panels,
+                c.ctypes.data + out,
+                columns,
+                part | sums & RUNNING,
+                flags,
+                bias.ctypes.data + shift,
+                pre.ctypes.data + out,
+                extra.ctypes.data + out,
+                columns,
+            )
         tile = last
 
 
@@ -84,7 +135,7 @@ def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, runn
     if flags and (sum_batch or running is not None):
         raise ValueError("gemm: a sum over the batch, or with what runs already, has no epilogue")
     on_gpu = place_of(c) == "cuda"
-    if running is not None and (c.dtype == BFLOAT16 or (on_gpu and sum_batch)):         # in which sums cannot begin
+    if running is not None and (c.dtype == BFLOAT16 or (on_gpu and sum_batch)):  # in which sums cannot begin
         product = like(c)
         gemm(product, a, b, transpose_a=transpose_a, transpose_b=transpose_b, sum_batch=sum_batch)
         add_kernels(c, running, product)
@@ -108,7 +159,7 @@ def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, runn
     a_batch, b_batch, shared = rows * depth if a.ndim == 3 else 0, depth * columns if b.ndim == 3 else 0, b.ndim == 2
     if tile.precision == "bfloat16":
         a, b = converted(a, BFLOAT16), b if shared else converted(b, BFLOAT16)
-    if shared:                                          # packed once, for all bands
+    if shared:  # packed once, for all bands
         panels = empty((panel_bytes(tile, columns, depth),), np.uint8)
         launch(pack, min(threads(), -(-columns // tile.width)), tile, panels, b.reshape(-1), b_row, b_column, depth, columns)
         b = panels
@@ -121,10 +172,34 @@ def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, runn
     bias = empty((0,), tile.accumulator) if bias is None else bias
     flags |= epilogue.KEEP if flags & epilogue.GELU and pre is not None else 0
     pre, extra = (c if m is None else m for m in (pre, extra))
-    arrays = (m.reshape(-1).view(np.uint8) for m in (c, a, b, bias, pre, extra))       # of any types, compiled once
-    launch(_gemm, bands, product_entry(tile), finish, *arrays, scratch, a.itemsize, c.itemsize, tile.accumulator.itemsize, batch, rows,
-           columns, depth, a_batch, a_row, a_column, b_batch, b_row, b_column, shared, tile.width, tile.rows,
-           SUM_BATCH * sum_batch | RUNNING * (running is not None), flags, column_bands)
+    arrays = (m.reshape(-1).view(np.uint8) for m in (c, a, b, bias, pre, extra))  # of any types, compiled once
+    launch(
+        _gemm,
+        bands,
+        product_entry(tile),
+        finish,
+        *arrays,
+        scratch,
+        a.itemsize,
+        c.itemsize,
+        tile.accumulator.itemsize,
+        batch,
+        rows,
+        columns,
+        depth,
+        a_batch,
+        a_row,
+        a_column,
+        b_batch,
+        b_row,
+        b_column,
+        shared,
+        tile.width,
+        tile.rows,
+        SUM_BATCH * sum_batch | RUNNING * (running is not None),
+        flags,
+        column_bands,
+    )
 
 
 @kernel
@@ -134,7 +209,7 @@ def _column_sums(band, bands, out, part, x):
     sums, some = out[first:last], part[first:last]
     for j in range(last - first):
         sums[j] = 0
-    for start in range(0, R, 64):                       # rows at a time, so that roundings grow with the root of R
+    for start in range(0, R, 64):  # rows at a time, so that roundings grow with the root of R
         for j in range(last - first):
             some[j] = 0
         for i in range(start, min(start + 64, R)):

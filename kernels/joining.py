@@ -1,8 +1,9 @@
 """Arrays joined along an axis, and cut again. There is an op for each number of parts; each is the other's transpose.
 
-    concatenate  y = a, then b, ...                     da, db, ... = the parts of dy
-    split        y0, y1, ... = the parts of x           dx = dy0, then dy1, ...
+concatenate  y = a, then b, ...                     da, db, ... = the parts of dy
+split        y0, y1, ... = the parts of x           dx = dy0, then dy1, ...
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def _cut_reference(parts: Sequence[np.ndarray | None], whole: np.ndarray, length
 
 def _resized(shape: Shape, axis: int, length: int) -> Shape:
     axis %= len(shape)
-    return *shape[:axis], length, *shape[axis + 1:]
+    return *shape[:axis], length, *shape[axis + 1 :]
 
 
 @cache
@@ -69,13 +70,16 @@ def concatenation(number: int) -> Op:
     return Op(
         "concatenate" if number == 2 else f"concatenate_{number}",
         shapes={name: f"B {symbol} C" for name, symbol in zip(names, symbols)},
-        constants={"lengths": (), "axis": 1},           # of each array along the axis
+        constants={"lengths": (), "axis": 1},  # of each array along the axis
         outputs=outputs,
         forward=Implementation(forward_reference, forward_kernels, forward_kernels),
         backward=Implementation(backward_reference, backward_kernels, backward_kernels),
-        cases=[dict(B=2, **sizes, C=7, lengths=lengths), dict(B=64, **dict.fromkeys(symbols, 32), C=192, lengths=lengths),
-               dict({n: f"B {s}" for n, s in zip(names, symbols)}, B=3, **sizes, lengths=lengths, axis=-1),
-               dict({n: f"{s} C" for n, s in zip(names, symbols)}, **dict.fromkeys(symbols, 1), C=1, lengths=lengths, axis=0)],
+        cases=[
+            dict(B=2, **sizes, C=7, lengths=lengths),
+            dict(B=64, **dict.fromkeys(symbols, 32), C=192, lengths=lengths),
+            dict({n: f"B {s}" for n, s in zip(names, symbols)}, B=3, **sizes, lengths=lengths, axis=-1),
+            dict({n: f"{s} C" for n, s in zip(names, symbols)}, **dict.fromkeys(symbols, 1), C=1, lengths=lengths, axis=0),
+        ],
         cost=lambda *_: Cost(forward=0),
     )
 
@@ -110,12 +114,16 @@ def splitting(number: int) -> Op:
     return Op(
         "split" if number == 2 else f"split_{number}",
         shapes={"x": f"B {total} C"},
-        constants={"lengths": (), "axis": 1},           # of each part along the axis
+        constants={"lengths": (), "axis": 1},  # of each part along the axis
         outputs=lambda x, lengths, axis: {name: _resized(x, axis, length) for name, length in zip(names, lengths)},
         forward=Implementation(forward_reference, forward_kernels, forward_kernels),
         backward=Implementation(backward_reference, backward_kernels, backward_kernels),
         results=names,
-        cases=[dict(B=2, **sizes, C=7, lengths=lengths), dict(B=64, **dict.fromkeys(symbols, 32), C=192, lengths=lengths),
-               dict(x=f"B {total}", B=3, **sizes, lengths=lengths, axis=-1), dict(x=f"{total} C", **sizes, C=1, lengths=lengths, axis=0)],
+        cases=[
+            dict(B=2, **sizes, C=7, lengths=lengths),
+            dict(B=64, **dict.fromkeys(symbols, 32), C=192, lengths=lengths),
+            dict(x=f"B {total}", B=3, **sizes, lengths=lengths, axis=-1),
+            dict(x=f"{total} C", **sizes, C=1, lengths=lengths, axis=0),
+        ],
         cost=lambda *_: Cost(forward=0),
     )

@@ -11,6 +11,7 @@ y = LN(s) in one pass; s carries a gradient ds of its own, so dx = dbranch = ds 
 
 Letters: R rows, C channels.
 """
+
 from __future__ import annotations
 
 from math import prod
@@ -24,7 +25,7 @@ from .cuda import Grid
 from .device import empty, like
 from .op import Cost, Implementation, Op, Precise, launch, require
 
-BLOCKS = 64                                             # parts of the sums over rows: fixed, so that no result depends on the threads
+BLOCKS = 64  # parts of the sums over rows: fixed, so that no result depends on the threads
 
 
 # ---------------------------------------------------------------------------------------------------------------- reference
@@ -35,7 +36,7 @@ def forward_reference(y, mean, rstd, x, w, b, eps):
 
 
 def backward_reference(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
-    h = (x - mean[..., None]) * rstd[..., None]         # (..., C)
+    h = (x - mean[..., None]) * rstd[..., None]  # (..., C)
     g = dy * w
     rows = tuple(range(x.ndim - 1))
     if dx is not None:
@@ -85,7 +86,7 @@ def _forward(band, bands, y, s, mean, rstd, x, branch, w, b, eps, add):
 def _backward(band, bands, dx, partial, dy, dx_sum, x, w, mean, rstd, add):
     R, C = x.shape
     number = x.dtype.type
-    dw, db = partial[band, 0], partial[band, 1]         # this band's share
+    dw, db = partial[band, 0], partial[band, 1]  # this band's share
     dw[:] = 0
     db[:] = 0
     for i in range(band * R // bands, (band + 1) * R // bands):
@@ -121,24 +122,47 @@ def _sum_partial(band, bands, dw, db, partial):
 
 def forward_cpu(y, mean, rstd, x, w, b, eps):
     C = x.shape[-1]
-    rows = x.reshape(-1, C)                             # (R, C)
+    rows = x.reshape(-1, C)  # (R, C)
     launch(_forward, threads(), y.reshape(-1, C), rows, mean.reshape(-1), rstd.reshape(-1), rows, rows, w, b, eps, False)
 
 
 def add_forward_cpu(s, y, mean, rstd, x, branch, w, b, eps):
     C = x.shape[-1]
-    launch(_forward, threads(), y.reshape(-1, C), s.reshape(-1, C), mean.reshape(-1), rstd.reshape(-1), x.reshape(-1, C),
-           branch.reshape(-1, C), w, b, eps, True)
+    launch(
+        _forward,
+        threads(),
+        y.reshape(-1, C),
+        s.reshape(-1, C),
+        mean.reshape(-1),
+        rstd.reshape(-1),
+        x.reshape(-1, C),
+        branch.reshape(-1, C),
+        w,
+        b,
+        eps,
+        True,
+    )
 
 
 def backward_cpu(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
     C = x.shape[-1]
-    rows = x.reshape(-1, C)                             # (R, C)
+    rows = x.reshape(-1, C)  # (R, C)
     dx, dw, db = (like(a) if d is None else d for d, a in ((dx, x), (dw, w), (db, w)))
     partial = empty((max(1, min(BLOCKS, len(rows))), 2, C), w.dtype)
     running = dy if dx_sum is None else dx_sum
-    launch(_backward, len(partial), dx.reshape(-1, C), partial, dy.reshape(-1, C), running.reshape(-1, C), rows, w,
-           mean.reshape(-1), rstd.reshape(-1), dx_sum is not None)
+    launch(
+        _backward,
+        len(partial),
+        dx.reshape(-1, C),
+        partial,
+        dy.reshape(-1, C),
+        running.reshape(-1, C),
+        rows,
+        w,
+        mean.reshape(-1),
+        rstd.reshape(-1),
+        dx_sum is not None,
+    )
     launch(_sum_partial, 1, dw, db, partial)
 
 
@@ -151,8 +175,8 @@ def add_backward_cpu(dx, dw, db, ds, dy, s, w, mean, rstd, eps):
 
 # --------------------------------------------------------------------------------------------------------------------- CUDA
 _source = cuda.Source("layernorm")
-ROW_WARPS = 4                                           # of a block: each takes rows of its own
-LANE_ELEMENTS = 32                                      # of a row that a lane keeps in registers, at most
+ROW_WARPS = 4  # of a block: each takes rows of its own
+LANE_ELEMENTS = 32  # of a row that a lane keeps in registers, at most
 
 
 def _tiling(C, *arrays):

@@ -5,6 +5,7 @@
 
 Letters: B batch, T tokens, C channels in, O channels out.
 """
+
 from __future__ import annotations
 
 from math import prod
@@ -23,7 +24,7 @@ APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
 
 
 def forward_reference(y, pre, x, weight, bias, residual, activation, precise):
-    p = x @ weight.T if bias is None else x @ weight.T + bias           # (B, T, O)
+    p = x @ weight.T if bias is None else x @ weight.T + bias  # (B, T, O)
     y[...] = p
     if pre is not None:
         pre[...] = p
@@ -34,11 +35,11 @@ def forward_reference(y, pre, x, weight, bias, residual, activation, precise):
 
 
 def backward_reference(dx, dweight, dbias, dy, weight_sum, x, weight, pre, activation, precise):
-    dp = dy                                             # (B, T, O)
+    dp = dy  # (B, T, O)
     if activation != "none":
         dp = np.empty_like(dy)
         gelu_backward_reference(dp, dy, pre, APPROXIMATE[activation])
-    rows = dp.reshape(-1, dp.shape[-1])                 # (B·T, O)
+    rows = dp.reshape(-1, dp.shape[-1])  # (B·T, O)
     if dx is not None:
         dx[...] = dp @ weight
     if dweight is not None:
@@ -95,9 +96,14 @@ linear = Op(
     multiplied=("weight", "bias"),
     accumulates=("weight",),
     same={"residual": "dy"},
-    cases=[dict(B=2, T=5, C=7, O=3), dict(B=2, T=5, C=7, O=3, bias=None, residual=None), dict(B=3, T=37, C=40, O=50, activation="gelu"),
-           dict(B=2, T=9, C=33, O=19, activation="gelu_tanh", residual=None),
-           dict(B=3, T=1, C=40, O=10, residual=None, precise=True),
-           dict(B=64, T=65, C=192, O=768, activation="gelu", residual=None), dict(B=64, T=65, C=768, O=192)],
+    cases=[
+        dict(B=2, T=5, C=7, O=3),
+        dict(B=2, T=5, C=7, O=3, bias=None, residual=None),
+        dict(B=3, T=37, C=40, O=50, activation="gelu"),
+        dict(B=2, T=9, C=33, O=19, activation="gelu_tanh", residual=None),
+        dict(B=3, T=1, C=40, O=10, residual=None, precise=True),
+        dict(B=64, T=65, C=192, O=768, activation="gelu", residual=None),
+        dict(B=64, T=65, C=768, O=192),
+    ],
     cost=lambda x, weight, *_: Cost.of_products(prod(x) * weight[0]),
 )

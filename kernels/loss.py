@@ -10,6 +10,7 @@ The row's largest x is taken off before exp. The sum over the batch runs in floa
 
 Letters: B rows, K classes. A class outside 0 ... K - 1 makes the loss NaN.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -22,7 +23,7 @@ from .cuda import Grid
 from .device import empty
 from .op import Cost, Implementation, Op, Precise, launch, require
 
-NONE = np.zeros(1, np.int64)                            # stands in for the classes where targets are probabilities
+NONE = np.zeros(1, np.int64)  # stands in for the classes where targets are probabilities
 
 
 # -------------------------------------------------------------------------------------------------------------- reference
@@ -30,7 +31,7 @@ def _smoothed(logits: np.ndarray, targets: np.ndarray, label_smoothing: float) -
     K = logits.shape[1]
     hard = targets.ndim == 1
     t = (targets[:, None] == np.arange(K)).astype(logits.dtype) if hard else targets
-    t = (1 - label_smoothing) * t + label_smoothing / K                         # (B, K)
+    t = (1 - label_smoothing) * t + label_smoothing / K  # (B, K)
     return np.where((targets >= 0) & (targets < K), t.T, np.nan).T if hard else t
 
 
@@ -105,7 +106,7 @@ def _backward(band, bands, dlogits, dloss, logits, classes, targets, lse, soft, 
 
 
 def _run_forward(loss, lse, logits, classes, targets, soft, label_smoothing):
-    losses = empty(lse.shape, lse.dtype)                # (B,)
+    losses = empty(lse.shape, lse.dtype)  # (B,)
     launch(_forward, threads(), losses, lse, logits, classes, targets, soft, float(label_smoothing))
     launch(_mean, 1, loss.reshape(1), losses)
 
@@ -130,7 +131,7 @@ def soft_backward_cpu(dlogits, dloss, logits, targets, lse, label_smoothing):
 
 # -------------------------------------------------------------------------------------------------------------------- CUDA
 _source = cuda.Source("loss")
-ROW_WARPS = 4                                           # of a block: each takes rows of its own
+ROW_WARPS = 4  # of a block: each takes rows of its own
 
 
 def _grid(B):
@@ -139,7 +140,7 @@ def _grid(B):
 
 def _run_forward_cuda(loss, lse, logits, classes, targets, label_smoothing):
     B, K = logits.shape
-    losses = empty(lse.shape, lse.dtype, "cuda")        # (B,)
+    losses = empty(lse.shape, lse.dtype, "cuda")  # (B,)
     kernel = _source("cross_entropy", logits.dtype, targets is not None)
     launch(kernel, _grid(B), losses, lse, logits, classes, targets, B, K, float(label_smoothing))
     launch(_source("mean_loss", lse.dtype), Grid(1, 256), loss, losses, B)
@@ -169,7 +170,7 @@ def soft_backward_cuda(dlogits, dloss, logits, targets, lse, label_smoothing):
 
 # ------------------------------------------------------------------------------------------------------------------- spec
 def _probabilities(rng, shape, sizes):
-    return rng.dirichlet(np.ones(shape[1]), shape[0]) * rng.uniform(0.5, 1, (shape[0], 1))      # rows that do not sum to 1
+    return rng.dirichlet(np.ones(shape[1]), shape[0]) * rng.uniform(0.5, 1, (shape[0], 1))  # rows that do not sum to 1
 
 
 def _outputs(logits, targets, wanted):
@@ -189,8 +190,10 @@ cross_entropy = Op(
     saves=("logits", "targets", "lse"),
     cases=[dict(B=5, K=7), dict(B=5, K=10, label_smoothing=0.1), dict(B=1, K=1), dict(B=64, K=1000, label_smoothing=0.1)],
     cost=lambda logits, targets, label_smoothing: Cost(forward=15 * logits[0] * logits[1], backward=15 * logits[0] * logits[1]),
-    values={"logits": lambda rng, shape, sizes: rng.normal(0, 4, shape),
-            "targets": lambda rng, shape, sizes: rng.integers(0, sizes["K"], shape)},
+    values={
+        "logits": lambda rng, shape, sizes: rng.normal(0, 4, shape),
+        "targets": lambda rng, shape, sizes: rng.integers(0, sizes["K"], shape),
+    },
 )
 
 soft_cross_entropy = Op(

@@ -5,6 +5,7 @@
 
 Letters: B batch, M rows of y, N columns, K the inner length.
 """
+
 from __future__ import annotations
 
 from math import prod

@@ -13,6 +13,7 @@ Only h is kept: the product that makes dh writes a again on its way, at no cost 
 
 Letters: B batch, N tokens, C channels, F hidden length, O outputs.
 """
+
 from __future__ import annotations
 
 from math import prod
@@ -33,7 +34,7 @@ def _gelu(h, approximate):
 
 
 def channel_forward_reference(y, h, x, w1, b1, w2, b2, residual, approximate):
-    p = x @ w1.T + b1                                   # (B, N, F)
+    p = x @ w1.T + b1  # (B, N, F)
     if h is not None:
         h[...] = p
     y[...] = _gelu(p, approximate) @ w2.T + b2
@@ -42,7 +43,7 @@ def channel_forward_reference(y, h, x, w1, b1, w2, b2, residual, approximate):
 
 
 def token_forward_reference(y, h, x, w1, b1, w2, b2, residual, approximate):
-    p = w1 @ x + b1[:, None]                            # (B, F, C)
+    p = w1 @ x + b1[:, None]  # (B, F, C)
     if h is not None:
         h[...] = p
     y[...] = w2 @ _gelu(p, approximate) + b2[:, None]
@@ -57,19 +58,25 @@ def _set(gradients, values, running):
 
 
 def channel_backward_reference(dx, dw1, db1, dw2, db2, dy, w1_sum, w2_sum, x, w1, w2, h, approximate):
-    dh = h.copy()                                       # (B, N, F)
+    dh = h.copy()  # (B, N, F)
     gelu_backward_reference(dh, dy @ w2, h, approximate)
     dy_rows, dh_rows, x_rows, a_rows = (m.reshape(-1, m.shape[-1]) for m in (dy, dh, x, _gelu(h, approximate)))
-    _set((dx, dw1, db1, dw2, db2), (dh @ w1, dh_rows.T @ x_rows, dh_rows.sum(0), dy_rows.T @ a_rows, dy_rows.sum(0)),
-         (None, w1_sum, None, w2_sum, None))
+    _set(
+        (dx, dw1, db1, dw2, db2),
+        (dh @ w1, dh_rows.T @ x_rows, dh_rows.sum(0), dy_rows.T @ a_rows, dy_rows.sum(0)),
+        (None, w1_sum, None, w2_sum, None),
+    )
 
 
 def token_backward_reference(dx, dw1, db1, dw2, db2, dy, w1_sum, w2_sum, x, w1, w2, h, approximate):
-    dh = h.copy()                                       # (B, F, C)
+    dh = h.copy()  # (B, F, C)
     gelu_backward_reference(dh, w2.T @ dy, h, approximate)
     dw1_each, dw2_each = dh @ x.swapaxes(1, 2), dy @ _gelu(h, approximate).swapaxes(1, 2)
-    _set((dx, dw1, db1, dw2, db2), (w1.T @ dh, dw1_each.sum(0), dh.sum((0, 2)), dw2_each.sum(0), dy.sum((0, 2))),
-         (None, w1_sum, None, w2_sum, None))
+    _set(
+        (dx, dw1, db1, dw2, db2),
+        (w1.T @ dh, dw1_each.sum(0), dh.sum((0, 2)), dw2_each.sum(0), dy.sum((0, 2))),
+        (None, w1_sum, None, w2_sum, None),
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------------------- CPU
@@ -81,7 +88,7 @@ def _row_sums(band, bands, out, x):
     B, N, C = x.shape
     for i in range(N * band // bands, N * (band + 1) // bands):
         total = x.dtype.type(0)
-        for start in range(0, B, 16):                   # samples at a time, so that roundings grow with the root of B
+        for start in range(0, B, 16):  # samples at a time, so that roundings grow with the root of B
             some = x.dtype.type(0)
             for b in range(start, min(start + 16, B)):
                 part = x.dtype.type(0)
@@ -102,7 +109,7 @@ def _sum_rows(out, x):
 
 def channel_forward_kernels(y, h, x, w1, b1, w2, b2, residual, approximate):
     rows, out = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-    a = empty((len(rows), len(w1)), y.dtype, place_of(y))           # (B·N, F)
+    a = empty((len(rows), len(w1)), y.dtype, place_of(y))  # (B·N, F)
     hidden = None if h is None else h.reshape(a.shape)
     extra = None if residual is None else residual.reshape(out.shape)
     gemm(a, rows, w1, transpose_b=True, flags=epilogue.BIAS_COLUMN | epilogue.GELU | TANH[approximate], bias=b1, pre=hidden)
@@ -117,7 +124,7 @@ def token_forward_kernels(y, h, x, w1, b1, w2, b2, residual, approximate):
 
 def channel_backward_kernels(dx, dw1, db1, dw2, db2, dy, w1_sum, w2_sum, x, w1, w2, h, approximate):
     dy, x, h = (m.reshape(-1, m.shape[-1]) for m in (dy, x, h))
-    dh, a = like(h), like(h)                            # (B·N, F)
+    dh, a = like(h), like(h)  # (B·N, F)
     gemm(dh, dy, w2, flags=epilogue.GELU_GRADIENT | TANH[approximate], pre=h, extra=a)
     if dw2 is not None:
         gemm(dw2, dy, a, transpose_a=True, running=w2_sum)
@@ -132,7 +139,7 @@ def channel_backward_kernels(dx, dw1, db1, dw2, db2, dy, w1_sum, w2_sum, x, w1, 
 
 
 def token_backward_kernels(dx, dw1, db1, dw2, db2, dy, w1_sum, w2_sum, x, w1, w2, h, approximate):
-    dh, a = like(h), like(h)                            # (B, F, C)
+    dh, a = like(h), like(h)  # (B, F, C)
     gemm(dh, w2, dy, transpose_a=True, flags=epilogue.GELU_GRADIENT | TANH[approximate], pre=h, extra=a)
     if dw2 is not None:
         gemm(dw2, dy, a, transpose_b=True, sum_batch=True, running=w2_sum)
@@ -183,8 +190,11 @@ channel_mixing = Op(
     multiplied=("w1", "b1", "w2", "b2"),
     accumulates=("w1", "w2"),
     same={"residual": "dy"},
-    cases=[dict(B=2, N=5, C=7, F=11, O=7), dict(B=3, N=9, C=20, F=33, O=6, residual=None, approximate="tanh"),
-           dict(B=64, N=65, C=192, F=768, O=192)],
+    cases=[
+        dict(B=2, N=5, C=7, F=11, O=7),
+        dict(B=3, N=9, C=20, F=33, O=6, residual=None, approximate="tanh"),
+        dict(B=64, N=65, C=192, F=768, O=192),
+    ],
     cost=_cost,
 )
 
@@ -201,7 +211,10 @@ token_mixing = Op(
     multiplied=("w1", "b1", "w2", "b2"),
     accumulates=("w1", "w2"),
     same={"residual": "dy"},
-    cases=[dict(B=2, N=5, C=7, F=11, O=5), dict(B=3, N=9, C=20, F=33, O=4, residual=None, approximate="tanh"),
-           dict(B=64, N=64, C=256, F=128, O=64)],
+    cases=[
+        dict(B=2, N=5, C=7, F=11, O=5),
+        dict(B=3, N=9, C=20, F=33, O=4, residual=None, approximate="tanh"),
+        dict(B=64, N=64, C=256, F=128, O=64),
+    ],
     cost=_cost,
 )

@@ -20,6 +20,7 @@ optional input or output that is absent. <x>_sum is the gradient that runs to x 
 that d<x> is. A kernel writes every element of what it is given to write, allocates nothing but through
 `device.empty`, never synchronises, and is handed C-contiguous arrays.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -78,21 +79,21 @@ class Cost:
 @dataclass(frozen=True)
 class Op:
     name: str
-    shapes: Mapping[str, str]                           # the inputs, in order, with their symbolic shapes
-    outputs: Callable                                   # (*input shapes, *constants) -> {name: shape | Precise | Array | None}
+    shapes: Mapping[str, str]  # the inputs, in order, with their symbolic shapes
+    outputs: Callable  # (*input shapes, *constants) -> {name: shape | Precise | Array | None}
     forward: Implementation
-    cases: Sequence[Mapping[str, Any]]                  # letters to sizes; also constants, and inputs that are None
-    cost: Callable                                      # (*input shapes, *constants) -> Cost
+    cases: Sequence[Mapping[str, Any]]  # letters to sizes; also constants, and inputs that are None
+    cost: Callable  # (*input shapes, *constants) -> Cost
     backward: Implementation | None = None
-    constants: Mapping[str, Any] = field(default_factory=dict)      # with their defaults, in order
-    results: tuple[str, ...] = ("y",)                   # the outputs that carry a gradient; they come first
-    gradients: tuple[str, ...] | None = None            # the inputs that have one; None: all
-    saves: tuple[str, ...] = ()                         # inputs and outputs that backward reads
-    backward_only: tuple[str, ...] = ()                 # outputs that nothing else reads: None where there will be no backward
-    parameters: tuple[str, ...] = ()                    # inputs that stay float32 where the others are bfloat16
-    multiplied: tuple[str, ...] = ()                    # those of them that products round to it: they may be given in it, too
-    same: Mapping[str, str] = field(default_factory=dict)           # {"residual": "dy"}: that gradient is another one; nothing runs
-    accumulates: tuple[str, ...] = ()                   # inputs to whose running gradient backward adds at no cost
+    constants: Mapping[str, Any] = field(default_factory=dict)  # with their defaults, in order
+    results: tuple[str, ...] = ("y",)  # the outputs that carry a gradient; they come first
+    gradients: tuple[str, ...] | None = None  # the inputs that have one; None: all
+    saves: tuple[str, ...] = ()  # inputs and outputs that backward reads
+    backward_only: tuple[str, ...] = ()  # outputs that nothing else reads: None where there will be no backward
+    parameters: tuple[str, ...] = ()  # inputs that stay float32 where the others are bfloat16
+    multiplied: tuple[str, ...] = ()  # those of them that products round to it: they may be given in it, too
+    same: Mapping[str, str] = field(default_factory=dict)  # {"residual": "dy"}: that gradient is another one; nothing runs
+    accumulates: tuple[str, ...] = ()  # inputs to whose running gradient backward adds at no cost
     # input -> (rng, shape, sizes) -> array, where standard normal draws do not do; `sizes` holds letters and constants
     values: Mapping[str, Callable] = field(default_factory=dict)
 
@@ -109,8 +110,14 @@ class Op:
         dtype = device.common([a.dtype for a in inputs if a is not None and device.is_floating(a.dtype)])
         shapes = [None if a is None else a.shape for a in inputs]
         described = self.outputs(*shapes, *constants.values())
-        return {name: Array(tuple(s), dtype) if isinstance(s, tuple) else Array(tuple(s.shape), device.accumulator(dtype))
-                if isinstance(s, Precise) else s for name, s in described.items()}
+        return {
+            name: Array(tuple(s), dtype)
+            if isinstance(s, tuple)
+            else Array(tuple(s.shape), device.accumulator(dtype))
+            if isinstance(s, Precise)
+            else s
+            for name, s in described.items()
+        }
 
     def complete(self, constants: Mapping[str, Any]) -> dict[str, Any]:
         """All constants in their order, defaults filled in."""
@@ -150,8 +157,8 @@ class Work(NamedTuple):
     """What recorded launches are part of: one call of an op. Holds none of its arrays."""
 
     op: Op
-    direction: str                                      # forward, backward
-    phase: str                                          # of the step: forward, backward, update
+    direction: str  # forward, backward
+    phase: str  # of the step: forward, backward, update
     inputs: tuple[Array | None, ...]
     constants: tuple[Any, ...]
 

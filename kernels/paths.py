@@ -1,4 +1,5 @@
 """Where files that can be made again are kept."""
+
 from __future__ import annotations
 
 import os

@@ -14,6 +14,7 @@ Backward is the same function of dy. It draws m again: the state must not change
 
 state: uint64 (seed, step), in memory, so that `advance` can change it in a recorded step.
 """
+
 from __future__ import annotations
 
 from math import prod
@@ -47,7 +48,7 @@ def _round(counter, seed, index):
 @register_jitable(forceinline=True)
 def philox(block, use, step, seed):
     """The four words, each below 2³², of one block; all uint64, or arrays of them."""
-    w = block, use, step & LOW, step >> HALF            # ten rounds, not a loop of them: so a loop over blocks vectorises
+    w = block, use, step & LOW, step >> HALF  # ten rounds, not a loop of them: so a loop over blocks vectorises
     w = _round(_round(_round(_round(_round(w, seed, ZERO), seed, ONE), seed, TWO), seed, THREE), seed, FOUR)
     return _round(_round(_round(_round(_round(w, seed, FIVE), seed, SIX), seed, SEVEN), seed, EIGHT), seed, NINE)
 
@@ -80,7 +81,7 @@ def dropout_backward_reference(dx, dy, state, rate, use):
 
 
 def drop_path_reference(y, x, state, rate, use):
-    kept = (words(len(x), use, state) < threshold(rate)).reshape(-1, *(1,) * (x.ndim - 1))      # (B, 1, ...)
+    kept = (words(len(x), use, state) < threshold(rate)).reshape(-1, *(1,) * (x.ndim - 1))  # (B, 1, ...)
     y[...] = np.where(kept, x * x.dtype.type(scale(rate)), 0)
 
 
@@ -187,8 +188,12 @@ dropout = Op(
     backward=Implementation(dropout_backward_reference, dropout_backward_cpu, dropout_backward_cuda),
     gradients=("x",),
     saves=("state",),
-    cases=[dict(B=2, N=3, C=5), dict(B=3, N=1, C=1, rate=0.1, use=7), dict(B=2, N=3, C=4, rate=0.0),
-           dict(B=64, N=65, C=192, rate=0.1, use=2**32 - 1)],
+    cases=[
+        dict(B=2, N=3, C=5),
+        dict(B=3, N=1, C=1, rate=0.1, use=7),
+        dict(B=2, N=3, C=4, rate=0.0),
+        dict(B=64, N=65, C=192, rate=0.1, use=2**32 - 1),
+    ],
     cost=lambda x, state, rate, use: Cost(forward=prod(x), backward=prod(x)),
     values=VALUES,
 )

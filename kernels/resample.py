@@ -13,6 +13,7 @@ that each weight meets whole vectors there too.
 
 Letters: A what precedes the axis, N old tokens, M new ones, C what follows.
 """
+
 from __future__ import annotations
 
 from functools import cache
@@ -28,8 +29,8 @@ from .device import accumulator, constant, empty
 from .op import Cost, Implementation, Op, Shape, launch, require
 
 METHODS = ("bicubic_antialias", "bicubic", "bilinear", "upsample")
-CLASS_TOKENS = {"none": 0, "zero": 1, "keep": 1}        # before the patches, of x and of y
-LANES = 64                                              # rows side by side: 16 kB of 65 tokens in float32
+CLASS_TOKENS = {"none": 0, "zero": 1, "keep": 1}  # before the patches, of x and of y
+LANES = 64  # rows side by side: 16 kB of 65 tokens in float32
 
 
 # ------------------------------------------------------------------------------------------------------------------ weights
@@ -57,7 +58,7 @@ def axis_matrix(old: int, new: int, method: str) -> np.ndarray:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     matrix = np.zeros((new, old))
     for i in range(new):
-        centre = (i + 0.5) * old / new                  # in units of old pixels, whose centres are at 1/2, 3/2, ...
+        centre = (i + 0.5) * old / new  # in units of old pixels, whose centres are at 1/2, 3/2, ...
         if method == "bicubic_antialias":
             width = max(old / new, 1.0)
             first, last = max(int(centre - 2 * width + 0.5), 0), min(int(centre + 2 * width + 0.5), old)
@@ -85,8 +86,8 @@ def resample_grid(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 class Taps(NamedTuple):
     """A sparse matrix by rows."""
 
-    starts: np.ndarray                                  # (rows + 1,), int64
-    indices: np.ndarray                                 # (weights that are not zero,), int64: their columns
+    starts: np.ndarray  # (rows + 1,), int64
+    indices: np.ndarray  # (weights that are not zero,), int64: their columns
     weights: np.ndarray
 
 
@@ -141,7 +142,7 @@ def _map_columns(band, bands, y, x, starts, indices, weights):
 @kernel
 def _map_rows(band, bands, y, x, blocks, sums, starts, indices, weights):
     A, M = y.shape
-    block, total = blocks[band], sums[band]             # (N, lanes), (lanes,); lanes beyond the last row hold anything
+    block, total = blocks[band], sums[band]  # (N, lanes), (lanes,); lanes beyond the last row hold anything
     N, lanes = block.shape
     parts = (A + lanes - 1) // lanes
     for part in range(band * parts // bands, (band + 1) * parts // bands):
@@ -228,13 +229,17 @@ resample = Op(
     outputs=_outputs,
     forward=Implementation(forward_reference, forward_cpu, forward_cuda),
     backward=Implementation(backward_reference, backward_cpu, backward_cuda),
-    cases=[dict(A=2, C=5, old=3, new=5), dict(x="A old**2+1 C", A=3, C=1, old=7, new=10, class_token="zero"),
-           dict(x="A old**2+1 C", A=2, C=7, old=7, new=10, class_token="keep"), dict(x="A old**2+1 C", A=70, C=1, old=3, new=4,
-                                                                                     class_token="keep"),
-           dict(A=2, C=3, old=6, new=3, method="bilinear"),
-           dict(x="A old**2+1 C", A=1, C=1, old=1, new=3, method="bilinear", class_token="zero"),
-           dict(A=131, C=1, old=5, new=2, method="bicubic"), dict(A=2, C=4, old=5, new=3, method="bicubic_antialias"),
-           dict(x="A old**2+1 C", A=64, C=48, old=7, new=10, class_token="zero"),
-           dict(x="A old**2+1 C", A=500, C=1, old=7, new=10, class_token="keep")],
+    cases=[
+        dict(A=2, C=5, old=3, new=5),
+        dict(x="A old**2+1 C", A=3, C=1, old=7, new=10, class_token="zero"),
+        dict(x="A old**2+1 C", A=2, C=7, old=7, new=10, class_token="keep"),
+        dict(x="A old**2+1 C", A=70, C=1, old=3, new=4, class_token="keep"),
+        dict(A=2, C=3, old=6, new=3, method="bilinear"),
+        dict(x="A old**2+1 C", A=1, C=1, old=1, new=3, method="bilinear", class_token="zero"),
+        dict(A=131, C=1, old=5, new=2, method="bicubic"),
+        dict(A=2, C=4, old=5, new=3, method="bicubic_antialias"),
+        dict(x="A old**2+1 C", A=64, C=48, old=7, new=10, class_token="zero"),
+        dict(x="A old**2+1 C", A=500, C=1, old=7, new=10, class_token="keep"),
+    ],
     cost=_cost,
 )

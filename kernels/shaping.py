@@ -9,6 +9,7 @@ Each is linear, so that its backward is its transpose, with coefficients of 0 an
 
 Their kernels are those of `copying.py`, on either device.
 """
+
 from __future__ import annotations
 
 from math import prod
@@ -52,13 +53,22 @@ def reduce_sum_backward_kernels(dx, dy, axes, keepdims, scale):
 reduce_sum = Op(
     "reduce_sum",
     shapes={"x": "B N C"},
-    constants={"axes": None, "keepdims": False, "scale": 1.0},                  # a mean has scale 1/n
+    constants={"axes": None, "keepdims": False, "scale": 1.0},  # a mean has scale 1/n
     outputs=lambda x, axes, keepdims, scale: {"y": _sum_shape(x, axes, keepdims)},
     forward=Implementation(reduce_sum_reference, reduce_sum_kernels, reduce_sum_kernels),
     backward=Implementation(reduce_sum_backward_reference, reduce_sum_backward_kernels, reduce_sum_backward_kernels),
-    cases=[dict(B=2, N=5, C=7, axes=(1,), scale=0.2), dict(B=3, N=5, C=7), dict(B=3, N=5, C=7, axes=(-1,), keepdims=True),
-           dict(B=3, N=4, C=5, axes=(0, 2)), dict(B=5, N=7, C=1, axes=()), dict(x="C", C=70_001), dict(x="B N", B=4160, N=33, axes=(0,)),
-           dict(x="B N", B=3, N=20_011, axes=(1,)), dict(B=64, N=65, C=192, axes=(1,), scale=1 / 65), dict(B=64, N=65, C=192, axes=(0,))],
+    cases=[
+        dict(B=2, N=5, C=7, axes=(1,), scale=0.2),
+        dict(B=3, N=5, C=7),
+        dict(B=3, N=5, C=7, axes=(-1,), keepdims=True),
+        dict(B=3, N=4, C=5, axes=(0, 2)),
+        dict(B=5, N=7, C=1, axes=()),
+        dict(x="C", C=70_001),
+        dict(x="B N", B=4160, N=33, axes=(0,)),
+        dict(x="B N", B=3, N=20_011, axes=(1,)),
+        dict(B=64, N=65, C=192, axes=(1,), scale=1 / 65),
+        dict(B=64, N=65, C=192, axes=(0,)),
+    ],
     cost=lambda x, axes, keepdims, scale: Cost(forward=prod(x), backward=prod(x)),
 )
 
@@ -89,9 +99,12 @@ broadcast = Op(
     outputs=lambda x, shape: {"y": np.broadcast_shapes(x, shape)},
     forward=Implementation(broadcast_reference, broadcast_kernels, broadcast_kernels),
     backward=Implementation(broadcast_backward_reference, broadcast_backward_kernels, broadcast_backward_kernels),
-    cases=[dict(B=4, N=3, C=5, shape=lambda s: (s["B"], s["N"], s["C"])), dict(x="", N=3, shape=lambda s: (s["N"],)),
-           dict(x="N 1 C", B=2, M=5, N=3, C=7, shape=lambda s: (s["B"], s["N"], s["M"], s["C"])),
-           dict(B=64, N=1, C=192, shape=lambda s: (s["B"], s["N"], s["C"]))],
+    cases=[
+        dict(B=4, N=3, C=5, shape=lambda s: (s["B"], s["N"], s["C"])),
+        dict(x="", N=3, shape=lambda s: (s["N"],)),
+        dict(x="N 1 C", B=2, M=5, N=3, C=7, shape=lambda s: (s["B"], s["N"], s["M"], s["C"])),
+        dict(B=64, N=1, C=192, shape=lambda s: (s["B"], s["N"], s["C"])),
+    ],
     cost=lambda x, shape: Cost(forward=0, backward=prod(shape)),
 )
 
@@ -121,9 +134,13 @@ permute = Op(
     outputs=lambda x, order: {"y": tuple(x[axis] for axis in order)},
     forward=Implementation(permute_reference, permute_kernels, permute_kernels),
     backward=Implementation(permute_backward_reference, permute_backward_kernels, permute_backward_kernels),
-    cases=[dict(B=2, N=3, C=5, order=(0, 2, 1)), dict(B=2, N=3, C=5, order=(1, 0, -1)),
-           dict(x="A B C D E", A=2, B=3, C=4, D=5, E=3, order=(4, 2, 0, 3, 1)), dict(x="N C", N=1, C=1, order=(1, 0)),
-           dict(B=64, N=65, C=192, order=(0, 2, 1))],
+    cases=[
+        dict(B=2, N=3, C=5, order=(0, 2, 1)),
+        dict(B=2, N=3, C=5, order=(1, 0, -1)),
+        dict(x="A B C D E", A=2, B=3, C=4, D=5, E=3, order=(4, 2, 0, 3, 1)),
+        dict(x="N C", N=1, C=1, order=(1, 0)),
+        dict(B=64, N=65, C=192, order=(0, 2, 1)),
+    ],
     cost=lambda x, order: Cost(forward=0),
 )
 
@@ -163,13 +180,15 @@ def slice_backward_kernels(dx, dy, start, stop, step):
 slicing = Op(
     "slice",
     shapes={"x": "B N C"},
-    constants={"start": (), "stop": (), "step": ()},    # an entry an axis, as range() takes them: from slice.indices(size)
+    constants={"start": (), "stop": (), "step": ()},  # an entry an axis, as range() takes them: from slice.indices(size)
     outputs=lambda x, start, stop, step: {"y": tuple(len(r) for r in _picked(start, stop, step))},
     forward=Implementation(slice_reference, slice_kernels, slice_kernels),
     backward=Implementation(slice_backward_reference, slice_backward_kernels, slice_backward_kernels),
-    cases=[dict(B=2, N=5, C=7, start=(0, 0, 0), stop=lambda s: (s["B"], 1, s["C"]), step=(1, 1, 1)),
-           dict(B=3, N=7, C=5, start=lambda s: (s["B"] // 2, s["N"] - 1, s["C"] - 1), stop=lambda s: (s["B"], -1, -1), step=(1, -2, -1)),
-           dict(x="N", N=9, start=lambda s: (s["N"] // 4,), stop=lambda s: (s["N"],), step=(3,)),
-           dict(B=64, N=65, C=192, start=lambda s: (0, min(1, s["N"] - 1), 0), stop=lambda s: (s["B"], s["N"], s["C"]), step=(1, 1, 1))],
+    cases=[
+        dict(B=2, N=5, C=7, start=(0, 0, 0), stop=lambda s: (s["B"], 1, s["C"]), step=(1, 1, 1)),
+        dict(B=3, N=7, C=5, start=lambda s: (s["B"] // 2, s["N"] - 1, s["C"] - 1), stop=lambda s: (s["B"], -1, -1), step=(1, -2, -1)),
+        dict(x="N", N=9, start=lambda s: (s["N"] // 4,), stop=lambda s: (s["N"],), step=(3,)),
+        dict(B=64, N=65, C=192, start=lambda s: (0, min(1, s["N"] - 1), 0), stop=lambda s: (s["B"], s["N"], s["C"]), step=(1, 1, 1)),
+    ],
     cost=lambda x, start, stop, step: Cost(forward=0),
 )

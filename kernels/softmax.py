@@ -1,8 +1,9 @@
 """Softmax over the last axis.
 
-    y_i = exp(x_i) / Σ_j exp(x_j)
-    dx_i = y_i·(dy_i - Σ_j dy_j·y_j)
+y_i = exp(x_i) / Σ_j exp(x_j)
+dx_i = y_i·(dy_i - Σ_j dy_j·y_j)
 """
+
 from __future__ import annotations
 
 from math import prod

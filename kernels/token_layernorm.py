@@ -11,6 +11,7 @@ the nearest cache. dx is added to the gradient that already runs to x, which is 
 
 Letters: B batch, N tokens, C channels.
 """
+
 from __future__ import annotations
 
 from math import prod
@@ -24,8 +25,8 @@ from .cuda import Grid
 from .device import empty, like
 from .op import Cost, Implementation, Op, Precise, launch, require
 
-WIDTH = 64                                              # channels of a block
-BLOCKS = 64                                             # parts of dw and db: fixed, so that no result depends on the threads
+WIDTH = 64  # channels of a block
+BLOCKS = 64  # parts of dw and db: fixed, so that no result depends on the threads
 
 
 # ---------------------------------------------------------------------------------------------------------------- reference
@@ -36,7 +37,7 @@ def forward_reference(y, mean, rstd, x, w, b, eps):
 
 
 def backward_reference(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
-    h = (x - mean[:, None]) * rstd[:, None]             # (B, N, C)
+    h = (x - mean[:, None]) * rstd[:, None]  # (B, N, C)
     g = dy * w[:, None]
     if dx is not None:
         own = rstd[:, None] * (g - g.mean(1, keepdims=True) - h * (g * h).mean(1, keepdims=True))
@@ -64,7 +65,7 @@ def _forward(band, bands, y, mean, rstd, x, w, b, eps):
                 mean[s, np.uint64(c)] += x[s, n, np.uint64(c)]
         for c in range(start, stop):
             mean[s, np.uint64(c)] /= number(N)
-        for n in range(N):                              # rstd holds the sum of squares first
+        for n in range(N):  # rstd holds the sum of squares first
             for c in range(start, stop):
                 rstd[s, np.uint64(c)] += (x[s, n, np.uint64(c)] - mean[s, np.uint64(c)]) ** 2
         for c in range(start, stop):
@@ -77,9 +78,9 @@ def _forward(band, bands, y, mean, rstd, x, w, b, eps):
 
 @kernel
 def _backward(band, bands, dx, dw, db, totals, products, dy, dx_sum, x, w, mean, rstd, add):
-    B, N, C = x.shape                                   # dw, db (bands, N): this band's share
+    B, N, C = x.shape  # dw, db (bands, N): this band's share
     number = x.dtype.type
-    total, product = totals[band], products[band]       # (WIDTH,)
+    total, product = totals[band], products[band]  # (WIDTH,)
     blocks = (C + WIDTH - 1) // WIDTH
     dw[band, :] = 0
     db[band, :] = 0
@@ -90,13 +91,13 @@ def _backward(band, bands, dx, dw, db, totals, products, dy, dx_sum, x, w, mean,
         product[:] = 0
         for n in range(N):
             scale = w[n]
-            for j in range(width):                      # Σ g and Σ g·(x - m)
+            for j in range(width):  # Σ g and Σ g·(x - m)
                 c = np.uint64(start + j)
                 g = dy[s, n, c] * scale
                 total[np.uint64(j)] += g
                 product[np.uint64(j)] += g * (x[s, n, c] - mean[s, c])
             weight, bias = number(0), number(0)
-            for j in range(width):                      # apart from the loop above, which then needs fewer tests that no two arrays overlap
+            for j in range(width):  # apart from the loop above, which then needs fewer tests that no two arrays overlap
                 c = np.uint64(start + j)
                 weight += dy[s, n, c] * (x[s, n, c] - mean[s, c]) * rstd[s, c]
                 bias += dy[s, n, c]
@@ -128,8 +129,20 @@ def backward_cpu(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
     bands = max(1, min(BLOCKS, B * (-(-C // WIDTH))))
     shares = empty((2, bands, N), w.dtype)
     sums = empty((2, bands, WIDTH), w.dtype)
-    launch(_backward, bands, like(x) if dx is None else dx, *shares, *sums, dy, dy if dx_sum is None else dx_sum, x, w, mean, rstd,
-           dx_sum is not None)
+    launch(
+        _backward,
+        bands,
+        like(x) if dx is None else dx,
+        *shares,
+        *sums,
+        dy,
+        dy if dx_sum is None else dx_sum,
+        x,
+        w,
+        mean,
+        rstd,
+        dx_sum is not None,
+    )
     for gradient, share in zip((dw, db), shares):
         if gradient is not None:
             sum_into(gradient, share)

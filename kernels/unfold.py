@@ -8,6 +8,7 @@ Both walk the rows of the image: a band owns rows, so that overlapping patches m
 
 Letters: B batch, C channels, (H, W) image, (U, V) grid, kernel (kh, kw), stride (sh, sw), padding (ph, pw).
 """
+
 from __future__ import annotations
 
 from math import prod
@@ -32,7 +33,7 @@ def _shape(images: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Shape:
 def _patches(padded: np.ndarray, kernel: Pair, stride: Pair) -> np.ndarray:
     """A view (B, U, V, C, kh, kw) of padded images (B, C, ...)."""
     windows = np.lib.stride_tricks.sliding_window_view(padded, kernel, (2, 3), writeable=True)
-    return windows[:, :, ::stride[0], ::stride[1]].transpose(0, 2, 3, 1, 4, 5)
+    return windows[:, :, :: stride[0], :: stride[1]].transpose(0, 2, 3, 1, 4, 5)
 
 
 def forward_reference(y, images, kernel, stride, padding):
@@ -47,7 +48,7 @@ def backward_reference(dimages, dy, kernel, stride, padding):
     patches = _patches(padded, kernel, stride)
     for i, j in np.ndindex(*kernel):
         patches[..., i, j] += dy.reshape(patches.shape)[..., i, j]
-    dimages[...] = padded[:, :, ph:ph + H, pw:pw + W]
+    dimages[...] = padded[:, :, ph : ph + H, pw : pw + W]
 
 
 # -------------------------------------------------------------------------------------------------------------------- CPU
@@ -80,7 +81,7 @@ def _fold(band, bands, dx, dy, kh, kw, sh, sw, ph, pw):
         for c in range(C):
             for w in range(W):
                 dx[b, c, h, w] = 0
-            for i in range((h + ph) % sh, kh, sh):      # the lines of a patch that can lie here
+            for i in range((h + ph) % sh, kh, sh):  # the lines of a patch that can lie here
                 u = (h + ph - i) // sh
                 if 0 <= u < U:
                     for v in range(V):
@@ -123,10 +124,12 @@ unfold = Op(
     outputs=lambda images, kernel, stride, padding: {"y": _shape(images, kernel, stride, padding)},
     forward=Implementation(forward_reference, forward_cpu, forward_cuda),
     backward=Implementation(backward_reference, backward_cpu, backward_cuda),
-    cases=[dict(images="B C U*kernel[0] V*kernel[1]", B=2, C=3, U=2, V=3, kernel=(4, 2), stride=(4, 2)),
-           dict(images="B C H+6 W+3", B=2, C=2, H=5, W=4, kernel=(7, 4), stride=(4, 3), padding=(2, 1)),
-           dict(images="B C H W", B=1, C=1, H=3, W=5, kernel=(3, 3), padding=(1, 1)),
-           dict(images="B C H+1 W", B=3, C=2, H=6, W=9, kernel=(2, 1), stride=(3, 4)),
-           dict(images="B C U*4 V*4", B=64, C=3, U=8, V=8, kernel=(4, 4), stride=(4, 4))],
+    cases=[
+        dict(images="B C U*kernel[0] V*kernel[1]", B=2, C=3, U=2, V=3, kernel=(4, 2), stride=(4, 2)),
+        dict(images="B C H+6 W+3", B=2, C=2, H=5, W=4, kernel=(7, 4), stride=(4, 3), padding=(2, 1)),
+        dict(images="B C H W", B=1, C=1, H=3, W=5, kernel=(3, 3), padding=(1, 1)),
+        dict(images="B C H+1 W", B=3, C=2, H=6, W=9, kernel=(2, 1), stride=(3, 4)),
+        dict(images="B C U*4 V*4", B=64, C=3, U=8, V=8, kernel=(4, 4), stride=(4, 4)),
+    ],
     cost=lambda images, kernel, stride, padding: Cost(forward=0, backward=0),
 )

@@ -1,4 +1,5 @@
 """Noticing that arrays have changed, without reading all of them."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from .cpu import address_of, kernel, run_bands
 from .cpu.views import view
 from .device import empty
 
-WORDS = 16                                              # of 32 bits, that are read of each array
+WORDS = 16  # of 32 bits, that are read of each array
 
 
 @kernel
@@ -37,5 +38,5 @@ def watch(arrays: Sequence[np.ndarray]) -> Callable[[], bool]:
         return differs
 
     changed()
-    changed.arrays = given, tuple(arrays)               # type: ignore[attr-defined]    # kept where they are
+    changed.arrays = given, tuple(arrays)  # type: ignore[attr-defined]    # kept where they are
     return changed

@@ -2,6 +2,7 @@
 
 The public names are imported when they are first used, so that `import minivit` is instant.
 """
+
 from __future__ import annotations
 
 from importlib import import_module
@@ -9,17 +10,29 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOME = {                                               # public name -> the module that defines it
-    "Tensor": "tensor", "no_grad": "tensor",
-    "Module": "module", "Parameter": "module",
-    "create_model": "models", "list_models": "models",
-    "load_weights": "weights", "save_weights": "weights",
-    "gradcheck": "checking", "GradientError": "checking",
-    "Trainer": "training", "TrainingError": "training", "train": "training", "Run": "training",
-    "Predictor": "predict", "load": "predict",
-    "calibrate": "calibrating", "Calibration": "calibration",
-    "profile": "profiling", "Profile": "profiling",
-    "load_data": "data", "Dataset": "data",
+_HOME = {  # public name -> the module that defines it
+    "Tensor": "tensor",
+    "no_grad": "tensor",
+    "Module": "module",
+    "Parameter": "module",
+    "create_model": "models",
+    "list_models": "models",
+    "load_weights": "weights",
+    "save_weights": "weights",
+    "gradcheck": "checking",
+    "GradientError": "checking",
+    "Trainer": "training",
+    "TrainingError": "training",
+    "train": "training",
+    "Run": "training",
+    "Predictor": "predict",
+    "load": "predict",
+    "calibrate": "calibrating",
+    "Calibration": "calibration",
+    "profile": "profiling",
+    "Profile": "profiling",
+    "load_data": "data",
+    "Dataset": "data",
     "UserError": "errors",
 }
 _MODULES = {"data", "functional", "layers", "models", "plots"}

@@ -1,4 +1,5 @@
 """`python -m minivit`."""
+
 import sys
 
 from .cli import main

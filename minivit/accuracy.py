@@ -4,6 +4,7 @@ Flash-attention's rule (2205.14135, its tests): a fast version may err, against 
 the plain reference in the same low precision does, plus a floor of a few roundings; in bfloat16 of one. With products of split
 bfloat16 ("bf16x3"), whose roundings are 64 times float32's, it may err by 64 times what the reference does in float32, plus one of them.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from .kernels.gemm import split_products
 
 # The floor under flash-attention's rule, in roundings of the largest number that took part: where the naive version happens to be exact.
 FLOOR = 4.0
-BFLOAT16_ROUNDING = 2.0 ** -8                           # of bfloat16, the most that one rounding changes a number by, relative to it
-SPLIT_ROUNDING = 2.0 ** -17                             # of the sum of two bfloat16
+BFLOAT16_ROUNDING = 2.0**-8  # of bfloat16, the most that one rounding changes a number by, relative to it
+SPLIT_ROUNDING = 2.0**-17  # of the sum of two bfloat16
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Tally:
     directions: int = 0
     elements: int = 0
     worst: float = 0.0
-    failure: str = ""                                   # the first
+    failure: str = ""  # the first
 
     def note(self, error: float, passed: bool, failure: str) -> None:
         self.worst = max(self.worst, float(error)) if np.isfinite(error) else np.inf
@@ -37,8 +38,9 @@ class Tally:
             self.failure = failure
 
 
-def check_accuracy(call: Call, implementation: str, rng: np.random.Generator, tally: Tally, accumulate: bool = False,
-                   split: bool = False) -> None:
+def check_accuracy(
+    call: Call, implementation: str, rng: np.random.Generator, tally: Tally, accumulate: bool = False, split: bool = False
+) -> None:
     """Outputs and gradients against the reference in float64, by flash-attention's rule; integer outputs must be equal.
 
     accumulate: with gradients that run already to the inputs the op adds to. split: products of float32 made of bfloat16 ("bf16x3").
@@ -66,15 +68,17 @@ def check_accuracy(call: Call, implementation: str, rng: np.random.Generator, ta
         errors = np.abs(value.astype(np.float64) - truth[name])
         size = _largest(truth[name])
         allowed = doubt[name] + rounding * max(size, largest)
-        error = _largest(errors)                        # NaN where an element is
+        error = _largest(errors)  # NaN where an element is
         where = np.unravel_index(np.argmax(errors), errors.shape)
-        tally.note(error / (size or 1.0), error <= allowed,
-                   f"{op.name} {'bf16x3' if split else call.dtype}: {name}[{', '.join(map(str, where))}] is {value[where]:.9g}, the "
-                   f"reference in float64 {truth[name][where]:.9g}; they may differ by {allowed:.2g}")
+        tally.note(
+            error / (size or 1.0),
+            error <= allowed,
+            f"{op.name} {'bf16x3' if split else call.dtype}: {name}[{', '.join(map(str, where))}] is {value[where]:.9g}, the "
+            f"reference in float64 {truth[name][where]:.9g}; they may differ by {allowed:.2g}",
+        )
 
 
-def _doubt(call: Call, weights: Arrays, running: Arrays, rng: np.random.Generator,
-           split: bool) -> tuple[Arrays, dict[str, float], float]:
+def _doubt(call: Call, weights: Arrays, running: Arrays, rng: np.random.Generator, split: bool) -> tuple[Arrays, dict[str, float], float]:
     """The truth, how far each result may be from it for what the op is, and how far for each unit of the largest number.
 
     How far a result can be trusted is measured in float32, where the truth is known, and carries over to float64 in units of the last
@@ -91,11 +95,11 @@ def _doubt(call: Call, weights: Arrays, running: Arrays, rng: np.random.Generato
         there = _reference(call, beside, np.float64)
         for other in (_distances(high, there), _distances(there, _reference(call, beside, np.float32))):
             doubt = {n: max(d, other[n]) for n, d in doubt.items()}
-    own, factor, floor = float(np.finfo(call.dtype).eps), 2, FLOOR      # flash-attention's 2
+    own, factor, floor = float(np.finfo(call.dtype).eps), 2, FLOOR  # flash-attention's 2
     if split:
         own, factor, floor = SPLIT_ROUNDING, 1, 1.0
     doubt = {n: factor * own / unit * d for n, d in doubt.items()}
-    if call.dtype == np.float64:                        # where the little precision that there is above it shows what the reference errs
+    if call.dtype == np.float64:  # where the little precision that there is above it shows what the reference errs
         given = [call.inputs, weights, running]
         high = _reference(call, given, np.longdouble)
         naive = _distances(high, _reference(call, given, np.float64))
@@ -115,11 +119,12 @@ def _distances(these: Arrays, others: Arrays) -> dict[str, float]:
 
 def _bfloat16_doubt(call: Call, weights: Arrays, running: Arrays, rng: np.random.Generator) -> tuple[Arrays, dict[str, float], float]:
     """The same in bfloat16, where the naive version is the reference on bfloat16 arrays: what it saves and all between is rounded too."""
+
     def naive(arguments: list[Arrays]) -> Arrays:
         try:
             return cast(_reference(call, arguments), np.float64)
         except TypeError as error:
-            if "einsum" not in str(error):              # which NumPy has not for bfloat16: there, only results are rounded
+            if "einsum" not in str(error):  # which NumPy has not for bfloat16: there, only results are rounded
                 raise
             return cast(cast(_reference(call, arguments, np.float32), BFLOAT16), np.float64)
 
@@ -141,8 +146,9 @@ def _tries(results: Arrays) -> int:
 def _nudged(arrays: Arrays, dtype: Any, rng: np.random.Generator) -> Arrays:
     """The arrays with each element of floats moved up or down by one unit of the last place of a dtype, as their numbers are of it."""
     unit = float(ml_dtypes.finfo(dtype).eps)
-    return {n: (a * (1 + unit * rng.choice((-1, 1), a.shape))).astype(dtype).astype(a.dtype) if is_floating(a) else a
-            for n, a in arrays.items()}
+    return {
+        n: (a * (1 + unit * rng.choice((-1, 1), a.shape))).astype(dtype).astype(a.dtype) if is_floating(a) else a for n, a in arrays.items()
+    }
 
 
 def _largest(array: np.ndarray) -> float:

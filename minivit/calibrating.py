@@ -1,4 +1,5 @@
 """`calibrate`: thresholds for a cascade, found on images that it was not trained on."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,14 +21,22 @@ from .tensor import Tensor
 from .thresholds import exact, outcome, sweep
 
 SOLVERS = {"exact": exact, "sweep": sweep}
-FEWEST = 100                                            # images to calibrate on
-MOST_KNOWN = 0.05                                       # share of them that may be training images
-BUDGETS = 8                                             # where none are given
-ROUNDS = 9                                              # of measuring milliseconds
+FEWEST = 100  # images to calibrate on
+MOST_KNOWN = 0.05  # share of them that may be training images
+BUDGETS = 8  # where none are given
+ROUNDS = 9  # of measuring milliseconds
 
 
-def calibrate(model: Module | Predictor, images: Any, labels: Any, budgets: Sequence[float] | None = None, unit: str = "macs",
-              method: str = "exact", confidence: str = "max", batch_size: int = 64) -> Calibration:
+def calibrate(
+    model: Module | Predictor,
+    images: Any,
+    labels: Any,
+    budgets: Sequence[float] | None = None,
+    unit: str = "macs",
+    method: str = "exact",
+    confidence: str = "max",
+    batch_size: int = 64,
+) -> Calibration:
     """Thresholds of a cascade for each of several budgets; from then on `model.calibration`, used by `predict(images, budget)`.
 
     model: a cascade of create_model("dvt", ...), its Predictor, or a Classifier (`load(...)`, `train(...).model`).
@@ -53,8 +62,9 @@ def calibrate(model: Module | Predictor, images: Any, labels: Any, budgets: Sequ
     if len(pixels) < FEWEST:
         raise UserError(f"thresholds need at least {FEWEST} images, got {len(pixels)}: give more that the model was not trained on")
     if unit == "ms":
-        costs = stage_milliseconds(predictor.model, next(_batches(model, pixels, batch_size)), batch_size, predictor.threads,
-                                   predictor.precision.name)
+        costs = stage_milliseconds(
+            predictor.model, next(_batches(model, pixels, batch_size)), batch_size, predictor.threads, predictor.precision.name
+        )
     else:
         costs = tuple(float(m) for m in macs) if unit == "macs" else tuple(m / macs[-1] for m in macs)
     wanted = tuple(np.linspace(costs[0], costs[-1], BUDGETS).tolist()) if wanted is None else wanted
@@ -63,10 +73,23 @@ def calibrate(model: Module | Predictor, images: Any, labels: Any, budgets: Sequ
     thresholds = SOLVERS[method](sure, correct, costs, wanted)
     outcomes = [outcome(each, sure, correct, costs) for each in thresholds]
     accuracies, mean_costs, shares = zip(*outcomes)
-    found = Calibration(unit, method, confidence, wanted, tuple(thresholds), accuracies, mean_costs, shares, costs, tuple(map(float, macs)),
-                        tuple(correct.mean(0).tolist()), len(pixels), fingerprint(predictor.model),
-                        f"{cpu_name()}, batch {batch_size}" if unit == "ms" else "")
-    predictor.model.calibration = found                 # type: ignore[attr-defined]
+    found = Calibration(
+        unit,
+        method,
+        confidence,
+        wanted,
+        tuple(thresholds),
+        accuracies,
+        mean_costs,
+        shares,
+        costs,
+        tuple(map(float, macs)),
+        tuple(correct.mean(0).tolist()),
+        len(pixels),
+        fingerprint(predictor.model),
+        f"{cpu_name()}, batch {batch_size}" if unit == "ms" else "",
+    )
+    predictor.model.calibration = found  # type: ignore[attr-defined]
     return found
 
 
@@ -102,8 +125,10 @@ def _prepared(model: Module | Predictor, images: Any, batch_size: int) -> np.nda
     pixels = prepare(images, image_size=model.preprocessing.image_size, in_channels=model.preprocessing.in_channels)
     known = overlap(model.training_sketch, pixels)
     if known > MOST_KNOWN:
-        raise UserError(f"about {100 * known:.0f} % of these images are of the training set, on which the model is surer than on others: "
-                        "calibrate on images that were held out")
+        raise UserError(
+            f"about {100 * known:.0f} % of these images are of the training set, on which the model is surer than on others: "
+            "calibrate on images that were held out"
+        )
     return pixels
 
 
@@ -111,7 +136,7 @@ def _batches(model: Module | Predictor, pixels: np.ndarray, batch_size: int) -> 
     """Normalised (B, C, S, S)."""
     if isinstance(model, Classifier):
         return model.preprocessing.batches(pixels, batch_size)
-    return (pixels[start:start + batch_size] for start in range(0, len(pixels), batch_size))
+    return (pixels[start : start + batch_size] for start in range(0, len(pixels), batch_size))
 
 
 def measured_exits(predictor: Predictor, batches: Iterable[np.ndarray], labels: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +144,7 @@ def measured_exits(predictor: Predictor, batches: Iterable[np.ndarray], labels: 
 
     Raises UserError for a label out of range, and for logits that are not finite.
     """
-    logits = np.concatenate([predictor.logits(images) for images in batches], axis=1)           # (K, n, classes)
+    logits = np.concatenate([predictor.logits(images) for images in batches], axis=1)  # (K, n, classes)
     if labels.max() >= logits.shape[-1]:
         first = int(np.argmax(labels >= logits.shape[-1]))
         raise UserError(f"labels[{first}] is {labels[first]}, out of range for {logits.shape[-1]} classes")
@@ -128,16 +153,17 @@ def measured_exits(predictor: Predictor, batches: Iterable[np.ndarray], labels: 
     return confidence(logits, kind).T, (logits.argmax(-1) == labels).T
 
 
-def stage_milliseconds(model: Module, images: np.ndarray, batch_size: int = 64, threads: int | None = None,
-                       precision: str | None = None) -> tuple[float, ...]:
+def stage_milliseconds(
+    model: Module, images: np.ndarray, batch_size: int = 64, threads: int | None = None, precision: str | None = None
+) -> tuple[float, ...]:
     """Milliseconds an image until each exit has answered for all of a batch, its own and all before it: medians of several rounds.
 
     images: normalised (B, C, S, S), repeated or cut to `batch_size`. threads, precision: as the Predictor's.
     """
-    predictor = Predictor(model, precision, batch_size=batch_size, threads=threads)        # whose plans are of this very size
+    predictor = Predictor(model, precision, batch_size=batch_size, threads=threads)  # whose plans are of this very size
     batch = images[np.arange(batch_size) % len(images)]
     rounds = []
-    for _ in range(1 + ROUNDS):                         # the first records the plans
+    for _ in range(1 + ROUNDS):  # the first records the plans
         start = perf_counter()
         rounds.append([perf_counter() - start for _ in predictor.exits(batch)])
     return tuple((1e3 / batch_size * np.median(rounds[1:], axis=0)).tolist())

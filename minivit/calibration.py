@@ -1,5 +1,6 @@
 """What a cascade knows of its own thresholds: for each of several budgets which, what they did on the images they were found on, and for
 which weights they hold. It is saved with the model. `minivit.calibrating` finds them."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from .errors import UserError, nearest
 from .module import Module
 from .thresholds import Thresholds, meets
 
-UNITS = ("macs", "ms", "share")                         # multiply-adds; milliseconds; of the multiply-adds of all exits together
+UNITS = ("macs", "ms", "share")  # multiply-adds; milliseconds; of the multiply-adds of all exits together
 METHODS = ("exact", "sweep")
 CONFIDENCES = ("max", "entropy", "margin")
 
@@ -36,9 +37,9 @@ def confidence(logits: np.ndarray, kind: str = "max") -> np.ndarray:
     classes = logits.shape[-1]
     if classes == 1:
         return np.ones_like(logits[..., 0])
-    shifted = logits - logits.max(-1, keepdims=True)    # (..., K), 0 at most
+    shifted = logits - logits.max(-1, keepdims=True)  # (..., K), 0 at most
     powers = np.exp(shifted)
-    total = powers.sum(-1)                              # (...), 1..K
+    total = powers.sum(-1)  # (...), 1..K
     if kind == "max":
         return 1 / total
     if kind == "margin":
@@ -64,9 +65,11 @@ def check_feasible(budgets: Iterable[float], costs: Sequence[float], unit: str) 
     """Raises UserError for a budget that is below the cost of the first exit, so that no thresholds meet it."""
     for budget in budgets:
         if not meets(costs[0], budget):
-            raise UserError(f"no thresholds meet a budget of {describe_cost(budget, unit)}: the cheapest, all images at exit 1, costs "
-                            f"{describe_cost(costs[0], unit, True)}; the dearest, all at exit {len(costs)}, "
-                            f"{describe_cost(costs[-1], unit, True)}")
+            raise UserError(
+                f"no thresholds meet a budget of {describe_cost(budget, unit)}: the cheapest, all images at exit 1, costs "
+                f"{describe_cost(costs[0], unit, True)}; the dearest, all at exit {len(costs)}, "
+                f"{describe_cost(costs[-1], unit, True)}"
+            )
 
 
 def check_budget(budget: Any, unit: str) -> float:
@@ -85,20 +88,20 @@ class Calibration:
     """Thresholds of a cascade with K exits for each of several budgets. An image takes the first exit whose confidence is at least its
     threshold; a threshold above 1 lets none stop. All tuples by budget are in the order of `budgets`."""
 
-    unit: str                                           # of budgets and costs: one of UNITS
-    method: str                                         # one of METHODS
-    confidence: str                                     # one of CONFIDENCES
-    budgets: tuple[float, ...]                          # largest mean cost of an image, ascending
-    thresholds: tuple[Thresholds, ...]                  # by budget: of the exits 1..K-1
-    accuracies: tuple[float, ...]                       # by budget, 0..1, on the images of the calibration; so are the next two
-    mean_costs: tuple[float, ...]                       # by budget
-    exit_shares: tuple[tuple[float, ...], ...]          # by budget: of the images, for each exit
-    costs: tuple[float, ...]                            # by exit: of an image that takes it, all exits before it included
-    macs: tuple[float, ...]                             # by exit: the same in multiply-adds
-    exit_accuracies: tuple[float, ...]                  # by exit: if all images took it
-    images: int                                         # of the calibration
-    fingerprint: str                                    # of the weights that the thresholds belong to
-    measured: str = ""                                  # where milliseconds were, and in which batches
+    unit: str  # of budgets and costs: one of UNITS
+    method: str  # one of METHODS
+    confidence: str  # one of CONFIDENCES
+    budgets: tuple[float, ...]  # largest mean cost of an image, ascending
+    thresholds: tuple[Thresholds, ...]  # by budget: of the exits 1..K-1
+    accuracies: tuple[float, ...]  # by budget, 0..1, on the images of the calibration; so are the next two
+    mean_costs: tuple[float, ...]  # by budget
+    exit_shares: tuple[tuple[float, ...], ...]  # by budget: of the images, for each exit
+    costs: tuple[float, ...]  # by exit: of an image that takes it, all exits before it included
+    macs: tuple[float, ...]  # by exit: the same in multiply-adds
+    exit_accuracies: tuple[float, ...]  # by exit: if all images took it
+    images: int  # of the calibration
+    fingerprint: str  # of the weights that the thresholds belong to
+    measured: str = ""  # where milliseconds were, and in which batches
 
     def for_budget(self, budget: float) -> Thresholds:
         """The thresholds of the largest budget that is not above this one.
@@ -109,9 +112,11 @@ class Calibration:
         check_feasible([asked], self.costs, self.unit)
         met = [thresholds for listed, thresholds in zip(self.budgets, self.thresholds) if meets(listed, asked)]
         if not met:
-            raise UserError(f"there are no thresholds for a budget of {describe_cost(asked, self.unit)}: the calibration's cheapest is "
-                            f"{describe_cost(self.budgets[0], self.unit, True)}, its dearest "
-                            f"{describe_cost(self.budgets[-1], self.unit, True)}: calibrate the model for this budget too")
+            raise UserError(
+                f"there are no thresholds for a budget of {describe_cost(asked, self.unit)}: the calibration's cheapest is "
+                f"{describe_cost(self.budgets[0], self.unit, True)}, its dearest "
+                f"{describe_cost(self.budgets[-1], self.unit, True)}: calibrate the model for this budget too"
+            )
         return met[-1]
 
     def to_json(self) -> dict[str, Any]:
@@ -133,8 +138,16 @@ class Calibration:
         for name, known in (("unit", UNITS), ("method", METHODS), ("confidence", CONFIDENCES)):
             check_choice(name, words[name], known)
         budgets, exits = len(content["budgets"]), len(content["costs"])
-        shapes = {"budgets": (budgets,), "thresholds": (budgets, exits - 1), "accuracies": (budgets,), "mean_costs": (budgets,),
-                  "exit_shares": (budgets, exits), "costs": (exits,), "macs": (exits,), "exit_accuracies": (exits,)}
+        shapes = {
+            "budgets": (budgets,),
+            "thresholds": (budgets, exits - 1),
+            "accuracies": (budgets,),
+            "mean_costs": (budgets,),
+            "exit_shares": (budgets, exits),
+            "costs": (exits,),
+            "macs": (exits,),
+            "exit_accuracies": (exits,),
+        }
         numbers: dict[str, Any] = {name: _numbers(name, content[name], shape) for name, shape in shapes.items()}
         if not budgets or exits < 2 or list(numbers["budgets"]) != sorted(numbers["budgets"]):
             raise ValueError(f"{budgets} budgets, {exits} exits")
@@ -168,5 +181,7 @@ def check(calibration: Calibration, model: Module) -> None:
     """Raises UserError where the thresholds do not fit the model."""
     if not fits(calibration, model):
         own, exits = fingerprint(model), len(getattr(model, "stages", [model]))
-        raise UserError(f"thresholds of another model: they are for {len(calibration.costs)} exits and the weights "
-                        f"{calibration.fingerprint[:8]}, and this one has {exits} and {own[:8]}: calibrate it anew")
+        raise UserError(
+            f"thresholds of another model: they are for {len(calibration.costs)} exits and the weights "
+            f"{calibration.fingerprint[:8]}, and this one has {exits} and {own[:8]}: calibrate it anew"
+        )

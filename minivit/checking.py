@@ -9,6 +9,7 @@ along random directions v over everything at once, which sees every element a li
 
 Accuracy. `accuracy.py` has the rule.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ STEP = 1e-5
 # What may remain for sums of many terms and sharp curvature, and still far below what any wrong formula causes: a gradient that is wrong in
 # one element of a million, by its own size, moves a direction by 1e-3 of what it is.
 TOLERANCE = 1e-6
+
+
 class GradientError(RuntimeError):
     """A gradient differs from the central difference; the message names the input, the index and both values."""
 
@@ -95,9 +98,17 @@ def _at(array: np.ndarray, index: tuple[int, ...]) -> Callable[[float], None]:
     return move
 
 
-def compare(tally: Tally, what: str, evaluate: Callable[[], Sequence[np.ndarray]], weights: Sequence[np.ndarray],
-            variables: Mapping[str, np.ndarray], gradients: Mapping[str, np.ndarray], rng: np.random.Generator, directions: int,
-            elements: int) -> None:
+def compare(
+    tally: Tally,
+    what: str,
+    evaluate: Callable[[], Sequence[np.ndarray]],
+    weights: Sequence[np.ndarray],
+    variables: Mapping[str, np.ndarray],
+    gradients: Mapping[str, np.ndarray],
+    rng: np.random.Generator,
+    directions: int,
+    elements: int,
+) -> None:
     """Hold `gradients` of Σ weights·evaluate() against central differences.
 
     variables: float64 arrays that `evaluate` reads; they are moved, and put back. elements: of each variable, all where it has no more.
@@ -111,7 +122,7 @@ def compare(tally: Tally, what: str, evaluate: Callable[[], Sequence[np.ndarray]
         vectors = [scale * rng.standard_normal(a.shape) for a, scale in zip(arrays, scales)]
         difference = slope(evaluate, weights, _along(arrays, vectors), STEP)
         given = sum(float(np.vdot(v, gradients[n])) for n, v in zip(variables, vectors))
-        norm = sum(float(np.vdot(gradients[n], gradients[n])) * scale ** 2 for n, scale in zip(variables, scales)) ** 0.5
+        norm = sum(float(np.vdot(gradients[n], gradients[n])) * scale**2 for n, scale in zip(variables, scales)) ** 0.5
         _judge(tally, given, difference, norm, rounding, f"{what}: along a direction over {', '.join(variables)}")
         tally.directions += 1
     for (name, array), scale in zip(variables.items(), scales):
@@ -121,13 +132,24 @@ def compare(tally: Tally, what: str, evaluate: Callable[[], Sequence[np.ndarray]
             index = tuple(int(i) for i in np.unravel_index(position, array.shape))
             difference = slope(evaluate, weights, _at(array, index), STEP * scale)
             given = float(gradients[name][index])
-            _judge(tally, given, difference, size + max(abs(given), abs(difference)), rounding / scale,
-                   f"{what}: d{name}[{', '.join(map(str, index))}]")
+            _judge(
+                tally,
+                given,
+                difference,
+                size + max(abs(given), abs(difference)),
+                rounding / scale,
+                f"{what}: d{name}[{', '.join(map(str, index))}]",
+            )
             tally.elements += 1
 
 
-def _rounding(evaluate: Callable[[], Sequence[np.ndarray]], weights: Sequence[np.ndarray], arrays: Sequence[np.ndarray],
-              scales: Sequence[float], rng: np.random.Generator) -> float:
+def _rounding(
+    evaluate: Callable[[], Sequence[np.ndarray]],
+    weights: Sequence[np.ndarray],
+    arrays: Sequence[np.ndarray],
+    scales: Sequence[float],
+    rng: np.random.Generator,
+) -> float:
     """By about how much roundings change Σ weights·evaluate().
 
     A result carries the roundings of its own size, those of the numbers it was made of even where it is 0, and what becomes of one
@@ -135,7 +157,7 @@ def _rounding(evaluate: Callable[[], Sequence[np.ndarray]], weights: Sequence[np
     """
     unit = float(np.finfo(np.float64).eps)
     results = evaluate()
-    own = sum(float(np.sum(w ** 2 * (r ** 2 + max(scales) ** 2))) for w, r in zip(weights, results)) ** 0.5
+    own = sum(float(np.sum(w**2 * (r**2 + max(scales) ** 2))) for w, r in zip(weights, results)) ** 0.5
     move = _along(arrays, [a * rng.choice((-1.0, 1.0), a.shape) for a in arrays])
     move(unit)
     moved = sum(float(np.sum((w * (r - other)) ** 2)) for w, r, other in zip(weights, results, evaluate())) ** 0.5
@@ -162,13 +184,29 @@ def check_gradients(call: Call, implementation: str, rng: np.random.Generator, d
         outputs = call.forward(implementation)
         return [outputs[n] for n in present]
 
-    compare(tally, call.op.name, evaluate, [weights[n] for n in present], {n: call.inputs[n] for n in gradients}, gradients, rng,
-            directions, elements)
+    compare(
+        tally,
+        call.op.name,
+        evaluate,
+        [weights[n] for n in present],
+        {n: call.inputs[n] for n in gradients},
+        gradients,
+        rng,
+        directions,
+        elements,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ ops and models
-def check_op(op: Op, implementation: str = "cpu", *, cases: Sequence[Mapping[str, Any]] | None = None, seed: int = 0, directions: int = 2,
-             work: float = 2e7) -> list[Report]:
+def check_op(
+    op: Op,
+    implementation: str = "cpu",
+    *,
+    cases: Sequence[Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    directions: int = 2,
+    work: float = 2e7,
+) -> list[Report]:
     """Check one implementation of an op on its cases (or these), with large ones shrunk: gradients in float64, accuracy in every dtype.
 
     work: about how many operations the element-by-element differences of one input of one case may take (at least 2 and at most 100
@@ -188,7 +226,7 @@ def check_op(op: Op, implementation: str = "cpu", *, cases: Sequence[Mapping[str
             if op.backward and dtype == np.float64:
                 shapes = [None if a is None else a.shape for a in call.inputs.values()]
                 touched = sum(prod(s) for s in shapes if s is not None)
-                effort = op.cost(*shapes, *call.constants.values()).forward + 20 * touched      # an element moved costs about 20 operations
+                effort = op.cost(*shapes, *call.constants.values()).forward + 20 * touched  # an element moved costs about 20 operations
                 elements = int(np.clip(work / effort, 2, 100))
                 check_gradients(call, implementation, rng, directions, elements, gradients)
     rows = [("float64", "differences", gradients)] if op.backward else []
@@ -208,7 +246,7 @@ def check_model(model: Module, images: np.ndarray, *, name: str = "model", seed:
     other = next((f"{n} is {p.dtype}" for n, p in parameters.items() if p.dtype != np.float64), None)
     if other:
         raise UserError(f'gradients are checked in float64: {other}; create the model with dtype="float64"')
-    images = np.array(images, np.float64)               # (B, C, H, W)
+    images = np.array(images, np.float64)  # (B, C, H, W)
     state = {n: p.data.copy() for n, p in parameters.items()}
 
     def answer(given: Tensor) -> Tensor:
@@ -231,8 +269,17 @@ def check_model(model: Module, images: np.ndarray, *, name: str = "model", seed:
         result.backward(weights)
         leaves = {**parameters, "images": source}
         gradients = {n: np.zeros(t.shape) if t.grad is None else t.grad.numpy().copy() for n, t in leaves.items()}
-        compare(tally, name, evaluate, [weights], {**{n: p.data for n, p in parameters.items()}, "images": images}, gradients, rng,
-                directions, elements)
+        compare(
+            tally,
+            name,
+            evaluate,
+            [weights],
+            {**{n: p.data for n, p in parameters.items()}, "images": images},
+            gradients,
+            rng,
+            directions,
+            elements,
+        )
     finally:
         model.zero_grad()
         for n, p in parameters.items():
@@ -240,8 +287,9 @@ def check_model(model: Module, images: np.ndarray, *, name: str = "model", seed:
     return Report(name, "cpu", "float64", "differences", tally.directions, tally.elements, tally.worst, tally.failure)
 
 
-def check(names: Sequence[str] = (), models: Mapping[str, Callable[[], tuple[Module, np.ndarray]]] | None = None,
-          implementation: str = "cpu") -> Iterator[Report]:
+def check(
+    names: Sequence[str] = (), models: Mapping[str, Callable[[], tuple[Module, np.ndarray]]] | None = None, implementation: str = "cpu"
+) -> Iterator[Report]:
     """The table of `minivit gradcheck`, line by line as it is computed.
 
     names: of ops and of models; none means every op and every one of `models`.
@@ -308,6 +356,7 @@ def gradcheck(function: Callable[..., Tensor], inputs: Any, *, eps: float = 1e-6
         for index in np.ndindex(array.shape):
             difference = slope(evaluate, [weights], _at(array, index), eps)
             if not abs(gradient[index] - difference) <= atol + rtol * abs(difference):
-                raise GradientError(f"input {i}, index {index}: backward gives {gradient[index]:.10g}, "
-                                    f"the central difference {difference:.10g}")
+                raise GradientError(
+                    f"input {i}, index {index}: backward gives {gradient[index]:.10g}, the central difference {difference:.10g}"
+                )
     return True

@@ -1,13 +1,14 @@
 """Run folders and model files, written so that a reader finds the old content or the new, never a part.
 
-    config.json         everything needed to repeat the run: each argument of `train` as it was resolved, the versions, the data in one line
-    metrics.jsonl       a line an epoch: epoch, train_loss, test_loss, test_accuracy, learning_rate, seconds, images_per_second;
-                        of a cascade also exit_accuracies
-    model.safetensors   the weights as they were tested after the last finished epoch; in its metadata, as JSON, the model's
-                        configuration ("model"), "class_names", "preprocessing", "training_sketch" (`data/sketch.py`),
-                        and a cascade's thresholds ("calibration")
-    curves.png          the learning curves
+config.json         everything needed to repeat the run: each argument of `train` as it was resolved, the versions, the data in one line
+metrics.jsonl       a line an epoch: epoch, train_loss, test_loss, test_accuracy, learning_rate, seconds, images_per_second;
+                    of a cascade also exit_accuracies
+model.safetensors   the weights as they were tested after the last finished epoch; in its metadata, as JSON, the model's
+                    configuration ("model"), "class_names", "preprocessing", "training_sketch" (`data/sketch.py`),
+                    and a cascade's thresholds ("calibration")
+curves.png          the learning curves
 """
+
 from __future__ import annotations
 
 import json

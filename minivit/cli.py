@@ -3,6 +3,7 @@
 Results go to standard output, progress and errors to standard error. Exit status: 0; 1 where a gradient check fails; 2 for a mistake of
 the user's, told in one line; 130 for an interrupt. Nothing heavy is imported before a command needs it.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"minivit: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
-    except BrokenPipeError:                             # `minivit ... | head` has read enough
+    except BrokenPipeError:  # `minivit ... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -101,7 +102,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if not name.startswith("-") and name not in COMMANDS:
         raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}: choose {', '.join(COMMANDS)}")
     subparsers = {n: commands.add_parser(n, help=c.help, description=c.help, allow_abbrev=False) for n, c in COMMANDS.items()}
-    if name in COMMANDS:                                # the others' options need not be known, nor what they import
+    if name in COMMANDS:  # the others' options need not be known, nor what they import
         COMMANDS[name].configure(subparsers[name])
         subparsers[name].add_argument("--json", action="store_true", help="print the result as JSON")
     options, unknown = parser.parse_known_args(arguments or ["--help"])
@@ -116,7 +117,7 @@ def _print_json(value: Any) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------------------ train
-NOT_OPTIONS = {"model_options", "progress"}             # of train(): the first is --model-option, the second depends on --quiet
+NOT_OPTIONS = {"model_options", "progress"}  # of train(): the first is --model-option, the second depends on --quiet
 
 
 def _configure_train(parser: argparse.ArgumentParser) -> None:
@@ -133,14 +134,15 @@ def _configure_train(parser: argparse.ArgumentParser) -> None:
         else:
             shown = "" if default is None else f" (default: {default})"
             parser.add_argument(flag, type=kind, default=default, metavar=kind.__name__.upper(), help=told[name] + shown)
-    parser.add_argument("--model-option", action="append", default=[], metavar="NAME=VALUE",
-                        help=told["model_options"] + "; may be repeated")
+    parser.add_argument(
+        "--model-option", action="append", default=[], metavar="NAME=VALUE", help=told["model_options"] + "; may be repeated"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
 
 
 def _simplest(hint: Any) -> Any:
     """The type that a word of the command line is turned into: the first of int, float, bool and str that the annotation allows."""
-    allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)        # Python 3.10 makes a Union of a default None
+    allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)  # Python 3.10 makes a Union of a default None
     return next((t for t in (bool, int, float) if t in allowed), str)
 
 
@@ -197,11 +199,13 @@ def _run_eval(options: argparse.Namespace) -> int:
     loss, accuracies = evaluate(classifier.predictor, dataset.test_images, dataset.test_labels, kept.mean, kept.std, dataset.num_classes)
     number = len(dataset.test_images)
     if options.json:
-        _print_json({"test_accuracy": accuracies[-1], "exit_accuracies": accuracies, "test_loss": loss, "images": number,
-                     "data": dataset.name})
+        _print_json(
+            {"test_accuracy": accuracies[-1], "exit_accuracies": accuracies, "test_loss": loss, "images": number, "data": dataset.name}
+        )
     else:
-        print(f"test accuracy {100 * accuracies[-1]:.1f} %{_by_exit(accuracies)} · test loss {loss:.4f} · {number} images of "
-              f"{dataset.name}")
+        print(
+            f"test accuracy {100 * accuracies[-1]:.1f} %{_by_exit(accuracies)} · test loss {loss:.4f} · {number} images of {dataset.name}"
+        )
     return 0
 
 
@@ -215,8 +219,13 @@ def _test_data(options: argparse.Namespace, classifier: Classifier) -> Dataset:
 def _configure_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder, its name below runs/, or a .safetensors file of minivit")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
-    parser.add_argument("--budget", type=float, metavar="FLOAT", help="of a calibrated cascade: largest mean cost of an image, in the unit "
-                        "of its calibration; without it every image goes to the last exit")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        metavar="FLOAT",
+        help="of a calibrated cascade: largest mean cost of an image, in the unit "
+        "of its calibration; without it every image goes to the last exit",
+    )
     _add_precision(parser)
     _add_threads(parser)
 
@@ -226,14 +235,21 @@ def _run_predict(options: argparse.Namespace) -> int:
 
     classifier = load(options.run, options.precision, options.device)
     prediction = classifier.predict(options.images, options.budget)
-    rows = [{"path": path, "label": name, "probability": max(probabilities)}
-            for path, name, probabilities in zip(options.images, prediction.names, prediction.probabilities.tolist())]
+    rows = [
+        {"path": path, "label": name, "probability": max(probabilities)}
+        for path, name, probabilities in zip(options.images, prediction.names, prediction.probabilities.tolist())
+    ]
     if classifier.predictor.stages > 1:
-        rows = [{**row, "exit": exit + 1, "macs": macs}
-                for row, exit, macs in zip(rows, prediction.exits.tolist(), prediction.macs.tolist())]
+        rows = [
+            {**row, "exit": exit + 1, "macs": macs} for row, exit, macs in zip(rows, prediction.exits.tolist(), prediction.macs.tolist())
+        ]
     if options.json:
-        _print_json([{**row, "probabilities": dict(zip(prediction.class_names, probabilities))}
-                     for row, probabilities in zip(rows, prediction.probabilities.tolist())])
+        _print_json(
+            [
+                {**row, "probabilities": dict(zip(prediction.class_names, probabilities))}
+                for row, probabilities in zip(rows, prediction.probabilities.tolist())
+            ]
+        )
     else:
         for row in rows:
             path, label, probability, *taken = row.values()
@@ -244,15 +260,32 @@ def _run_predict(options: argparse.Namespace) -> int:
 # ------------------------------------------------------------------------------------------------------------------------ calibrate
 def _configure_calibrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder of a cascade, its name below runs/, or a .safetensors file of minivit")
-    parser.add_argument("--data", metavar="STR", help="test images: a name, folder or .npz file (default: those of the run); half of "
-                        "each class calibrates, the other half tests")
-    parser.add_argument("--budgets", type=float, nargs="+", metavar="FLOAT", help="largest mean costs of an image (default: 8, from all "
-                        "images at the first exit to all at the last)")
-    parser.add_argument("--unit", default="share", metavar="STR", help="of the budgets: share of the multiply-adds of all exits together, "
-                        "macs (multiply-adds), or ms (milliseconds an image on this machine) (default: share)")
+    parser.add_argument(
+        "--data",
+        metavar="STR",
+        help="test images: a name, folder or .npz file (default: those of the run); half of each class calibrates, the other half tests",
+    )
+    parser.add_argument(
+        "--budgets",
+        type=float,
+        nargs="+",
+        metavar="FLOAT",
+        help="largest mean costs of an image (default: 8, from all images at the first exit to all at the last)",
+    )
+    parser.add_argument(
+        "--unit",
+        default="share",
+        metavar="STR",
+        help="of the budgets: share of the multiply-adds of all exits together, "
+        "macs (multiply-adds), or ms (milliseconds an image on this machine) (default: share)",
+    )
     parser.add_argument("--method", default="exact", metavar="STR", help="exact, or sweep: the authors' rule (default: exact)")
-    parser.add_argument("--confidence", default="max", metavar="STR", help="what makes an image stop: max, the largest probability, "
-                        "entropy or margin (default: max)")
+    parser.add_argument(
+        "--confidence",
+        default="max",
+        metavar="STR",
+        help="what makes an image stop: max, the largest probability, entropy or margin (default: max)",
+    )
     parser.add_argument("--batch-size", type=int, default=64, metavar="INT", help="images that are measured together for ms (default: 64)")
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read, and name them")
     _add_precision(parser)
@@ -270,21 +303,33 @@ def _run_calibrate(options: argparse.Namespace) -> int:
     dataset = _test_data(options, classifier)
     images, labels = dataset.test_images, dataset.test_labels
     half, rest = halves(labels)
-    found = calibrate(classifier, images[half], labels[half], options.budgets, options.unit, options.method, options.confidence,
-                      options.batch_size)
+    found = calibrate(
+        classifier, images[half], labels[half], options.budgets, options.unit, options.method, options.confidence, options.batch_size
+    )
     sure, correct = measured_exits(classifier.predictor, classifier.preprocessing.batches(images[rest]), labels[rest], found.confidence)
     tested = [outcome(thresholds, sure, correct, found.costs) for thresholds in found.thresholds]
     file = find_model(Path(options.run))
     classifier.save(file)
     if options.json:
-        _print_json({"file": str(file), "data": dataset.name, "calibration": found.to_json(),
-                     "unseen": {"images": len(rest), "exit_accuracies": correct.mean(0).tolist(),
-                                "outcomes": [each._asdict() for each in tested]}})
+        _print_json(
+            {
+                "file": str(file),
+                "data": dataset.name,
+                "calibration": found.to_json(),
+                "unseen": {
+                    "images": len(rest),
+                    "exit_accuracies": correct.mean(0).tolist(),
+                    "outcomes": [each._asdict() for each in tested],
+                },
+            }
+        )
         return 0
     print(f"{found.images} images of {dataset.name} for calibration, {len(rest)} others for testing; accuracies and shares in %\n")
     _print_calibration(found, correct.mean(0), tested)
-    print(f"\nsaved with the model: {file}\nuse: minivit predict {options.run} IMAGE ... --budget {found.budgets[0]:.6g}   (any of these: "
-          f"{', '.join(f'{budget:.6g}' for budget in found.budgets)})")
+    print(
+        f"\nsaved with the model: {file}\nuse: minivit predict {options.run} IMAGE ... --budget {found.budgets[0]:.6g}   (any of these: "
+        f"{', '.join(f'{budget:.6g}' for budget in found.budgets)})"
+    )
     return 0
 
 
@@ -292,18 +337,31 @@ def _print_calibration(found: Calibration, exit_accuracies: np.ndarray, tested: 
     """exit_accuracies, tested: on other images, by exit and by budget."""
     scale, unit = {"macs": (1e-6, "M"), "ms": (1, "ms"), "share": (100, "%")}[found.unit]
     alone = zip(found.macs, found.costs, found.exit_accuracies, exit_accuracies)
-    print(_table(["exit alone", "M multiply-adds", f"cost, {unit}", "calibration: accuracy", "testing: accuracy"],
-                 [[str(k), f"{macs / 1e6:.3f}", f"{scale * cost:.3f}", f"{100 * calibrated:.2f}", f"{100 * unseen:.2f}"]
-                  for k, (macs, cost, calibrated, unseen) in enumerate(alone, 1)]) + "\n")
+    print(
+        _table(
+            ["exit alone", "M multiply-adds", f"cost, {unit}", "calibration: accuracy", "testing: accuracy"],
+            [
+                [str(k), f"{macs / 1e6:.3f}", f"{scale * cost:.3f}", f"{100 * calibrated:.2f}", f"{100 * unseen:.2f}"]
+                for k, (macs, cost, calibrated, unseen) in enumerate(alone, 1)
+            ],
+        )
+        + "\n"
+    )
 
     def cells(accuracy: float, cost: float, shares: Sequence[float]) -> list[str]:
         return [f"{100 * accuracy:.2f}", f"{scale * cost:.3f}", " ".join(f"{100 * share:4.1f}" for share in shares)]
 
     columns = ("accuracy", f"cost, {unit}", "by exit")
     calibrated = map(cells, found.accuracies, found.mean_costs, found.exit_shares)
-    print(_table([f"budget, {unit}", "thresholds", f"calibration: {columns[0]}", *columns[1:], f"testing: {columns[0]}", *columns[1:]],
-                 [[f"{scale * budget:.3f}", " ".join(map(_threshold, thresholds)), *before, *cells(*unseen)]
-                  for budget, thresholds, before, unseen in zip(found.budgets, found.thresholds, calibrated, tested)]))
+    print(
+        _table(
+            [f"budget, {unit}", "thresholds", f"calibration: {columns[0]}", *columns[1:], f"testing: {columns[0]}", *columns[1:]],
+            [
+                [f"{scale * budget:.3f}", " ".join(map(_threshold, thresholds)), *before, *cells(*unseen)]
+                for budget, thresholds, before, unseen in zip(found.budgets, found.thresholds, calibrated, tested)
+            ],
+        )
+    )
 
 
 def _threshold(value: float) -> str:
@@ -321,11 +379,21 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _configure_plot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder, its name below runs/, or a .safetensors file of minivit")
     parser.add_argument("--data", metavar="STR", help="test images: a name, folder or .npz file (default: those of the run)")
-    parser.add_argument("--image", dest="images", nargs="+", default=[], metavar="FILE", help="images that attention is laid over, each "
-                        "head's over the first of them (default: some of the test images)")
+    parser.add_argument(
+        "--image",
+        dest="images",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="images that attention is laid over, each head's over the first of them (default: some of the test images)",
+    )
     parser.add_argument("--out", metavar="FOLDER", help="where the pictures go (default: the run folder)")
-    parser.add_argument("--budget", type=float, metavar="FLOAT", help="of a calibrated cascade, for the pictures of its exits (default: "
-                        "the smallest that is as accurate as the last exit)")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        metavar="FLOAT",
+        help="of a calibrated cascade, for the pictures of its exits (default: the smallest that is as accurate as the last exit)",
+    )
     parser.add_argument("--skip-bad-images", action="store_true", help="leave out test images that cannot be read, and name them")
     _add_threads(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
@@ -334,8 +402,15 @@ def _configure_plot(parser: argparse.ArgumentParser) -> None:
 def _run_plot(options: argparse.Namespace) -> int:
     from .plots import draw_run
 
-    paths = draw_run(options.run, options.data, options.images, options.out, options.budget, skip_bad_images=options.skip_bad_images,
-                     progress=not options.quiet)
+    paths = draw_run(
+        options.run,
+        options.data,
+        options.images,
+        options.out,
+        options.budget,
+        skip_bad_images=options.skip_bad_images,
+        progress=not options.quiet,
+    )
     if options.json:
         _print_json([str(path) for path in paths])
     else:
@@ -352,7 +427,7 @@ def _run_gradcheck(options: argparse.Namespace) -> int:
     from .checking import check
     from .models import list_models
 
-    smallest = {name.partition("_nano_")[0]: name for name in list_models("*_nano_*8")}     # of each family
+    smallest = {name.partition("_nano_")[0]: name for name in list_models("*_nano_*8")}  # of each family
     models = {name: _model_to_check(name) for name in (list_models() if options.names else smallest.values())}
     names = [smallest.get(name, name) for name in options.names]
     reports: list[Report] = []
@@ -362,13 +437,17 @@ def _run_gradcheck(options: argparse.Namespace) -> int:
             if not reports:
                 print(header)
             verdict = "ok" if report.passed else "FAILED"
-            print(f"{verdict:<6} {report.name:<24} {report.backend:<9} {report.dtype:<8} {report.against:<11} {report.directions:>10} "
-                  f"{report.elements:>9}  {report.worst:.1e}", flush=True)
+            print(
+                f"{verdict:<6} {report.name:<24} {report.backend:<9} {report.dtype:<8} {report.against:<11} {report.directions:>10} "
+                f"{report.elements:>9}  {report.worst:.1e}",
+                flush=True,
+            )
         reports.append(report)
     failures = [report.failure for report in reports if not report.passed]
     if options.json:
-        _print_json([{**asdict(report), "worst": report.worst if isfinite(report.worst) else None, "passed": report.passed}
-                     for report in reports])
+        _print_json(
+            [{**asdict(report), "worst": report.worst if isfinite(report.worst) else None, "passed": report.passed} for report in reports]
+        )
     for failure in failures:
         print(f"minivit: {failure}", file=sys.stderr)
     return 1 if failures else 0
@@ -409,10 +488,14 @@ def _run_info(options: argparse.Namespace) -> int:
 COMMANDS = {
     "train": Command("train a model; without options, a small vision transformer on handwritten digits", _configure_train, _run_train),
     "eval": Command("test accuracy of a trained model", _configure_eval, _run_eval),
-    "predict": Command("label images: path, label and probability, a line each; of a cascade also the exit and its million multiply-adds",
-                       _configure_predict, _run_predict),
-    "calibrate": Command("thresholds by which a cascade stops early, for budgets; they are saved with the model", _configure_calibrate,
-                         _run_calibrate),
+    "predict": Command(
+        "label images: path, label and probability, a line each; of a cascade also the exit and its million multiply-adds",
+        _configure_predict,
+        _run_predict,
+    ),
+    "calibrate": Command(
+        "thresholds by which a cascade stops early, for budgets; they are saved with the model", _configure_calibrate, _run_calibrate
+    ),
     "plot": Command("draw all pictures that fit a run into its folder; the path of each, a line each", _configure_plot, _run_plot),
     "gradcheck": Command("check the kernels' gradients and accuracy on this machine", _configure_gradcheck, _run_gradcheck),
     "info": Command("what minivit sees of this machine; of a model, its parameters and multiply-adds", _configure_info, _run_info),

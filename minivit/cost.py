@@ -9,6 +9,7 @@
 Activations are the numbers that its ops make of one image, about what training keeps for a backward. Nothing is computed for it: the
 model runs without its kernels (`tensor.trace`), and each op tells what it would cost.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -26,9 +27,9 @@ from .tensor import Tensor, trace
 class ModelCost:
     """Multiply-adds of the forward for one image, in evaluation mode, and activations. As text, a table of the former."""
 
-    layers: Mapping[str, int]                           # by the dotted name of the module whose forward costs them, in order of execution
-    exits: tuple[int, ...]                              # of what runs up to each exit; one exit where the model has no others
-    activations: int                                    # the elements of all that its ops make, what only a backward reads included
+    layers: Mapping[str, int]  # by the dotted name of the module whose forward costs them, in order of execution
+    exits: tuple[int, ...]  # of what runs up to each exit; one exit where the model has no others
+    activations: int  # the elements of all that its ops make, what only a backward reads included
 
     @property
     def total(self) -> int:
@@ -58,7 +59,7 @@ def count(model: Any) -> ModelCost:
     with evaluating(model), trace(counter):
         exits = model.exits(images)
     layers = {name: macs for name, macs in counter.layers.items() if macs}
-    own = [0] * len(exits)                              # of each exit beyond those before it
+    own = [0] * len(exits)  # of each exit beyond those before it
     for name, macs in layers.items():
         outer, _, rest = name.partition(".")
         own[int(rest.partition(".")[0]) if outer == "stages" else 0] += macs
@@ -69,7 +70,7 @@ class _Counter:
     """A Tracer that adds the cost of each op to the innermost module that runs, and counts what ops make."""
 
     def __init__(self, model: Module) -> None:
-        self.names = {id(module): name for name, module in reversed([*model.named_modules()])}      # the first name of a shared one
+        self.names = {id(module): name for name, module in reversed([*model.named_modules()])}  # the first name of a shared one
         self.running: list[str] = []
         self.layers: dict[str, int] = {}
         self.activations = 0
@@ -82,7 +83,7 @@ class _Counter:
 
     def enter(self, module: Module) -> None:
         outer = self.running[-1] if self.running else ""
-        self.running.append(self.names.get(id(module), outer))      # one made on the way is part of the module that made it
+        self.running.append(self.names.get(id(module), outer))  # one made on the way is part of the module that made it
 
     def leave(self) -> None:
         self.running.pop()

@@ -1,4 +1,5 @@
 """Where a model's parameters lie, of which dtype they are, and what goes wrong with a GPU, in words for users."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ def room_for(images: int) -> Iterator[None]:
     try:
         yield
     except OutOfMemoryError as error:
-        fits = images * error.free // max(error.asked, 1)               # most of a step's memory grows with the batch
+        fits = images * error.free // max(error.asked, 1)  # most of a step's memory grows with the batch
         advice = f"a batch of {fits} would fit" if fits else "the model is too large for it"
         raise UserError(f"a batch of {images} images: {error}; {advice}") from error
 

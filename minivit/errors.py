@@ -1,4 +1,5 @@
 """Mistakes that a user can mend: each is one line that names the value and the way out."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ class UserError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """" (nearest: a, b)" with the known names that look most like `name`, best first; "" where none does."""
+    """ " (nearest: a, b)" with the known names that look most like `name`, best first; "" where none does."""
     by_lower = {k.lower(): k for k in known}
     close = get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
     return f" (nearest: {', '.join(by_lower[c] for c in close)})" if close else ""

@@ -1,4 +1,5 @@
 """Writing files so that a reader sees either the old content or the new, never a part."""
+
 from __future__ import annotations
 
 import os

@@ -3,6 +3,7 @@
 x is a Tensor or an array. Letters: B batch, N tokens, C channels, O outputs, H heads, D head size, K classes. Weights are in PyTorch's
 layout. An image array is (B, C, H, W).
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -18,8 +19,15 @@ from .kernels.joining import concatenation, splitting
 from .tensor import Tensor, apply
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str = "none", residual: Tensor | None = None,
-           precise: bool = False) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    precise: bool = False,
+) -> Tensor:
     """residual + activation(x @ weight.T + bias): x (..., C), weight (O, C), bias (O,), residual (..., O) -> (..., O).
 
     activation: "none", "gelu" or "gelu_tanh". precise: the result is float32 where x is bfloat16; without activation and residual.
@@ -42,8 +50,15 @@ def token_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6)
     return apply(OPS["token_layernorm"], x, weight, bias, eps=eps)
 
 
-def attention(qkv: Tensor, heads: int, scale: float | None = None, bias: Tensor | None = None, *, return_probabilities: bool = False,
-              return_logits: bool = False) -> Any:
+def attention(
+    qkv: Tensor,
+    heads: int,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    *,
+    return_probabilities: bool = False,
+    return_logits: bool = False,
+) -> Any:
     """Multi-head attention softmax(scale·q kᵀ + bias) v from packed qkv (B, N, 3·C), ordered q, k, v, then head: -> (B, N, C).
 
     scale: D^-1/2 by default. bias: broadcast to (B, H, N, N). With return_probabilities or return_logits (scaled, biased, before the
@@ -63,15 +78,21 @@ def attention(qkv: Tensor, heads: int, scale: float | None = None, bias: Tensor 
         if bias.shape[2:] != (N, N):
             bias = broadcast(bias, (*bias.shape[:2], N, N))
     context, logits, probabilities = apply(
-        OPS["attention"], qkv.reshape(B, N, 3, heads, size), bias, scale=float(size ** -0.5 if scale is None else scale),
-        keep_logits=return_logits, keep_probabilities=return_probabilities)
+        OPS["attention"],
+        qkv.reshape(B, N, 3, heads, size),
+        bias,
+        scale=float(size**-0.5 if scale is None else scale),
+        keep_logits=return_logits,
+        keep_probabilities=return_probabilities,
+    )
     context = context.reshape(B, N, channels // 3)
     extra = [t for t in (probabilities, logits) if t is not None]
     return (context, *extra) if extra else context
 
 
-def patch_projection(images: Tensor, weight: Tensor, bias: Tensor | None = None,
-                     stride: int | Sequence[int] | None = None, padding: int | Sequence[int] = 0) -> Tensor:
+def patch_projection(
+    images: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] | None = None, padding: int | Sequence[int] = 0
+) -> Tensor:
     """Project each patch: images (B, C, H, W), weight (O, C, P, Q) -> (B, rows·columns, O), patches in reading order.
 
     stride: the patch's own size by default, so that patches do not overlap. Source: 2010.11929, section 3.1 (a convolution).
@@ -100,14 +121,16 @@ def resample(x: Tensor, old: int, new: int, method: str, class_token: str = "non
     return apply(OPS["resample"], x, old=old, new=new, method=method, class_token=class_token)
 
 
-def channel_mixing_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *, residual: Tensor | None = None,
-                       approximate: str = "none") -> Tensor:
+def channel_mixing_mlp(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *, residual: Tensor | None = None, approximate: str = "none"
+) -> Tensor:
     """residual + gelu(x @ w1.T + b1) @ w2.T + b2: x (B, N, C), w1 (F, C), w2 (O, F) -> (B, N, O) (2105.01601, equation 1)."""
     return apply(OPS["channel_mixing"], x, w1, b1, w2, b2, residual, approximate=approximate)
 
 
-def token_mixing_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *, residual: Tensor | None = None,
-                     approximate: str = "none") -> Tensor:
+def token_mixing_mlp(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *, residual: Tensor | None = None, approximate: str = "none"
+) -> Tensor:
     """The same MLP over the token axis: x (B, N, C), w1 (F, N), w2 (O, F) -> (B, O, C) (2105.01601, equation 1)."""
     return apply(OPS["token_mixing"], x, w1, b1, w2, b2, residual, approximate=approximate)
 

@@ -1,4 +1,5 @@
 """What `minivit info` tells: the machine as the kernels see it, and the versions underneath; or what a model is and costs."""
+
 from __future__ import annotations
 
 import os
@@ -15,10 +16,29 @@ from . import __version__
 from .errors import UserError, nearest
 
 # The instruction sets that decide how fast a product is, as llvmlite names them.
-INSTRUCTIONS = ("sse4.2", "avx", "f16c", "fma", "avx2", "avxvnni", "avx512f", "avx512bw", "avx512vnni", "avx512bf16", "avx512fp16",
-                "amx-tile", "amx-bf16", "amx-int8", "neon", "bf16", "i8mm", "sve", "sve2", "sme")
-PACKAGES = ("numpy", "numba", "llvmlite", "safetensors", "pillow", "tqdm", "pooch", "matplotlib", "cupy-cuda13x",
-            "ml_dtypes")
+INSTRUCTIONS = (
+    "sse4.2",
+    "avx",
+    "f16c",
+    "fma",
+    "avx2",
+    "avxvnni",
+    "avx512f",
+    "avx512bw",
+    "avx512vnni",
+    "avx512bf16",
+    "avx512fp16",
+    "amx-tile",
+    "amx-bf16",
+    "amx-int8",
+    "neon",
+    "bf16",
+    "i8mm",
+    "sve",
+    "sve2",
+    "sme",
+)
+PACKAGES = ("numpy", "numba", "llvmlite", "safetensors", "pillow", "tqdm", "pooch", "matplotlib", "cupy-cuda13x", "ml_dtypes")
 
 
 def collect() -> dict[str, Any]:
@@ -39,7 +59,7 @@ def collect() -> dict[str, Any]:
         "threads": cpu.threads(),
         "most_threads": cpu.most_threads(),
         "precision": fastest(),
-        "threading_layer": numba.threading_layer(),      # known, for `cpu` has loaded a parallel loop
+        "threading_layer": numba.threading_layer(),  # known, for `cpu` has loaded a parallel loop
         "blas": _blas(),
         "gpu": gpu,
         "gpu_note": reason,
@@ -75,13 +95,13 @@ def collect_model(name: str) -> dict[str, Any]:
 
     if name in PRESETS or name in FAMILIES:
         known = {field.name for field in fields((FAMILIES.get(name) or PRESETS[name]).Config)}
-        options: dict[str, Any] = {"init": "zeros"} if "init" in known else {}                  # so that the largest takes no time either
+        options: dict[str, Any] = {"init": "zeros"} if "init" in known else {}  # so that the largest takes no time either
         model = create_model(name, **options)
     elif Path(name).expanduser().exists() or Path("runs", name).exists():
         model = load(name).model
     else:
         raise UserError(f"{name} is no model{nearest(name, [*PRESETS, *FAMILIES])} and no run: list_models() names the models")
-    parameters = {id(p): p for p in model.parameters()}.values()        # a shared one once
+    parameters = {id(p): p for p in model.parameters()}.values()  # a shared one once
     config, cost = model.config, model.cost()
     return {
         "model": model.name,

@@ -4,6 +4,7 @@ A model names its distributions in one table, {pattern of names: Initialiser}; t
 what fits none stays as its layer made it (zero, or one for the scale of a normalisation). Every parameter has a generator of its own, keyed
 by the seed and its name, so that a value depends on nothing that was built before it.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -43,23 +44,27 @@ def uniform(limit: float) -> Initialiser:
 
 def truncated_normal(std: float, limit: float = 2.0) -> Initialiser:
     """Normal, without what lies beyond ±limit (an absolute value, as in timm's trunc_normal_, not a multiple of std)."""
+
     def draw(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         values = rng.normal(0.0, std, shape)
         while (outside := np.abs(values) > limit).any():
             values[outside] = rng.normal(0.0, std, int(outside.sum()))
         return values
+
     return draw
 
 
 def lecun_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Normal of variance 1 / fan_in, cut at two standard deviations and widened again to that variance, as in Flax and timm."""
-    std = sqrt(1.0 / prod(shape[1:])) / 0.87962566103423978         # the standard deviation of a unit normal cut at ±2
+    std = sqrt(1.0 / prod(shape[1:])) / 0.87962566103423978  # the standard deviation of a unit normal cut at ±2
     return truncated_normal(std, 2 * std)(rng, shape)
 
 
 def xavier_uniform(parts: int = 1) -> Initialiser:
     """Uniform with variance 2 / (fan_in + fan_out) (Glorot and Bengio, 2010) for a weight that stacks `parts` matrices of equal shape."""
+
     def draw(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         limit = sqrt(6.0 / (shape[1] + shape[0] // parts))
         return rng.uniform(-limit, limit, shape)
+
     return draw

@@ -3,6 +3,7 @@
 Letters: B batch, N tokens, C channels, H heads, D head size, S image size, P patch size. A layer's weights are zero (scales of
 normalisations one) until `initialisers.initialise` or `load_state_dict` fills them. Attributes carry timm's names, so parameters do.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ class Random:
         self.state = np.array([seed, 0], np.uint64)
         self.current = self.state
         self.uses = 0
-        self.active = False                             # whether any layer drops anything
+        self.active = False  # whether any layer drops anything
 
     def to(self, place: str) -> None:
         """Keep the state on "cpu" or "cuda"."""
@@ -47,7 +48,7 @@ class Random:
     def advance(self) -> None:
         """Go to the next step. Kernels do it, so that a recorded plan does too."""
         advance(self.state)
-        self.current = device.like(self.state)          # a new one: an earlier pass may still await its backward
+        self.current = device.like(self.state)  # a new one: an earlier pass may still await its backward
         copy(self.current, self.state, (2,), (1,), (1,))
 
 
@@ -147,8 +148,16 @@ class PatchEmbed(Module):
     around the image. Raises UserError where the image takes no such patches, or images have another shape.
     """
 
-    def __init__(self, image_size: int, patch_size: int, in_channels: int, dim: int, dtype: str = "float32", stride: int | None = None,
-                 padding: int = 0) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        in_channels: int,
+        dim: int,
+        dtype: str = "float32",
+        stride: int | None = None,
+        padding: int = 0,
+    ) -> None:
         if stride is None and image_size % patch_size:
             raise UserError(f"patch_size must divide image_size: {image_size} is not a multiple of {patch_size}")
         if patch_size > image_size + 2 * padding:
@@ -160,8 +169,10 @@ class PatchEmbed(Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1:] != self.shape:
-            raise UserError(f"images have shape {images.shape}, the model takes (B, {', '.join(map(str, self.shape))}): resize them, "
-                            "or create the model with their image_size and in_channels")
+            raise UserError(
+                f"images have shape {images.shape}, the model takes (B, {', '.join(map(str, self.shape))}): resize them, "
+                "or create the model with their image_size and in_channels"
+            )
         return F.patch_projection(images, self.proj.weight, self.proj.bias, self.stride, self.padding)
 
 
@@ -180,8 +191,16 @@ class Attention(Module):
     asked for. Raises UserError where `heads` does not divide `dim`.
     """
 
-    def __init__(self, dim: int, heads: int, random: Random, qkv_bias: bool = True, attn_drop: float = 0.0, proj_drop: float = 0.0,
-                 dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        random: Random,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        dtype: str = "float32",
+    ) -> None:
         if dim % heads:
             raise UserError(f"heads must divide dim: {dim} is not a multiple of {heads}")
         self.heads = heads
@@ -191,7 +210,7 @@ class Attention(Module):
         self.proj_drop = Dropout(proj_drop, random)
 
     def forward(self, x: Tensor, bias: Tensor | None = None, return_logits: bool = False) -> Any:
-        qkv = self.qkv(x)                               # (B, N, 3·C)
+        qkv = self.qkv(x)  # (B, N, 3·C)
         given = F.attention(qkv, self.heads, bias=bias, return_probabilities=self.attn_drop.active, return_logits=return_logits)
         context, *squares = given if isinstance(given, tuple) else (given,)
         if self.attn_drop.active:
@@ -201,7 +220,7 @@ class Attention(Module):
 
     def _dropped_context(self, qkv: Tensor, probabilities: Tensor) -> Tensor:
         B, N, channels = qkv.shape
-        v = qkv.reshape(B, N, 3, self.heads, -1)[:, :, 2].transpose(0, 2, 1, 3)         # (B, H, N, D)
+        v = qkv.reshape(B, N, 3, self.heads, -1)[:, :, 2].transpose(0, 2, 1, 3)  # (B, H, N, D)
         return (self.attn_drop(probabilities) @ v).transpose(0, 2, 1, 3).reshape(B, N, channels // 3)
 
 
@@ -211,8 +230,16 @@ class Mlp(Module):
     out: None: dim. activation: "gelu" (erf) or "gelu_tanh". `forward` adds `residual` in the same pass where nothing is dropped.
     """
 
-    def __init__(self, dim: int, hidden: int, random: Random, activation: str = "gelu", drop: float = 0.0, dtype: str = "float32",
-                 out: int | None = None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        random: Random,
+        activation: str = "gelu",
+        drop: float = 0.0,
+        dtype: str = "float32",
+        out: int | None = None,
+    ) -> None:
         self.activation = activation
         self.fc1 = Linear(dim, hidden, dtype=dtype)
         self.drop1 = Dropout(drop, random)

@@ -1,4 +1,5 @@
 """Module and Parameter: a tree of named arrays."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -126,8 +127,11 @@ class Module:
         wrong = [f"{n} is {tuple(state[n].shape)}, not {p.shape}" for n, p in own.items() if n in state and state[n].shape != p.shape]
         missing = [n for n in own if n not in state] if strict else []
         unexpected = [n for n in state if n not in own] if strict else []
-        faults = [f"{word}: {', '.join(names)}" for word, names in
-                  (("wrong shape", wrong), ("missing", missing), ("unexpected", unexpected)) if names]
+        faults = [
+            f"{word}: {', '.join(names)}"
+            for word, names in (("wrong shape", wrong), ("missing", missing), ("unexpected", unexpected))
+            if names
+        ]
         if faults:
             raise UserError("weights do not fit the model; " + "; ".join(faults))
         for name, parameter in own.items():

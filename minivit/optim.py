@@ -3,6 +3,7 @@
 Which parameters weight decay leaves alone is `decays`. What changes from step to step, learning rate and step number, lies in arrays,
 so that a recorded step can be replayed.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ from .kernels.copying import convert, fill
 from .models import Model
 from .module import Module, Parameter
 
-NO_DECAY = ("bias", "cls_token", "pos_embed", "cls_pos_embed")         # the last part of such a parameter's name
+NO_DECAY = ("bias", "cls_token", "pos_embed", "cls_pos_embed")  # the last part of such a parameter's name
 
 
 def decays(name: str, parameter: Parameter) -> bool:
@@ -62,13 +63,13 @@ class FlatParameters:
         padded = [-(-p.size // line) * line for p in decayed + others]
         self.parameters = decayed + others
         self.size = sum(p.size for p in self.parameters)
-        self.decayed = sum(padded[:len(decayed)])
+        self.decayed = sum(padded[: len(decayed)])
         self.place = place
         values = np.zeros(sum(padded), dtype)
         self.gradient = device.copied(np.zeros_like(values), place)
         starts = self._starts = np.cumsum([0, *padded]).tolist()
         for parameter, start in zip(self.parameters, starts):
-            values[start:start + parameter.size] = parameter.data.reshape(-1)
+            values[start : start + parameter.size] = parameter.data.reshape(-1)
         model.to(place)
         self.data = device.copied(values, place)
         for parameter, start in zip(self.parameters, starts):
@@ -90,7 +91,7 @@ class FlatParameters:
         copy = device.empty(self.data.shape, device.BFLOAT16, self.place)
         convert(copy, self.data)
         for parameter, start in zip(self.parameters, self._starts):
-            parameter.narrow = copy[start:start + parameter.size].reshape(parameter.shape)
+            parameter.narrow = copy[start : start + parameter.size].reshape(parameter.shape)
         try:
             yield
         finally:
@@ -148,7 +149,7 @@ class Hyper:
     def set(self, which: int, value: float) -> None:
         if value != self._known[which]:
             self._known[which] = value
-            device.assign(self.array[which:which + 1], self._known[which:which + 1])
+            device.assign(self.array[which : which + 1], self._known[which : which + 1])
 
 
 class Optimizer:
@@ -220,8 +221,16 @@ class Optimizer:
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (1711.05101), in PyTorch's form. Raises UserError for values out of range."""
 
-    def __init__(self, flat: FlatParameters, lr: float = 1e-3, weight_decay: float = 0.05, clip_norm: float | None = None,
-                 ema: float | None = None, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> None:
+    def __init__(
+        self,
+        flat: FlatParameters,
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        clip_norm: float | None = None,
+        ema: float | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
         super().__init__(flat, lr, weight_decay, clip_norm, ema)
         _check_between(0, 1, **{"betas[0]": betas[0], "betas[1]": betas[1]})
         if not 0 < eps < inf:
@@ -237,8 +246,16 @@ class AdamW(Optimizer):
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum, in PyTorch's form: weight decay is a part of the gradient."""
 
-    def __init__(self, flat: FlatParameters, lr: float = 0.1, weight_decay: float = 0.0, clip_norm: float | None = None,
-                 ema: float | None = None, momentum: float = 0.9, nesterov: bool = False) -> None:
+    def __init__(
+        self,
+        flat: FlatParameters,
+        lr: float = 0.1,
+        weight_decay: float = 0.0,
+        clip_norm: float | None = None,
+        ema: float | None = None,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+    ) -> None:
         super().__init__(flat, lr, weight_decay, clip_norm, ema)
         _check_between(0, 1, momentum=momentum)
         self.hyper.set(MOMENTUM, momentum)

@@ -5,6 +5,7 @@ Buffers that are never alive together then share memory in one arena, and the ca
 bands and argument table, which one compiled loop runs; on a GPU a CUDA graph. So the first step runs, and all later ones.
 Inputs, parameters, learning rate and random state live in arrays that exist before the recording; everything else is a constant.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -42,7 +43,7 @@ class Plan:
         self.threads = cpu.threads()
         self.labels = [(work, call[0].label) for i, (work, call) in enumerate(zip(recording.works, recording.calls)) if i not in once]
         self._arena = device.empty((self.arena_bytes,), np.uint8, place)
-        self._keep = recording.calls                    # the arrays outside the arena must stay where they are
+        self._keep = recording.calls  # the arrays outside the arena must stay where they are
 
         def placed(value: Any) -> Any:
             if not isinstance(value, View):
@@ -75,8 +76,11 @@ def _preparations(recording: Recording, constants: set[int]) -> set[int]:
     found = set()
     for i, (kernel, _, arguments) in enumerate(recording.calls):
         arrays = [a for a in arguments if isinstance(a, View) or device.is_array(a)]
-        if kernel.prepares and isinstance(arrays[0], View) and all(
-                not isinstance(a, View) and device.address_of(a) in constants for a in arrays[1:]):
+        if (
+            kernel.prepares
+            and isinstance(arrays[0], View)
+            and all(not isinstance(a, View) and device.address_of(a) in constants for a in arrays[1:])
+        ):
             found.add(i)
             recording.permanent.add(arrays[0].serial)
     return found

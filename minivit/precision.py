@@ -1,12 +1,13 @@
 """The precisions that training and inference compute in, and which of them is the fastest here.
 
-    float32    everything in float32
-    bf16x3     float32 in memory; products as the sum of three of bfloat16 halves, whose relative error is about 1e-5
-    bfloat16   activations and their gradients in bfloat16, products of bfloat16 that are summed in float32; weights, their gradients,
-               statistics, softmax, the head and the loss in float32
-    float64    everything in float64, for checking
-    auto       the fastest of the others that trains as well as float32
+float32    everything in float32
+bf16x3     float32 in memory; products as the sum of three of bfloat16 halves, whose relative error is about 1e-5
+bfloat16   activations and their gradients in bfloat16, products of bfloat16 that are summed in float32; weights, their gradients,
+           statistics, softmax, the head and the loss in float32
+float64    everything in float64, for checking
+auto       the fastest of the others that trains as well as float32
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator

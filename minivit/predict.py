@@ -1,4 +1,5 @@
 """From images to logits, labels and probabilities, by a recorded plan; preprocessing travels with the model."""
+
 from __future__ import annotations
 
 import os
@@ -24,10 +25,10 @@ from .precision import precision_for
 from .tensor import Tensor, no_grad
 from .threads import thread_count
 
-FIRST_PLANS, LATER_PLANS = 4, 16                        # batch sizes whose plans a Predictor keeps: of the first stage, of each other
+FIRST_PLANS, LATER_PLANS = 4, 16  # batch sizes whose plans a Predictor keeps: of the first stage, of each other
 LARGEST_BATCH = 256
-Arrays = tuple[np.ndarray | None, ...]                  # the state that a stage of a cascade hands to the next; () before the first
-ELEMENTS = 2 ** 22                                      # of all images of a batch together, at most: activations stay near the caches
+Arrays = tuple[np.ndarray | None, ...]  # the state that a stage of a cascade hands to the next; () before the first
+ELEMENTS = 2**22  # of all images of a batch together, at most: activations stay near the caches
 
 
 class Predictor:
@@ -42,8 +43,14 @@ class Predictor:
     (2105.15075, section 3.1). A few plans are kept; a batch a little smaller than one of them is padded for it.
     """
 
-    def __init__(self, model: Module, precision: str | None = None, device: str | None = None, batch_size: int | None = None,
-                 threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Module,
+        precision: str | None = None,
+        device: str | None = None,
+        batch_size: int | None = None,
+        threads: int | None = None,
+    ) -> None:
         own = dtype_of(model).name
         if device is not None:
             check_device(device)
@@ -55,12 +62,12 @@ class Predictor:
             raise UserError(f"batch_size must be 1 or more, got {batch_size}")
         self.model, self.batch_size, self.threads = unwrapped(model), batch_size, thread_count(threads)
         self.stages = len(self.model.stages) if isinstance(self.model, DVT) else 1
-        self._plans: list[dict[tuple[int, ...], _StagePlan]] = []   # of each stage, by input shape; last used last
-        self._recorded: tuple[Any, list[Parameter], list[np.ndarray]] = None, [], []        # configuration, parameters, their arrays
-        self._changed: Callable[[], bool] = lambda: False           # whether the weights have, since it was asked last
-        self._version = 0                               # of the weights: how often they have
-        self._costs = np.full(self.stages, np.nan)      # multiply-adds by exit
-        self._checked: tuple[Calibration, bytes] | None = None      # what was found to fit the weights, and a sign of these
+        self._plans: list[dict[tuple[int, ...], _StagePlan]] = []  # of each stage, by input shape; last used last
+        self._recorded: tuple[Any, list[Parameter], list[np.ndarray]] = None, [], []  # configuration, parameters, their arrays
+        self._changed: Callable[[], bool] = lambda: False  # whether the weights have, since it was asked last
+        self._version = 0  # of the weights: how often they have
+        self._costs = np.full(self.stages, np.nan)  # multiply-adds by exit
+        self._checked: tuple[Calibration, bytes] | None = None  # what was found to fit the weights, and a sign of these
 
     def __call__(self, images: Any, budget: float | None = None) -> np.ndarray:
         """Logits (B, classes) float32 of images (B, C, H, W), normalised as in training.
@@ -105,14 +112,14 @@ class Predictor:
             raise UserError(f"images must have the shape (B, C, H, W) and hold an image, got {images.shape}")
         self._follow()
         largest = self.batch_size or min(LARGEST_BATCH, max(1, ELEMENTS // images[0].size))
-        return [images[start:start + largest] for start in range(0, len(images), largest)]
+        return [images[start : start + largest] for start in range(0, len(images), largest)]
 
     def _follow(self) -> None:
         """Begin anew where the model has other parameters, or they lie elsewhere: a Trainer has moved them, for one."""
         self._version += self._changed()
         config, parameters, arrays = self._recorded
         now = getattr(self.model, "config", None)
-        if now is None or now is not config:            # only families promise that other parameters mean another configuration
+        if now is None or now is not config:  # only families promise that other parameters mean another configuration
             parameters = self.model.parameters()
         if now is config and len(parameters) == len(arrays) and all(p.data is a for p, a in zip(parameters, arrays)):
             return
@@ -144,7 +151,7 @@ class Predictor:
         going, logits = np.arange(len(images)), answers
         for k in range(1, self.stages):
             stays = np.ones(len(going), bool)
-            if thresholds:                              # NaN is never sure
+            if thresholds:  # NaN is never sure
                 stays = ~(confidence(logits, thresholds[0]) >= thresholds[1][k - 1])
             going = going[stays]
             if not len(going):
@@ -161,7 +168,7 @@ class Predictor:
         if found is None:
             raise UserError(f"budget={budget!r}: the model has no thresholds yet: calibrate it (minivit.calibrate, minivit calibrate)")
         bias = self.model.head.bias
-        sign = bias.numpy().tobytes() if bias is not None else b""     # which every step of training changes
+        sign = bias.numpy().tobytes() if bias is not None else b""  # which every step of training changes
         if self._checked is None or self._checked[0] is not found or self._checked[1] != sign:
             check(found, self.model)
             self._checked = found, sign
@@ -186,7 +193,7 @@ class Predictor:
         plan.version = self._version
         plans[key] = plan
         if len(plans) > (FIRST_PLANS if k == 0 else LATER_PLANS):
-            del plans[next(iter(plans))]                # the one that has not been used for longest
+            del plans[next(iter(plans))]  # the one that has not been used for longest
         return plan(images, state)
 
 
@@ -201,12 +208,12 @@ class _StagePlan:
 
     def __init__(self, model: Module, k: int, shape: tuple[int, ...], state: Arrays, dtype: np.dtype) -> None:
         place = place_of(model)
-        self.images = device.copied(np.zeros(shape, dtype), place)      # (B, C, H, W)
+        self.images = device.copied(np.zeros(shape, dtype), place)  # (B, C, H, W)
         self.state = tuple(None if a is None else device.copied(np.zeros((shape[0], *a.shape[1:]), a.dtype), place) for a in state)
-        self.given: list[bool] = []                     # which of the things that the next stage may reuse there are
+        self.given: list[bool] = []  # which of the things that the next stage may reuse there are
         with evaluating(model), no_grad():
             self.plan = Plan(lambda: self._compute(model, k), [p.data for p in model.parameters()], place)
-        self.version = 0                                # of the weights that the plan is prepared for
+        self.version = 0  # of the weights that the plan is prepared for
 
     def _compute(self, model: Module, k: int) -> tuple[np.ndarray, ...]:
         if not isinstance(model, DVT):
@@ -233,17 +240,25 @@ def unwrapped(model: Module) -> Module:
     return model.model if isinstance(model, Classifier) else model
 
 
-def evaluate(predictor: Predictor, images: np.ndarray, labels: np.ndarray, mean: Sequence[float], std: Sequence[float], num_classes: int,
-             batch_size: int = LARGEST_BATCH) -> tuple[float, list[float]]:
+def evaluate(
+    predictor: Predictor,
+    images: np.ndarray,
+    labels: np.ndarray,
+    mean: Sequence[float],
+    std: Sequence[float],
+    num_classes: int,
+    batch_size: int = LARGEST_BATCH,
+) -> tuple[float, list[float]]:
     """(mean cross-entropy of the last exit, accuracy in 0..1 of every exit).
 
     images: (n, H, W, C), uint8 or float32 in 0..1. labels: (n,).
     """
-    batches = Batches(images, labels, batch_size=min(batch_size, len(images)), num_classes=num_classes, mean=mean, std=std, shuffle=False,
-                      drop_last=False)
+    batches = Batches(
+        images, labels, batch_size=min(batch_size, len(images)), num_classes=num_classes, mean=mean, std=std, shuffle=False, drop_last=False
+    )
     loss, correct = 0.0, np.zeros(predictor.stages)
     for inputs, targets in batches.epoch(0):
-        every = predictor.logits(inputs).astype(np.float64)         # (exits, B, K)
+        every = predictor.logits(inputs).astype(np.float64)  # (exits, B, K)
         correct += (every.argmax(2) == targets).sum(1)
         last = every[-1] - every[-1].max(1, keepdims=True)
         loss += float((np.log(np.exp(last).sum(1)) - last[np.arange(len(targets)), targets]).sum())
@@ -254,10 +269,10 @@ def evaluate(predictor: Predictor, images: np.ndarray, labels: np.ndarray, mean:
 class Preprocessing:
     """How images become a model's input."""
 
-    image_size: int                                     # pixels: the central square is resized to it
-    in_channels: int                                    # 1 gray, 3 RGB
-    mean: tuple[float, ...]                             # of each channel, on the scale 0..1: subtracted
-    std: tuple[float, ...]                              # of each channel: divided by
+    image_size: int  # pixels: the central square is resized to it
+    in_channels: int  # 1 gray, 3 RGB
+    mean: tuple[float, ...]  # of each channel, on the scale 0..1: subtracted
+    std: tuple[float, ...]  # of each channel: divided by
 
     @classmethod
     def of(cls, dataset: Dataset) -> Preprocessing:
@@ -265,9 +280,17 @@ class Preprocessing:
 
     def batches(self, images: Any, batch_size: int = LARGEST_BATCH) -> Iterator[np.ndarray]:
         """Normalised float32 (B, C, S, S) batches of anything that `data.prepare` takes. Raises UserError."""
-        pixels = prepare(images, image_size=self.image_size, in_channels=self.in_channels)          # (n, S, S, C)
-        batches = Batches(pixels, np.zeros(len(pixels), np.int64), batch_size=min(batch_size, len(pixels)), num_classes=1, mean=self.mean,
-                          std=self.std, shuffle=False, drop_last=False)
+        pixels = prepare(images, image_size=self.image_size, in_channels=self.in_channels)  # (n, S, S, C)
+        batches = Batches(
+            pixels,
+            np.zeros(len(pixels), np.int64),
+            batch_size=min(batch_size, len(pixels)),
+            num_classes=1,
+            mean=self.mean,
+            std=self.std,
+            shuffle=False,
+            drop_last=False,
+        )
         return (inputs for inputs, _ in batches.epoch(0))
 
 
@@ -275,10 +298,10 @@ class Preprocessing:
 class Prediction:
     """What a model makes of B images."""
 
-    probabilities: np.ndarray                           # (B, K) float32; each row sums to 1
-    exits: np.ndarray                                   # (B,) int64: which exit answered, from 0; 0 of a model without others
-    macs: np.ndarray                                    # (B,) float64: the multiply-adds up to there; NaN of a model that tells none
-    class_names: tuple[str, ...] = ()                   # K of them, where the model knows them
+    probabilities: np.ndarray  # (B, K) float32; each row sums to 1
+    exits: np.ndarray  # (B,) int64: which exit answered, from 0; 0 of a model without others
+    macs: np.ndarray  # (B,) float64: the multiply-adds up to there; NaN of a model that tells none
+    class_names: tuple[str, ...] = ()  # K of them, where the model knows them
 
     @property
     def labels(self) -> np.ndarray:
@@ -306,8 +329,14 @@ class Classifier(Module):
     which images of the training set are known again (`data/sketch.py`).
     """
 
-    def __init__(self, model: Model, class_names: Sequence[str], preprocessing: Preprocessing, training_sketch: Sequence[int] = (),
-                 precision: str | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        class_names: Sequence[str],
+        preprocessing: Preprocessing,
+        training_sketch: Sequence[int] = (),
+        precision: str | None = None,
+    ) -> None:
         self.model, self.class_names, self.preprocessing = model, tuple(class_names), preprocessing
         self.training_sketch = tuple(training_sketch)
         self.precision = precision
@@ -351,8 +380,11 @@ class Classifier(Module):
 
         Raises UserError.
         """
-        checkpoint.save_model(path, self.model, {"class_names": self.class_names, "preprocessing": asdict(self.preprocessing),
-                                                 "training_sketch": self.training_sketch})
+        checkpoint.save_model(
+            path,
+            self.model,
+            {"class_names": self.class_names, "preprocessing": asdict(self.preprocessing), "training_sketch": self.training_sketch},
+        )
 
 
 def load(path: str | os.PathLike[str], precision: str | None = None, device: str = "cpu") -> Classifier:
@@ -370,6 +402,6 @@ def load(path: str | os.PathLike[str], precision: str | None = None, device: str
         names, sketch = tuple(map(str, about["class_names"])), tuple(map(int, about.get("training_sketch", ())))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file} does not say how its images are prepared ({error}): load its weights with load_weights") from error
-    precision_for(precision or model.config.dtype, dtype_of(model), device)     # raises
+    precision_for(precision or model.config.dtype, dtype_of(model), device)  # raises
     model.to(device)
     return Classifier(model, names, preprocessing, sketch, precision)

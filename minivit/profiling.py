@@ -4,6 +4,7 @@ The recorded step is replayed launch by launch. An op's floors are what it says 
 `Op.least_bytes`, at rates that are measured in the same minute: of minivit's own product of two large matrices, and of arrays that fit
 no cache. An op that takes hardly longer than its larger floor is done; one whose arrays stay in a cache takes less than the memory's.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
@@ -26,10 +27,10 @@ from .predict import Predictor, unwrapped
 from .threads import thread_count
 from .trainer import Trainer
 
-PRODUCT, TINY_PRODUCT = 2048, 64                        # rows, columns and depth of the product whose rate counts as the machine's
-STREAM, TINY_STREAM = 128 << 20, 64 << 10               # bytes of each of the two arrays that are streamed
-SECONDS = 1.0                                           # spent on each rate
-STEPS, STEP_SECONDS = 5, 1.0                            # replays at least, and the time for more
+PRODUCT, TINY_PRODUCT = 2048, 64  # rows, columns and depth of the product whose rate counts as the machine's
+STREAM, TINY_STREAM = 128 << 20, 64 << 10  # bytes of each of the two arrays that are streamed
+SECONDS = 1.0  # spent on each rate
+STEPS, STEP_SECONDS = 5, 1.0  # replays at least, and the time for more
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ class Row:
     """All launches of one op in one phase of a step; a kernel that is no op's has no phase and no floors."""
 
     name: str
-    phase: str                                          # forward, backward, update (of the weights)
+    phase: str  # forward, backward, update (of the weights)
     launches: int
     milliseconds: float
-    share: float                                        # of all launches' time, 0..1
-    arithmetic: float                                   # floor in milliseconds
-    memory: float                                       # floor in milliseconds
+    share: float  # of all launches' time, 0..1
+    arithmetic: float  # floor in milliseconds
+    memory: float  # floor in milliseconds
 
     @property
     def times(self) -> float:
@@ -55,32 +56,48 @@ class Row:
 class Profile:
     """What `profile` gives. As text, a table."""
 
-    title: str                                          # model, kind of step, batch, dtype, threads
-    rows: tuple[Row, ...]                               # the slowest first
-    step: float                                         # milliseconds of a replay as a whole; the rows' sum has the timing on top
-    product_rate: float                                 # floating-point operations a second
-    memory_rate: float                                  # bytes a second
+    title: str  # model, kind of step, batch, dtype, threads
+    rows: tuple[Row, ...]  # the slowest first
+    step: float  # milliseconds of a replay as a whole; the rows' sum has the timing on top
+    product_rate: float  # floating-point operations a second
+    memory_rate: float  # bytes a second
 
     @property
     def total(self) -> Row:
         """The sum of all rows."""
         sums = (sum(getattr(row, name) for row in self.rows) for name in ("launches", "milliseconds", "share", "arithmetic", "memory"))
-        return Row("all", "", *sums)                    # type: ignore[arg-type]
+        return Row("all", "", *sums)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        lines = [f"{'op':<{max(2, *(len(row.name) for row in self.rows))}}  {'phase':<8}  launches        ms    share  arithmetic, ms  "
-                 "memory, ms  × floor"]
+        lines = [
+            f"{'op':<{max(2, *(len(row.name) for row in self.rows))}}  {'phase':<8}  launches        ms    share  arithmetic, ms  "
+            "memory, ms  × floor"
+        ]
         width = lines[0].index("  phase")
         for row in (*self.rows, self.total):
             times = f"{row.times:.1f}" if row.times == row.times else ""
-            lines.append(f"{row.name:<{width}}  {row.phase:<8}  {row.launches:>8}  {row.milliseconds:>8.3f}  {100 * row.share:>5.1f} %  "
-                         f"{row.arithmetic:>14.3f}  {row.memory:>10.3f}  {times:>7}")
-        return "\n".join([f"{self.title}: {self.step:.3f} ms", f"floors: arithmetic at {self.product_rate / 1e9:.1f} GFLOP/s, memory at "
-                          f"{self.memory_rate / 1e9:.1f} GB/s; below the latter is what stays in a cache", *lines])
+            lines.append(
+                f"{row.name:<{width}}  {row.phase:<8}  {row.launches:>8}  {row.milliseconds:>8.3f}  {100 * row.share:>5.1f} %  "
+                f"{row.arithmetic:>14.3f}  {row.memory:>10.3f}  {times:>7}"
+            )
+        return "\n".join(
+            [
+                f"{self.title}: {self.step:.3f} ms",
+                f"floors: arithmetic at {self.product_rate / 1e9:.1f} GFLOP/s, memory at "
+                f"{self.memory_rate / 1e9:.1f} GB/s; below the latter is what stays in a cache",
+                *lines,
+            ]
+        )
 
 
-def profile(model: str | Module = "vit_nano_patch2_8", batch: int = 64, precision: str = "float32", train: bool = True,
-            threads: int | None = None, **trainer: Any) -> Profile:
+def profile(
+    model: str | Module = "vit_nano_patch2_8",
+    batch: int = 64,
+    precision: str = "float32",
+    train: bool = True,
+    threads: int | None = None,
+    **trainer: Any,
+) -> Profile:
     """The time of a step by op, with floors; some seconds on an otherwise idle machine. `print` shows it as a table.
 
     model: a name, or a Model, of which a copy is measured. batch: images of a step. precision, threads: as the Trainer's.
@@ -96,14 +113,16 @@ def profile(model: str | Module = "vit_nano_patch2_8", batch: int = 64, precisio
     with cpu.threads_set(thread_count(threads)):
         plans = _recorded(measured, batch, precision, train, trainer)
         exactness = precision_for(precision, np.dtype(measured.config.dtype))
-        title = (f"{measured.name}, {'training step' if train else 'inference'}, batch {batch}, {exactness.name}, {cpu.threads()} "
-                 f"thread{'s' if cpu.threads() > 1 else ''}, {sum(plan.launches for plan in plans)} launches")
+        title = (
+            f"{measured.name}, {'training step' if train else 'inference'}, batch {batch}, {exactness.name}, {cpu.threads()} "
+            f"thread{'s' if cpu.threads() > 1 else ''}, {sum(plan.launches for plan in plans)} launches"
+        )
         with exactness.products():
             rates = product_rate(exactness.activations), memory_rate()
         step = 1e3 * median(repeat(lambda: _replay(plans), STEP_SECONDS, STEPS))
         replays: list[list[float]] = []
         repeat(lambda: replays.append([seconds for plan in plans for seconds in plan.timed_replay()]), STEP_SECONDS, STEPS)
-    seconds = np.median(replays[1:], axis=0)            # of each launch
+    seconds = np.median(replays[1:], axis=0)  # of each launch
     return Profile(title, _rows([label for plan in plans for label in plan.labels], seconds.tolist(), *rates), step, *rates)
 
 
@@ -129,16 +148,18 @@ def _replay(plans: list[Plan]) -> None:
 
 def _rows(labels: Iterable[tuple[Any, str]], seconds: Iterable[float], product: float, memory: float) -> tuple[Row, ...]:
     """labels: as `Plan.labels`; seconds: of each launch."""
-    found: dict[tuple[str, str], list[float]] = {}      # (name, phase) -> launches, seconds, arithmetic, bytes
-    met: set[int] = set()                               # works whose floors are counted: one may have several launches
+    found: dict[tuple[str, str], list[float]] = {}  # (name, phase) -> launches, seconds, arithmetic, bytes
+    met: set[int] = set()  # works whose floors are counted: one may have several launches
     for (work, kernel), time in zip(labels, seconds):
         entry = found.setdefault((work.op.name, work.phase) if work else (kernel, ""), [0, 0.0, 0, 0])
         operations, least = work.least() if work and id(work) not in met else (0, 0)
         met.add(id(work))
         entry[:] = np.add(entry, (1, time, operations, least))
     whole = sum(time for _, time, *_ in found.values())
-    rows = [Row(*key, int(launches), 1e3 * time, time / whole, 1e3 * operations / product, 1e3 * least / memory)
-            for key, (launches, time, operations, least) in found.items()]
+    rows = [
+        Row(*key, int(launches), 1e3 * time, time / whole, 1e3 * operations / product, 1e3 * least / memory)
+        for key, (launches, time, operations, least) in found.items()
+    ]
     return tuple(sorted(rows, key=lambda row: -row.milliseconds))
 
 
@@ -151,7 +172,7 @@ def product_rate(dtype: Any = np.float32, tiny: bool = False) -> float:
     size = TINY_PRODUCT if tiny else PRODUCT
     a, b = np.random.default_rng(0).standard_normal((2, size, size)).astype(dtype)
     c = device.empty(a.shape, dtype)
-    return 2 * size ** 3 / min(repeat(Plan(lambda: _then(gemm(c, a, b), c)).replay, 0 if tiny else SECONDS))
+    return 2 * size**3 / min(repeat(Plan(lambda: _then(gemm(c, a, b), c)).replay, 0 if tiny else SECONDS))
 
 
 def memory_rate(tiny: bool = False) -> float:

@@ -1,4 +1,5 @@
 """What `minivit.train` does where it is not told: plain data, a recipe a dataset."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -15,16 +16,16 @@ class Recipe:
     model: str = "vit_tiny_patch4_32"
     epochs: int = 20
     batch_size: int = 64
-    lr: float = 1e-3                                    # the highest learning rate
-    min_lr: float = 0.0                                 # the learning rate after the last step, on the cosine schedule
-    warmup: float = 1.0                                 # epochs in which the learning rate rises to `lr`
-    weight_decay: float = 0.05                          # decoupled; not for biases, scales, the class token and the position embedding
-    clip_norm: float = 1.0                              # the largest norm of the whole gradient; 0: no clipping
+    lr: float = 1e-3  # the highest learning rate
+    min_lr: float = 0.0  # the learning rate after the last step, on the cosine schedule
+    warmup: float = 1.0  # epochs in which the learning rate rises to `lr`
+    weight_decay: float = 0.05  # decoupled; not for biases, scales, the class token and the position embedding
+    clip_norm: float = 1.0  # the largest norm of the whole gradient; 0: no clipping
     label_smoothing: float = 0.1
-    mixup: float = 0.0                                  # alpha of mixup's Beta distribution; 0: off
-    cutmix: float = 0.0                                 # alpha of CutMix's; 0: off
-    drop_path: float = 0.0                              # stochastic depth of the last block
-    ema: float = 0.0                                    # decay of the running average of weights; 0: off
+    mixup: float = 0.0  # alpha of mixup's Beta distribution; 0: off
+    cutmix: float = 0.0  # alpha of CutMix's; 0: off
+    drop_path: float = 0.0  # stochastic depth of the last block
+    ema: float = 0.0  # decay of the running average of weights; 0: off
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):

@@ -1,4 +1,5 @@
 """What a run was trained on: its data again, to test, calibrate and draw with."""
+
 from __future__ import annotations
 
 import os
@@ -12,8 +13,9 @@ from .errors import UserError
 from .predict import Classifier
 
 
-def data_of_run(run: str | os.PathLike[str], classifier: Classifier, data: str | None = None, *, skip_bad_images: bool = False,
-                progress: bool = True) -> Dataset:
+def data_of_run(
+    run: str | os.PathLike[str], classifier: Classifier, data: str | None = None, *, skip_bad_images: bool = False, progress: bool = True
+) -> Dataset:
     """The data that a run was trained on, split and limited as then, at the model's size.
 
     run: the folder, its name below runs/, or its .safetensors file. classifier: its model (`load`). data: other data (`load_data`) instead.
@@ -34,8 +36,10 @@ def data_of_run(run: str | os.PathLike[str], classifier: Classifier, data: str |
     kept = classifier.preprocessing
     dataset = load_data(data, image_size=kept.image_size, in_channels=kept.in_channels, progress=progress, **split)
     if dataset.class_names != classifier.class_names:
-        raise UserError(f"the classes of {dataset.name} ({_some(dataset.class_names)}) are not the model's "
-                        f"({_some(classifier.class_names)}): give data of those classes")
+        raise UserError(
+            f"the classes of {dataset.name} ({_some(dataset.class_names)}) are not the model's "
+            f"({_some(classifier.class_names)}): give data of those classes"
+        )
     return dataset.limited(limit)
 
 

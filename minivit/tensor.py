@@ -3,6 +3,7 @@
 A node is one op that ran: its inputs, its constants and the arrays its backward reads. `backward` visits nodes by descending creation
 number, so without recursion, lets the op write each gradient where it belongs, adds gradients that meet, and frees what it has used.
 """
+
 from __future__ import annotations
 
 import heapq
@@ -17,7 +18,7 @@ import numpy as np
 from .kernels import OPS, Op, device
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-DTYPES = {FLOAT32}, {FLOAT64}, {device.BFLOAT16}, {device.BFLOAT16, FLOAT32}            # of an op's floating inputs together
+DTYPES = {FLOAT32}, {FLOAT64}, {device.BFLOAT16}, {device.BFLOAT16, FLOAT32}  # of an op's floating inputs together
 _numbers = count()
 _state = threading.local()
 
@@ -86,7 +87,7 @@ class Tensor:
     """
 
     __slots__ = ("__weakref__", "data", "grad", "grad_home", "narrow", "node", "requires_grad", "result")
-    __array_priority__ = 1000                           # array + tensor asks the tensor
+    __array_priority__ = 1000  # array + tensor asks the tensor
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         array = data.data if isinstance(data, Tensor) else data
@@ -98,10 +99,10 @@ class Tensor:
         self.data: Any = array
         self.requires_grad = requires_grad
         self.grad: Tensor | None = None
-        self.grad_home: np.ndarray | None = None        # where a leaf's gradient must lie (a part of a flat buffer)
-        self.narrow: Any = None                         # a parameter's data in bfloat16, while somebody keeps it up to date
-        self.node: Node | None = None                   # None: a leaf
-        self.result = 0                                 # which of the node's results this is
+        self.grad_home: np.ndarray | None = None  # where a leaf's gradient must lie (a part of a flat buffer)
+        self.narrow: Any = None  # a parameter's data in bfloat16, while somebody keeps it up to date
+        self.node: Node | None = None  # None: a leaf
+        self.result = 0  # which of the node's results this is
 
     # ------------------------------------------------------------------------------------------------------------- as an array
     @property
@@ -236,7 +237,7 @@ class Tensor:
         real = [k for k in keys if k is not None]
         if ... in real:
             i = real.index(...)
-            real[i:i + 1] = [slice(None)] * (self.ndim - len(real) + 1)
+            real[i : i + 1] = [slice(None)] * (self.ndim - len(real) + 1)
         real += [slice(None)] * (self.ndim - len(real))
         bounds = [_bounds(k, n) for k, n in zip(real, self.shape)]
         if not bounds:
@@ -286,8 +287,9 @@ def apply(op: Op, *inputs: Tensor | np.ndarray | None, **constants: Any) -> Any:
     place = places.pop()
     recorded = op.backward and is_grad_enabled() and any(_wants(t) for n, t in zip(op.inputs, inputs) if n in op.differentiable)
     absent = () if recorded else op.backward_only
-    outputs = {n: None if a is None or n in absent else device.empty(a.shape, a.dtype, place)
-               for n, a in op.describe(arrays, constants).items()}
+    outputs = {
+        n: None if a is None or n in absent else device.empty(a.shape, a.dtype, place) for n, a in op.describe(arrays, constants).items()
+    }
     tracer = current_tracer()
     if tracer is None:
         op.run("forward", (*outputs.values(), *arrays, *constants.values()), arrays, constants.values())
@@ -402,4 +404,3 @@ def _run_backward(node: Node, arrived: list[np.ndarray | None], gradients: _Grad
             gradients.add(sources[n], gradient, own=n not in op.same and n not in shared)
         else:
             gradients.set(sources[n], gradient)
-

@@ -1,4 +1,5 @@
 """How many threads compute. There is one pool of them, Numba's; see also `kernels.cpu.threads_set`."""
+
 from __future__ import annotations
 
 from .errors import UserError

@@ -10,6 +10,7 @@ sought for a budget: those with the highest accuracy whose mean cost is within i
 Confidences lie in 0..1. A threshold of ALWAYS stops every image, NEVER none. Any other of `exact` lies midway between the confidences that
 it parts; of `sweep` it is the confidence of the last image that stops, as released.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -20,19 +21,19 @@ import numpy as np
 from .errors import UserError
 
 ALWAYS, NEVER = 0.0, 2.0
-SLACK = 1 + 1e-9                                        # a budget is met up to this factor
-CANDIDATES = 59                                         # of the geometric sweep
+SLACK = 1 + 1e-9  # a budget is met up to this factor
+CANDIDATES = 59  # of the geometric sweep
 
-Thresholds = tuple[float, ...]                          # K-1 of them: the last exit needs none
+Thresholds = tuple[float, ...]  # K-1 of them: the last exit needs none
 Numbers = Sequence[float] | np.ndarray
 
 
 class Outcome(NamedTuple):
     """What thresholds do to a set of images."""
 
-    accuracy: float                                     # 0..1
-    mean_cost: float                                    # of an image, in the unit of `costs`
-    shares: tuple[float, ...]                           # of the images, by exit
+    accuracy: float  # 0..1
+    mean_cost: float  # of an image, in the unit of `costs`
+    shares: tuple[float, ...]  # of the images, by exit
 
 
 def exits_of(confidences: np.ndarray, thresholds: Numbers) -> np.ndarray:
@@ -45,7 +46,7 @@ def exits_of(confidences: np.ndarray, thresholds: Numbers) -> np.ndarray:
 
 def outcome(thresholds: Numbers, confidences: np.ndarray, correct: np.ndarray, costs: Numbers) -> Outcome:
     """Accuracy, mean cost and exit shares of n images. confidences, correct: (n, K); costs: (K,), ascending."""
-    exits = exits_of(confidences, thresholds)           # (n,)
+    exits = exits_of(confidences, thresholds)  # (n,)
     shares = np.bincount(exits, minlength=len(costs)) / len(exits)
     right = correct[np.arange(len(exits)), exits].mean()
     return Outcome(float(right), float(shares @ np.asarray(costs, np.float64)), tuple(shares.tolist()))
@@ -60,8 +61,9 @@ def _checked(confidences: np.ndarray, correct: np.ndarray, costs: Numbers, budge
     """The costs as float64 (K,). Raises UserError for arrays that do not go together, and for budgets that no thresholds meet."""
     prices = np.asarray(costs, np.float64)
     if confidences.ndim != 2 or not len(confidences) or confidences.shape != correct.shape or confidences.shape[1:] != prices.shape:
-        raise UserError(f"confidences {confidences.shape} and correct {correct.shape} must be (n, K) of at least one image, "
-                        f"costs {prices.shape} (K,)")
+        raise UserError(
+            f"confidences {confidences.shape} and correct {correct.shape} must be (n, K) of at least one image, costs {prices.shape} (K,)"
+        )
     if len(prices) < 2 or not (np.isfinite(prices).all() and prices[0] > 0 and (np.diff(prices) > 0).all()):
         raise UserError(f"costs must ascend from above 0, over two exits or more, got {prices.tolist()}")
     if not ((confidences >= 0) & (confidences <= 1)).all():
@@ -80,11 +82,11 @@ def geometric_thresholds(confidences: np.ndarray) -> list[Thresholds]:
     confidence of the floor(n·P_k)-th surest of those that have not exited; where there are fewer, or that number is 0, none exits.
     """
     number, exits = confidences.shape
-    surest_first = np.argsort(-confidences, axis=0, kind="stable")              # (n, K)
+    surest_first = np.argsort(-confidences, axis=0, kind="stable")  # (n, K)
     candidates = []
     for p in range(1, CANDIDATES + 1):
         shares = (p / 20) ** np.arange(1, exits + 1)
-        wanted = np.floor(number * shares / shares.sum()).astype(int)           # (K,)
+        wanted = np.floor(number * shares / shares.sum()).astype(int)  # (K,)
         gone, thresholds = np.zeros(number, bool), []
         for k in range(exits - 1):
             order = surest_first[:, k]
@@ -128,12 +130,12 @@ def exact(confidences: np.ndarray, correct: np.ndarray, costs: Numbers, budgets:
     """
     prices = _checked(confidences, correct, costs, budgets)
     limits = len(confidences) * np.asarray(budgets, np.float64) * SLACK
-    if len(prices) == 2:                                # as three, of which the second takes whatever comes to it
+    if len(prices) == 2:  # as three, of which the second takes whatever comes to it
         certain = np.column_stack((confidences[:, 0], np.ones(len(confidences), confidences.dtype)))
         return [pair[:1] for pair in _solve_pair(certain, correct[:, [0, 1, 1]], np.tile(prices[[0, 1, 1]], (len(correct), 1)), limits)]
     cascade = _Cascade(confidences, correct, prices)
     held = (NEVER,) * (len(prices) - 1)
-    starts = [cascade.with_best_pair(held, k, limits) for k in range(len(prices) - 2)]          # for each pair, for each budget
+    starts = [cascade.with_best_pair(held, k, limits) for k in range(len(prices) - 2)]  # for each pair, for each budget
     if len(prices) == 3:
         return starts[0]
     starts.append(sweep(confidences, correct, prices, budgets))
@@ -141,9 +143,9 @@ def exact(confidences: np.ndarray, correct: np.ndarray, costs: Numbers, budgets:
 
 
 class _Cascade(NamedTuple):
-    confidences: np.ndarray                             # (n, K)
-    correct: np.ndarray                                 # (n, K)
-    costs: np.ndarray                                   # (K,)
+    confidences: np.ndarray  # (n, K)
+    correct: np.ndarray  # (n, K)
+    costs: np.ndarray  # (K,)
 
     def value(self, thresholds: Thresholds) -> tuple[float, float]:
         """What is maximised: accuracy first, then the cost saved."""
@@ -153,20 +155,20 @@ class _Cascade(NamedTuple):
     def with_best_pair(self, thresholds: Thresholds, k: int, limits: np.ndarray) -> list[Thresholds]:
         """For each limit on the total cost, `thresholds` with the best k-th and k+1-th, the others held; () where none meets it."""
         exits = exits_of(self.confidences, thresholds)
-        rows = np.flatnonzero(exits_of(self.confidences, thresholds[:k]) == k)                  # of the images that reach exit k
+        rows = np.flatnonzero(exits_of(self.confidences, thresholds[:k]) == k)  # of the images that reach exit k
         if not len(rows):
             return [thresholds] * len(limits)
-        passing = k + 2 + exits_of(self.confidences[rows, k + 2:], thresholds[k + 2:])          # the exit of what passes both
-        options = np.column_stack((np.full_like(passing, k), np.full_like(passing, k + 1), passing))        # (rows, 3) exits
+        passing = k + 2 + exits_of(self.confidences[rows, k + 2 :], thresholds[k + 2 :])  # the exit of what passes both
+        options = np.column_stack((np.full_like(passing, k), np.full_like(passing, k + 1), passing))  # (rows, 3) exits
         spent = self.costs[exits].sum() - self.costs[exits[rows]].sum()
-        pairs = _solve_pair(self.confidences[rows, k:k + 2], self.correct[rows[:, None], options], self.costs[options], limits - spent)
-        return [pair and thresholds[:k] + pair + thresholds[k + 2:] for pair in pairs]
+        pairs = _solve_pair(self.confidences[rows, k : k + 2], self.correct[rows[:, None], options], self.costs[options], limits - spent)
+        return [pair and thresholds[:k] + pair + thresholds[k + 2 :] for pair in pairs]
 
     def ascend(self, thresholds: Thresholds, limit: float) -> Thresholds:
         """Improve pair after pair until none can be; `thresholds` meet the limit, and so does every later step."""
         pairs, stuck, k = len(thresholds) - 1, 0, 0
         while stuck < pairs:
-            found, = self.with_best_pair(thresholds, k, np.array([limit]))
+            (found,) = self.with_best_pair(thresholds, k, np.array([limit]))
             improved = found and self.value(found) > self.value(thresholds)
             thresholds, stuck, k = found if improved else thresholds, 0 if improved else stuck + 1, (k + 1) % pairs
         return thresholds
@@ -184,37 +186,38 @@ def _solve_pair(confidences: np.ndarray, correct: np.ndarray, costs: np.ndarray,
     """
     order = np.argsort(-confidences[:, 0], kind="stable")
     leaving = confidences[order, 0]
-    steps = np.concatenate(([0], 1 + np.flatnonzero(leaving[1:] != leaving[:-1]), [len(order)]))           # how many have left at each
-    group = np.unique(-confidences[:, 1], return_inverse=True)[1].reshape(-1) + 1                           # (n,) 1..G, the surest first
+    steps = np.concatenate(([0], 1 + np.flatnonzero(leaving[1:] != leaving[:-1]), [len(order)]))  # how many have left at each
+    group = np.unique(-confidences[:, 1], return_inverse=True)[1].reshape(-1) + 1  # (n,) 1..G, the surest first
     groups = int(group.max())
     correct, gain, saving = correct.astype(np.int64), correct[:, 1].astype(np.int64) - correct[:, 2], costs[:, 2] - costs[:, 1]
-    gains = np.bincount(group, gain, groups + 1).astype(np.int64) * (groups + 1) + (np.arange(groups + 1) > 0)          # (G+1,)
-    savings = np.bincount(group, saving, groups + 1)    # (G+1,)
+    gains = np.bincount(group, gain, groups + 1).astype(np.int64) * (groups + 1) + (np.arange(groups + 1) > 0)  # (G+1,)
+    savings = np.bincount(group, saving, groups + 1)  # (G+1,)
 
     def by_step(first: np.ndarray, others: np.ndarray) -> np.ndarray:
         """At each step the sum of `first` over those that have left and of `others` over the rest."""
         return others.sum() + np.concatenate(([0], np.cumsum((first - others)[order])))[steps]
 
-    right, cost = by_step(correct[:, 0], correct[:, 2]), by_step(costs[:, 0], costs[:, 2])                  # if all the rest passes
-    most, least = by_step(correct[:, 0], correct[:, 1:].max(1)), by_step(costs[:, 0], costs[:, 1])         # what no cut can surpass
+    right, cost = by_step(correct[:, 0], correct[:, 2]), by_step(costs[:, 0], costs[:, 2])  # if all the rest passes
+    most, least = by_step(correct[:, 0], correct[:, 1:].max(1)), by_step(costs[:, 0], costs[:, 1])  # what no cut can surpass
     best, price = np.full(len(limits), -1), np.full(len(limits), np.inf)
     at_step, at_cut = np.zeros((2, len(limits)), np.int64)
     left = 0
     for step in range(len(steps)):
         if not ((least[step] <= limits) & (most[step] >= best)).any():
             continue
-        gone, left = order[left:steps[step]], steps[step]
+        gone, left = order[left : steps[step]], steps[step]
         np.subtract.at(gains, group[gone], gain[gone] * (groups + 1))
         np.subtract.at(savings, group[gone], saving[gone])
-        saved = np.cumsum(savings)                      # (G+1,)
-        ahead = np.maximum.accumulate(np.cumsum(gains)[::-1])[::-1]             # (G+1,): the best of the cuts j and behind
-        allowed = np.searchsorted(saved, cost[step] - limits)                   # (budgets,): the first cut that saves enough
+        saved = np.cumsum(savings)  # (G+1,)
+        ahead = np.maximum.accumulate(np.cumsum(gains)[::-1])[::-1]  # (G+1,): the best of the cuts j and behind
+        allowed = np.searchsorted(saved, cost[step] - limits)  # (budgets,): the first cut that saves enough
         gained, cut = np.divmod(ahead[np.minimum(allowed, groups)], groups + 1)
         answers, spent = right[step] + gained, cost[step] - saved[cut]
         better = (allowed <= groups) & ((answers > best) | ((answers == best) & (spent < price)))
         best[better], price[better], at_step[better], at_cut[better] = answers[better], spent[better], step, cut[better]
-    return [_pair_at(confidences, order, steps[step], group <= cut) if found >= 0 else ()
-            for found, step, cut in zip(best, at_step, at_cut)]
+    return [
+        _pair_at(confidences, order, steps[step], group <= cut) if found >= 0 else () for found, step, cut in zip(best, at_step, at_cut)
+    ]
 
 
 def _pair_at(confidences: np.ndarray, order: np.ndarray, left: int, sure: np.ndarray) -> Thresholds:

@@ -1,4 +1,5 @@
 """Trainer: one optimizer step after another, recorded once for each batch shape and replayed."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from .precision import Precision, precision_for
 from .tensor import Tensor
 from .threads import thread_count
 
-SHAPES = 4                                              # of batches whose buffers and plans a Trainer keeps
+SHAPES = 4  # of batches whose buffers and plans a Trainer keeps
 # Each part of a batch packs the weights anew and reads their gradients, and twice as many parts save half as much memory again: so their
 # number grows with the root of what backward keeps, in units of so many times the weights' memory, or of so many bytes.
 OF_WEIGHTS, LEAST = 2, 32 << 20
@@ -55,10 +56,26 @@ class Trainer:
     Raises UserError for values out of range.
     """
 
-    def __init__(self, model: Module, *, precision: str = "float32", device: str = "cpu", optimizer: str = "adamw", lr: float = 1e-3,
-                 weight_decay: float = 0.05, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, momentum: float = 0.9,
-                 nesterov: bool = False, clip_norm: float | None = None, label_smoothing: float = 0.0,
-                 accumulate: int | None = None, ema: float | None = None, plan: bool = True, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Module,
+        *,
+        precision: str = "float32",
+        device: str = "cpu",
+        optimizer: str = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        clip_norm: float | None = None,
+        label_smoothing: float = 0.0,
+        accumulate: int | None = None,
+        ema: float | None = None,
+        plan: bool = True,
+        threads: int | None = None,
+    ) -> None:
         check_device(device)
         self.threads = thread_count(threads)
         if optimizer not in OPTIMIZERS:
@@ -71,11 +88,11 @@ class Trainer:
         self.precision = precision_for(precision, dtype_of(model), device)
         with room_for(1):
             self.flat = FlatParameters(model, self.precision.parameters, device)
-        self._narrow = device == "cuda" and self.precision.name == "bfloat16"   # on the CPU, packing rounds
+        self._narrow = device == "cuda" and self.precision.name == "bfloat16"  # on the CPU, packing rounds
         options = {"betas": betas, "eps": eps} if optimizer == "adamw" else {"momentum": momentum, "nesterov": nesterov}
         self.optimizer = OPTIMIZERS[optimizer](self.flat, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm, ema=ema, **options)
         self.steps = 0
-        self._shapes: dict[tuple, _Batch] = {}          # shape and kind of a batch -> its buffers and plan; last used last
+        self._shapes: dict[tuple, _Batch] = {}  # shape and kind of a batch -> its buffers and plan; last used last
 
     @property
     def lr(self) -> float:
@@ -191,15 +208,17 @@ class Loss:
 
     def __init__(self, trainer: Trainer, batch: _Batch) -> None:
         self._shares = batch.shares
-        self._parts = [arrays.fetch(loss) for loss in batch.losses]     # for the next step overwrites them
+        self._parts = [arrays.fetch(loss) for loss in batch.losses]  # for the next step overwrites them
         self._step, self._lr = trainer.steps, trainer.lr
 
     def value(self) -> float:
         """Wait for it. Raises TrainingError where it is not finite."""
         loss = sum(share * float(part()) for share, part in zip(self._shares, self._parts))
         if not isfinite(loss):
-            raise TrainingError(f"the loss is {loss} at step {self._step} with learning rate {self._lr:g}: lower lr, lengthen the warmup "
-                                "or set clip_norm, and see that all images are finite")
+            raise TrainingError(
+                f"the loss is {loss} at step {self._step} with learning rate {self._lr:g}: lower lr, lengthen the warmup "
+                "or set clip_norm, and see that all images are finite"
+            )
         return loss
 
 
@@ -208,22 +227,22 @@ class _Batch:
 
     def __init__(self, images: tuple[int, ...], labels: tuple[int, ...], parts: int, precision: Precision, place: str) -> None:
         kind = np.int64 if len(labels) == 1 else precision.parameters
-        self.images = arrays.empty(images, precision.activations, place)    # (B, C, H, W)
-        self.labels = arrays.empty(labels, kind, place)     # (B,) or (B, K)
+        self.images = arrays.empty(images, precision.activations, place)  # (B, C, H, W)
+        self.labels = arrays.empty(labels, kind, place)  # (B,) or (B, K)
         bounds = [images[0] * i // parts for i in range(parts + 1)]
         self.parts = [(self.images[start:stop], self.labels[start:stop]) for start, stop in pairwise(bounds)]
         self.shares = [(stop - start) / images[0] for start, stop in pairwise(bounds)]
-        self.given = np.zeros(0)                        # the labels that were copied last
-        self.classes = 0                                # of the model; 0 before its first step
+        self.given = np.zeros(0)  # the labels that were copied last
+        self.classes = 0  # of the model; 0 before its first step
         self.plan: Plan | None = None
-        self.losses: tuple[np.ndarray, ...] = ()        # one a part, ()
+        self.losses: tuple[np.ndarray, ...] = ()  # one a part, ()
 
     def fill(self, images: Any, labels: Any) -> None:
         if labels.ndim == 1 and arrays.place_of(labels) == "cpu":
             if labels.dtype.kind not in "iu":
                 raise UserError(f"labels must be integers, or rows of probabilities, got {labels.dtype} of shape {labels.shape}")
             if self.classes and (labels.min() < 0 or labels.max() >= self.classes):
-                classes_below(labels, self.classes)     # raises
+                classes_below(labels, self.classes)  # raises
         self.given = labels
         for to, values in ((self.images, images), (self.labels, labels)):
             if arrays.place_of(values) == "cpu":
@@ -235,5 +254,5 @@ class _Batch:
         if self.labels.ndim == 2 and self.labels.shape[1] != classes:
             raise UserError(f"labels have {self.labels.shape[1]} columns, the model {classes} classes")
         if self.labels.ndim == 1 and arrays.place_of(self.given) == "cpu":
-            classes_below(self.given, classes)          # of the whole batch, so that a message names the right position
+            classes_below(self.given, classes)  # of the whole batch, so that a message names the right position
         self.classes = classes

@@ -1,4 +1,5 @@
 """`train`: from a model's name and data to a trained model in a run folder. The loop, its history, its progress."""
+
 from __future__ import annotations
 
 import os
@@ -49,9 +50,9 @@ class Interrupted(KeyboardInterrupt):
 class Run:
     """What `train` gives."""
 
-    model: Classifier                                   # trained, in evaluation mode; has predict()
-    history: list[dict[str, Any]]                       # an entry an epoch, as in metrics.jsonl
-    folder: Path                                        # config.json, metrics.jsonl, model.safetensors, curves.png
+    model: Classifier  # trained, in evaluation mode; has predict()
+    history: list[dict[str, Any]]  # an entry an epoch, as in metrics.jsonl
+    folder: Path  # config.json, metrics.jsonl, model.safetensors, curves.png
 
     @property
     def test_accuracy(self) -> float:
@@ -59,15 +60,43 @@ class Run:
         return self.history[-1]["test_accuracy"]
 
 
-def train(model: str | Module | None = None, data: Any = "digits", *, epochs: int | None = None, batch_size: int | None = None,
-          lr: float | None = None, min_lr: float | None = None, warmup: float | None = None, schedule: str = "cosine",
-          weight_decay: float | None = None, clip_norm: float | None = None, label_smoothing: float | None = None,
-          augmentation: str | None = None, mixup: float | None = None, cutmix: float | None = None, drop_path: float | None = None,
-          ema: float | None = None, optimizer: str = "adamw", momentum: float = 0.9, accumulate: int | None = None, seed: int = 0,
-          precision: str = "auto", device: str = "cpu", image_size: int | None = None, in_channels: int | None = None,
-          test_fraction: float = 0.2, split_seed: int = 0, skip_bad_images: bool = False, limit: int | None = None,
-          model_options: Mapping[str, Any] | None = None, out: str | os.PathLike[str] | None = None, overwrite: bool = False,
-          progress: bool = True, threads: int | None = None, profile: bool = False) -> Run:
+def train(
+    model: str | Module | None = None,
+    data: Any = "digits",
+    *,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    min_lr: float | None = None,
+    warmup: float | None = None,
+    schedule: str = "cosine",
+    weight_decay: float | None = None,
+    clip_norm: float | None = None,
+    label_smoothing: float | None = None,
+    augmentation: str | None = None,
+    mixup: float | None = None,
+    cutmix: float | None = None,
+    drop_path: float | None = None,
+    ema: float | None = None,
+    optimizer: str = "adamw",
+    momentum: float = 0.9,
+    accumulate: int | None = None,
+    seed: int = 0,
+    precision: str = "auto",
+    device: str = "cpu",
+    image_size: int | None = None,
+    in_channels: int | None = None,
+    test_fraction: float = 0.2,
+    split_seed: int = 0,
+    skip_bad_images: bool = False,
+    limit: int | None = None,
+    model_options: Mapping[str, Any] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    threads: int | None = None,
+    profile: bool = False,
+) -> Run:
     """Train a model on images, and write a run folder.
 
     What is None follows the recipe of the data (`minivit.recipes`); the model is made to fit the data's classes, channels and image size.
@@ -112,38 +141,105 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
     last two the run folder holds the weights of the last finished epoch.
     """
     check_device(device)
-    precision_for(precision, np.dtype(np.float32))      # raises
+    precision_for(precision, np.dtype(np.float32))  # raises
     threads = thread_count(threads)
     if schedule not in SCHEDULES:
         raise UserError(f"unknown schedule {schedule!r}{nearest(schedule, SCHEDULES)}: choose {', '.join(SCHEDULES)}")
     check_free(out, overwrite)
     announce = _say if progress else _say_nothing
-    dataset = _load(data, model, image_size, in_channels, limit, test_fraction=test_fraction, split_seed=split_seed,
-                    skip_bad_images=skip_bad_images, progress=progress)
-    recipe = recipe_for(dataset.name, len(dataset.train_images), model=model if isinstance(model, str) else None, epochs=epochs,
-                        batch_size=batch_size, lr=lr, min_lr=min_lr, warmup=warmup, weight_decay=weight_decay, clip_norm=clip_norm,
-                        label_smoothing=label_smoothing, mixup=mixup, cutmix=cutmix, drop_path=drop_path, ema=ema)
-    batches = Batches(dataset.train_images, dataset.train_labels, batch_size=recipe.batch_size, num_classes=dataset.num_classes,
-                      mean=dataset.mean, std=dataset.std, seed=seed, mixup=recipe.mixup, cutmix=recipe.cutmix,
-                      augmentation=dataset.augmentation if augmentation is None else augmentation, device=device)
+    dataset = _load(
+        data,
+        model,
+        image_size,
+        in_channels,
+        limit,
+        test_fraction=test_fraction,
+        split_seed=split_seed,
+        skip_bad_images=skip_bad_images,
+        progress=progress,
+    )
+    recipe = recipe_for(
+        dataset.name,
+        len(dataset.train_images),
+        model=model if isinstance(model, str) else None,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        min_lr=min_lr,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+        label_smoothing=label_smoothing,
+        mixup=mixup,
+        cutmix=cutmix,
+        drop_path=drop_path,
+        ema=ema,
+    )
+    batches = Batches(
+        dataset.train_images,
+        dataset.train_labels,
+        batch_size=recipe.batch_size,
+        num_classes=dataset.num_classes,
+        mean=dataset.mean,
+        std=dataset.std,
+        seed=seed,
+        mixup=recipe.mixup,
+        cutmix=recipe.cutmix,
+        augmentation=dataset.augmentation if augmentation is None else augmentation,
+        device=device,
+    )
     options = dict(model_options or {})
     if isinstance(model, Module):
         trained = _adapt(model, dataset, recipe, seed, options, announce)
     else:
         trained = _create(dataset, recipe, precision, seed, options)
-    settings: dict[str, Any] = dict(precision=precision, device=device, optimizer=optimizer, lr=recipe.lr, momentum=momentum,
-                                    weight_decay=recipe.weight_decay, clip_norm=recipe.clip_norm, label_smoothing=recipe.label_smoothing,
-                                    accumulate=accumulate, ema=recipe.ema, threads=threads)
+    settings: dict[str, Any] = dict(
+        precision=precision,
+        device=device,
+        optimizer=optimizer,
+        lr=recipe.lr,
+        momentum=momentum,
+        weight_decay=recipe.weight_decay,
+        clip_norm=recipe.clip_norm,
+        label_smoothing=recipe.label_smoothing,
+        accumulate=accumulate,
+        ema=recipe.ema,
+        threads=threads,
+    )
     trainer = Trainer(trained, **settings)
     accumulate = trainer.parts(recipe.batch_size)
     folder = RunFolder.create(out, f"{_slug(trained.name)}-{_slug(dataset.name)}", overwrite)
     arguments = {
-        **asdict(recipe), "model": trained.name, "data": _repeatable(data), "schedule": schedule, "augmentation": batches.policy,
-        "optimizer": optimizer, "momentum": momentum, "accumulate": accumulate, "seed": seed, "precision": trainer.precision.name,
-        "device": device, "image_size": dataset.image_size, "in_channels": dataset.in_channels, "test_fraction": test_fraction,
-        "split_seed": split_seed, "skip_bad_images": skip_bad_images, "limit": limit, "model_options": options}
-    folder.write_config({"arguments": arguments, "model_given": isinstance(model, Module), "model_config": asdict(trained.config),
-                         "dataset": dataset.summary(), "class_names": dataset.class_names, "parameters": trainer.flat.size, **_versions()})
+        **asdict(recipe),
+        "model": trained.name,
+        "data": _repeatable(data),
+        "schedule": schedule,
+        "augmentation": batches.policy,
+        "optimizer": optimizer,
+        "momentum": momentum,
+        "accumulate": accumulate,
+        "seed": seed,
+        "precision": trainer.precision.name,
+        "device": device,
+        "image_size": dataset.image_size,
+        "in_channels": dataset.in_channels,
+        "test_fraction": test_fraction,
+        "split_seed": split_seed,
+        "skip_bad_images": skip_bad_images,
+        "limit": limit,
+        "model_options": options,
+    }
+    folder.write_config(
+        {
+            "arguments": arguments,
+            "model_given": isinstance(model, Module),
+            "model_config": asdict(trained.config),
+            "dataset": dataset.summary(),
+            "class_names": dataset.class_names,
+            "parameters": trainer.flat.size,
+            **_versions(),
+        }
+    )
     announce(f"{dataset.summary()}\n{trained.name}: {trainer.flat.size:,} parameters to train; run folder {folder.path}")
     if precision == "auto":
         name, reason = fastest(device)
@@ -152,7 +248,7 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
         announce("compiling kernels for this machine, once: some seconds")
     if profile:
         _say(f"{profile_step(trained, recipe.batch_size, **settings)}\n")
-    known = sketch(dataset.train_images) if isinstance(trained, DVT) else ()        # only thresholds ask for it
+    known = sketch(dataset.train_images) if isinstance(trained, DVT) else ()  # only thresholds ask for it
     classifier = Classifier(trained, dataset.class_names, Preprocessing.of(dataset), known, trainer.precision.name)
     loop = Loop(trainer, classifier, dataset, batches, recipe, schedule, folder)
     with cpu.threads_set(threads):
@@ -161,20 +257,21 @@ def train(model: str | Module | None = None, data: Any = "digits", *, epochs: in
 
 
 # ------------------------------------------------------------------------------------------------------------- model and data
-def _load(data: Any, model: str | Module | None, image_size: int | None, in_channels: int | None, limit: int | None,
-          **options: Any) -> Dataset:
+def _load(
+    data: Any, model: str | Module | None, image_size: int | None, in_channels: int | None, limit: int | None, **options: Any
+) -> Dataset:
     """The dataset at the size that is asked for, or a given Model's, or for a folder of images the size that the model is named for."""
     if isinstance(model, Module):
         config = _unwrapped(model).config
         image_size, in_channels = image_size or config.image_size, in_channels or config.in_channels
     elif image_size is None:
-        preferred = _preferred_size(model or OTHERS.model)          # also tells an unknown name before any data is decoded
+        preferred = _preferred_size(model or OTHERS.model)  # also tells an unknown name before any data is decoded
         image_size = preferred if _is_image_folder(data) else None
     return load_data(data, image_size=image_size, in_channels=in_channels, **options).limited(limit)
 
 
 def _preferred_size(name: str) -> int:
-    family = FAMILIES.get(name) or PRESETS.get(name) or type(create_model(name))        # which raises, naming the nearest
+    family = FAMILIES.get(name) or PRESETS.get(name) or type(create_model(name))  # which raises, naming the nearest
     return family.Config(**family.presets.get(name, {})).image_size
 
 
@@ -201,20 +298,23 @@ def _unwrapped(model: Module) -> Model:
     return model
 
 
-def _adapt(model: Module, dataset: Dataset, recipe: Recipe, seed: int, options: Mapping[str, Any],
-           announce: Callable[[str], None]) -> Model:
+def _adapt(
+    model: Module, dataset: Dataset, recipe: Recipe, seed: int, options: Mapping[str, Any], announce: Callable[[str], None]
+) -> Model:
     """A given Model made to fit the data: a new head where the number of classes differs."""
     model = _unwrapped(model)
     if options or recipe.drop_path:
         raise UserError("model_options and drop_path are for a model given by name: give them to create_model (drop_path_rate)")
     size, channels = model.config.image_size, model.config.in_channels
     if (dataset.image_size, dataset.in_channels) != (size, channels):
-        raise UserError(f"the model takes {size}×{size}×{channels} images, but image_size and in_channels ask for "
-                        f"{dataset.image_size}×{dataset.image_size}×{dataset.in_channels}: leave them out")
+        raise UserError(
+            f"the model takes {size}×{size}×{channels} images, but image_size and in_channels ask for "
+            f"{dataset.image_size}×{dataset.image_size}×{dataset.in_channels}: leave them out"
+        )
     model.to("cpu")
     model.random.state[...] = seed, 0
     if isinstance(model, DVT):
-        model.calibration = None                        # other weights will want other thresholds
+        model.calibration = None  # other weights will want other thresholds
     if model.config.num_classes != dataset.num_classes:
         announce(f"a new head for {dataset.num_classes} classes, in place of {model.config.num_classes}")
         model.reset_head(dataset.num_classes)
@@ -245,10 +345,17 @@ def kernels_are_compiled() -> bool:
 class Loop:
     """Epochs of training, each followed by a test, a line of metrics and a saved model."""
 
-    def __init__(self, trainer: Trainer, classifier: Classifier, dataset: Dataset, batches: Batches, recipe: Recipe, schedule: str,
-                 folder: RunFolder) -> None:
+    def __init__(
+        self, trainer: Trainer, classifier: Classifier, dataset: Dataset, batches: Batches, recipe: Recipe, schedule: str, folder: RunFolder
+    ) -> None:
         self.trainer, self.classifier, self.dataset, self.batches, self.recipe, self.folder = (
-            trainer, classifier, dataset, batches, recipe, folder)
+            trainer,
+            classifier,
+            dataset,
+            batches,
+            recipe,
+            folder,
+        )
         self.schedule = SCHEDULES[schedule]
 
     def run(self, progress: bool) -> None:
@@ -283,7 +390,7 @@ class Loop:
         for number, (images, labels) in enumerate(self.batches.epoch(epoch), epoch * steps):
             trainer.lr = self.schedule(number, recipe.epochs * steps, recipe.lr, round(recipe.warmup * steps), recipe.min_lr)
             step = trainer.submit(images, labels)
-            if last:                                    # asked for one step later, so that a GPU always has one to compute
+            if last:  # asked for one step later, so that a GPU always has one to compute
                 losses.append(last.value())
             last = step
             shown.step()
@@ -292,13 +399,20 @@ class Loop:
         trained = perf_counter() - start
         dataset = self.dataset
         with trainer.averaged():
-            test_loss, accuracies = evaluate(self.classifier.predictor, dataset.test_images, dataset.test_labels, dataset.mean,
-                                                dataset.std, dataset.num_classes)
+            test_loss, accuracies = evaluate(
+                self.classifier.predictor, dataset.test_images, dataset.test_labels, dataset.mean, dataset.std, dataset.num_classes
+            )
             self.classifier.save(self.folder.path / MODEL)
-        return {"epoch": epoch + 1, "train_loss": fmean(losses), "test_loss": test_loss, "test_accuracy": accuracies[-1],
-                **({"exit_accuracies": accuracies} if len(accuracies) > 1 else {}),
-                "learning_rate": trainer.lr, "seconds": round(perf_counter() - start, 3),
-                "images_per_second": round(len(losses) * self.batches.batch_size / trained, 1)}
+        return {
+            "epoch": epoch + 1,
+            "train_loss": fmean(losses),
+            "test_loss": test_loss,
+            "test_accuracy": accuracies[-1],
+            **({"exit_accuracies": accuracies} if len(accuracies) > 1 else {}),
+            "learning_rate": trainer.lr,
+            "seconds": round(perf_counter() - start, 3),
+            "images_per_second": round(len(losses) * self.batches.batch_size / trained, 1),
+        }
 
 
 class Progress:
@@ -314,8 +428,10 @@ class Progress:
     def epoch(self, line: Mapping[str, Any]) -> None:
         accuracy = f"{100 * line['test_accuracy']:.1f} %"
         if self.lines:
-            _say(f"epoch {line['epoch']}/{self.epochs}  train loss {line['train_loss']:.4f}  test loss {line['test_loss']:.4f}  "
-                 f"test accuracy {accuracy}  {line['images_per_second']:.0f} images/s")
+            _say(
+                f"epoch {line['epoch']}/{self.epochs}  train loss {line['train_loss']:.4f}  test loss {line['test_loss']:.4f}  "
+                f"test accuracy {accuracy}  {line['images_per_second']:.0f} images/s"
+            )
         self.bar.set_postfix_str(f"epoch {line['epoch']}/{self.epochs}, train loss {line['train_loss']:.3f}, test accuracy {accuracy}")
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 A file that does not fit is refused before anything is changed, with one UserError that says what differs.
 """
+
 from __future__ import annotations
 
 import json
@@ -25,7 +26,7 @@ from .errors import UserError
 from .files import atomic_file
 from .models import DVT, Mixer, Model, ViT
 
-State = dict[str, np.ndarray]                           # parameter name -> array
+State = dict[str, np.ndarray]  # parameter name -> array
 
 
 def save_weights(model: Model, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
@@ -71,8 +72,10 @@ def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = Tru
         state = {name: array for name, array in state.items() if not _of_head(name)} | own
     differing = [f"{n} is {state[n].shape}, not {a.shape}" for n, a in own.items() if n in state and state[n].shape != a.shape]
     if differing:
-        raise UserError(f"{path}: the head is for other classes than the model's {model.config.num_classes} ({'; '.join(differing)}): "
-                        "create the model with its num_classes, or load with head=False to keep the model's own")
+        raise UserError(
+            f"{path}: the head is for other classes than the model's {model.config.num_classes} ({'; '.join(differing)}): "
+            "create the model with its num_classes, or load with head=False to keep the model's own"
+        )
     try:
         thresholds = read_calibration(metadata)
         model.load_state_dict(model.fit_positions(state, method))
@@ -103,7 +106,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[State, dict[str, str
         content = Path(path).read_bytes()
         raw = safetensors.deserialize(content)
         length = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8:8 + length]).get("__metadata__", {})
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     except OSError as error:
         raise _unreadable(path, error) from error
     except safetensors.SafetensorError as error:
@@ -115,7 +118,7 @@ _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4",
 
 
 def _array(path: str | os.PathLike[str], name: str, dtype: str, data: bytes) -> np.ndarray:
-    if dtype == "BF16":                                 # the upper half of a float32
+    if dtype == "BF16":  # the upper half of a float32
         return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
     if dtype not in _DTYPES:
         raise UserError(f"{path}: {name} has dtype {dtype}: convert it to F32")
@@ -123,8 +126,23 @@ def _array(path: str | os.PathLike[str], name: str, dtype: str, data: bytes) -> 
 
 
 # What numpy.load and the modules below it raise for files of every kind of damage, and for files that are none.
-_NPZ_FAULTS = (OSError, ValueError, TypeError, EOFError, LookupError, AttributeError, RuntimeError, SyntaxError, MemoryError, OverflowError,
-               lzma.LZMAError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
+_NPZ_FAULTS = (
+    OSError,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    SyntaxError,
+    MemoryError,
+    OverflowError,
+    lzma.LZMAError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def _read_npz(path: Path) -> State:
@@ -147,7 +165,7 @@ def _unreadable(path: str | os.PathLike[str], error: OSError) -> UserError:
 
 
 # ----------------------------------------------------------------------------------------------------- names of Google's files
-_PREFIXES = ("opt/target/", "params/img/", "params/")   # of training checkpoints and of big_vision
+_PREFIXES = ("opt/target/", "params/img/", "params/")  # of training checkpoints and of big_vision
 
 
 def _norm(ours: str, theirs: str) -> dict[str, str]:
@@ -159,7 +177,7 @@ def _dense(ours: str, theirs: str) -> dict[str, str]:
 
 
 def _google_vit(model: ViT, names: Collection[str]) -> dict[str, str]:
-    released = "Transformer/encoderblock_0/LayerNorm_2/scale" in names          # big_vision counts each kind of layer from 0
+    released = "Transformer/encoderblock_0/LayerNorm_2/scale" in names  # big_vision counts each kind of layer from 0
     attention, norm2, mlp = (1, 2, 3) if released else (0, 1, 0)
     position = "pos_embedding" if "pos_embedding" in names else "Transformer/posembed_input/pos_embedding"
     table = ({"cls_token": "cls"} if model.config.class_token else {}) | {"pos_embed": position}
@@ -194,9 +212,11 @@ def _from_google(model: Model, arrays: State, path: Path) -> State:
     if model.family not in _GOOGLE:
         raise UserError(f"{path}: there is no npz import for {model.family}: use a .safetensors file")
     prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in arrays)), "")
-    arrays = {name[len(prefix):]: array for name, array in arrays.items() if name.startswith(prefix)}
-    table = {ours: [theirs.replace("{query,key,value}", part) for part in ("query", "key", "value")] if "{" in theirs else [theirs]
-             for ours, theirs in _GOOGLE[model.family](model, arrays.keys()).items()}
+    arrays = {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+    table = {
+        ours: [theirs.replace("{query,key,value}", part) for part in ("query", "key", "value")] if "{" in theirs else [theirs]
+        for ours, theirs in _GOOGLE[model.family](model, arrays.keys()).items()
+    }
     wanted = [name for names in table.values() for name in names]
     missing, unexpected = [n for n in wanted if n not in arrays], sorted(arrays.keys() - set(wanted))
     faults = [f"{word}: {', '.join(names)}" for word, names in (("missing", missing), ("unexpected", unexpected)) if names]
@@ -215,10 +235,10 @@ def _joined(path: Path, parts: State) -> np.ndarray:
 
 def _in_our_layout(name: str, array: np.ndarray) -> np.ndarray:
     kind = name.split("/")[-2:]
-    if kind[0] in ("query", "key", "value"):            # kernel (C, H, D), bias (H, D)
+    if kind[0] in ("query", "key", "value"):  # kernel (C, H, D), bias (H, D)
         return array.reshape(len(array), -1).T if kind[1] == "kernel" else array.reshape(-1)
-    if kind == ["out", "kernel"]:                       # (H, D, C)
+    if kind == ["out", "kernel"]:  # (H, D, C)
         return array.reshape(-1, array.shape[-1]).T
     if kind[-1] != "kernel":
         return array
-    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T              # (P, P, in, out) or (in, out)
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T  # (P, P, in, out) or (in, out)

@@ -1,4 +1,5 @@
 """What all tests share."""
+
 from contextlib import nullcontext
 
 import numba
@@ -10,8 +11,13 @@ from hypothesis import HealthCheck, settings
 from minivit.kernels import cuda, device
 from minivit.kernels.cuda.errors import DeviceError
 
-settings.register_profile("minivit", deadline=None, derandomize=True, max_examples=25,
-                          suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+settings.register_profile(
+    "minivit",
+    deadline=None,
+    derandomize=True,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 settings.load_profile("minivit")
 
 
@@ -30,7 +36,7 @@ def cuda_runtime():
     if gpu_missing():
         if emulator.unavailable():
             pytest.skip(emulator.unavailable())
-        with emulator.alone():                          # what one process of the tests builds, another finds
+        with emulator.alone():  # what one process of the tests builds, another finds
             emulator.build(listing.kernels_of_ops())
         return emulator.Emulator()
     return cuda.runtime()
@@ -39,7 +45,7 @@ def cuda_runtime():
 @pytest.fixture
 def kernels_of(request):
     """kernels_of(implementation): what runs inside can run an op's "cpu", "cuda" or "reference"."""
-    return lambda implementation: (cuda.using(request.getfixturevalue("cuda_runtime")) if implementation == "cuda" else nullcontext())
+    return lambda implementation: cuda.using(request.getfixturevalue("cuda_runtime")) if implementation == "cuda" else nullcontext()
 
 
 class _Poisoned:

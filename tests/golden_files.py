@@ -1,4 +1,5 @@
 """Reference results in tests/golden, computed by other people's code in float64."""
+
 import json
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def read_golden(name):
 
 def part(arrays, prefix):
     """The arrays below a prefix, without it."""
-    return {name[len(prefix):]: array for name, array in arrays.items() if name.startswith(prefix)}
+    return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def assert_matches(given, expected, name, tolerance=1e-9):

@@ -1,4 +1,5 @@
 """The benchmarks work at their tiny sizes, and refuse to time what is wrong."""
+
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from minivit.predict import Predictor
 from minivit.profiling import repeat
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))                           # `benchmarks` is not installed
+sys.path.insert(0, str(ROOT))  # `benchmarks` is not installed
 
 from benchmarks import answers, cascade, cpu, gpu, growth, kernels, report, start  # noqa: E402
 from benchmarks.measure import Summary, milliseconds, table  # noqa: E402
@@ -27,8 +28,9 @@ from benchmarks.worker import Worker  # noqa: E402
 
 
 def run(name, *options):
-    finished = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", "--tiny", *map(str, options)], cwd=ROOT, capture_output=True,
-                              text=True)
+    finished = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--tiny", *map(str, options)], cwd=ROOT, capture_output=True, text=True
+    )
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 
@@ -67,18 +69,18 @@ def test_what_grows_too_fast_is_told():
 
     even = {8: took(1, 10), 16: took(2, 15), 32: took(4.5, 25)}
     assert [e["verdict"] for e in growth.by_batch(even, 16)] == ["kept"] * 3
-    wrong = [e["verdict"] for e in growth.by_batch(even | {8: took(1.2, 10), 32: took(4.5, 30)}, 16)]      # 25 on the line
+    wrong = [e["verdict"] for e in growth.by_batch(even | {8: took(1.2, 10), 32: took(4.5, 30)}, 16)]  # 25 on the line
     assert wrong == ["EXCEEDED", "kept", "EXCEEDED"]
     problems = {size: answers.make_problem("vit_nano_patch2_8", 1, image_size=size) for size in (8, 12)}
     for seconds, verdict in ((2.8, "kept"), (2.9, "EXCEEDED")):
-        entry, = growth.by_tokens({8: took(1, 1), 12: took(seconds, 1)}, problems, {8: 10, 12: 25})
+        (entry,) = growth.by_tokens({8: took(1, 1), 12: took(seconds, 1)}, problems, {8: 10, 12: 25})
         assert (entry["verdict"], entry["from_tokens"], entry["tokens"]) == (verdict, 16, 36)
 
 
 def test_the_work_of_a_step_is_counted():
     problem = answers.make_problem("vit_nano_patch2_8", 2)
     tokens, dim, depth, heads, head = 16, 64, 4, 4, 16
-    block = 2 * tokens * 12 * dim ** 2 + 4 * heads * tokens ** 2 * head         # the products alone
+    block = 2 * tokens * 12 * dim**2 + 4 * heads * tokens**2 * head  # the products alone
     products = 2 * (depth * block + 2 * tokens * 4 * dim + 2 * dim * 10)
     weights = sum(w.nbytes for w in problem.weights.values())
     _, works = answers.reference_answers(problem, "infer", ("float32", "bfloat16"), threads=1)
@@ -87,7 +89,7 @@ def test_the_work_of_a_step_is_counted():
     assert weights + depth * 12 * 2 * tokens * dim * 4 < moved < 3 * weights
     flops, moved = answers.reference_answers(problem, "train", ("float32",), threads=1)[1]["float32"]
     assert 2.9 * products < flops < 3.5 * products
-    assert moved > 7 * weights                          # AdamW's alone
+    assert moved > 7 * weights  # AdamW's alone
 
 
 def answers_of(problem, **adamw):
@@ -102,15 +104,20 @@ def test_sides_that_disagree_are_not_timed():
     name = "blocks.1.mlp_tokens.fc1.weight"
     moved = right.weights[name].copy()
     moved.flat[0] += 0.1 * answers.CHECKED_ADAMW["lr"]
-    wrong = [replace(right, losses=[right.losses[0], right.losses[1] + 1e-4]), replace(right, logits=right.logits * 1.01),
-             replace(right, weights=right.weights | {name: moved}), replace(right, weights=right.weights | {name: moved * np.nan}),
-             replace(right, logits=None), answers_of(problem, weight_decay=0.5)]
+    wrong = [
+        replace(right, losses=[right.losses[0], right.losses[1] + 1e-4]),
+        replace(right, logits=right.logits * 1.01),
+        replace(right, weights=right.weights | {name: moved}),
+        replace(right, weights=right.weights | {name: moved * np.nan}),
+        replace(right, logits=None),
+        answers_of(problem, weight_decay=0.5),
+    ]
     for each in wrong:
         with pytest.raises(answers.Disagreement):
             answers.compare(problem.weights, REFERENCE, each, right)
     for side in (REFERENCE, Side("PyTorch", "bfloat16 autocast"), Side("PyTorch", "bfloat16 pure")):
         answers.compare(problem.weights, side, right, right)
-        if side != REFERENCE:                           # rounding is forgiven, doing nothing or something else is not
+        if side != REFERENCE:  # rounding is forgiven, doing nothing or something else is not
             answers.compare(problem.weights, side, wrong[1], right)
             for each in (wrong[3], wrong[4], replace(right, weights=problem.weights), replace(right, logits=right.logits * 1.1)):
                 with pytest.raises(answers.Disagreement):
@@ -124,7 +131,7 @@ def test_an_error_in_the_other_process_is_told():
     with Worker(REFERENCE, problem, 1) as worker:
         with pytest.raises(RuntimeError, match="no attribute 'fly'"):
             worker.call("fly")
-        assert worker.call("infer").shape == (2, 10)    # it still answers
+        assert worker.call("infer").shape == (2, 10)  # it still answers
 
 
 def test_an_unknown_model_is_told(capsys):
@@ -165,13 +172,20 @@ def test_rivals_are_listed_or_excused(monkeypatch):
 
 def test_the_picture_shows_what_there_is(tmp_path):
     ratio = {"float32": {"float32": {"median": 2.0}, "any": {"median": 0.5}}}
-    entries = [{"model": model, "workload": workload, "batch": 1, "times_as_fast": ratio} for model in ("a", "b")
-               for workload in ("train", "infer")]
+    entries = [
+        {"model": model, "workload": workload, "batch": 1, "times_as_fast": ratio}
+        for model in ("a", "b")
+        for workload in ("train", "infer")
+    ]
     report.draw(entries, tmp_path / "ratios.png")
     assert (tmp_path / "ratios.png").read_bytes().startswith(b"\x89PNG")
     means = report.geometric_means([*entries, entries[0] | {"model": "c", "times_as_fast": {"float32": {"any": {"median": 4.0}}}}])
     assert [(m["workload"], m["rival"], m["models"]) for m in means] == [
-        ("train", "float32", 2), ("train", "any", 3), ("infer at batch 1", "float32", 2), ("infer at batch 1", "any", 2)]
+        ("train", "float32", 2),
+        ("train", "any", 3),
+        ("infer at batch 1", "float32", 2),
+        ("infer at batch 1", "any", 2),
+    ]
     assert means[1]["times_as_fast"] == pytest.approx(1) and means[1]["least"] == 0.5
 
 
@@ -182,7 +196,7 @@ def test_rivals_compute_the_same(name):
     for workload, sides in rivals(tiny=True)[0].items():
         reference, _ = answers.reference_answers(problem, workload, (), 2)
         for side in sides if "nano" in name else [Side("PyTorch", "float32")]:
-            with answers.checked(problem, side, workload, reference, 2):        # raises
+            with answers.checked(problem, side, workload, reference, 2):  # raises
                 pass
 
 
@@ -291,7 +305,7 @@ def test_an_interrupted_ablation_goes_on(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(cascade, "train", interrupted)
         cascade.main(arguments)
-    kept, = json.loads((tmp_path / "ablation.json").read_text())["results"]
+    (kept,) = json.loads((tmp_path / "ablation.json").read_text())["results"]
     assert kept["reuse"] == "both" and len(kept["exit_accuracies"]) == 3
     assert cascade.main(arguments) == 0
     first, second = json.loads((tmp_path / "ablation.json").read_text())["results"]
@@ -333,11 +347,14 @@ def test_gpu(cuda_runtime, tmp_path, capsys):
         assert gpu.main(["--tiny", "--json", str(tmp_path / "gpu.json")]) == 0
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert result["machine"]["gpu"] == cuda_runtime.name and not result["failures"] and 0 <= result["curve_distance"] < 1e-3
-    assert {(e["op"], e["direction"]) for e in result["kernels"]} >= {("attention", "forward"), ("attention", "backward"),
-                                                                      ("adamw", "forward")}
+    assert {(e["op"], e["direction"]) for e in result["kernels"]} >= {
+        ("attention", "forward"),
+        ("attention", "backward"),
+        ("adamw", "forward"),
+    }
     for entry in result["kernels"]:
         assert entry["seconds"] > 0 and entry["bytes"] > 0 and entry["launches"] > 0
-    step, = result["steps"]
+    (step,) = result["steps"]
     assert step["minivit"]["host"] > 0 and step["minivit"]["seconds"] > 0 and step["minivit"]["memory"] > 0
     assert (tmp_path / "gpu.png").exists() and "vit_nano_patch2_8" in capsys.readouterr().out
 

@@ -1,4 +1,5 @@
 """bfloat16 in kernels: two bytes in memory, float32 in a register, with NumPy's rounding (ml_dtypes); both ways to round."""
+
 from importlib import import_module
 
 import numba
@@ -10,8 +11,8 @@ from minivit.kernels.cpu import kernel
 from minivit.kernels.device import BFLOAT16
 from minivit.kernels.op import launch
 
-bfloat16 = import_module("minivit.kernels.cpu.bfloat16")            # the module; the package has a type of that name
-EVERY = np.arange(65536, dtype=np.uint16)               # all bfloat16, as bits
+bfloat16 = import_module("minivit.kernels.cpu.bfloat16")  # the module; the package has a type of that name
+EVERY = np.arange(65536, dtype=np.uint16)  # all bfloat16, as bits
 
 
 @pytest.fixture(params=["integer", "native"], autouse=True)
@@ -21,7 +22,7 @@ def native(request, monkeypatch, tmp_path) -> bool:
     if wanted and not bfloat16.NATIVE:
         pytest.skip("this CPU has no AVX512-BF16")
     monkeypatch.setattr(bfloat16, "NATIVE", wanted)
-    monkeypatch.setattr(cpu, "kernel_cache", lambda: tmp_path)          # what is compiled so is nobody else's
+    monkeypatch.setattr(cpu, "kernel_cache", lambda: tmp_path)  # what is compiled so is nobody else's
     return wanted
 
 
@@ -59,13 +60,13 @@ def test_every_number_survives_reading_and_writing(native):
     copied = run(convert, np.empty(65536, BFLOAT16), EVERY.view(BFLOAT16)).view(np.uint16)
     np.testing.assert_array_equal(one_nan(copied), expected((EVERY.astype(np.uint32) << 16).view(np.float32), native))
     quiet = (EVERY & 0x7FFF) > 0x7FBF
-    np.testing.assert_array_equal(copied[quiet], EVERY[quiet])          # NaN with all they say
+    np.testing.assert_array_equal(copied[quiet], EVERY[quiet])  # NaN with all they say
 
 
 def float32_numbers() -> np.ndarray:
     """Ties and their neighbours around every bfloat16, and numbers of any bits: with infinities, NaN, overflow and numbers below normal."""
     ties = (EVERY.astype(np.uint32) << 16)[:, None] + np.array([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
-    return np.concatenate([ties.ravel(), np.random.default_rng(0).integers(0, 2 ** 32, 300_000, np.uint32)]).view(np.float32)
+    return np.concatenate([ties.ravel(), np.random.default_rng(0).integers(0, 2**32, 300_000, np.uint32)]).view(np.float32)
 
 
 def test_numbers_are_rounded_to_nearest_even(native):
@@ -107,6 +108,6 @@ def test_arithmetic_is_float32s():
         for i in range(len(y)):
             y[i] = (a[i] + b[i]) - a[i]
 
-    ones = np.ones(4096, BFLOAT16)                      # where sums were rounded to bfloat16, they would stop at 256
+    ones = np.ones(4096, BFLOAT16)  # where sums were rounded to bfloat16, they would stop at 256
     assert run(total, np.empty(1, BFLOAT16), ones)[0] == 4096
-    assert run(difference, np.empty(4096, BFLOAT16), ones, (ones * BFLOAT16.type(2 ** -12)))[0] == 2 ** -12
+    assert run(difference, np.empty(4096, BFLOAT16), ones, (ones * BFLOAT16.type(2**-12)))[0] == 2**-12

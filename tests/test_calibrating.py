@@ -1,4 +1,5 @@
 """calibrate(): what it promises of a budget is what predicting with that budget does."""
+
 import re
 
 import numpy as np
@@ -39,7 +40,7 @@ def images(pixels):
 @pytest.fixture
 def labels(model, images):
     """Of each image what one of its exits says."""
-    said = Predictor(model).logits(images).argmax(-1)               # (3, n)
+    said = Predictor(model).logits(images).argmax(-1)  # (3, n)
     return said[np.random.default_rng(2).integers(0, 3, NUMBER), np.arange(NUMBER)]
 
 
@@ -87,7 +88,7 @@ def test_without_budgets_there_are_eight(model, images, labels):
 def test_milliseconds_are_measured(model, images, labels):
     times = stage_milliseconds(model, images, batch_size=16)
     assert len(times) == 3 and 0 < times[0] < times[1] < times[2]
-    assert stage_milliseconds(model, images[:3], batch_size=16)[0] > 0                 # fewer images than the batch
+    assert stage_milliseconds(model, images[:3], batch_size=16)[0] > 0  # fewer images than the batch
     found = calibrate(model, images, labels, [1e3], unit="ms", batch_size=16)
     assert found.costs != found.macs and 0 < found.costs[0] < found.costs[2] < 1e3 and found.accuracies[0] >= found.exit_accuracies[2]
     assert found.measured.endswith("batch 16")
@@ -108,15 +109,24 @@ def test_halves_share_the_images_of_each_class():
 
 
 # --------------------------------------------------------------------------------------------------------------------------- mistakes
-@pytest.mark.parametrize("options, message", [
-    ({"unit": "mac"}, "unknown unit 'mac' (nearest: macs): choose macs, ms, share"), ({"method": "best"}, "unknown method 'best'"),
-    ({"confidence": "sure"}, "unknown confidence 'sure'"), ({"budgets": []}, "budgets must be a list of one number or more, got []"),
-    ({"budgets": 5}, "budgets must be a list"), ({"budgets": "5"}, "budgets must be a list"), ({"budgets": [1, "2"]}, "a budget must be"),
-    ({"budgets": [0.0]}, "a budget must be a number above 0, got 0.0"), ({"budgets": [float("nan")]}, "a budget must be a number above 0"),
-    ({"budgets": [1.5], "unit": "share"}, "at most 1, got 1.5"), ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
-    ({"budgets": [10]}, "no thresholds meet a budget of 10 multiply-adds: the cheapest, all images at exit 1, costs "),
-    ({"budgets": [1e-9], "unit": "ms"}, "no thresholds meet a budget of 1e-09 ms an image: the cheapest, all images at exit 1, costs "),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"unit": "mac"}, "unknown unit 'mac' (nearest: macs): choose macs, ms, share"),
+        ({"method": "best"}, "unknown method 'best'"),
+        ({"confidence": "sure"}, "unknown confidence 'sure'"),
+        ({"budgets": []}, "budgets must be a list of one number or more, got []"),
+        ({"budgets": 5}, "budgets must be a list"),
+        ({"budgets": "5"}, "budgets must be a list"),
+        ({"budgets": [1, "2"]}, "a budget must be"),
+        ({"budgets": [0.0]}, "a budget must be a number above 0, got 0.0"),
+        ({"budgets": [float("nan")]}, "a budget must be a number above 0"),
+        ({"budgets": [1.5], "unit": "share"}, "at most 1, got 1.5"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"budgets": [10]}, "no thresholds meet a budget of 10 multiply-adds: the cheapest, all images at exit 1, costs "),
+        ({"budgets": [1e-9], "unit": "ms"}, "no thresholds meet a budget of 1e-09 ms an image: the cheapest, all images at exit 1, costs "),
+    ],
+)
 def test_wrong_options_are_told(model, images, labels, options, message):
     with pytest.raises(UserError, match=re.escape(message)):
         calibrate(model, images, labels, **options)
@@ -130,10 +140,13 @@ def test_an_infeasible_budget_names_the_cheapest_and_the_dearest(model, images, 
 
 
 def test_wrong_data_is_told(model, images, labels):
-    for data, message in (((images[:99], labels[:99]), "thresholds need at least 100 images, got 99"),
-                          ((images, labels[:-1]), r"labels must have the shape \(130,\)"),
-                          ((images, np.where(np.arange(NUMBER) == 7, 3, labels)), r"labels\[7\] is 3, out of range for 3 classes"),
-                          ((images, labels - 1), "labels must be 0 or more"), ((images[:, :, :4], labels), "images")):
+    for data, message in (
+        ((images[:99], labels[:99]), "thresholds need at least 100 images, got 99"),
+        ((images, labels[:-1]), r"labels must have the shape \(130,\)"),
+        ((images, np.where(np.arange(NUMBER) == 7, 3, labels)), r"labels\[7\] is 3, out of range for 3 classes"),
+        ((images, labels - 1), "labels must be 0 or more"),
+        ((images[:, :, :4], labels), "images"),
+    ):
         with pytest.raises(UserError, match=message):
             calibrate(model, *data)
     model.stages[2].head.bias.data[...] = np.nan

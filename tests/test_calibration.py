@@ -1,4 +1,5 @@
 """Confidences by their definitions; calibrations that survive JSON, answer for a budget, and belong to one model."""
+
 import json
 import re
 from dataclasses import fields, replace
@@ -19,9 +20,21 @@ def model():
 
 @pytest.fixture
 def calibration(model):
-    return Calibration("macs", "exact", "max", (1e6, 2e6, 4e6), ((0.0, 0.0), (0.7, 0.6), (0.9, 2.0)), (0.6, 0.7, 0.8), (1e6, 1.9e6, 4e6),
-                       ((1.0, 0.0, 0.0), (0.5, 0.3, 0.2), (0.2, 0.0, 0.8)), (1e6, 2e6, 5e6), (1e6, 2e6, 5e6), (0.6, 0.7, 0.75), 200,
-                       fingerprint(model))
+    return Calibration(
+        "macs",
+        "exact",
+        "max",
+        (1e6, 2e6, 4e6),
+        ((0.0, 0.0), (0.7, 0.6), (0.9, 2.0)),
+        (0.6, 0.7, 0.8),
+        (1e6, 1.9e6, 4e6),
+        ((1.0, 0.0, 0.0), (0.5, 0.3, 0.2), (0.2, 0.0, 0.8)),
+        (1e6, 2e6, 5e6),
+        (1e6, 2e6, 5e6),
+        (0.6, 0.7, 0.75),
+        200,
+        fingerprint(model),
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------- confidence
@@ -29,8 +42,11 @@ def by_definition(logits, kind):
     powers = np.exp(logits.astype(np.float64))
     p = powers / powers.sum(-1, keepdims=True)
     ordered = np.sort(p, -1)
-    return {"max": ordered[..., -1], "margin": (ordered[..., -1] - ordered[..., -2]) / (ordered[..., -1] + ordered[..., -2]),
-            "entropy": 1 + (p * np.log(p)).sum(-1) / np.log(p.shape[-1])}[kind]
+    return {
+        "max": ordered[..., -1],
+        "margin": (ordered[..., -1] - ordered[..., -2]) / (ordered[..., -1] + ordered[..., -2]),
+        "entropy": 1 + (p * np.log(p)).sum(-1) / np.log(p.shape[-1]),
+    }[kind]
 
 
 @pytest.mark.parametrize("kind", CONFIDENCES)
@@ -57,7 +73,7 @@ def test_confidences_stay_within_their_range(kind, logits):
 def test_confidences_at_their_ends(kind, even):
     assert confidence(np.zeros(4), kind) == pytest.approx(even, abs=1e-15)
     assert confidence(np.array([0, 1000.0, 0, 0]), kind) == 1
-    assert confidence(np.array([[2.0]]), kind) == 1     # one class
+    assert confidence(np.array([[2.0]]), kind) == 1  # one class
 
 
 def test_an_unknown_confidence_is_told():
@@ -71,11 +87,22 @@ def test_the_largest_budget_that_is_not_above(calibration):
         assert calibration.for_budget(budget) == calibration.thresholds[place]
 
 
-@pytest.mark.parametrize("budget, message", [
-    (0.1e6, "no thresholds meet a budget of 0.1 M multiply-adds: the cheapest, all images at exit 1, costs 1 M; the dearest, all at exit "
-            "3, 5 M"),
-    (0, "a budget must be a number above 0, got 0"), (float("nan"), "a budget must be"), (float("inf"), "a budget must be"),
-    (True, "a budget must be"), ("1", "a budget must be"), (-1.0, "a budget must be")])
+@pytest.mark.parametrize(
+    "budget, message",
+    [
+        (
+            0.1e6,
+            "no thresholds meet a budget of 0.1 M multiply-adds: the cheapest, all images at exit 1, costs 1 M; the dearest, all at exit "
+            "3, 5 M",
+        ),
+        (0, "a budget must be a number above 0, got 0"),
+        (float("nan"), "a budget must be"),
+        (float("inf"), "a budget must be"),
+        (True, "a budget must be"),
+        ("1", "a budget must be"),
+        (-1.0, "a budget must be"),
+    ],
+)
 def test_budgets_that_cannot_be_met_are_told(calibration, budget, message):
     with pytest.raises(UserError, match=re.escape(message)):
         calibration.for_budget(budget)
@@ -95,11 +122,24 @@ def test_json_gives_the_same_back(calibration):
 
 
 def damaged(content):
-    yield from (content | {"unit": "hours"}, content | {"method": "luck"}, content | {"confidence": None}, content | {"budgets": []},
-                content | {"budgets": [2e6, 1e6, 4e6]}, content | {"thresholds": content["thresholds"][:2]},
-                content | {"thresholds": [[0.5]] * 3}, content | {"thresholds": [[0.5, "x"]] * 3}, content | {"costs": [1e6, 2e6]},
-                content | {"macs": [1, float("nan"), 3]}, content | {"images": "many"}, content | {"images": None},
-                [content], None, 3, "text")
+    yield from (
+        content | {"unit": "hours"},
+        content | {"method": "luck"},
+        content | {"confidence": None},
+        content | {"budgets": []},
+        content | {"budgets": [2e6, 1e6, 4e6]},
+        content | {"thresholds": content["thresholds"][:2]},
+        content | {"thresholds": [[0.5]] * 3},
+        content | {"thresholds": [[0.5, "x"]] * 3},
+        content | {"costs": [1e6, 2e6]},
+        content | {"macs": [1, float("nan"), 3]},
+        content | {"images": "many"},
+        content | {"images": None},
+        [content],
+        None,
+        3,
+        "text",
+    )
     yield from ({name: value for name, value in content.items() if name != field.name} for field in fields(Calibration))
 
 
@@ -109,9 +149,17 @@ def test_damaged_content_is_told(calibration):
             Calibration.from_json(content)
 
 
-@pytest.mark.parametrize("value, unit, text", [
-    (0.3, "share", "30 % of all multiply-adds"), (0.1234, "ms", "0.123 ms an image"), (1.145e9, "macs", "1.145 G multiply-adds"),
-    (9.8e6, "macs", "9.8 M multiply-adds"), (1e5, "macs", "0.1 M multiply-adds"), (12, "macs", "12 multiply-adds")])
+@pytest.mark.parametrize(
+    "value, unit, text",
+    [
+        (0.3, "share", "30 % of all multiply-adds"),
+        (0.1234, "ms", "0.123 ms an image"),
+        (1.145e9, "macs", "1.145 G multiply-adds"),
+        (9.8e6, "macs", "9.8 M multiply-adds"),
+        (1e5, "macs", "0.1 M multiply-adds"),
+        (12, "macs", "12 multiply-adds"),
+    ],
+)
 def test_costs_as_text(value, unit, text):
     assert describe_cost(value, unit) == text and text.startswith(describe_cost(value, unit, short=True))
 
@@ -125,7 +173,7 @@ def test_budgets_are_checked_in_their_unit():
 # --------------------------------------------------------------------------------------------------------------------- fingerprint
 def test_thresholds_belong_to_weights(model, calibration):
     three = replace(calibration, costs=(1e6,))
-    check(three, model)                                 # a plain model has one exit
+    check(three, model)  # a plain model has one exit
     with pytest.raises(UserError, match="thresholds of another model: they are for 3 exits"):
         check(calibration, model)
     other = create_model("vit", image_size=8, patch_size=4, in_channels=1, num_classes=3, dim=8, depth=1, heads=1)
@@ -137,6 +185,6 @@ def test_thresholds_belong_to_weights(model, calibration):
 
 def test_a_fingerprint_sees_names_and_shapes():
     one, other = (create_model("vit", image_size=8, patch_size=4, in_channels=1, num_classes=3, dim=8, depth=1, heads=h) for h in (1, 2))
-    assert fingerprint(one) == fingerprint(other)       # what has no parameters is not seen
+    assert fingerprint(one) == fingerprint(other)  # what has no parameters is not seen
     one.head.weight.data = one.head.weight.data.reshape(8, 3)
     assert fingerprint(one) != fingerprint(other)

@@ -1,4 +1,5 @@
 """The checkers pass what is right and catch what is wrong."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from minivit.tensor import Tensor
 
 # ------------------------------------------------------------------------------------------------------------ an op
 def forward(y, sums, x, w, shift, power):
-    y[...] = x ** power * w + (0 if shift is None else shift)
+    y[...] = x**power * w + (0 if shift is None else shift)
     if sums is not None:
         sums[...] = x.sum(-1)
 
@@ -27,7 +28,7 @@ def backward(dx, dw, dshift, dy, dx_sum, x, w, power):
     if dx is not None:
         dx[...] = dy * power * x ** (power - 1) * w + (0 if dx_sum is None else dx_sum)
     if dw is not None:
-        dw[...] = (dy * x ** power).reshape(-1, len(w)).sum(0)
+        dw[...] = (dy * x**power).reshape(-1, len(w)).sum(0)
     if dshift is not None:
         dshift[...] = dy.reshape(-1, dy.shape[-1]).sum(0)
 
@@ -48,15 +49,20 @@ POWER = Op(
 
 def with_cpu(forward=None, backward=None) -> Op:
     """POWER, with `forward` or `backward` called after its own on the same arguments."""
+
     def after(own, spoil):
         def run(*arguments):
             own(*arguments)
             if spoil:
                 spoil(*arguments)
+
         return run
 
-    return replace(POWER, forward=Implementation(POWER.forward.reference, after(POWER.forward.cpu, forward)),
-                   backward=Implementation(POWER.backward.reference, after(POWER.backward.cpu, backward)))
+    return replace(
+        POWER,
+        forward=Implementation(POWER.forward.reference, after(POWER.forward.cpu, forward)),
+        backward=Implementation(POWER.backward.reference, after(POWER.backward.cpu, backward)),
+    )
 
 
 def failed(op: Op) -> set:
@@ -97,10 +103,14 @@ def test_values_make_an_input():
 
 def test_a_right_op_passes():
     rows = check_op(POWER)
-    assert [(r.dtype, r.against) for r in rows] == [("float64", "differences"), ("float64", "reference"), ("float32", "reference"),
-                                                    ("bfloat16", "reference")]
+    assert [(r.dtype, r.against) for r in rows] == [
+        ("float64", "differences"),
+        ("float64", "reference"),
+        ("float32", "reference"),
+        ("bfloat16", "reference"),
+    ]
     assert all(r.passed and r.name == "power" and r.backend == "cpu" for r in rows)
-    assert rows[0].directions == 4 and rows[0].elements == 12 + 4 + 4 + 12 + 6      # all: both cases are small
+    assert rows[0].directions == 4 and rows[0].elements == 12 + 4 + 4 + 12 + 6  # all: both cases are small
     assert 0 < rows[0].worst < 1e-8
     assert [(r.dtype, r.against) for r in check_op(POWER, "reference")] == [("float64", "differences")]
 
@@ -150,10 +160,11 @@ def test_bfloat16_is_held_to_one_rounding_more_than_naive():
         def multiply(y, sums, x, *arguments):
             if y.dtype == BFLOAT16:
                 y[...] = y.astype(np.float32) * (1 + part)
+
         return with_cpu(forward=multiply)
 
-    assert failed(spoil(2 ** -5)) == {("bfloat16", "reference")}
-    assert not failed(spoil(2 ** -9))                   # as naive as the reference, and not worse
+    assert failed(spoil(2**-5)) == {("bfloat16", "reference")}
+    assert not failed(spoil(2**-9))  # as naive as the reference, and not worse
 
 
 def test_without_activations_there_is_no_bfloat16():

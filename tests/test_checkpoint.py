@@ -1,4 +1,5 @@
 """Run folders: never half-written, never overwritten by mistake."""
+
 import errno
 import json
 import os
@@ -45,8 +46,9 @@ def test_a_full_disk_keeps_the_old_model(tmp_path, model, full_disk):
     assert [p.name for p in tmp_path.iterdir()] == [MODEL]
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-100], lambda b: b[:6], lambda b: b"", lambda b: b"\xff" * 8 + b[8:],
-                                    lambda b: b"hello " * 9])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-100], lambda b: b[:6], lambda b: b"", lambda b: b"\xff" * 8 + b[8:], lambda b: b"hello " * 9]
+)
 def test_a_damaged_model_is_told(tmp_path, model, damage):
     path = tmp_path / MODEL
     save_model(path, model, {})
@@ -58,6 +60,7 @@ def test_a_damaged_model_is_told(tmp_path, model, damage):
 
 def test_weights_of_others_are_told_apart(tmp_path, model):
     from safetensors.numpy import save_file
+
     save_file(model.state_dict(), tmp_path / MODEL)
     with pytest.raises(UserError, match="does not say which model"):
         load_model(tmp_path / MODEL)

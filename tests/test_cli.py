@@ -1,4 +1,5 @@
 """The command line: its output, its exit status, and one line for each mistake."""
+
 import json
 import os
 import shutil
@@ -19,8 +20,21 @@ from minivit.cli import main
 from minivit.kernels import cpu
 from minivit.precision import fastest
 
-TRAIN = ("train", "--epochs", "2", "--batch-size", "32", "--limit", "96", "--model-option", "dim=16", "--model-option", "depth=1",
-         "--model-option", "heads=2")
+TRAIN = (
+    "train",
+    "--epochs",
+    "2",
+    "--batch-size",
+    "32",
+    "--limit",
+    "96",
+    "--model-option",
+    "dim=16",
+    "--model-option",
+    "depth=1",
+    "--model-option",
+    "heads=2",
+)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +71,7 @@ def told(capsys, *arguments, status=2):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("minivit: ") and err.endswith("\n") and err.count("\n") == 1
-    return err[len("minivit: "):-1]
+    return err[len("minivit: ") : -1]
 
 
 def run(*arguments, **options):
@@ -122,7 +136,7 @@ def test_eval(folder, capsys):
     assert capsys.readouterr().out.endswith(" · 359 images of digits\n")
     assert main(["eval", str(folder), "--json", "--threads", "1"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["data"] == "digits" and result["images"] == 96        # as the run was limited
+    assert result["data"] == "digits" and result["images"] == 96  # as the run was limited
     assert result["test_accuracy"] == accuracy
 
 
@@ -132,7 +146,7 @@ def test_predict(folder, digit_files, capsys):
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert lines == [[path, name, f"{p:.4f}"] for path, name, p in zip(digit_files, prediction.names, prediction.confidence)]
     assert main(["predict", str(folder), digit_files[1], "--json", "--threads", "1"]) == 0
-    row, = json.loads(capsys.readouterr().out)
+    (row,) = json.loads(capsys.readouterr().out)
     assert row["path"] == digit_files[1] and row["label"] == prediction.names[1]
     assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert row["probability"] == max(row["probabilities"].values())
@@ -175,12 +189,12 @@ def test_predict_with_a_budget(cascade, digit_files, capsys):
     capsys.readouterr()
     assert main(["predict", str(cascade), *digit_files]) == 0
     for line in capsys.readouterr().out.splitlines():
-        assert line.split("\t")[3:] == ["3", f"{last / 1e6:.3f}"]              # without a budget, the last exit
+        assert line.split("\t")[3:] == ["3", f"{last / 1e6:.3f}"]  # without a budget, the last exit
     assert main(["predict", str(cascade), *digit_files, "--budget", str(first / last)]) == 0
     for line, path in zip(capsys.readouterr().out.splitlines(), digit_files, strict=True):
         assert line.split("\t")[::3] == [path, "1"] and line.endswith(f"\t{first / 1e6:.3f}")
     assert main(["predict", str(cascade), digit_files[0], "--budget", "0.5", "--json"]) == 0
-    row, = json.loads(capsys.readouterr().out)
+    (row,) = json.loads(capsys.readouterr().out)
     answer = classifier.predict(digit_files[:1], 0.5)
     assert (row["exit"], row["macs"], row["label"]) == (answer.exits[0] + 1, answer.macs[0], answer.names[0])
     assert row["probability"] == max(row["probabilities"].values())
@@ -194,10 +208,18 @@ def test_mistakes_with_budgets(cascade, folder, digit_files, tmp_path, capsys):
     assert "the cheapest, all images at exit 1, costs " in told(capsys, "calibrate", cascade, "--budgets", "0.001", "--quiet")
     assert told(capsys, "calibrate", cascade, "--unit", "joule", "--quiet").startswith("unknown unit 'joule'")
     data = minivit.load_data("digits")
-    for images, labels, message in ((data.train_images, data.train_labels, "are of the training set"),
-                                    (data.test_images[:150], data.test_labels[:150], "thresholds need at least 100 images, got 7")):
-        np.savez(tmp_path / "data.npz", train_images=images[:40], train_labels=labels[:40], test_images=images, test_labels=labels,
-                 class_names=data.class_names)
+    for images, labels, message in (
+        (data.train_images, data.train_labels, "are of the training set"),
+        (data.test_images[:150], data.test_labels[:150], "thresholds need at least 100 images, got 7"),
+    ):
+        np.savez(
+            tmp_path / "data.npz",
+            train_images=images[:40],
+            train_labels=labels[:40],
+            test_images=images,
+            test_labels=labels,
+            class_names=data.class_names,
+        )
         assert message in told(capsys, "calibrate", cascade, "--data", tmp_path / "data.npz", "--quiet")
     assert (cascade / "model.safetensors").read_bytes() == before
     assert main(["calibrate", str(cascade), "--budgets", "0.4", "--quiet"]) == 0
@@ -207,8 +229,10 @@ def test_mistakes_with_budgets(cascade, folder, digit_files, tmp_path, capsys):
     changed.model.head.bias.data += 1
     changed.save(cascade / "model.safetensors")
     assert told(capsys, "predict", cascade, digit_files[0], "--budget", "0.5").startswith("thresholds of another model")
-    for patches, message in (("[[4,4,0]]", "a cascade has two exits or more"),
-                             ("[[4,4,0],[9,2,0]]", "do not fit into an image of 8 pixels")):
+    for patches, message in (
+        ("[[4,4,0]]", "a cascade has two exits or more"),
+        ("[[4,4,0],[9,2,0]]", "do not fit into an image of 8 pixels"),
+    ):
         assert message in told(capsys, "train", "--model", "dvt_nano_8", "--model-option", f"patches={patches}")
 
 
@@ -217,13 +241,19 @@ def test_gradcheck_prints_a_table(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "worst relative error" in lines[0] and "backend" in lines[0]
     assert all(line.startswith("ok     layernorm ") for line in lines[1:])
-    assert [line.split()[3:5] for line in lines[1:]] == [["float64", "differences"], ["float64", "reference"], ["float32", "reference"],
-                                                         ["bfloat16", "reference"]]
+    assert [line.split()[3:5] for line in lines[1:]] == [
+        ["float64", "differences"],
+        ["float64", "reference"],
+        ["float32", "reference"],
+        ["bfloat16", "reference"],
+    ]
 
 
 def test_a_gradient_that_is_wrong_fails(capsys, monkeypatch):
-    reports = [Report("gemm", "cpu", "float64", "differences", 2, 10, 1e-10),
-               Report("bad", "cpu", "float64", "differences", 2, 10, 0.5, "bad: da[0]")]
+    reports = [
+        Report("gemm", "cpu", "float64", "differences", 2, 10, 1e-10),
+        Report("bad", "cpu", "float64", "differences", 2, 10, 0.5, "bad: da[0]"),
+    ]
     monkeypatch.setattr(checking, "check", lambda *arguments, **options: iter(reports))
     assert main(["gradcheck"]) == 1
     captured = capsys.readouterr()
@@ -245,23 +275,26 @@ def test_info(capsys):
 
 
 # -------------------------------------------------------------------------------------------------------------- mistakes
-@pytest.mark.parametrize("arguments, message", [
-    (["tran"], f"unknown command 'tran' (nearest: train): choose {', '.join(cli.COMMANDS)}"),
-    (["train", "--epoch", "3"], "unknown option --epoch (nearest: --epochs"),
-    (["train", "--epochs", "many"], "argument --epochs: invalid int value: 'many'; minivit train --help tells more"),
-    (["train", "--model", "vit_tiny_patch4"], "unknown model 'vit_tiny_patch4' (nearest: vit_tiny_patch4_32"),
-    (["train", "--data", "cifar"], "unknown dataset 'cifar' (nearest: cifar10"),
-    (["train", "--data", "nowhere/photos"], "nowhere/photos does not exist"),
-    (["train", "--model-option", "dim"], "--model-option takes NAME=VALUE, as depth=4, got 'dim'"),
-    (["train", "--model-option", "dmi=3"], "vit_nano_patch2_8 has no option 'dmi'"),
-    (["train", "--model-option", "image_size=9"], "image_size is not for model_options"),
-    (["train", "--device", "tpu"], "device='tpu' is not available: choose 'cpu' or 'cuda'"),
-    (["train", "--threads", "0"], f"threads must be a whole number of 1 ... {cpu.most_threads()}, the cores of this process, got 0"),
-    (["predict", "no_such_run", "x.png", "--threads", "100000"], f"threads must be a whole number of 1 ... {cpu.most_threads()}"),
-    (["eval", "no_such_run"], "there is no run no_such_run"),
-    (["predict", "no_such_run"], "the following arguments are required: IMAGE; minivit predict --help tells more"),
-    (["gradcheck", "layernrom"], "no op or model is called 'layernrom' (nearest: layernorm"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["tran"], f"unknown command 'tran' (nearest: train): choose {', '.join(cli.COMMANDS)}"),
+        (["train", "--epoch", "3"], "unknown option --epoch (nearest: --epochs"),
+        (["train", "--epochs", "many"], "argument --epochs: invalid int value: 'many'; minivit train --help tells more"),
+        (["train", "--model", "vit_tiny_patch4"], "unknown model 'vit_tiny_patch4' (nearest: vit_tiny_patch4_32"),
+        (["train", "--data", "cifar"], "unknown dataset 'cifar' (nearest: cifar10"),
+        (["train", "--data", "nowhere/photos"], "nowhere/photos does not exist"),
+        (["train", "--model-option", "dim"], "--model-option takes NAME=VALUE, as depth=4, got 'dim'"),
+        (["train", "--model-option", "dmi=3"], "vit_nano_patch2_8 has no option 'dmi'"),
+        (["train", "--model-option", "image_size=9"], "image_size is not for model_options"),
+        (["train", "--device", "tpu"], "device='tpu' is not available: choose 'cpu' or 'cuda'"),
+        (["train", "--threads", "0"], f"threads must be a whole number of 1 ... {cpu.most_threads()}, the cores of this process, got 0"),
+        (["predict", "no_such_run", "x.png", "--threads", "100000"], f"threads must be a whole number of 1 ... {cpu.most_threads()}"),
+        (["eval", "no_such_run"], "there is no run no_such_run"),
+        (["predict", "no_such_run"], "the following arguments are required: IMAGE; minivit predict --help tells more"),
+        (["gradcheck", "layernrom"], "no op or model is called 'layernrom' (nearest: layernorm"),
+    ],
+)
 def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert told(capsys, *arguments).startswith(message)
@@ -276,7 +309,7 @@ def test_bad_files(capsys, folder, tmp_path, digit_files):
     (tmp_path / "broken.png").write_bytes(b"no image")
     assert "broken.png" in told(capsys, "predict", folder, digit_files[0], tmp_path / "broken.png")
     whole = (folder / "model.safetensors").read_bytes()
-    (tmp_path / "cut.safetensors").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     assert "cut.safetensors" in told(capsys, "predict", tmp_path / "cut.safetensors", digit_files[0])
     (tmp_path / "alone.safetensors").write_bytes(whole)
     assert told(capsys, "eval", tmp_path / "alone.safetensors", "--quiet").endswith("give --data")
@@ -300,10 +333,12 @@ def test_an_interrupt_is_one_line(capsys, monkeypatch, tmp_path):
 
 # -------------------------------------------------------------------------------------------------------------- processes
 def test_help_is_instant():
-    code = ("import sys; from minivit.cli import main\n"
-            "try: main(['--help'])\n"
-            "except SystemExit: pass\n"
-            "print(*sorted({'numba', 'matplotlib', 'cupy', 'PIL', 'numpy'} & set(sys.modules)), file=sys.stderr)")
+    code = (
+        "import sys; from minivit.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(*sorted({'numba', 'matplotlib', 'cupy', 'PIL', 'numpy'} & set(sys.modules)), file=sys.stderr)"
+    )
     done = run("-c", code)
     assert done.stderr.strip() == ""
     assert all(command in done.stdout for command in cli.COMMANDS)

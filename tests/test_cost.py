@@ -1,4 +1,5 @@
 """The cost of models: closed forms, published figures, and that counting computes and changes nothing."""
+
 import threading
 
 import numpy as np
@@ -18,18 +19,19 @@ def model_of(family, **options):
 
 
 def vit_block(tokens, dim, hidden):
-    products = tokens * dim * (3 * dim + dim) + 2 * tokens * hidden * dim        # qkv and the projection; the MLP
-    return products + 2 * tokens ** 2 * dim + 2 * 5 * tokens * dim                # two products of attention; two layer norms
+    products = tokens * dim * (3 * dim + dim) + 2 * tokens * hidden * dim  # qkv and the projection; the MLP
+    return products + 2 * tokens**2 * dim + 2 * 5 * tokens * dim  # two products of attention; two layer norms
 
 
 # -------------------------------------------------------------------------------------------------------------- closed forms
-@pytest.mark.parametrize("options, tokens, normed", [
-    ({}, 10, 10), ({"pool": "mean"}, 10, 1), ({"pool": "mean", "class_token": False}, 9, 1)])
+@pytest.mark.parametrize(
+    "options, tokens, normed", [({}, 10, 10), ({"pool": "mean"}, 10, 1), ({"pool": "mean", "class_token": False}, 9, 1)]
+)
 def test_vit(options, tokens, normed):
     cost = model_of("vit", heads=4, mlp_ratio=1.5, **options).cost()
     assert cost.total == 9 * 2 * 4 * 4 * 24 + 3 * vit_block(tokens, 24, 36) + normed * 5 * 24 + 24 * 7
     assert cost.layers["patch_embed"] == 9 * 2 * 4 * 4 * 24
-    assert cost.layers["blocks.1.attn"] == 2 * tokens ** 2 * 24
+    assert cost.layers["blocks.1.attn"] == 2 * tokens**2 * 24
     assert cost.layers["blocks.1.norm1"] == cost.layers["blocks.1.norm2"] == 5 * tokens * 24
     assert cost.layers["blocks.1.mlp"] == 2 * tokens * 24 * 36
 
@@ -39,21 +41,21 @@ def test_mixer():
     block = 2 * 9 * 5 * 24 + 2 * 9 * 24 * 11 + 2 * 5 * 9 * 24
     assert cost.total == 9 * 2 * 4 * 4 * 24 + 3 * block + 5 * 9 * 24 + 24 * 7
     assert cost.layers["blocks.2.mlp_tokens"] == 2 * 9 * 5 * 24
-    tokens = 9 * 24                                     # the numbers of an MLP's output, or a layer norm's, which has two more a token
+    tokens = 9 * 24  # the numbers of an MLP's output, or a layer norm's, which has two more a token
     assert cost.activations == 9 * 32 + tokens + 3 * (4 * tokens + 2 * 2 * 9 + 5 * 24 + 9 * 11) + tokens + 2 * 9 + 24 + 7
 
 
 def test_ff_only():
-    cost = model_of("ff_only", mlp_ratio=1.5, position_grid=5).cost()               # whose resizing to 3 a side counts nothing
+    cost = model_of("ff_only", mlp_ratio=1.5, position_grid=5).cost()  # whose resizing to 3 a side counts nothing
     block = 2 * 10 * 24 * 36 + 2 * 15 * 10 * 24 + 2 * 5 * 10 * 24
     assert cost.total == 9 * 2 * 4 * 4 * 24 + 3 * block + 10 * 5 * 24 + 24 * 7
     assert cost.layers["blocks.0.mlp2"] == 2 * 15 * 10 * 24 and cost.layers["blocks.0.norm2"] == 5 * 10 * 24
 
 
 def test_overlapping_patches():
-    cost = model_of("vit", heads=4, patch_stride=3, patch_padding=2).cost()         # (12 + 2·2 - 4) // 3 + 1 = 5 a side
+    cost = model_of("vit", heads=4, patch_stride=3, patch_padding=2).cost()  # (12 + 2·2 - 4) // 3 + 1 = 5 a side
     assert cost.layers["patch_embed"] == 25 * 2 * 4 * 4 * 24
-    assert cost.layers["blocks.0.attn"] == 2 * 26 ** 2 * 24
+    assert cost.layers["blocks.0.attn"] == 2 * 26**2 * 24
 
 
 def test_products_of_ops():
@@ -65,11 +67,22 @@ def test_products_of_ops():
 
 
 # The figures of 2012.12877, table 5 (tiny, small, base) and of timm's tables, in units of 10^9, to the decimals given there.
-@pytest.mark.parametrize("name, published", [
-    ("vit_tiny_patch16_224", "1.3"), ("vit_small_patch16_224", "4.6"), ("vit_base_patch16_224", "17.6"), ("vit_base_patch32_224", "4.41"),
-    ("vit_large_patch16_224", "61.60"), ("mixer_s32_224", "1.00"), ("mixer_s16_224", "3.79"), ("mixer_b32_224", "3.24"),
-    ("mixer_b16_224", "12.62"), ("mixer_l32_224", "11.27"), ("mixer_l16_224", "44.60"),
-])
+@pytest.mark.parametrize(
+    "name, published",
+    [
+        ("vit_tiny_patch16_224", "1.3"),
+        ("vit_small_patch16_224", "4.6"),
+        ("vit_base_patch16_224", "17.6"),
+        ("vit_base_patch32_224", "4.41"),
+        ("vit_large_patch16_224", "61.60"),
+        ("mixer_s32_224", "1.00"),
+        ("mixer_s16_224", "3.79"),
+        ("mixer_b32_224", "3.24"),
+        ("mixer_b16_224", "12.62"),
+        ("mixer_l32_224", "11.27"),
+        ("mixer_l16_224", "44.60"),
+    ],
+)
 def test_published_figures(name, published):
     total = minivit.create_model(name, init="zeros").cost().total
     assert f"{total / 1e9:.{len(published.split('.')[1])}f}" == published
@@ -91,8 +104,16 @@ def test_every_preset(name):
 
 # ------------------------------------------------------------------------------------------------------------------ cascades
 def cascade(**options):
-    given = {"image_size": 12, "in_channels": 2, "num_classes": 7, "patches": ((6, 6, 0), (4, 4, 0), (3, 3, 0)), "dim": 24, "depth": 2,
-             "heads": 4, "init": "zeros"}
+    given = {
+        "image_size": 12,
+        "in_channels": 2,
+        "num_classes": 7,
+        "patches": ((6, 6, 0), (4, 4, 0), (3, 3, 0)),
+        "dim": 24,
+        "depth": 2,
+        "heads": 4,
+        "init": "zeros",
+    }
     return minivit.create_model("dvt", **given | options)
 
 
@@ -101,13 +122,13 @@ def cascade(**options):
 def test_reuse_costs(features, relationships):
     cost = cascade(feature_reuse=features, relationship_reuse=relationships).cost()
     extra = 48 if features else 0
-    stages = [g ** 2 * 2 * (12 // g) ** 2 * 24 + 2 * vit_block(g ** 2 + 1, 24, 96) + (g ** 2 + 1) * 5 * 24 + 24 * 7 for g in (2, 3, 4)]
+    stages = [g**2 * 2 * (12 // g) ** 2 * 24 + 2 * vit_block(g**2 + 1, 24, 96) + (g**2 + 1) * 5 * 24 + 24 * 7 for g in (2, 3, 4)]
     for k, (u, g) in enumerate(((2, 3), (3, 4)), 1):
-        if features:                                    # LN, 24 -> 128 -> 48 and S in both blocks, and the wider LN and fc1
-            embedding = (u ** 2 + 1) * (5 * 24 + 24 * 128 + 128 * 48) + 2 * (2 * u) ** 2 * 48
-            stages[k] += 2 * (embedding + (g ** 2 + 1) * extra * (5 + 96))
-        if relationships:                               # 8 -> 24 -> 8 for each pair of tokens, S on the rows and on the columns
-            stages[k] += (u ** 2 + 1) ** 2 * 2 * 8 * 24 + 8 * 2 * (2 * u) ** 2 * ((u ** 2 + 1) + (g ** 2 + 1))
+        if features:  # LN, 24 -> 128 -> 48 and S in both blocks, and the wider LN and fc1
+            embedding = (u**2 + 1) * (5 * 24 + 24 * 128 + 128 * 48) + 2 * (2 * u) ** 2 * 48
+            stages[k] += 2 * (embedding + (g**2 + 1) * extra * (5 + 96))
+        if relationships:  # 8 -> 24 -> 8 for each pair of tokens, S on the rows and on the columns
+            stages[k] += (u**2 + 1) ** 2 * 2 * 8 * 24 + 8 * 2 * (2 * u) ** 2 * ((u**2 + 1) + (g**2 + 1))
     assert cost.exits == (stages[0], stages[0] + stages[1], sum(stages))
     assert cost.total == sum(cost.layers.values())
 
@@ -122,15 +143,15 @@ def test_the_stage_of_a_layer_is_its_exit():
 def test_other_backbones(backbone, mlp):
     cost = cascade(backbone=backbone, relationship_reuse=False).cost()
     prefix = int(backbone == "ff_only")
-    assert cost.layers[f"stages.1.blocks.0.{mlp}"] == (3 ** 2 + prefix) * 96 * (24 + 48 + 24)
-    assert cost.layers["stages.1.blocks.0.feature_reuse.1"] == (2 ** 2 + prefix) * (24 * 128 + 128 * 48)
+    assert cost.layers[f"stages.1.blocks.0.{mlp}"] == (3**2 + prefix) * 96 * (24 + 48 + 24)
+    assert cost.layers["stages.1.blocks.0.feature_reuse.1"] == (2**2 + prefix) * (24 * 128 + 128 * 48)
     assert len(cost.exits) == 3 and cost.total == sum(cost.layers.values())
 
 
 def test_stages_of_other_sizes():
     cost = cascade(dim=(8, 16, 24), depth=(1, 2, 3), heads=(2, 4, 4)).cost()
     assert len([name for name in cost.layers if name.startswith("stages.2.blocks.") and name.endswith(".attn")]) == 3
-    assert cost.layers["stages.1.relation_reuse"] == 5 ** 2 * (2 * 6 + 6 * 8) + 8 * 2 * 4 ** 2 * (5 + 10)
+    assert cost.layers["stages.1.relation_reuse"] == 5**2 * (2 * 6 + 6 * 8) + 8 * 2 * 4**2 * (5 + 10)
 
 
 def test_dvt_deit_small():
@@ -145,7 +166,7 @@ def test_no_kernel_runs(name):
     with device.record() as recording:
         model.cost()
     assert recording.calls == []
-    with device.record() as recording:                  # which notices kernels
+    with device.record() as recording:  # which notices kernels
         model(np.zeros((1, 2, 8, 8), np.float32))
     assert recording.calls
 
@@ -157,7 +178,7 @@ def test_the_model_stays_as_it_is():
     model.blocks[1].eval()
     modes = [m.training for m in model.modules()]
     state, weights = model.random.state.copy(), model.state_dict()
-    assert model.cost() == expected                     # evaluation mode's: dropout asks for products of its own
+    assert model.cost() == expected  # evaluation mode's: dropout asks for products of its own
     assert [m.training for m in model.modules()] == modes and len(set(modes)) == 2
     assert (model.random.state == state).all()
     assert all((p.data == weights[n]).all() and p.requires_grad for n, p in model.named_parameters())
@@ -212,7 +233,12 @@ def test_a_shared_module_has_its_first_name():
 def test_as_text():
     lines = str(ModelCost({"embed": 1_500_000, "": 500_000}, (1_500_000, 2_000_000), 9)).splitlines()
     assert [" ".join(line.split()) for line in lines] == [
-        "layer multiply-adds share", "embed 1,500,000 75.0 %", "(the model itself) 500,000 25.0 %",
-        "up to exit 1 1,500,000 75.0 %", "up to exit 2 2,000,000 100.0 %", "total 2,000,000 100.0 %"]
+        "layer multiply-adds share",
+        "embed 1,500,000 75.0 %",
+        "(the model itself) 500,000 25.0 %",
+        "up to exit 1 1,500,000 75.0 %",
+        "up to exit 2 2,000,000 100.0 %",
+        "total 2,000,000 100.0 %",
+    ]
     assert len(set(map(len, lines))) == 1
     assert "exit" not in str(ModelCost({"head": 5}, (5,), 9))

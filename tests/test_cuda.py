@@ -1,4 +1,5 @@
 """device="cuda": what is around the kernels, whose own tests are in test_ops.py. On a GPU, or, where there is none, by emulation."""
+
 import os
 import subprocess
 import sys
@@ -93,7 +94,7 @@ def test_plan_equals_eager_bit_for_bit(on_cuda, name, precision):
 
 
 def test_soft_labels_and_wrong_ones(on_cuda):
-    (images, labels), = batches(1, 4, soft=True)
+    ((images, labels),) = batches(1, 4, soft=True)
     losses = [Trainer(small("vit"), device=place).step(images, labels) for place in ("cpu", "cuda")]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
     trainer = Trainer(small("vit"), device="cuda")
@@ -118,8 +119,19 @@ def test_a_predictor_follows_the_cpu_and_the_weights(on_cuda, name):
 
 
 def test_a_run_on_cuda_is_saved_and_loaded(on_cuda, tmp_path):
-    run = minivit.train("vit_nano_patch2_8", data="digits", epochs=1, limit=64, batch_size=32, device="cuda", precision="float32", seed=0,
-                        out=tmp_path / "run", progress=False, model_options={"depth": 1, "dim": 16, "heads": 2})
+    run = minivit.train(
+        "vit_nano_patch2_8",
+        data="digits",
+        epochs=1,
+        limit=64,
+        batch_size=32,
+        device="cuda",
+        precision="float32",
+        seed=0,
+        out=tmp_path / "run",
+        progress=False,
+        model_options={"depth": 1, "dim": 16, "heads": 2},
+    )
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
     for place in ("cpu", "cuda"):
         loaded = minivit.load(run.folder, device=place)
@@ -191,7 +203,7 @@ def nvrtc_missing():
 def test_every_kernel_compiles_without_spills(every_kernel, architecture):
     used = listing.usage(every_kernel, architecture)
     assert len(used) > 100
-    assert not {k.expression: u.spilled for k, u in used.items() if u.spilled and "double" not in k.arguments}     # double is for checking
+    assert not {k.expression: u.spilled for k, u in used.items() if u.spilled and "double" not in k.arguments}  # double is for checking
 
 
 @pytest.mark.skipif(bool(nvrtc_missing()), reason=nvrtc_missing())

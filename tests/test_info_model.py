@@ -1,4 +1,5 @@
 """`minivit info MODEL`: what a model is and costs."""
+
 import json
 
 import pytest
@@ -15,8 +16,14 @@ def test_a_preset(capsys):
     assert main(["info", "vit_tiny_patch4_32"]) == 0
     rows = rows_of(capsys.readouterr().out)
     cost = minivit.create_model("vit_tiny_patch4_32", init="zeros").cost()
-    assert rows == {"model": "vit_tiny_patch4_32 (vit)", "input": "(3, 32, 32), float32", "classes": "10", "parameters": "4,028,170",
-                    "multiply-adds": f"{cost.total:,} an image", "activations": f"{cost.activations:,} numbers an image"}
+    assert rows == {
+        "model": "vit_tiny_patch4_32 (vit)",
+        "input": "(3, 32, 32), float32",
+        "classes": "10",
+        "parameters": "4,028,170",
+        "multiply-adds": f"{cost.total:,} an image",
+        "activations": f"{cost.activations:,} numbers an image",
+    }
 
 
 def test_the_table_by_layer(capsys):
@@ -52,8 +59,14 @@ def test_parameters_of_every_preset(name, capsys):
 
 
 def test_a_run(tmp_path, capsys, monkeypatch):
-    run = minivit.train(model_options={"dim": 16, "depth": 1, "heads": 2}, epochs=1, limit=96, batch_size=32,
-                        out=tmp_path / "runs" / "tried", progress=False)
+    run = minivit.train(
+        model_options={"dim": 16, "depth": 1, "heads": 2},
+        epochs=1,
+        limit=96,
+        batch_size=32,
+        out=tmp_path / "runs" / "tried",
+        progress=False,
+    )
     monkeypatch.chdir(tmp_path)
     for name in (str(run.folder), "tried", str(run.folder / "model.safetensors")):
         assert main(["info", name, "--json"]) == 0
@@ -61,12 +74,15 @@ def test_a_run(tmp_path, capsys, monkeypatch):
         assert found["macs"] == run.model.cost().total and found["family"] == "vit"
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["vit_tiny_patch4"], "vit_tiny_patch4 is no model (nearest: vit_tiny_patch4_32"),
-    (["nothing/like/that"], "nothing/like/that is no model and no run: list_models() names the models"),
-    (["--layers"], "--layers tells of a model: minivit info MODEL --layers"),
-    (["empty"], "empty is no run folder"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["vit_tiny_patch4"], "vit_tiny_patch4 is no model (nearest: vit_tiny_patch4_32"),
+        (["nothing/like/that"], "nothing/like/that is no model and no run: list_models() names the models"),
+        (["--layers"], "--layers tells of a model: minivit info MODEL --layers"),
+        (["empty"], "empty is no run folder"),
+    ],
+)
 def test_mistakes_are_one_line(arguments, message, tmp_path, capsys, monkeypatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)

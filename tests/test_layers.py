@@ -1,4 +1,5 @@
 """What models are made of, against plain NumPy, and the statistics of what is dropped."""
+
 import numpy as np
 import pytest
 
@@ -6,7 +7,7 @@ from minivit import Tensor, UserError
 from minivit.initialisers import initialise, normal
 from minivit.layers import Attention, Dropout, DropPath, LayerNorm, LayerScale, Linear, Mlp, PatchEmbed, Random, TokenMlp
 
-FAINT = 1e-12                                           # a rate at which nothing is dropped, but by the way that drops
+FAINT = 1e-12  # a rate at which nothing is dropped, but by the way that drops
 
 
 def filled(layer):
@@ -122,8 +123,8 @@ def test_layer_norm_and_scale():
 def test_patch_embed():
     layer = filled(PatchEmbed(6, 3, 2, 5, "float64"))
     x = images(4, 2, 6, 6)
-    weight = layer.proj.weight.data.reshape(5, -1)      # (O, C·P·P)
-    patches = [x[:, :, i:i + 3, j:j + 3].reshape(4, -1) for i in (0, 3) for j in (0, 3)]
+    weight = layer.proj.weight.data.reshape(5, -1)  # (O, C·P·P)
+    patches = [x[:, :, i : i + 3, j : j + 3].reshape(4, -1) for i in (0, 3) for j in (0, 3)]
     expected = np.stack([p @ weight.T + layer.proj.bias.data for p in patches], axis=1)
     np.testing.assert_allclose(layer(Tensor(x)).numpy(), expected, rtol=1e-12)
     with pytest.raises(UserError, match=r"^patch_size must divide image_size: 7 is not a multiple of 3$"):
@@ -136,8 +137,8 @@ def test_attention():
     layer = filled(Attention(6, 2, Random(0), dtype="float64"))
     x = images(3, 5, 6)
     qkv = (x @ layer.qkv.weight.data.T + layer.qkv.bias.data).reshape(3, 5, 3, 2, 3)
-    q, k, v = qkv.transpose(2, 0, 3, 1, 4)              # (B, H, N, D) each
-    logits = q @ k.swapaxes(-1, -2) / 3 ** 0.5
+    q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # (B, H, N, D) each
+    logits = q @ k.swapaxes(-1, -2) / 3**0.5
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     context = (p @ v).transpose(0, 2, 1, 3).reshape(3, 5, 6)
     np.testing.assert_allclose(layer(Tensor(x)).numpy(), context @ layer.proj.weight.data.T + layer.proj.bias.data, rtol=1e-10)
@@ -153,13 +154,16 @@ def test_token_mlp_is_the_mlp_of_the_transposed():
     np.testing.assert_allclose(over_tokens(Tensor(x), residual=Tensor(x)).numpy(), x + expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("make", [
-    lambda drop: Mlp(4, 7, Random(0), "gelu", drop, "float64"),
-    lambda drop: Mlp(4, 7, Random(0), "gelu_tanh", drop, "float64"),
-    lambda drop: TokenMlp(5, 7, Random(0), "gelu", drop, "float64"),
-    lambda drop: Attention(4, 2, Random(0), attn_drop=drop, dtype="float64"),
-    lambda drop: Attention(4, 2, Random(0), qkv_bias=False, attn_drop=drop, proj_drop=drop, dtype="float64"),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda drop: Mlp(4, 7, Random(0), "gelu", drop, "float64"),
+        lambda drop: Mlp(4, 7, Random(0), "gelu_tanh", drop, "float64"),
+        lambda drop: TokenMlp(5, 7, Random(0), "gelu", drop, "float64"),
+        lambda drop: Attention(4, 2, Random(0), attn_drop=drop, dtype="float64"),
+        lambda drop: Attention(4, 2, Random(0), qkv_bias=False, attn_drop=drop, proj_drop=drop, dtype="float64"),
+    ],
+)
 def test_the_way_that_drops_computes_the_same(make):
     x = images(2, 5, 4)
     fused, dropping = filled(make(0.0)).train(), filled(make(FAINT)).train()
@@ -170,7 +174,7 @@ def test_the_way_that_drops_computes_the_same(make):
 def test_attention_drops_probabilities():
     layer = filled(Attention(4, 2, Random(0), attn_drop=0.5, dtype="float64")).train()
     layer.proj.weight.data[...] = np.eye(4)
-    layer.qkv.weight.data[8:] = 0                       # v = bias: context = bias · Σ of what is kept of each row
+    layer.qkv.weight.data[8:] = 0  # v = bias: context = bias · Σ of what is kept of each row
     sums = (layer(Tensor(images(400, 5, 4))).numpy() - layer.proj.bias.data) / layer.qkv.bias.data[8:]
-    np.testing.assert_allclose(sums[..., 0], sums[..., 1])          # one head's channels see the same probabilities
+    np.testing.assert_allclose(sums[..., 0], sums[..., 1])  # one head's channels see the same probabilities
     assert sums.std() > 0.1 and abs(sums.mean() - 1) < 0.05

@@ -1,4 +1,5 @@
 """Trees of parameters: names, modes, state dicts."""
+
 import numpy as np
 import pytest
 

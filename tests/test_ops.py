@@ -2,6 +2,7 @@
 
 Its CUDA kernels run on a GPU, or, where there is none, on the CPU (`cuda_emulation`), on smaller cases.
 """
+
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -26,8 +27,8 @@ IMPLEMENTATIONS = ("reference", *KERNELS)
 DTYPES = ("float32", "float64", "bfloat16")
 EVERY = list(OPS.values())
 DIFFERENTIABLE = [op for op in EVERY if op.backward]
-SMALL = 50_000                                          # elements of all inputs; larger cases run only the tests that sizes matter to
-SIZES = {"reference": {}, "cpu": {}, "cuda": {"elements": 60_000, "operations": 20_000_000}}    # to which cases are shrunk
+SMALL = 50_000  # elements of all inputs; larger cases run only the tests that sizes matter to
+SIZES = {"reference": {}, "cpu": {}, "cuda": {"elements": 60_000, "operations": 20_000_000}}  # to which cases are shrunk
 
 
 def size_of(op: Op, case) -> int:
@@ -44,8 +45,12 @@ def cases(ops=EVERY, choose=lambda op: op.cases) -> list:
 
 def typed_cases(choose=lambda op: op.cases) -> list:
     """Cases in every dtype that the op has: there is no bfloat16 form where all that floats are parameters."""
-    return [pytest.param(*c.values, dtype, id=f"{c.id}-{dtype}") for dtype in DTYPES for c in cases(choose=choose)
-            if has_dtype(c.values[0], dtype)]
+    return [
+        pytest.param(*c.values, dtype, id=f"{c.id}-{dtype}")
+        for dtype in DTYPES
+        for c in cases(choose=choose)
+        if has_dtype(c.values[0], dtype)
+    ]
 
 
 def has_dtype(op: Op, dtype) -> bool:
@@ -66,8 +71,7 @@ def multiplies(call: Call) -> bool:
 
 
 def same_bits(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(
-        (one[n] is None and other[n] is None) or one[n].tobytes() == other[n].tobytes() for n in one)
+    return one.keys() == other.keys() and all((one[n] is None and other[n] is None) or one[n].tobytes() == other[n].tobytes() for n in one)
 
 
 def passed(check: Callable, *arguments, **options) -> Tally:
@@ -100,7 +104,7 @@ def test_spec_of_a_case(op, case):
     inputs, constants = make_inputs(op, case, "float32", np.random.default_rng(0))
     arrays = list(inputs.values())
     outputs = op.describe(arrays, constants)
-    assert tuple(outputs)[:len(op.results)] == op.results
+    assert tuple(outputs)[: len(op.results)] == op.results
     assert set(op.saves) <= set(op.inputs) | set(outputs)
     assert set(op.backward_only) <= set(op.saves) & (set(outputs) - set(op.results))
     for name in op.same:
@@ -129,9 +133,10 @@ def test_gradients_against_differences(op, case, implementation, kernels_of):
 def planted(op: Op, name: str, factor: float = 1.01) -> Op:
     """`op` with a wrong gradient of one input: scaled, or, where it is another array (`same`), the forward scaled instead."""
     if name in op.same:
+
         def forward(*arguments):
             place = len(arguments) - len(op.constants) - len(op.inputs) + op.inputs.index(name)
-            op.forward.cpu(*arguments[:place], factor * arguments[place], *arguments[place + 1:])
+            op.forward.cpu(*arguments[:place], factor * arguments[place], *arguments[place + 1 :])
 
         return replace(op, forward=Implementation(op.forward.reference, forward))
     place = [n for n in op.differentiable if n not in op.same].index(name)
@@ -169,7 +174,7 @@ def test_agreement_with_the_reference(op, case, dtype, implementation, kernels_o
 
 
 LENGTHS = st.sampled_from((1, 2, 3, 4, 5, 7, 8, 11, 16, 17))
-LONG = st.sampled_from((31, 64, 97, 131, 257, 521))     # of one letter only
+LONG = st.sampled_from((31, 64, 97, 131, 257, 521))  # of one letter only
 
 
 @st.composite
@@ -255,7 +260,7 @@ def test_cuda_kernels_give_the_same_bits_in_every_run(op, case, dtype, kernels_o
     with kernels_of("cuda"):
         first = call.run("cuda", weights)
         for seed in (1, 2):
-            if isinstance(cuda.runtime(), Emulator):    # threads run in another order, so that a race shows
+            if isinstance(cuda.runtime(), Emulator):  # threads run in another order, so that a race shows
                 with cuda.using(Emulator(seed)):
                     assert same_bits(first, call.run("cuda", weights))
             else:
@@ -281,7 +286,7 @@ def test_a_gradient_nobody_needs_changes_no_other(op, case, implementation, kern
         every = call.backward(implementation, outputs, weights, running=running)
         for name in every:
             others = [n for n in every if n != name]
-            for wanted in filter(None, ([name], others)):           # backward is never asked for nothing
+            for wanted in filter(None, ([name], others)):  # backward is never asked for nothing
                 some = call.backward(implementation, outputs, weights, wanted, running)
                 assert same_bits(some, {n: every[n] for n in wanted}), f"with {wanted} alone"
 

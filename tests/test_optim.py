@@ -1,4 +1,5 @@
 """Optimizers against their formulas, on the flat buffer."""
+
 import numpy as np
 import pytest
 
@@ -47,7 +48,7 @@ def test_flat_parameters_are_the_same_parameters():
             assert np.shares_memory(parameter.data, flat.data)
             assert np.shares_memory(parameter.grad_home, flat.gradient)
             assert parameter.data.ctypes.data % 64 == 0
-    decayed = flat.data[:flat.decayed]
+    decayed = flat.data[: flat.decayed]
     assert np.shares_memory(net.weight.data, decayed)
     assert not np.shares_memory(net.bias.data, decayed) and not np.shares_memory(net.cls_token.data, decayed)
     assert not np.shares_memory(net.scale.data, flat.data)
@@ -85,7 +86,7 @@ def test_adamw_follows_its_formula(clip_norm):
             m[name] = b1 * m[name] + (1 - b1) * g
             v[name] = b2 * v[name] + (1 - b2) * g * g
             value *= 1 - lr * decay * (name == "weight")
-            value -= lr * m[name] / (1 - b1 ** t) / (np.sqrt(v[name] / (1 - b2 ** t)) + eps)
+            value -= lr * m[name] / (1 - b1**t) / (np.sqrt(v[name] / (1 - b2**t)) + eps)
     state = run(optimizer, flat, net, steps)
     for name, value in values.items():
         np.testing.assert_allclose(state[name], value, rtol=1e-11, atol=1e-13, err_msg=name)

@@ -1,4 +1,5 @@
 """Training and predicting in every precision: bfloat16 and bf16x3 follow float64, and what is asked for is what computes."""
+
 import json
 from importlib.resources import files
 
@@ -19,8 +20,19 @@ FAMILIES = {
     "dvt": ("dvt", CASCADE),
 }
 DROPPING = {
-    "vit": ("vit", dict(patch_size=2, heads=2, layer_scale=0.1, drop_rate=0.1, pos_drop_rate=0.1, proj_drop_rate=0.1, attn_drop_rate=0.1,
-                        drop_path_rate=0.2)),
+    "vit": (
+        "vit",
+        dict(
+            patch_size=2,
+            heads=2,
+            layer_scale=0.1,
+            drop_rate=0.1,
+            pos_drop_rate=0.1,
+            proj_drop_rate=0.1,
+            attn_drop_rate=0.1,
+            drop_path_rate=0.2,
+        ),
+    ),
     "mixer": ("mixer", dict(patch_size=2, drop_rate=0.1, proj_drop_rate=0.1, drop_path_rate=0.2)),
     "dvt": ("dvt", dict(drop_path_rate=0.2, options=dict(drop_rate=0.1, proj_drop_rate=0.1, attn_drop_rate=0.1), **CASCADE)),
 }
@@ -75,9 +87,10 @@ def test_bfloat16_gives_nearly_the_same_logits(family, digits):
 def test_dropping_models_learn_alike(family, digits):
     """Masks are the same in every precision."""
     few = digits[0][:16], digits[1][:16]
-    curves = {p: losses(Trainer(nano(DROPPING[family]), precision=p, lr=3e-3, label_smoothing=0.1, threads=1), few, steps=60,
-                        size=32)
-              for p in ("float32", "bf16x3", "bfloat16")}
+    curves = {
+        p: losses(Trainer(nano(DROPPING[family]), precision=p, lr=3e-3, label_smoothing=0.1, threads=1), few, steps=60, size=32)
+        for p in ("float32", "bf16x3", "bfloat16")
+    }
     assert np.abs(curves["bf16x3"] - curves["float32"])[:10].max() < 1e-4
     assert 0 < np.abs(curves["bfloat16"] - curves["float32"])[:10].max() < 0.02
     assert all(curve[-5:].mean() < 0.8 * curve[:5].mean() for curve in curves.values())
@@ -106,10 +119,15 @@ def test_rows_of_probabilities_in_bfloat16(digits):
 
 
 # ------------------------------------------------------------------------------------------------------------------------- choice
-@pytest.mark.parametrize("name, parameters, activations", [
-    ("float32", "float32", "float32"), ("bf16x3", "float32", "float32"), ("bfloat16", "float32", BFLOAT16),
-    ("float64", "float64", "float64"),
-])
+@pytest.mark.parametrize(
+    "name, parameters, activations",
+    [
+        ("float32", "float32", "float32"),
+        ("bf16x3", "float32", "float32"),
+        ("bfloat16", "float32", BFLOAT16),
+        ("float64", "float64", "float64"),
+    ],
+)
 def test_what_is_computed_in(name, parameters, activations):
     found = precision_for(name, np.dtype(np.float32))
     assert (found.name, found.parameters, found.activations) == (name, parameters, activations)
@@ -139,12 +157,12 @@ def test_an_unknown_precision_is_told(make):
 
 def test_predictors_of_a_model_in_several_precisions_stay_apart(digits):
     model, images = nano("vit", seed=2), digits[0][:9]
-    for parameter in model.parameters():                # away from a zero head
+    for parameter in model.parameters():  # away from a zero head
         parameter.data += 0.1 * np.random.default_rng(1).standard_normal(parameter.shape)
     every = {p: Predictor(model, precision=p) for p in (None, "float32", "bf16x3", "bfloat16")}
     first = {p: predictor(images) for p, predictor in every.items()}
     np.testing.assert_array_equal(first[None], first["float32"])
-    for p, predictor in every.items():                  # now as plans
+    for p, predictor in every.items():  # now as plans
         np.testing.assert_array_equal(predictor(images), first[p])
     assert len({logits.tobytes() for logits in first.values()}) == 3
 
@@ -153,8 +171,30 @@ def test_the_command_line_chooses(tmp_path, capsys):
     losses, weights = {}, {}
     for precision in ("auto", "float32", "bf16x3", "bfloat16"):
         out = tmp_path / precision
-        assert main(["train", "--epochs", "2", "--batch-size", "32", "--limit", "96", "--model-option", "dim=24",
-                     "--precision", precision, "--threads", "1", "--quiet", "--json", "--out", str(out)]) == 0
+        assert (
+            main(
+                [
+                    "train",
+                    "--epochs",
+                    "2",
+                    "--batch-size",
+                    "32",
+                    "--limit",
+                    "96",
+                    "--model-option",
+                    "dim=24",
+                    "--precision",
+                    precision,
+                    "--threads",
+                    "1",
+                    "--quiet",
+                    "--json",
+                    "--out",
+                    str(out),
+                ]
+            )
+            == 0
+        )
         losses[precision] = [line["train_loss"] for line in json.loads(capsys.readouterr().out)["history"]]
         weights[precision] = load(out).model.head.weight.data.tobytes()
     assert weights["auto"] == weights[fastest()[0]] and len(set(weights.values())) == 3

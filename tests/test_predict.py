@@ -1,4 +1,5 @@
 """Predictor and Classifier: the model's own numbers, for images of every kind."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,7 +46,7 @@ def direct(model, x):
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 20])
 def test_logits_are_the_models(model, count):
     predictor = Predictor(model, batch_size=8)
-    for _ in range(2):                                  # recorded, then replayed
+    for _ in range(2):  # recorded, then replayed
         logits = predictor(images(count))
         assert logits.dtype == np.float32
         np.testing.assert_allclose(logits, direct(model, images(count)), rtol=1e-5, atol=1e-6)
@@ -77,9 +78,9 @@ def test_predictor_follows_the_weights():
     model = nano()
     predictor = Predictor(model)
     predictor(images(4))
-    model.head.bias.data += 1.0                         # in place
+    model.head.bias.data += 1.0  # in place
     np.testing.assert_allclose(predictor(images(4)), direct(model, images(4)), rtol=1e-5, atol=1e-6)
-    trainer = Trainer(model, lr=0.1)                    # moves them
+    trainer = Trainer(model, lr=0.1)  # moves them
     trainer.step(images(4), np.array([0, 1, 2, 0]))
     np.testing.assert_allclose(predictor(images(4)), direct(model, images(4)), rtol=1e-5, atol=1e-6)
 
@@ -101,7 +102,7 @@ def test_packed_weights_follow_their_parameters(precision):
     model.load_state_dict(nano(seed=5).state_dict())
     model.head.weight.data[...] = 1
     check()
-    model.blocks[0].mlp.fc1.weight.data[1, 2] += 9      # a single number may go unnoticed
+    model.blocks[0].mlp.fc1.weight.data[1, 2] += 9  # a single number may go unnoticed
     predictor.refresh()
     check()
     assert len(seen) == 5
@@ -121,11 +122,16 @@ def test_float64_models_predict_float32_logits():
     np.testing.assert_allclose(logits, direct(model, images(2)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"precision": "float64"}, "create it with dtype='float64'"), ({"precision": "int4"}, "precision='int4' is not available"),
-    ({"device": "tpu"}, "device='tpu' is not available: choose 'cpu' or 'cuda'"), ({"batch_size": 0}, "batch_size must be 1 or more"),
-    ({"threads": -1}, "threads must be a whole number"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"precision": "float64"}, "create it with dtype='float64'"),
+        ({"precision": "int4"}, "precision='int4' is not available"),
+        ({"device": "tpu"}, "device='tpu' is not available: choose 'cpu' or 'cuda'"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"threads": -1}, "threads must be a whole number"),
+    ],
+)
 def test_settings_out_of_range_are_told(model, options, message):
     with pytest.raises(UserError, match=message):
         Predictor(model, **options)

@@ -2,6 +2,7 @@
 
 Intel's tile instructions run in software too (`tile_simulation`), so that all around them is tested on any CPU.
 """
+
 import math
 from dataclasses import replace
 from importlib import import_module
@@ -23,17 +24,28 @@ from minivit.kernels.gelu import gelu_reference
 from minivit.kernels.gemm import gemm, split_products
 from minivit.kernels.op import launch
 
-MODULES = device, *(import_module(f"minivit.kernels.{name}") for name in ("gemm", "attention"))      # they allocate scratch
+MODULES = device, *(import_module(f"minivit.kernels.{name}") for name in ("gemm", "attention"))  # they allocate scratch
 SIMULATED = "amx simulated"
 WAYS = ("amx", SIMULATED, "avx512bf16", "avx512", "avx2", "")
-NEEDED = ("amx", "avx512bf16")                          # instructions without which a CPU cannot run the way at all
+NEEDED = ("amx", "avx512bf16")  # instructions without which a CPU cannot run the way at all
 # What full sums may err by, of the largest number; where they are written as bfloat16, one rounding more.
 ERROR = {"float32": 2e-6, "float64": 1e-14, "bfloat16": 2e-6, "bf16x3": 2e-5}
-ROUNDING = 2 ** -8
-GUARD = 4096                                            # bytes on either side of an array
+ROUNDING = 2**-8
+GUARD = 4096  # bytes on either side of an array
 # Rows, columns, depth: one, odd, prime, around a tile's and a block's sizes, wider than a block, deeper than one slice and than several.
-SHAPES = [(1, 1, 1), (1, 37, 5), (7, 1, 3), (13, 31, 17), (12, 32, 64), (18, 64, 20), (33, 65, 31), (121, 47, 255), (37, 801, 40),
-          (3, 5, 1601), (130, 67, 513)]
+SHAPES = [
+    (1, 1, 1),
+    (1, 37, 5),
+    (7, 1, 3),
+    (13, 31, 17),
+    (12, 32, 64),
+    (18, 64, 20),
+    (33, 65, 31),
+    (121, 47, 255),
+    (37, 801, 40),
+    (3, 5, 1601),
+    (130, 67, 513),
+]
 
 
 class Guarded:
@@ -48,7 +60,7 @@ class Guarded:
         room = np.full(size + 2 * GUARD + 64, 0xFF, np.uint8)
         start = GUARD + -room.ctypes.data % 64
         self.rooms.append((room, start, start + size))
-        return room[start:start + size].view(dtype).reshape(shape)
+        return room[start : start + size].view(dtype).reshape(shape)
 
     def copy(self, array) -> np.ndarray:
         own = self.empty(array.shape, array.dtype)
@@ -70,8 +82,14 @@ def guarded(monkeypatch):
     guards.check()
 
 
-@pytest.fixture(params=[pytest.param((precision, way), id=f"{precision}-{way or 'sse'}") for precision in ERROR for way in WAYS
-                        if way in ("avx512", "avx2", "") or not precision.startswith("float")])
+@pytest.fixture(
+    params=[
+        pytest.param((precision, way), id=f"{precision}-{way or 'sse'}")
+        for precision in ERROR
+        for way in WAYS
+        if way in ("avx512", "avx2", "") or not precision.startswith("float")
+    ]
+)
 def tile(request, monkeypatch):
     """A tile, which all products are computed with meanwhile, on one thread."""
     precision, way = request.param
@@ -128,8 +146,14 @@ def test_batches(tile, shape, batched, guarded):
             continue
         wanted = every.sum(0) if sum_batch else every
         c = guarded.empty(wanted.shape, dtype)
-        gemm(c, stored(a, transpose_a, guarded), stored(b, transpose_b, guarded), transpose_a=transpose_a, transpose_b=transpose_b,
-             sum_batch=sum_batch)
+        gemm(
+            c,
+            stored(a, transpose_a, guarded),
+            stored(b, transpose_b, guarded),
+            transpose_a=transpose_a,
+            transpose_b=transpose_b,
+            sum_batch=sum_batch,
+        )
         close(tile, c, wanted, f"transposed {transpose_a, transpose_b}, {dtype}, sum_batch={sum_batch}")
         guarded.check()
 
@@ -137,14 +161,15 @@ def test_batches(tile, shape, batched, guarded):
 def gelu(x, tanh: bool) -> tuple[np.ndarray, np.ndarray]:
     """GELU and its derivative."""
     if tanh:
-        t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3))
+        t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
         return 0.5 * x * (1 + t), 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
     normal = 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
     return x * normal, normal + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
 
-COLUMN, ROW, GELU, GRADIENT, TANH, RESIDUAL = (getattr(epilogues, name) for name in (
-    "BIAS_COLUMN", "BIAS_ROW", "GELU", "GELU_GRADIENT", "TANH", "RESIDUAL"))
+COLUMN, ROW, GELU, GRADIENT, TANH, RESIDUAL = (
+    getattr(epilogues, name) for name in ("BIAS_COLUMN", "BIAS_ROW", "GELU", "GELU_GRADIENT", "TANH", "RESIDUAL")
+)
 
 
 FLAGS = [COLUMN, ROW, RESIDUAL, GELU, COLUMN | GELU | TANH | RESIDUAL, ROW | GELU | RESIDUAL, GRADIENT, GRADIENT | TANH]
@@ -154,7 +179,7 @@ FLAGS = [COLUMN, ROW, RESIDUAL, GELU, COLUMN | GELU | TANH | RESIDUAL, ROW | GEL
 @pytest.mark.parametrize("shape", [(5, 3, 7), (123, 779, 530)], ids=str)
 def test_epilogues(tile, shape, flags, guarded):
     rows, columns, depth = shape
-    a, b = numbers(tile, (rows, depth), 0), numbers(tile, (depth, columns), 1) * dtype_of(tile).type(depth ** -0.5)
+    a, b = numbers(tile, (rows, depth), 0), numbers(tile, (depth, columns), 1) * dtype_of(tile).type(depth**-0.5)
     bias = guarded.copy(np.random.default_rng(2).standard_normal(columns if flags & COLUMN else rows).astype(tile.accumulator))
     sums = a.astype(np.float64) @ b.astype(np.float64)
     sums += bias if flags & COLUMN else bias[:, None] if flags & ROW else 0
@@ -236,7 +261,7 @@ def test_splitting_ends_with_its_block():
 @pytest.mark.parametrize("shape", SHAPES[:-1], ids=str)
 def test_running_sums(tile, shape, batched, guarded):
     rows, columns, depth = shape
-    a, b = numbers(tile, (2, rows, depth)[not batched:], 0), numbers(tile, (2, depth, columns)[not batched:], 1)
+    a, b = numbers(tile, (2, rows, depth)[not batched :], 0), numbers(tile, (2, depth, columns)[not batched :], 1)
     running = np.random.default_rng(2).standard_normal((rows, columns)).astype(tile.accumulator)
     product = a.astype(np.float64) @ b.astype(np.float64)
     c, there = guarded.empty(running.shape, running.dtype), guarded.copy(running)

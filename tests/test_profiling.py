@@ -1,4 +1,5 @@
 """A profile: every launch counted once, under the op it is part of, and floors that are the ops' own."""
+
 import math
 
 import numpy as np
@@ -32,8 +33,16 @@ def rows_of(profile):
 def test_a_training_step():
     profile = minivit.profile(nano(drop_rate=0.1), batch=4, ema=0.9)
     rows = rows_of(profile)
-    assert {("linear", "forward"), ("linear", "backward"), ("attention", "backward"), ("cross_entropy", "forward"), ("add", "forward"),
-            ("begin_update", "update"), ("adamw", "update"), ("advance", "")} <= rows.keys()
+    assert {
+        ("linear", "forward"),
+        ("linear", "backward"),
+        ("attention", "backward"),
+        ("cross_entropy", "forward"),
+        ("add", "forward"),
+        ("begin_update", "update"),
+        ("adamw", "update"),
+        ("advance", ""),
+    } <= rows.keys()
     assert {phase for _, phase in rows} == {"forward", "backward", "update", ""}
     assert rows["begin_update", "update"].launches == rows["adamw", "update"].launches == 1
     trainer = Trainer(nano(drop_rate=0.1), ema=0.9)
@@ -49,8 +58,8 @@ def test_the_floors_are_the_ops_own():
     profile = minivit.profile(nano(), batch=4)
     rows = rows_of(profile)
     B, N, C, blocks = 4, 17, 16, 2
-    tokens = 2 * blocks * B * N * C * 4 * C             # qkv and projection: the MLP is an op of its own
-    other = 2 * B * (16 * 4 * C + C * 10)               # patches and head
+    tokens = 2 * blocks * B * N * C * 4 * C  # qkv and projection: the MLP is an op of its own
+    other = 2 * B * (16 * 4 * C + C * 10)  # patches and head
     assert rows["linear", "forward"].arithmetic * 1e-3 * profile.product_rate == pytest.approx(tokens + other)
     assert rows["linear", "backward"].arithmetic == pytest.approx(2 * rows["linear", "forward"].arithmetic)
     size = Trainer(nano()).flat.data.nbytes
@@ -79,7 +88,7 @@ def test_the_model_stays_as_it_is():
     minivit.profile(model, batch=4)
     for name, value in model.state_dict().items():
         np.testing.assert_array_equal(value, before[name])
-    trainer.step(np.ones((4, 1, 8, 8), np.float32), np.arange(4))       # its parameters are where they were
+    trainer.step(np.ones((4, 1, 8, 8), np.float32), np.arange(4))  # its parameters are where they were
 
 
 def test_as_text():
@@ -116,11 +125,17 @@ def test_what_no_op_launches_is_no_ops():
     assert [work and (work.op.name, work.phase) for work in recording.works] == [("add", "forward"), None]
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"batch": 0}, "batch must be 1 or more, got 0"), ({"threads": 0}, "threads must be a whole number of 1 ..."),
-    ({"precision": "int4"}, "precision='int4' is not available"), ({"train": False, "ema": 0.9}, "inference has no ema"),
-    ({"model": "vit_nano"}, "unknown model 'vit_nano'"), ({"model": minivit.Module()}, "takes a model of create_model, not Module"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"batch": 0}, "batch must be 1 or more, got 0"),
+        ({"threads": 0}, "threads must be a whole number of 1 ..."),
+        ({"precision": "int4"}, "precision='int4' is not available"),
+        ({"train": False, "ema": 0.9}, "inference has no ema"),
+        ({"model": "vit_nano"}, "unknown model 'vit_nano'"),
+        ({"model": minivit.Module()}, "takes a model of create_model, not Module"),
+    ],
+)
 def test_mistakes_are_told(options, message):
     with pytest.raises(UserError, match=message):
         minivit.profile(**{"model": nano(), "batch": 2} | options)

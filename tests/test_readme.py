@@ -1,4 +1,5 @@
 """The README's worked examples run as they stand."""
+
 import importlib.util
 import re
 import shutil

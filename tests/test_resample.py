@@ -1,4 +1,5 @@
 """Tokens on another grid: against the definitions, token by token."""
+
 from math import ceil, floor
 
 import numpy as np

@@ -1,4 +1,5 @@
 """Tensor and tape: gradients of expressions, and where they lie."""
+
 import numpy as np
 import pytest
 
@@ -111,25 +112,31 @@ def test_no_grad_and_detach_leave_the_tape():
         x.detach().sum().backward()
 
 
-@pytest.mark.parametrize("call", [
-    lambda: F.linear(Tensor(draw(2, 3)), Tensor(draw(4, 3).astype(np.float32))),
-    lambda: minivit.Tensor(draw(2, 3)) @ minivit.Tensor(draw(3, 3).astype(np.float32)),
-    lambda: F.softmax(np.arange(3)),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: F.linear(Tensor(draw(2, 3)), Tensor(draw(4, 3).astype(np.float32))),
+        lambda: minivit.Tensor(draw(2, 3)) @ minivit.Tensor(draw(3, 3).astype(np.float32)),
+        lambda: F.softmax(np.arange(3)),
+    ],
+)
 def test_mixed_dtypes_are_refused(call):
     with pytest.raises(TypeError, match="all float32 or all float64"):
         call()
 
 
-@pytest.mark.parametrize("call", [
-    lambda: F.linear(Tensor(draw(2, 3)), Tensor(draw(4, 3)), Tensor(draw(3))),
-    lambda: F.linear(Tensor(draw(2, 3)), Tensor(draw(4, 3)), residual=Tensor(draw(1, 4))),
-    lambda: F.layer_norm(Tensor(draw(2, 3)), Tensor(draw(2)), Tensor(draw(3))),
-    lambda: F.channel_mixing_mlp(*map(Tensor, (draw(2, 3, 4), draw(5, 4), draw(4), draw(4, 5), draw(4)))),
-    lambda: F.attention(Tensor(draw(2, 4, 18)), 3, bias=Tensor(draw(2, 2, 4, 4))),
-    lambda: F.cross_entropy(Tensor(draw(2, 3)), draw(2, 2)),
-    lambda: Tensor(draw(2, 3)) @ Tensor(draw(2, 3)),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: F.linear(Tensor(draw(2, 3)), Tensor(draw(4, 3)), Tensor(draw(3))),
+        lambda: F.linear(Tensor(draw(2, 3)), Tensor(draw(4, 3)), residual=Tensor(draw(1, 4))),
+        lambda: F.layer_norm(Tensor(draw(2, 3)), Tensor(draw(2)), Tensor(draw(3))),
+        lambda: F.channel_mixing_mlp(*map(Tensor, (draw(2, 3, 4), draw(5, 4), draw(4), draw(4, 5), draw(4)))),
+        lambda: F.attention(Tensor(draw(2, 4, 18)), 3, bias=Tensor(draw(2, 2, 4, 4))),
+        lambda: F.cross_entropy(Tensor(draw(2, 3)), draw(2, 2)),
+        lambda: Tensor(draw(2, 3)) @ Tensor(draw(2, 3)),
+    ],
+)
 def test_shapes_that_do_not_fit_are_refused(call):
     with pytest.raises(ValueError, match=r"shape|matmul"):
         call()
@@ -148,9 +155,15 @@ def test_scalars_and_exchange():
     np.testing.assert_array_equal(np.from_dlpack(Tensor(draw(2, 2))), draw(2, 2))
 
 
-@pytest.mark.parametrize("shape, function", [
-    ((1, 4, 4), lambda p, w: F.token_layer_norm(p, w[0], w[1]) + p), ((1, 4, 4), lambda p, w: F.layer_norm(p, w[0], w[1]) + p),
-    ((4, 4), lambda p, w: F.linear(F.linear(w, p), p)), ((4, 4), lambda p, w: F.linear(p, p))])
+@pytest.mark.parametrize(
+    "shape, function",
+    [
+        ((1, 4, 4), lambda p, w: F.token_layer_norm(p, w[0], w[1]) + p),
+        ((1, 4, 4), lambda p, w: F.layer_norm(p, w[0], w[1]) + p),
+        ((4, 4), lambda p, w: F.linear(F.linear(w, p), p)),
+        ((4, 4), lambda p, w: F.linear(p, p)),
+    ],
+)
 def test_a_gradient_that_has_a_home_is_added_to_there(shape, function):
     gradients = []
     for home in (None, np.full(shape, np.nan)):

@@ -1,4 +1,5 @@
 """Thresholds: the released sweep to the letter, and the exact solver against all thresholds there are."""
+
 from itertools import product
 
 import numpy as np
@@ -14,7 +15,7 @@ from minivit.thresholds import ALWAYS, NEVER, SLACK, exact, exits_of, geometric_
 def problems(draw, exits=(2, 3, 4), most=9):
     """Confidences with many ties, answers, costs and a budget that can be met."""
     exits, number = draw(st.sampled_from(exits)), draw(st.integers(1, most))
-    rng = np.random.default_rng(draw(st.integers(0, 2 ** 32)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     levels = draw(st.integers(1, 12))
     confidences = (rng.integers(0, levels + 1, (number, exits)) / levels).astype(draw(st.sampled_from([np.float32, np.float64])))
     correct = rng.random((number, exits)) < 0.5
@@ -36,17 +37,17 @@ def best_by_trying(confidences, correct, costs, budget):
 @given(problems(exits=(2, 3)))
 def test_the_exact_solver_finds_the_best_of_all_thresholds(problem):
     confidences, correct, costs, budget = problem
-    found, = exact(confidences, correct, costs, [budget])
+    (found,) = exact(confidences, correct, costs, [budget])
     accuracy, cost, _ = outcome(found, confidences, correct, costs)
     expected = best_by_trying(*problem)
     assert accuracy == pytest.approx(expected[0], abs=1e-12)
-    assert cost == pytest.approx(expected[1], rel=1e-9)             # the cheapest of the equally accurate
+    assert cost == pytest.approx(expected[1], rel=1e-9)  # the cheapest of the equally accurate
 
 
 @given(problems(exits=(4, 5), most=7))
 def test_more_exits_are_at_least_as_good_as_the_sweep(problem):
     confidences, correct, costs, budget = problem
-    found, = exact(confidences, correct, costs, [budget])
+    (found,) = exact(confidences, correct, costs, [budget])
     accuracy, cost, _ = outcome(found, confidences, correct, costs)
     swept = outcome(sweep(confidences, correct, costs, [budget])[0], confidences, correct, costs)
     assert cost <= budget * SLACK and (accuracy, -cost) >= (swept.accuracy, -swept.mean_cost)
@@ -66,8 +67,10 @@ def cascade(number, exits, seed=0):
 def test_the_exact_solver_is_never_worse_at_twenty_budgets(exits):
     confidences, correct, costs = cascade(400, exits)
     budgets = np.linspace(costs[0], costs[-1], 20)
-    swept, solved = ([outcome(thresholds, confidences, correct, costs) for thresholds in solve(confidences, correct, costs, budgets)]
-                     for solve in (sweep, exact))
+    swept, solved = (
+        [outcome(thresholds, confidences, correct, costs) for thresholds in solve(confidences, correct, costs, budgets)]
+        for solve in (sweep, exact)
+    )
     for budget, worse, better in zip(budgets, swept, solved):
         assert max(worse.mean_cost, better.mean_cost) <= budget * SLACK
         assert (better.accuracy, -better.mean_cost) >= (worse.accuracy, -worse.mean_cost)
@@ -81,7 +84,7 @@ def test_four_exits_are_solved_well():
     for seed in range(4):
         confidences, correct, costs = cascade(9, 4, seed)
         for budget in np.linspace(costs[0], costs[-1], 5)[:-1]:
-            found, = exact(confidences, correct, costs, [budget])
+            (found,) = exact(confidences, correct, costs, [budget])
             best = best_by_trying(confidences, correct, costs, budget)[0]
             losses.append(best - outcome(found, confidences, correct, costs).accuracy)
     assert np.mean(losses) < 0.005
@@ -97,7 +100,7 @@ def test_many_images_meet_all_budgets():
 def test_ties_stay_together():
     confidences = np.array([[0.5, 0], [0.5, 0], [0.5, 0], [0.5, 0]])
     correct = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], bool)
-    assert exact(confidences, correct, [1.0, 2.0], [1.0, 1.5, 2.0]) == [(ALWAYS,)] * 3         # the cheaper of two equally good
+    assert exact(confidences, correct, [1.0, 2.0], [1.0, 1.5, 2.0]) == [(ALWAYS,)] * 3  # the cheaper of two equally good
     correct[3] = True, True
     assert exact(confidences, correct, [1.0, 2.0], [2.0]) == [(ALWAYS,)]
     correct[0] = False, True
@@ -107,10 +110,10 @@ def test_ties_stay_together():
 def test_thresholds_lie_between_confidences():
     confidences = np.array([[0.9, 0], [0.8, 0], [0.3, 0]], np.float32)
     correct = np.array([[1, 0], [1, 0], [0, 1]], bool)
-    (threshold,), = exact(confidences, correct, [1.0, 2.0], [1.5])
+    ((threshold,),) = exact(confidences, correct, [1.0, 2.0], [1.5])
     assert threshold == pytest.approx(0.55)
     neighbours = np.array([[1, 0], [np.nextafter(np.float32(1), np.float32(0)), 0]], np.float32)
-    (threshold,), = exact(neighbours, np.array([[1, 0], [0, 1]], bool), [1.0, 2.0], [1.5])
+    ((threshold,),) = exact(neighbours, np.array([[1, 0], [0, 1]], bool), [1.0, 2.0], [1.5])
     assert exits_of(neighbours, (threshold,)).tolist() == [0, 1] and np.float32(threshold) == threshold
 
 
@@ -164,12 +167,14 @@ def test_an_image_takes_the_first_exit_that_is_sure():
 @pytest.mark.parametrize("solve", [exact, sweep])
 def test_what_does_not_go_together_is_told(solve):
     confidences, correct, costs = cascade(20, 3)
-    for wrong, message in (((confidences, correct, costs, [0.5]), "a budget of 0.5 is below 1, what the first exit alone costs"),
-                           ((confidences[:5], correct, costs, [2]), r"confidences \(5, 3\) and correct \(20, 3\)"),
-                           ((confidences, correct, costs[:2], [2]), r"costs \(2,\)"),
-                           ((confidences, correct, costs[::-1], [2]), "costs must ascend"),
-                           ((confidences[:, :1], correct[:, :1], costs[:1], [2]), "two exits or more"),
-                           ((confidences + 1, correct, costs, [2]), "must lie in 0..1"),
-                           ((confidences * np.nan, correct, costs, [2]), "must lie in 0..1")):
+    for wrong, message in (
+        ((confidences, correct, costs, [0.5]), "a budget of 0.5 is below 1, what the first exit alone costs"),
+        ((confidences[:5], correct, costs, [2]), r"confidences \(5, 3\) and correct \(20, 3\)"),
+        ((confidences, correct, costs[:2], [2]), r"costs \(2,\)"),
+        ((confidences, correct, costs[::-1], [2]), "costs must ascend"),
+        ((confidences[:, :1], correct[:, :1], costs[:1], [2]), "two exits or more"),
+        ((confidences + 1, correct, costs, [2]), "must lie in 0..1"),
+        ((confidences * np.nan, correct, costs, [2]), "must lie in 0..1"),
+    ):
         with pytest.raises(UserError, match=message):
             solve(*wrong)

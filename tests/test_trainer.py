@@ -1,4 +1,5 @@
 """Training steps: PyTorch's numbers, and a plan that gives the same as eager steps without allocating."""
+
 import gc
 import json
 import threading
@@ -51,9 +52,15 @@ def test_forty_steps_follow_pytorch(name, plan):
     model = nano(name, dim=32, depth=3, dtype="float64", **({"heads": theirs["num_heads"]} if name == "vit" else {}))
     model.load_state_dict(part(arrays, "initial/"))
     images, labels = digits()
-    images = ((images / 16 - 0.5) / 0.5)[:, None]       # (1797, 1, 8, 8)
-    trainer = Trainer(model, precision="float64", weight_decay=recipe["weight_decay"], clip_norm=recipe["clip_global_norm"],
-                      label_smoothing=recipe["label_smoothing"], plan=plan)
+    images = ((images / 16 - 0.5) / 0.5)[:, None]  # (1797, 1, 8, 8)
+    trainer = Trainer(
+        model,
+        precision="float64",
+        weight_decay=recipe["weight_decay"],
+        clip_norm=recipe["clip_global_norm"],
+        label_smoothing=recipe["label_smoothing"],
+        plan=plan,
+    )
     for step, index in enumerate(arrays["batch_index"]):
         trainer.lr = arrays["learning_rate"][step]
         assert trainer.step(images[index], labels[index]) == pytest.approx(arrays["loss"][step], rel=1e-8), step
@@ -63,10 +70,19 @@ def test_forty_steps_follow_pytorch(name, plan):
         np.testing.assert_allclose(state[parameter], expected, rtol=1e-8, atol=1e-8, err_msg=parameter)
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"accumulate": 2}, {"ema": 0.9, "clip_norm": 0.5, "label_smoothing": 0.1}, {"optimizer": "sgd", "nesterov": True},
-    {"precision": "bf16x3"}, {"precision": "bfloat16"}, {"precision": "bfloat16", "accumulate": 2, "ema": 0.9, "clip_norm": 0.5},
-], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"accumulate": 2},
+        {"ema": 0.9, "clip_norm": 0.5, "label_smoothing": 0.1},
+        {"optimizer": "sgd", "nesterov": True},
+        {"precision": "bf16x3"},
+        {"precision": "bfloat16"},
+        {"precision": "bfloat16", "accumulate": 2, "ema": 0.9, "clip_norm": 0.5},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_plan_equals_eager_bit_for_bit(name, soft, options):
@@ -102,7 +118,7 @@ def test_any_number_of_threads_gives_the_same_bits(name, plan, precision):
 
 def test_a_trainer_keeps_its_threads_wherever_it_steps():
     trainer, other, data, seen = Trainer(nano(), threads=1), Trainer(nano()), [*batches(3)], []
-    for batch in data:                                  # each in a thread of Python's own, whose setting is another
+    for batch in data:  # each in a thread of Python's own, whose setting is another
         thread = threading.Thread(target=lambda batch=batch: seen.append((trainer.step(*batch), cpu.threads())))
         thread.start()
         thread.join()
@@ -120,7 +136,7 @@ def test_a_plan_serves_batches_of_several_shapes():
     states = []
     for plan in (True, False):
         trainer = Trainer(nano(), plan=plan)
-        for size in (8, 4, 8, 2, 4, 6, 3, 5, 8):        # more than SHAPES
+        for size in (8, 4, 8, 2, 4, 6, 3, 5, 8):  # more than SHAPES
             for images, labels in batches(1, size, seed=size):
                 trainer.step(images, labels)
         assert len(trainer._shapes) == SHAPES
@@ -153,20 +169,20 @@ def test_a_replayed_step_allocates_nothing():
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < images.nbytes / 2                     # a few Python numbers; one copy of the batch alone would be 8 KiB
+    assert peak < images.nbytes / 2  # a few Python numbers; one copy of the batch alone would be 8 KiB
 
 
 def test_arena_is_much_smaller_than_all_buffers():
     trainer = Trainer(create_model("vit_nano_patch2_8"))
     trainer.step(*next(batches(1, size=64)))
-    plan, = [batch.plan for batch in trainer._shapes.values()]
+    (plan,) = [batch.plan for batch in trainer._shapes.values()]
     assert plan.buffer_bytes > 2.5 * plan.arena_bytes
 
 
 @pytest.mark.parametrize("name", ["vit", "mixer"])
 def test_accumulated_parts_equal_one_batch(name):
     states = []
-    for accumulate in (1, 2, 3, 9):                     # of 8 images: as a whole, alike, not alike, one each
+    for accumulate in (1, 2, 3, 9):  # of 8 images: as a whole, alike, not alike, one each
         trainer = Trainer(nano(name, dtype="float64"), accumulate=accumulate, optimizer="sgd", lr=0.1)
         losses = [trainer.step(images, labels) for images, labels in batches(3)]
         states.append((losses, trainer.gradient_norm, trainer.model.state_dict()))
@@ -182,7 +198,7 @@ def test_parts_are_chosen_by_what_backward_keeps(plan, monkeypatch):
     images, labels = next(batches(1, size=64))
     options = {"plan": plan, "optimizer": "sgd", "lr": 0.1}
     whole, chosen = (Trainer(nano(depth=6), **options) for _ in range(2))
-    assert Trainer(nano()).parts(64) == 1 and len(whole._new_batch(images, labels).parts) == 1         # small: as a whole
+    assert Trainer(nano()).parts(64) == 1 and len(whole._new_batch(images, labels).parts) == 1  # small: as a whole
     losses = [whole.step(images, labels) for _ in range(2)]
     weights, kept = whole.flat.data.nbytes, 64 * whole.model.cost().activations * 4
     monkeypatch.setattr(trainer_module, "LEAST", 1)
@@ -262,15 +278,18 @@ def test_a_loss_that_is_not_finite_stops(plan):
         trainer.step(images, labels)
 
 
-@pytest.mark.parametrize("images, labels, message", [
-    ((8, 1, 8, 8), np.array([0, 1, 2, 3, 4, 5, 6, 10]), "label 10 at position 7 is outside 0 … 9"),
-    ((8, 1, 8, 8), np.array([0, 1, 2, -3, 4, 5, 6, 7]), "label -3 at position 3 is outside 0 … 9"),
-    ((8, 1, 8, 8), np.zeros(7, int), r"labels must have the shape \(8,\) or \(8, classes\), got \(7,\)"),
-    ((8, 1, 8, 8), np.zeros(8), "labels must be integers"),
-    ((8, 1, 8, 8), np.ones((8, 9)) / 9, "labels have 9 columns, the model 10 classes"),
-    ((8, 8, 8), np.zeros(8, int), r"images must have the shape \(B, C, H, W\)"),
-    ((8, 3, 8, 8), np.zeros(8, int), "images have shape"),
-])
+@pytest.mark.parametrize(
+    "images, labels, message",
+    [
+        ((8, 1, 8, 8), np.array([0, 1, 2, 3, 4, 5, 6, 10]), "label 10 at position 7 is outside 0 … 9"),
+        ((8, 1, 8, 8), np.array([0, 1, 2, -3, 4, 5, 6, 7]), "label -3 at position 3 is outside 0 … 9"),
+        ((8, 1, 8, 8), np.zeros(7, int), r"labels must have the shape \(8,\) or \(8, classes\), got \(7,\)"),
+        ((8, 1, 8, 8), np.zeros(8), "labels must be integers"),
+        ((8, 1, 8, 8), np.ones((8, 9)) / 9, "labels have 9 columns, the model 10 classes"),
+        ((8, 8, 8), np.zeros(8, int), r"images must have the shape \(B, C, H, W\)"),
+        ((8, 3, 8, 8), np.zeros(8, int), "images have shape"),
+    ],
+)
 @pytest.mark.parametrize("warm", [False, True])
 def test_a_batch_that_does_not_fit_is_told_and_changes_nothing(images, labels, message, warm):
     trainer = Trainer(nano(), accumulate=2)
@@ -284,23 +303,26 @@ def test_a_batch_that_does_not_fit_is_told_and_changes_nothing(images, labels, m
     trainer.step(*next(batches(1)))
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"precision": "bfloat17"}, r"precision='bfloat17' is not available \(nearest: bfloat16.*: choose auto, float32, bf16x3, bfloat16"),
-    ({"device": "tpu"}, "device='tpu' is not available: choose 'cpu' or 'cuda'"),
-    ({"optimizer": "adam"}, r"unknown optimizer 'adam' \(nearest: adamw\): choose adamw, sgd"),
-    ({"lr": -1.0}, "lr must be"),
-    ({"weight_decay": float("nan")}, "weight_decay must be"),
-    ({"betas": (0.9, 1.0)}, r"betas\[1\] must be at least 0 and below 1, got 1.0"),
-    ({"eps": 0.0}, "eps must"),
-    ({"clip_norm": -1.0}, "clip_norm must"),
-    ({"label_smoothing": 1.0}, "label_smoothing must"),
-    ({"accumulate": 0}, "accumulate must be 1 or more"),
-    ({"ema": 1.5}, "ema must"),
-    ({"threads": 0}, r"threads must be a whole number of 1 \.\.\. \d+, the cores of this process, got 0"),
-    ({"threads": cpu.most_threads() + 1}, "threads must be a whole number"),
-    ({"threads": 1.0}, "got 1.0"),
-    ({"threads": True}, "got True"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"precision": "bfloat17"}, r"precision='bfloat17' is not available \(nearest: bfloat16.*: choose auto, float32, bf16x3, bfloat16"),
+        ({"device": "tpu"}, "device='tpu' is not available: choose 'cpu' or 'cuda'"),
+        ({"optimizer": "adam"}, r"unknown optimizer 'adam' \(nearest: adamw\): choose adamw, sgd"),
+        ({"lr": -1.0}, "lr must be"),
+        ({"weight_decay": float("nan")}, "weight_decay must be"),
+        ({"betas": (0.9, 1.0)}, r"betas\[1\] must be at least 0 and below 1, got 1.0"),
+        ({"eps": 0.0}, "eps must"),
+        ({"clip_norm": -1.0}, "clip_norm must"),
+        ({"label_smoothing": 1.0}, "label_smoothing must"),
+        ({"accumulate": 0}, "accumulate must be 1 or more"),
+        ({"ema": 1.5}, "ema must"),
+        ({"threads": 0}, r"threads must be a whole number of 1 \.\.\. \d+, the cores of this process, got 0"),
+        ({"threads": cpu.most_threads() + 1}, "threads must be a whole number"),
+        ({"threads": 1.0}, "got 1.0"),
+        ({"threads": True}, "got True"),
+    ],
+)
 def test_settings_out_of_range_are_told(options, message):
     with pytest.raises(UserError, match=message):
         Trainer(nano(), **options)

@@ -1,4 +1,5 @@
 """`train` from end to end on a small part of the digits."""
+
 import errno
 import inspect
 import json
@@ -17,7 +18,7 @@ from minivit.training import Interrupted, TrainingError
 SMALL = {"epochs": 2, "batch_size": 32, "limit": 96, "model_options": {"dim": 16, "depth": 1, "heads": 2}, "progress": False}
 
 
-JAX_INIT = {"dim": 32, "depth": 1, "heads": 2, "init": "jax"}       # wider weights: a small model learns at once
+JAX_INIT = {"dim": 32, "depth": 1, "heads": 2, "init": "jax"}  # wider weights: a small model learns at once
 
 
 def small(tmp_path, name="run", **options):
@@ -40,8 +41,9 @@ def run(tmp_path_factory):
 def test_a_run_folder_holds_the_run(run):
     assert sorted(p.name for p in run.folder.iterdir()) == sorted((CONFIG, METRICS, MODEL, CURVES))
     assert lines_of(run) == run.history
-    assert [list(line) for line in run.history] == [["epoch", "train_loss", "test_loss", "test_accuracy", "learning_rate", "seconds",
-                                                     "images_per_second"]] * 2
+    assert [list(line) for line in run.history] == [
+        ["epoch", "train_loss", "test_loss", "test_accuracy", "learning_rate", "seconds", "images_per_second"]
+    ] * 2
     assert [line["epoch"] for line in run.history] == [1, 2]
     assert run.test_accuracy == run.history[-1]["test_accuracy"]
 
@@ -73,17 +75,21 @@ def test_the_config_names_every_argument(run):
     assert None not in [value for name, value in config["arguments"].items() if name != "limit"]
 
 
-@pytest.mark.parametrize("options", [
-    {"ema": 0.8, "cutmix": 0.2, "accumulate": 2, "drop_path": 0.1},
-    {"optimizer": "sgd", "schedule": "constant", "lr": 0.1, "clip_norm": 0},
-    {"precision": "float64", "weight_decay": 0.1},
-    {"model": "mixer_nano_patch2_8", "model_options": {"dim": 32, "depth": 1}},
-], ids=lambda options: next(iter(options)))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ema": 0.8, "cutmix": 0.2, "accumulate": 2, "drop_path": 0.1},
+        {"optimizer": "sgd", "schedule": "constant", "lr": 0.1, "clip_norm": 0},
+        {"precision": "float64", "weight_decay": 0.1},
+        {"model": "mixer_nano_patch2_8", "model_options": {"dim": 32, "depth": 1}},
+    ],
+    ids=lambda options: next(iter(options)),
+)
 def test_all_sorts_of_training_learn(tmp_path, options):
     easy = {"epochs": 8, "limit": 320, "lr": 1e-2, "mixup": 0, "augmentation": "none", "model_options": JAX_INIT}
     run = small(tmp_path, **easy | options)
     assert run.history[-1]["train_loss"] < run.history[0]["train_loss"]
-    assert run.test_accuracy > 0.3                      # chance is 0.1
+    assert run.test_accuracy > 0.3  # chance is 0.1
     loaded = minivit.load(run.folder)
     for name, value in run.model.state_dict().items():
         np.testing.assert_array_equal(loaded.state_dict()[name], value)
@@ -92,12 +98,13 @@ def test_all_sorts_of_training_learn(tmp_path, options):
 def test_the_model_fits_the_data(tmp_path):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (40, 12, 12, 3), np.uint8), np.arange(40) % 5
-    run = train("vit_nano_patch2_8", (images, labels), epochs=1, out=tmp_path / "run", progress=False,
-                model_options={"dim": 16, "depth": 1})
+    run = train(
+        "vit_nano_patch2_8", (images, labels), epochs=1, out=tmp_path / "run", progress=False, model_options={"dim": 16, "depth": 1}
+    )
     config = run.model.config
     assert (config.image_size, config.in_channels, config.num_classes) == (12, 3, 5)
     assert run.model.class_names == tuple("01234")
-    assert json.loads((run.folder / CONFIG).read_text())["arguments"]["batch_size"] == 30       # no more than there are images
+    assert json.loads((run.folder / CONFIG).read_text())["arguments"]["batch_size"] == 30  # no more than there are images
 
 
 def test_a_given_model_is_trained_further(tmp_path, run):
@@ -109,26 +116,29 @@ def test_a_given_model_is_trained_further(tmp_path, run):
     assert small(tmp_path, "other", model=other, epochs=1, model_options=None).model.config.num_classes == 10
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"model": "vit_nono_patch2_8"}, r"unknown model 'vit_nono_patch2_8' \(nearest: vit_nano_patch2_8"),
-    ({"data": "digit"}, r"unknown dataset 'digit' \(nearest: digits"),
-    ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
-    ({"lr": 0.0}, "lr must be above 0"),
-    ({"lr": float("nan")}, "lr must be a number"),
-    ({"warmup": 2.0}, "warmup must end before the last epoch"),
-    ({"batch_size": 97}, "batch_size 97 is larger than the 96 images"),
-    ({"accumulate": 0}, "accumulate must be 1 or more, got 0"),
-    ({"schedule": "cosin"}, r"unknown schedule 'cosin' \(nearest: cosine\)"),
-    ({"optimizer": "lion"}, "unknown optimizer 'lion'"),
-    ({"augmentation": "flips"}, r"unknown augmentation 'flips' \(nearest: flip"),
-    ({"precision": "bfloat61"}, "precision='bfloat61' is not available"),
-    ({"device": "tpu"}, "device='tpu' is not available"),
-    ({"seed": -1}, "seed must be"),
-    ({"limit": 0}, "limit must be 1 or more"),
-    ({"image_size": 9}, "patch_size must divide image_size: 9 is not a multiple of 2"),
-    ({"model_options": {"dept": 3}}, r"has no option 'dept' \(nearest: depth"),
-    ({"model": minivit.Module()}, "train other modules with a Trainer"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"model": "vit_nono_patch2_8"}, r"unknown model 'vit_nono_patch2_8' \(nearest: vit_nano_patch2_8"),
+        ({"data": "digit"}, r"unknown dataset 'digit' \(nearest: digits"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
+        ({"lr": 0.0}, "lr must be above 0"),
+        ({"lr": float("nan")}, "lr must be a number"),
+        ({"warmup": 2.0}, "warmup must end before the last epoch"),
+        ({"batch_size": 97}, "batch_size 97 is larger than the 96 images"),
+        ({"accumulate": 0}, "accumulate must be 1 or more, got 0"),
+        ({"schedule": "cosin"}, r"unknown schedule 'cosin' \(nearest: cosine\)"),
+        ({"optimizer": "lion"}, "unknown optimizer 'lion'"),
+        ({"augmentation": "flips"}, r"unknown augmentation 'flips' \(nearest: flip"),
+        ({"precision": "bfloat61"}, "precision='bfloat61' is not available"),
+        ({"device": "tpu"}, "device='tpu' is not available"),
+        ({"seed": -1}, "seed must be"),
+        ({"limit": 0}, "limit must be 1 or more"),
+        ({"image_size": 9}, "patch_size must divide image_size: 9 is not a multiple of 2"),
+        ({"model_options": {"dept": 3}}, r"has no option 'dept' \(nearest: depth"),
+        ({"model": minivit.Module()}, "train other modules with a Trainer"),
+    ],
+)
 def test_mistakes_are_told_before_anything_is_written(tmp_path, options, message):
     with pytest.raises(UserError, match=message) as told:
         small(tmp_path, **options)
@@ -152,7 +162,7 @@ def test_an_interrupt_leaves_the_last_finished_epoch(tmp_path, monkeypatch, fini
 
         def step(self):
             self.count += 1
-            if self.count == 3 * finished + 2:          # three steps an epoch
+            if self.count == 3 * finished + 2:  # three steps an epoch
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "Progress", Interrupting)
@@ -170,7 +180,7 @@ def test_a_disk_that_fills_leaves_the_last_finished_epoch(tmp_path, monkeypatch)
 
     def fsync(descriptor, real=os.fsync):
         calls.append(descriptor)
-        if len(calls) == 5:                             # config; model; model and metrics of the first epoch; then this model
+        if len(calls) == 5:  # config; model; model and metrics of the first epoch; then this model
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(descriptor)
 

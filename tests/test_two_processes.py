@@ -1,4 +1,5 @@
 """The benchmark of two processes that train side by side works at its tiny size."""
+
 import json
 import subprocess
 import sys

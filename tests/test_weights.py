@@ -1,4 +1,5 @@
 """Weights in and out, and what is said of files that do not fit."""
+
 import errno
 import json
 import struct
@@ -45,24 +46,36 @@ def to_google(model, block=("LayerNorm_2", "MultiHeadDotProductAttention_1", "Ml
     """The parameters of a ViT in Google's layout."""
     norm2, attention, mlp = block
     heads, state = model.config.heads, model.state_dict()
-    out = {"cls": state["cls_token"], "Transformer/posembed_input/pos_embedding": state["pos_embed"],
-           "embedding/kernel": state["patch_embed.proj.weight"].transpose(2, 3, 1, 0), "embedding/bias": state["patch_embed.proj.bias"],
-           "Transformer/encoder_norm/scale": state["norm.weight"], "Transformer/encoder_norm/bias": state["norm.bias"],
-           "head/kernel": state["head.weight"].T, "head/bias": state["head.bias"]}
+    out = {
+        "cls": state["cls_token"],
+        "Transformer/posembed_input/pos_embedding": state["pos_embed"],
+        "embedding/kernel": state["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
+        "embedding/bias": state["patch_embed.proj.bias"],
+        "Transformer/encoder_norm/scale": state["norm.weight"],
+        "Transformer/encoder_norm/bias": state["norm.bias"],
+        "head/kernel": state["head.weight"].T,
+        "head/bias": state["head.bias"],
+    }
     for i in range(model.config.depth):
         ours, theirs = f"blocks.{i}.", f"Transformer/encoderblock_{i}/"
         for a, b in (("norm1", "LayerNorm_0"), ("norm2", norm2)):
             out |= {f"{theirs}{b}/scale": state[f"{ours}{a}.weight"], f"{theirs}{b}/bias": state[f"{ours}{a}.bias"]}
         for k in (0, 1):
-            out |= {f"{theirs}{mlp}/Dense_{k}/kernel": state[f"{ours}mlp.fc{k + 1}.weight"].T,
-                    f"{theirs}{mlp}/Dense_{k}/bias": state[f"{ours}mlp.fc{k + 1}.bias"]}
+            out |= {
+                f"{theirs}{mlp}/Dense_{k}/kernel": state[f"{ours}mlp.fc{k + 1}.weight"].T,
+                f"{theirs}{mlp}/Dense_{k}/bias": state[f"{ours}mlp.fc{k + 1}.bias"],
+            }
         dim = model.config.dim
         for k, part in enumerate(("query", "key", "value")):
             rows = slice(k * dim, (k + 1) * dim)
-            out |= {f"{theirs}{attention}/{part}/kernel": state[f"{ours}attn.qkv.weight"][rows].T.reshape(dim, heads, -1),
-                    f"{theirs}{attention}/{part}/bias": state[f"{ours}attn.qkv.bias"][rows].reshape(heads, -1)}
-        out |= {f"{theirs}{attention}/out/kernel": state[f"{ours}attn.proj.weight"].T.reshape(heads, -1, dim),
-                f"{theirs}{attention}/out/bias": state[f"{ours}attn.proj.bias"]}
+            out |= {
+                f"{theirs}{attention}/{part}/kernel": state[f"{ours}attn.qkv.weight"][rows].T.reshape(dim, heads, -1),
+                f"{theirs}{attention}/{part}/bias": state[f"{ours}attn.qkv.bias"][rows].reshape(heads, -1),
+            }
+        out |= {
+            f"{theirs}{attention}/out/kernel": state[f"{ours}attn.proj.weight"].T.reshape(heads, -1, dim),
+            f"{theirs}{attention}/out/bias": state[f"{ours}attn.proj.bias"],
+        }
     return {prefix + name: array for name, array in out.items()}
 
 
@@ -123,12 +136,12 @@ def test_damaged_and_missing_files(make, ending, tmp_path):
     else:
         minivit.save_weights(make(), path)
     whole = path.read_bytes()
-    for content in (b"", b"garbage", whole[:100], whole[:-10], whole[:len(whole) // 2], b"\xff" * 3000, whole[::-1]):
+    for content in (b"", b"garbage", whole[:100], whole[:-10], whole[: len(whole) // 2], b"\xff" * 3000, whole[::-1]):
         path.write_bytes(content)
         assert "is damaged or no" in refused(make(), path), content[:20]
     flipped = bytearray(whole)
-    flipped[len(whole) // 2:len(whole) // 2 + 200] = bytes(200)
-    if ending == ".npz":                                # a checksum guards these
+    flipped[len(whole) // 2 : len(whole) // 2 + 200] = bytes(200)
+    if ending == ".npz":  # a checksum guards these
         path.write_bytes(flipped)
         assert "is damaged or no" in refused(make(), path)
 
@@ -145,13 +158,13 @@ def test_any_damage_raises_a_user_error_or_none(ending, tmp_path):
         content = whole.copy()
         content[rng.integers(0, min(len(whole), 4000), 4)] = rng.integers(0, 256, 4)
         path.write_bytes(content.tobytes())
-        with suppress(UserError):                       # a weight may have changed, which no reader can tell
+        with suppress(UserError):  # a weight may have changed, which no reader can tell
             minivit.load_weights(model, path)
 
 
 def test_no_npz_of_numbers(tmp_path):
     path = tmp_path / "w.npz"
-    np.savez(path, cls=np.array([{}], dtype=object))    # would be unpickled
+    np.savez(path, cls=np.array([{}], dtype=object))  # would be unpickled
     assert "is damaged or no npz file of plain arrays" in refused(vit(), path)
     np.savez(path, **(to_google(vit()) | {"cls": np.full((1, 1, 16), "text")}))
     assert "is damaged or no npz file of plain arrays: cls hold no numbers" in refused(vit(), path)
@@ -218,17 +231,20 @@ def test_positions_of_another_image_size(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------------- Google's names
-@pytest.mark.parametrize("block, prefix", [
-    (("LayerNorm_2", "MultiHeadDotProductAttention_1", "MlpBlock_3"), ""),
-    (("LayerNorm_2", "MultiHeadDotProductAttention_1", "MlpBlock_3"), "opt/target/"),
-    (("LayerNorm_1", "MultiHeadDotProductAttention_0", "MlpBlock_0"), "params/"),
-    (("LayerNorm_1", "MultiHeadDotProductAttention_0", "MlpBlock_0"), "params/img/"),
-])
+@pytest.mark.parametrize(
+    "block, prefix",
+    [
+        (("LayerNorm_2", "MultiHeadDotProductAttention_1", "MlpBlock_3"), ""),
+        (("LayerNorm_2", "MultiHeadDotProductAttention_1", "MlpBlock_3"), "opt/target/"),
+        (("LayerNorm_1", "MultiHeadDotProductAttention_0", "MlpBlock_0"), "params/"),
+        (("LayerNorm_1", "MultiHeadDotProductAttention_0", "MlpBlock_0"), "params/img/"),
+    ],
+)
 def test_google_numbering_and_prefixes(block, prefix, tmp_path):
     source, path = vit(seed=1), tmp_path / "w.npz"
     arrays = to_google(source, block, prefix)
     if prefix:
-        arrays["opt/0/mu/cls"] = np.zeros(3)            # what a training checkpoint holds besides
+        arrays["opt/0/mu/cls"] = np.zeros(3)  # what a training checkpoint holds besides
     if prefix.startswith("params/"):
         arrays[f"{prefix}pos_embedding"] = arrays.pop(f"{prefix}Transformer/posembed_input/pos_embedding")
     np.savez(path, **arrays)

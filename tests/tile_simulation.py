@@ -2,6 +2,7 @@
 
 A tile register is a kilobyte of the process's memory, sixteen rows of 64 bytes; so one thread at a time.
 """
+
 from __future__ import annotations
 
 from llvmlite import ir
@@ -11,8 +12,8 @@ from minivit.kernels.cpu.bfloat16 import widen
 from minivit.kernels.cpu.llvm import F32, I8, I16, I64
 from minivit.kernels.cpu.multiply import TILE_INSTRUCTIONS
 
-ROW, ROWS = 64, 16                                      # bytes; rows of a register
-SIZE = ROW * ROWS                                      # bytes of a register
+ROW, ROWS = 64, 16  # bytes; rows of a register
+SIZE = ROW * ROWS  # bytes of a register
 
 
 class Simulated:
@@ -51,12 +52,28 @@ class Simulated:
         self._call(code, "zero", lambda own, registers, number: self._fill(own, self._of(own, registers, number), SIZE, 0.0), tile)
 
     def load(self, code, tile: int, address, stride) -> None:
-        self._call(code, "load", lambda own, registers, number, address, stride: self._copy(
-            own, self._of(own, registers, number), own.number(ROW), address, stride), tile, address, stride)
+        self._call(
+            code,
+            "load",
+            lambda own, registers, number, address, stride: self._copy(
+                own, self._of(own, registers, number), own.number(ROW), address, stride
+            ),
+            tile,
+            address,
+            stride,
+        )
 
     def store(self, code, tile: int, address, stride) -> None:
-        self._call(code, "store", lambda own, registers, number, address, stride: self._copy(
-            own, address, stride, self._of(own, registers, number), own.number(ROW)), tile, address, stride)
+        self._call(
+            code,
+            "store",
+            lambda own, registers, number, address, stride: self._copy(
+                own, address, stride, self._of(own, registers, number), own.number(ROW)
+            ),
+            tile,
+            address,
+            stride,
+        )
 
     def multiply(self, code, total: int, left: int, right: int) -> None:
         """total[m, n] += Σ_k left[m, 2k]·right[k, 2n] + left[m, 2k+1]·right[k, 2n+1], as TDPBF16PS does."""

@@ -14,6 +14,7 @@ array of such calls that `replay` executes without Python, and a kernel costs a 
 Kernels are compiled for the argument types they first meet, and cached in the user's cache folder, in a folder named by a hash of all
 kernel sources: Numba notices an edited function, but not an edited callee in another file.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -58,7 +59,7 @@ def kernel_cache() -> Path:
 def _cached(compile: Callable, function: Callable) -> Any:
     """`compile(function)` with Numba's cache in our folder, and nobody else's functions there."""
     before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(kernel_cache())        # Numba reads it while it decorates
+    numba.config.CACHE_DIR = str(kernel_cache())  # Numba reads it while it decorates
     try:
         return compile(function)
     finally:
@@ -88,6 +89,7 @@ class _ArgumentsModel(models.PrimitiveModel):
 @intrinsic
 def _arguments(typing_context, table):
     """The tuple of arguments that a table describes: arrays without an owner, int64 and float64."""
+
     def generate(context, builder, signature, values):
         address = builder.inttoptr(values[0], I64.as_pointer())
         place = 0
@@ -109,8 +111,14 @@ def _arguments(typing_context, table):
                 for length in shape[:0:-1]:
                     strides.insert(0, builder.mul(strides[0], length))
                 array = arrayobj.make_array(member)(context, builder)
-                arrayobj.populate_array(array, data=data, shape=cgutils.pack_array(builder, shape), itemsize=ir.Constant(I64, item),
-                                        strides=cgutils.pack_array(builder, strides), meminfo=None)
+                arrayobj.populate_array(
+                    array,
+                    data=data,
+                    shape=cgutils.pack_array(builder, shape),
+                    itemsize=ir.Constant(I64, item),
+                    strides=cgutils.pack_array(builder, strides),
+                    meminfo=None,
+                )
                 members.append(array._getvalue())
             else:
                 members.append(builder.bitcast(following(), context.get_value_type(member)))
@@ -151,12 +159,13 @@ class Kernel:
         self.function, self.prepares = function, prepares
         self.label, self.__doc__ = function.__name__.strip("_"), function.__doc__
         self.body = njit(inline="always", **OPTIONS)(function)
-        self.entries: dict[tuple, Any] = {}             # argument types -> the compiled C function
+        self.entries: dict[tuple, Any] = {}  # argument types -> the compiled C function
 
     def prepare(self, bands: int, arguments: Sequence[Any]) -> tuple[int, np.ndarray]:
         """The address of the compiled entry for these arguments, and their table."""
-        key = tuple((a.dtype.char, a.ndim) if isinstance(a, np.ndarray) else a if isinstance(a, Tile) else isinstance(a, FLOATS)
-                    for a in arguments)
+        key = tuple(
+            (a.dtype.char, a.ndim) if isinstance(a, np.ndarray) else a if isinstance(a, Tile) else isinstance(a, FLOATS) for a in arguments
+        )
         entry = self.entries.get(key)
         if entry is None:
             entry = self.entries[key] = self.compile(tuple(map(_member, arguments)))
@@ -203,6 +212,7 @@ def preparation(function: Callable) -> Kernel:
 @intrinsic
 def call(typing_context, address, band, table):
     """Run one band of a compiled kernel."""
+
     def generate(context, builder, signature, values):
         function = builder.inttoptr(values[0], ir.FunctionType(ir.VoidType(), [I64, I64]).as_pointer())
         builder.call(function, values[1:])
@@ -214,8 +224,9 @@ def call(typing_context, address, band, table):
 @intrinsic
 def _exchange_threads(typing_context, number):
     """Set how many threads share what this thread launches; gives how many did. Code that calls Numba's own for it cannot be cached."""
+
     def generate(context, builder, signature, values):
-        ask = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I64, []), "get_num_threads")      # a C int
+        ask = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I64, []), "get_num_threads")  # a C int
         tell = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [I32]), "set_num_threads")
         before = builder.trunc(builder.call(ask, []), I32)
         builder.call(tell, [builder.trunc(values[0], I32)])
@@ -233,7 +244,7 @@ def _run(address, bands, table):
 
 
 def _replay(addresses, bands, tables, number):
-    before = _exchange_threads(number)                  # here, for it takes nanoseconds, from Python microseconds
+    before = _exchange_threads(number)  # here, for it takes nanoseconds, from Python microseconds
     for i in range(len(addresses)):
         run_bands(addresses[i], bands[i], tables[i])
     _exchange_threads(before)
@@ -253,7 +264,7 @@ def _short_spin() -> Iterator[None]:
         del os.environ["GOMP_SPINCOUNT"]
 
 
-with _short_spin():                                     # Numba loads the threading layer with the first parallel function
+with _short_spin():  # Numba loads the threading layer with the first parallel function
     run_bands = _cached(njit("void(int64, int64, int64)", parallel=True, nogil=True, cache=True), _run)
 replay = _cached(njit("void(int64[::1], int64[::1], int64[::1], int64)", nogil=True, cache=True), _replay)
 
@@ -267,7 +278,7 @@ class Calls:
         self.bands = np.array([p[0] for p in prepared], np.int64)
         self.entries = np.array([p[1] for p in prepared], np.int64)
         self.tables = np.concatenate([np.zeros(0, np.int64), *(p[2] for p in prepared)])
-        lengths = np.cumsum([0] + [len(p[2]) for p in prepared])[:len(prepared)]
+        lengths = np.cumsum([0] + [len(p[2]) for p in prepared])[: len(prepared)]
         self.addresses = self.tables.ctypes.data + lengths * self.tables.itemsize
 
     def run(self) -> None:

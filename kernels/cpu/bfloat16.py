@@ -3,6 +3,7 @@
 A kernel that is handed a bfloat16 array needs no other source: reading an element widens it to float32 and writing one rounds it to
 nearest even, so that all arithmetic is float32's. A bfloat16 is the upper half of a float32: sign, 8 bits of exponent, 7 of fraction.
 """
+
 from __future__ import annotations
 
 import llvmlite.binding as llvm
@@ -16,7 +17,7 @@ from numba.extending import box, intrinsic, unbox
 
 from .llvm import F32, I16, I32
 
-NATIVE = bool(llvm.get_host_cpu_features().get("avx512bf16"))       # whether this CPU rounds to bfloat16 by one instruction
+NATIVE = bool(llvm.get_host_cpu_features().get("avx512bf16"))  # whether this CPU rounds to bfloat16 by one instruction
 
 
 class LLVMBFloat(ir.types.Type):
@@ -43,7 +44,7 @@ class BFloat16(types.Float):
         self.bitwidth = 16
 
     def __str__(self) -> str:
-        return "float16"                                # by which Numba asks NumPy what it promotes to
+        return "float16"  # by which Numba asks NumPy what it promotes to
 
     def cast_python_value(self, value):
         return np.float32(value)

@@ -1,4 +1,5 @@
 """What is done to a block of a product's rows while they are in L2: bias, GELU or its derivative, residual, rounding to a narrower type."""
+
 from __future__ import annotations
 
 from functools import cache
@@ -10,15 +11,15 @@ from .math import gelu_erf, gelu_rounded, gelu_tanh
 from .views import item_bytes, view, zero_of
 
 # In this order; v is the product's element (i, j).
-BIAS_COLUMN = 1                                         # v += bias[j]
-BIAS_ROW = 2                                            # v += bias[i]
-GELU = 4                                                # v = gelu(v)
-GELU_GRADIENT = 8                                       # v *= gelu'(pre[i, j]), and extra[i, j] = gelu(pre[i, j])
-TANH = 16                                               # the tanh form of both
-RESIDUAL = 32                                           # v += extra[i, j]
-CONVERT = 64                                            # C is not of the accumulator's type
-PADDED = 128                                            # no epilogue: rows of A go on with zeros, up to whole cells and steps
-KEEP = 256                                              # before GELU, pre[i, j] = v
+BIAS_COLUMN = 1  # v += bias[j]
+BIAS_ROW = 2  # v += bias[i]
+GELU = 4  # v = gelu(v)
+GELU_GRADIENT = 8  # v *= gelu'(pre[i, j]), and extra[i, j] = gelu(pre[i, j])
+TANH = 16  # the tanh form of both
+RESIDUAL = 32  # v += extra[i, j]
+CONVERT = 64  # C is not of the accumulator's type
+PADDED = 128  # no epilogue: rows of A go on with zeros, up to whole cells and steps
+KEEP = 256  # before GELU, pre[i, j] = v
 
 
 @kernel
@@ -30,7 +31,7 @@ def _epilogue(band, bands, sums, outs, first, rows, columns, values, values_row,
     zero, out_zero = zero_of(sums), zero_of(outs)
     item, size = item_bytes(zero), item_bytes(out_zero)
     biases = view(zero, bias)
-    rounding = flags & (GELU | CONVERT | TANH | RESIDUAL) == GELU | CONVERT             # by far the commonest GELU in bfloat16
+    rounding = flags & (GELU | CONVERT | TANH | RESIDUAL) == GELU | CONVERT  # by far the commonest GELU in bfloat16
     for i in range(rows):
         line = view(zero, values + i * values_row * item)
         out = view(out_zero, c + i * c_row * size)

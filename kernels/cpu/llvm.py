@@ -1,4 +1,5 @@
 """Writing LLVM's code with addresses as int64: what the intrinsics of tiles and packing are written with."""
+
 from __future__ import annotations
 
 from typing import Any

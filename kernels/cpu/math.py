@@ -8,6 +8,7 @@ their relative error is about 1e-7. In float64 they are the C library's, to full
 
 The coefficients are minimax fits: relative error 2.5e-8 at most, before rounding; those of `gelu_rounded` are coarser.
 """
+
 from __future__ import annotations
 
 import math
@@ -30,23 +31,34 @@ def _singles(*values: float) -> tuple[np.float32, ...]:
 
 
 EXP = _singles(0.5, 0.166665181517601, 0.04166620597243309, 0.008368908427655697, 0.001395052415318787)
-ERF_P = _singles(1.1283791392988618, 0.19354624670621629, 0.05310190716132531, 0.003883396154014352, 0.0002845673171154257,
-                 1.986776502103817e-06)
+ERF_P = _singles(
+    1.1283791392988618, 0.19354624670621629, 0.05310190716132531, 0.003883396154014352, 0.0002845673171154257, 1.986776502103817e-06
+)
 ERF_Q = _singles(1, 0.5048584504844547, 0.11535049398840805, 0.015207355234141079, 0.0011855842485647425, 3.74201881838537e-05)
-CDF = _singles(0.398856342, -0.0661687031, 0.00967223011, -0.00105834892, 8.4235915e-05,
-               -4.67733707e-06, 1.69729972e-07, -3.5862997e-09, 3.32693838e-11)
+CDF = _singles(
+    0.398856342,
+    -0.0661687031,
+    0.00967223011,
+    -0.00105834892,
+    8.4235915e-05,
+    -4.67733707e-06,
+    1.69729972e-07,
+    -3.5862997e-09,
+    3.32693838e-11,
+)
 CDF_END = np.float32(4.5)
 ZERO, ONE, HALF, ROOT_HALF = _singles(0, 1, 0.5, math.sqrt(0.5))
-EXP_LOWEST, EXP_HIGHEST = _singles(-104, 89)            # beyond these the result is 0, and infinity
-LOG2_E, LN2_HIGH, LN2_LOW = _singles(1 / math.log(2), 0.693359375, math.log(2) - 0.693359375)       # n·LN2_HIGH is exact: 10 bits
-ROUNDER = np.float32(1.5 * 2**23)                       # the low bits of x + ROUNDER are round(x)
+EXP_LOWEST, EXP_HIGHEST = _singles(-104, 89)  # beyond these the result is 0, and infinity
+LOG2_E, LN2_HIGH, LN2_LOW = _singles(1 / math.log(2), 0.693359375, math.log(2) - 0.693359375)  # n·LN2_HIGH is exact: 10 bits
+ROUNDER = np.float32(1.5 * 2**23)  # the low bits of x + ROUNDER are round(x)
 ERF_END = np.float32(4)
-GELU_END, GELU_TANH_END = 40.0, 9.0                     # beyond these the derivative is 0 or 1, and within nothing overflows
+GELU_END, GELU_TANH_END = 40.0, 9.0  # beyond these the derivative is 0 or 1, and within nothing overflows
 
 
 @intrinsic
 def _scaled(typing_context, x, rounded):
     """x·2ⁿ where `rounded` is n + ROUNDER: two factors, so that neither overflows and small results round once."""
+
     def generate(context, builder, signature, values):
         i32, f32 = ir.IntType(32), ir.FloatType()
         n = builder.sub(builder.bitcast(values[1], i32), ir.Constant(i32, int(ROUNDER.view(np.int32))))
@@ -62,7 +74,7 @@ def _scaled(typing_context, x, rounded):
 
 @njit(**OPTIONS)
 def _clip(x, lowest, highest):
-    return max(min(x, highest), lowest)                 # x as the first argument: so NaN passes
+    return max(min(x, highest), lowest)  # x as the first argument: so NaN passes
 
 
 @njit(**OPTIONS)
@@ -75,6 +87,7 @@ def _polynomial(x, coefficients):
 
 def _single(single: Callable) -> Callable:
     """Decorator: inside kernels the function is `single` where its arguments are float32, and itself where they are float64."""
+
     def decorate(function: Callable) -> Callable:
         def choose(*arguments):
             return single if arguments[0] in (types.float32, bfloat16) else function

@@ -1,4 +1,5 @@
 """The innermost loop of a product, on the registers of a tile: `cpu/tiles.py` says what it computes."""
+
 from __future__ import annotations
 
 from functools import partial
@@ -34,6 +35,7 @@ def _multiplier(generate_registers: Any) -> Any:
     @intrinsic
     def multiply(typing_context, tile, depth, a, a_row, a_step, last, panel, c, c_row, add):
         """c[0:rows, 0:width] (+)= a · panel over `depth` cells; rows of a beyond `last` repeat it. Addresses and strides are in bytes."""
+
         def generate(context, builder, signature, values):
             shape = signature.args[0].tile
             (generate_registers if shape.step == 1 else _generate_amx)(Code(builder), shape, *values[1:])
@@ -44,8 +46,9 @@ def _multiplier(generate_registers: Any) -> Any:
     return multiply
 
 
-def _generate_registers(code: Code, tile: Tile, depth, a, a_row, a_step, last, panel, c, c_row, add, vectors: int | None = None,
-                        half: bool = False) -> None:
+def _generate_registers(
+    code: Code, tile: Tile, depth, a, a_row, a_step, last, panel, c, c_row, add, vectors: int | None = None, half: bool = False
+) -> None:
     vectors, height = vectors or tile.vectors, tile.rows // 2 if half else tile.rows
     b, lanes = code.b, tile.lane_bytes // tile.cell_bytes
     number = F64 if tile.precision == "float64" else F32
@@ -76,8 +79,8 @@ def _generate_registers(code: Code, tile: Tile, depth, a, a_row, a_step, last, p
 
 
 multiply_tile = _multiplier(_generate_registers)
-multiply_narrow_tile = _multiplier(partial(_generate_registers, vectors=1))     # of the first vector's columns alone
-multiply_half_tile = _multiplier(partial(_generate_registers, half=True))       # of the upper half of the rows
+multiply_narrow_tile = _multiplier(partial(_generate_registers, vectors=1))  # of the first vector's columns alone
+multiply_half_tile = _multiplier(partial(_generate_registers, half=True))  # of the upper half of the rows
 
 
 # --------------------------------------------------------------------------------------------------------------------------- AMX
@@ -86,9 +89,9 @@ class Amx:
 
     def configure(self, code: Code) -> None:
         content = bytearray(64)
-        content[0] = 1                                  # the palette
-        content[16:32:2] = bytes([64] * 8)              # bytes in a row
-        content[48:56] = bytes([16] * 8)                # rows
+        content[0] = 1  # the palette
+        content[16:32:2] = bytes([64] * 8)  # bytes in a row
+        content[48:56] = bytes([16] * 8)  # rows
         place = cgutils.global_constant(code.b.module, "amx.configuration", ir.Constant(ir.ArrayType(I8, 64), content))
         code.call("llvm.x86.ldtilecfg", ir.VoidType(), code.b.bitcast(place, I8.as_pointer()))
 
@@ -108,7 +111,7 @@ class Amx:
         code.call("llvm.x86.tdpbf16ps", ir.VoidType(), *(ir.Constant(I8, t) for t in (total, left, right)))
 
 
-TILE_INSTRUCTIONS: dict[str, Any] = {"amx": Amx()}      # tests add a simulation
+TILE_INSTRUCTIONS: dict[str, Any] = {"amx": Amx()}  # tests add a simulation
 
 
 def _generate_amx(code: Code, tile: Tile, depth, a, a_row, a_step, last, panel, c, c_row, add) -> None:
@@ -149,5 +152,5 @@ def _of_instructions(name: str) -> Any:
     return run
 
 
-configure_tiles = _of_instructions("configure")         # before the first `multiply_tile` on a thread, where the tile needs it
-release_tiles = _of_instructions("release")             # after the last
+configure_tiles = _of_instructions("configure")  # before the first `multiply_tile` on a thread, where the tile needs it
+release_tiles = _of_instructions("release")  # after the last

@@ -3,6 +3,7 @@
 All is in cells, one number or a pair of bfloat16 along the inner dimension. Numbers are moved as they are, or become bfloat16 on their way,
 or the lower half of a split float32 (`low`). Vectors of them move where a tile's width is whole; the rest goes one by one.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -18,7 +19,7 @@ from .llvm import F32, I16, I32, I64, Code
 from .tiles import Tile, cell_bytes, is_raw, packed_zero, row_bytes, tile_lanes, tile_pairs, tile_rows, tile_step, tile_width
 from .views import item_bytes, view, zero_of
 
-KDEPTH = 256                                            # cells of a slice of the inner dimension, at most
+KDEPTH = 256  # cells of a slice of the inner dimension, at most
 
 
 # ----------------------------------------------------------------------------------------------------------------- moving cells
@@ -32,6 +33,7 @@ def _packed(b: ir.IRBuilder, number: ir.Value, low: ir.Value) -> ir.Value:
 @intrinsic
 def packed_number(typing_context, zero, x, low):
     """A number as panels hold it: itself, or as `_packed` says."""
+
     def generate(context, b, signature, values):
         given, wanted = signature.args[1], signature.args[0]
         return values[1] if given == wanted else _packed(b, context.cast(b, values[1], given, types.float32), values[2])
@@ -50,6 +52,7 @@ def _numbers(code: Code, tile: Tile, source: Any, address: ir.Value, count: int,
 
 def _mover(count: Any) -> Any:
     """An intrinsic that writes `count(tile)` cells in a row, made of numbers that lie in a row, or for pairs in two."""
+
     @intrinsic
     def move(typing_context, tile, source_zero, to, first, second, low):
         def generate(context, b, signature, values):
@@ -75,23 +78,25 @@ move_rows = _mover(lambda tile: tile.rows)
 @intrinsic
 def transpose_cells(typing_context, tile, source_zero, to, to_row, source, source_row, low):
     """to[j, i] = source[i, j] over a square of as many 32-bit cells as a vector has; strides in bytes."""
+
     def generate(context, b, signature, values):
         code, (_, _, to, to_row, source, source_row, low), shape = Code(b), values, signature.args[0].tile
-        if shape.cell_bytes != 4:                       # never called, but compiled
+        if shape.cell_bytes != 4:  # never called, but compiled
             return context.get_dummy_value()
         lanes = shape.lane_bytes // 4
         vector = ir.VectorType(I32, lanes)
         places = [code.at(source, b.mul(source_row, code.number(i))) for i in range(lanes)]
         rows = [b.bitcast(_numbers(code, shape, signature.args[1], place, lanes * shape.pairs, low), vector) for place in places]
         size = 1
-        while size < lanes:                             # swap the off-diagonal halves of ever larger squares
+        while size < lanes:  # swap the off-diagonal halves of ever larger squares
             first = [j if not j & size else lanes + j - size for j in range(lanes)]
             second = [j + size if not j & size else lanes + j for j in range(lanes)]
             for i in range(lanes):
                 if not i & size:
                     low_row, high_row = rows[i], rows[i + size]
-                    rows[i], rows[i + size] = (b.shuffle_vector(low_row, high_row, ir.Constant(ir.VectorType(I32, lanes), mask))
-                                               for mask in (first, second))
+                    rows[i], rows[i + size] = (
+                        b.shuffle_vector(low_row, high_row, ir.Constant(ir.VectorType(I32, lanes), mask)) for mask in (first, second)
+                    )
             size *= 2
         for i in range(lanes):
             code.store(rows[i], code.at(to, b.mul(to_row, code.number(i))))
@@ -115,7 +120,7 @@ def _pack_numbers(tile, source_zero, to, cell_step, line_step, source, row, colu
 def _pack_columns(tile, source_zero, panel, source, row, column, depth, columns, padded, low):
     """panel[k, j] = source[k, j]: `columns` <= width columns, `depth` numbers deep, zeros beyond both; `padded` cells deep."""
     item, pairs, width, line = item_bytes(source_zero), tile_pairs(tile), tile_width(tile), row_bytes(tile)
-    whole, done = depth // pairs, 0                     # cells without padding; how many of them are moved by vectors
+    whole, done = depth // pairs, 0  # cells without padding; how many of them are moved by vectors
     if columns < width or pairs * padded > depth:
         blank = view(0, panel)
         for i in range(padded * line // 8):
@@ -130,8 +135,9 @@ def _pack_columns(tile, source_zero, panel, source, row, column, depth, columns,
         done = whole // lanes * lanes
         for k in range(0, done, lanes):
             for j in range(0, width, lanes):
-                transpose_cells(tile, source_zero, panel + k * line + 4 * j, line, source + (j * column + pairs * k) * item, column * item,
-                                low)
+                transpose_cells(
+                    tile, source_zero, panel + k * line + 4 * j, line, source + (j * column + pairs * k) * item, column * item, low
+                )
     _pack_numbers(tile, source_zero, panel, width, 1, source, row, column, done * pairs, depth, columns, low)
 
 
@@ -140,8 +146,18 @@ def pack_right(tile, source_zero, panels, source, row, column, depth, columns, p
     """Panels of B, `width` columns each, one after the other."""
     width = tile_width(tile)
     for p in range((columns + width - 1) // width):
-        _pack_columns(tile, source_zero, panels + p * padded * row_bytes(tile), source + p * width * column * item_bytes(source_zero),
-                      row, column, depth, min(width, columns - p * width), padded, low)
+        _pack_columns(
+            tile,
+            source_zero,
+            panels + p * padded * row_bytes(tile),
+            source + p * width * column * item_bytes(source_zero),
+            row,
+            column,
+            depth,
+            min(width, columns - p * width),
+            padded,
+            low,
+        )
 
 
 @routine

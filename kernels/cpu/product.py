@@ -14,6 +14,7 @@ Where C is of the accumulator's type, sums lie in C itself; where it is narrower
 blocks of rows. A is read where it lies when its rows are contiguous, and packed otherwise. All addresses are int64, strides of A, B and C
 count elements, and everything about a tile is in cells: a number, or two bfloat16 of one column of A's row.
 """
+
 from __future__ import annotations
 
 from functools import cache
@@ -42,8 +43,8 @@ from .tiles import (
 )
 from .views import item_bytes, view
 
-NBLOCK = 768                                            # columns of a block
-TABLE = 24                                              # int64 for the arguments of a call; two such tables begin the scratch
+NBLOCK = 768  # columns of a block
+TABLE = 24  # int64 for the arguments of a call; two such tables begin the scratch
 
 
 # ----------------------------------------------------------------------------------------------------------------------- product
@@ -59,7 +60,7 @@ def _block(tile, rows, columns, depth, a, a_row, a_step, a_tile, panels, c, c_ro
             valid = min(tall, rows - t * tall)
             out = c + (t * tall * c_row + p * width) * item
             narrow = wide <= narrow_width(tile)
-            half = valid <= half_rows(tile) and not narrow          # 65 tokens are 5½ tiles of 12 rows rather than 6
+            half = valid <= half_rows(tile) and not narrow  # 65 tokens are 5½ tiles of 12 rows rather than 6
             whole = valid == (half_rows(tile) if half else tall) and wide == (narrow_width(tile) if narrow else width)
             to, to_row, adding = (out, c_row * item, add) if whole else (edge, width * item, 0)
             if narrow:
@@ -79,31 +80,67 @@ def _block(tile, rows, columns, depth, a, a_row, a_step, a_tile, panels, c, c_ro
 def _rows_block(tile, packed, rows, columns, depth, cells, a, a_row, a_column, padded, low, panels, c, c_row, add, edge):
     """The same for a block of rows of A as it lies in memory: there, where that works, or packed."""
     zero, tall, cell = storage_zero(tile), tile_rows(tile), cell_bytes(tile)
-    item, there = item_bytes(zero), 0                   # rows that are read where they lie
+    item, there = item_bytes(zero), 0  # rows that are read where they lie
     if a_column == 1 and is_raw(tile) and (padded or cells * tile_pairs(tile) == depth):
-        there = rows if tile_step(tile) == 1 else rows // tall * tall           # tile instructions would read rows that are not A's
+        there = rows if tile_step(tile) == 1 else rows // tall * tall  # tile instructions would read rows that are not A's
     start, stop, source, row, step, leap = 0, there, a, a_row * item, cell, tall * a_row * item
-    for rest in range(2):                               # a loop, so that the tiles are compiled once
+    for rest in range(2):  # a loop, so that the tiles are compiled once
         if rest:
             start, stop, source, leap = there, rows, packed, tall * cells * cell
             row, step = (cells * cell, cell) if by_rows(tile, a_column) else (cell, tall * cell)
             if start < stop:
                 pack_left(tile, zero, packed, a + there * a_row * item, a_row, a_column, rows - there, depth, cells, low)
         if start < stop:
-            _block(tile, stop - start, columns, cells, source, row, step, leap, panels, c + start * c_row * item_bytes(sum_zero(tile)),
-                   c_row, add, edge)
+            _block(
+                tile,
+                stop - start,
+                columns,
+                cells,
+                source,
+                row,
+                step,
+                leap,
+                panels,
+                c + start * c_row * item_bytes(sum_zero(tile)),
+                c_row,
+                add,
+                edge,
+            )
 
 
 @kernel
-def _product(band, bands, tile, scratch, finishing, rows, columns, depth, a, a_row, a_column, b, b_row, b_column, packed, c, c_row, add,
-             flags, bias, pre, extra, other_row):
+def _product(
+    band,
+    bands,
+    tile,
+    scratch,
+    finishing,
+    rows,
+    columns,
+    depth,
+    a,
+    a_row,
+    a_column,
+    b,
+    b_row,
+    b_column,
+    packed,
+    c,
+    c_row,
+    add,
+    flags,
+    bias,
+    pre,
+    extra,
+    other_row,
+):
     zero, width, pairs, line = storage_zero(tile), tile_width(tile), tile_pairs(tile), row_bytes(tile)
     item, size = item_bytes(zero), item_bytes(sum_zero(tile))
     c_item = 2 if flags & CONVERT else size
     cells = cells_of(tile, depth)
     deepest = slice_cells(tile, cells)
     slices = (cells + deepest - 1) // deepest
-    inside = slices if flags & CONVERT else 1           # slices that run inside a block of rows
+    inside = slices if flags & CONVERT else 1  # slices that run inside a block of rows
     parts, rounds = (1, 1) if is_raw(tile) else (2, 3)
     most = (min(columns, NBLOCK) + width - 1) // width
     panels = scratch.ctypes.data
@@ -120,32 +157,91 @@ def _product(band, bands, tile, scratch, finishing, rows, columns, depth, a, a_r
                 for k in range(start, start + span, deepest):
                     padded = min(deepest, cells - k)
                     for part in range(parts):
-                        pack_right(tile, zero, panels + (part * span + k - start) * number * line,
-                                    b + (k * pairs * b_row + j * b_column) * item, b_row, b_column,
-                                    min(depth - k * pairs, padded * pairs), wide, padded, part)
+                        pack_right(
+                            tile,
+                            zero,
+                            panels + (part * span + k - start) * number * line,
+                            b + (k * pairs * b_row + j * b_column) * item,
+                            b_row,
+                            b_column,
+                            min(depth - k * pairs, padded * pairs),
+                            wide,
+                            padded,
+                            part,
+                        )
             for i in range(0, rows, block_rows(tile)):
                 tall = min(block_rows(tile), rows - i)
                 out = c + (i * c_row + j) * c_item
                 values, values_row = (block, number * width) if flags & CONVERT else (out, c_row)
                 for k in range(start, start + span, deepest):
                     padded = min(deepest, cells - k)
-                    for turn in range(rounds):          # high·high, high·low, low·high
+                    for turn in range(rounds):  # high·high, high·low, low·high
                         right = panels + ((turn == 1) * span + k - start) * number * line
                         if packed:
                             right = b + (((turn == 1) * cells + k) * b_column + (b_row + j // width) * padded) * line
-                        _rows_block(tile, left, tall, wide, min(depth - k * pairs, padded * pairs), padded,
-                                    a + (i * a_row + k * pairs * a_column) * item, a_row, a_column, flags & PADDED, turn == 2, right,
-                                    values, values_row, add or k or turn, edge)
+                        _rows_block(
+                            tile,
+                            left,
+                            tall,
+                            wide,
+                            min(depth - k * pairs, padded * pairs),
+                            padded,
+                            a + (i * a_row + k * pairs * a_column) * item,
+                            a_row,
+                            a_column,
+                            flags & PADDED,
+                            turn == 2,
+                            right,
+                            values,
+                            values_row,
+                            add or k or turn,
+                            edge,
+                        )
                 if flags & ~PADDED and start + span == cells:
                     other = (i * other_row + j) * c_item
-                    finish(finishing, scratch.ctypes.data - TABLE * 8, i, tall, wide, values, values_row, out, c_row, flags,
-                            bias + (j * size if flags & BIAS_COLUMN else 0), pre + other, extra + other, other_row)
+                    finish(
+                        finishing,
+                        scratch.ctypes.data - TABLE * 8,
+                        i,
+                        tall,
+                        wide,
+                        values,
+                        values_row,
+                        out,
+                        c_row,
+                        flags,
+                        bias + (j * size if flags & BIAS_COLUMN else 0),
+                        pre + other,
+                        extra + other,
+                        other_row,
+                    )
     release_tiles(tile)
 
 
 @routine
-def product(entry, finishing, room, rows, columns, depth, a, a_row, a_column, b, b_row, b_column, packed, c, c_row, add, flags, bias, pre,
-            extra, other_row):
+def product(
+    entry,
+    finishing,
+    room,
+    rows,
+    columns,
+    depth,
+    a,
+    a_row,
+    a_column,
+    b,
+    b_row,
+    b_column,
+    packed,
+    c,
+    c_row,
+    add,
+    flags,
+    bias,
+    pre,
+    extra,
+    other_row,
+):
     """c = epilogue(a · b [+ c where `add`]): a (rows, depth), b (depth, columns), c (rows, columns).
 
     entry: `product_entry` of the tile; finishing: `finish_entry` of the types, where there are flags; room: the address of `scratch_bytes`
@@ -180,7 +276,7 @@ def scratch_bytes(tile: Tile, rows: int, columns: int, depth: int, packed: bool 
     """Room that `product` needs for its packed blocks, a multiple of 64 bytes."""
     cells, deepest, panels = sizes(tile, columns, depth)
     panels = min(panels, NBLOCK // tile.width)
-    most = cells if tile.pairs == 2 else deepest        # with CONVERT all slices of B are packed at once
+    most = cells if tile.pairs == 2 else deepest  # with CONVERT all slices of B are packed at once
     right = 0 if packed else panels * tile.row_bytes * most * (2 if tile.split else 1)
     left = (MBLOCK + 2 * tile.rows) * deepest * tile.cell_bytes
     spare = tile.rows * tile.width * tile.accumulator.itemsize

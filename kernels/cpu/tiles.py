@@ -12,6 +12,7 @@ broadcast a cell and multiply-add. How two cells are multiplied is the only diff
 
 A `Tile` is handed to kernels like a number; its type tells the compiler all of it.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -29,26 +30,26 @@ from numba.extending import intrinsic, register_model
 
 from .llvm import I64
 
-AMX_CELLS = 16                                          # of the inner dimension, in one tile instruction
-MBLOCK = 128                                            # rows of a block of C, at most
+AMX_CELLS = 16  # of the inner dimension, in one tile instruction
+MBLOCK = 128  # rows of a block of C, at most
 
 
 @dataclass(frozen=True)
 class Tile:
     """rows, and vectors of lane_bytes in a row, of a tile of C, for products in `precision`; `multiply` as above."""
 
-    precision: str                                      # "float32", "float64", "bfloat16" or "bf16x3"
+    precision: str  # "float32", "float64", "bfloat16" or "bf16x3"
     rows: int
     lane_bytes: int
     vectors: int
-    multiply: str = "fma"                               # "fma", "dpbf16ps", "widened", or the name of tile instructions
+    multiply: str = "fma"  # "fma", "dpbf16ps", "widened", or the name of tile instructions
 
     @property
-    def split(self) -> bool:                            # whether operands lie in memory as float32 and are split when they are packed
+    def split(self) -> bool:  # whether operands lie in memory as float32 and are split when they are packed
         return self.precision == "bf16x3"
 
     @property
-    def pairs(self) -> int:                             # numbers in a cell
+    def pairs(self) -> int:  # numbers in a cell
         return 1 if self.precision.startswith("float") else 2
 
     @property
@@ -56,19 +57,19 @@ class Tile:
         return 8 if self.precision == "float64" else 4
 
     @property
-    def row_bytes(self) -> int:                         # of a row of a panel
+    def row_bytes(self) -> int:  # of a row of a panel
         return self.vectors * self.lane_bytes
 
     @property
-    def width(self) -> int:                             # columns of a panel
+    def width(self) -> int:  # columns of a panel
         return self.row_bytes // self.cell_bytes
 
     @property
-    def step(self) -> int:                              # cells that the depth must be a multiple of
+    def step(self) -> int:  # cells that the depth must be a multiple of
         return 1 if self.multiply in ("fma", "dpbf16ps", "widened") else AMX_CELLS
 
     @property
-    def storage(self) -> np.dtype:                      # of A and B in memory, bfloat16 as its bits
+    def storage(self) -> np.dtype:  # of A and B in memory, bfloat16 as its bits
         return np.dtype({"float32": np.float32, "float64": np.float64, "bfloat16": np.uint16, "bf16x3": np.float32}[self.precision])
 
     @property
@@ -80,8 +81,12 @@ class Tile:
 def supported() -> dict[str, bool]:
     """Ways to compute, and whether this CPU has the instructions; the others are there too, slower, but for dpbf16ps and amx."""
     features = llvm.get_host_cpu_features()
-    return {"amx": bool(features.get("amx-bf16")) and _amx_permitted(), "avx512bf16": bool(features.get("avx512bf16")),
-            "avx512": bool(features.get("avx512f")), "avx2": bool(features.get("avx2")) and bool(features.get("fma"))}
+    return {
+        "amx": bool(features.get("amx-bf16")) and _amx_permitted(),
+        "avx512bf16": bool(features.get("avx512bf16")),
+        "avx512": bool(features.get("avx512f")),
+        "avx2": bool(features.get("avx2")) and bool(features.get("fma")),
+    }
 
 
 @cache
@@ -125,6 +130,7 @@ class _TileModel(models.OpaqueModel):
 
 def _of_tile(find: Any) -> Any:
     """An intrinsic that gives an int64 constant found from the tile."""
+
     @intrinsic
     def value(typing_context, tile):
         return types.int64(tile), lambda context, b, signature, values: ir.Constant(I64, find(signature.args[0].tile))
@@ -138,15 +144,16 @@ tile_pairs = _of_tile(lambda tile: tile.pairs)
 tile_step = _of_tile(lambda tile: tile.step)
 block_rows = _of_tile(lambda tile: MBLOCK // tile.rows * tile.rows)
 tile_lanes = _of_tile(lambda tile: tile.lane_bytes // 4)
-narrow_width = _of_tile(lambda tile: tile.width // tile.vectors if tile.step == 1 else 0)       # columns of `multiply_narrow_tile`
-half_rows = _of_tile(lambda tile: tile.rows // 2 if tile.step == 1 else 0)      # rows of `multiply_half_tile`
-is_raw = _of_tile(lambda tile: int(not tile.split))     # whether operands lie in memory as panels hold them
+narrow_width = _of_tile(lambda tile: tile.width // tile.vectors if tile.step == 1 else 0)  # columns of `multiply_narrow_tile`
+half_rows = _of_tile(lambda tile: tile.rows // 2 if tile.step == 1 else 0)  # rows of `multiply_half_tile`
+is_raw = _of_tile(lambda tile: int(not tile.split))  # whether operands lie in memory as panels hold them
 row_bytes = _of_tile(lambda tile: tile.row_bytes)
 cell_bytes = _of_tile(lambda tile: tile.cell_bytes)
 
 
 def _zero_of_tile(find: Any) -> Any:
     """An intrinsic that gives a zero of the type that `find` says."""
+
     @intrinsic
     def zero(typing_context, tile):
         type_ = getattr(types, find(tile.tile))

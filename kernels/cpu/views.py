@@ -1,4 +1,5 @@
 """Arrays from addresses, inside kernels: parts of scratch, rows of a block, a head of packed q, k and v."""
+
 from __future__ import annotations
 
 from llvmlite import ir
@@ -23,8 +24,14 @@ def view(typing_context, zero, address):
         item = ir.Constant(I64, item_size(zero))
         endless = ir.Constant(I64, 2**48)
         array = arrayobj.make_array(array_type)(context, b)
-        arrayobj.populate_array(array, data=b.inttoptr(values[1], context.get_data_type(zero).as_pointer()), itemsize=item,
-                                shape=cgutils.pack_array(b, [endless]), strides=cgutils.pack_array(b, [item]), meminfo=None)
+        arrayobj.populate_array(
+            array,
+            data=b.inttoptr(values[1], context.get_data_type(zero).as_pointer()),
+            itemsize=item,
+            shape=cgutils.pack_array(b, [endless]),
+            strides=cgutils.pack_array(b, [item]),
+            meminfo=None,
+        )
         return array._getvalue()
 
     return array_type(zero, types.int64), generate

@@ -11,6 +11,7 @@ What runs kernels is a `Runtime`: CuPy's on a GPU (`cupy_runtime.py`); tests put
 a CPU.
 A float64 array is `double`, float32 `float`, bfloat16 `bf16` (`common.cuh`); sums of bfloat16 are `float`.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-FOLDER = Path(__file__).resolve().parent.parent         # of the sources
+FOLDER = Path(__file__).resolve().parent.parent  # of the sources
 TYPES = {"float32": "float", "float64": "double", "bfloat16": "bf16", "int64": "long", "uint64": "unsigned long", "uint8": "unsigned char"}
 
 
@@ -36,10 +37,10 @@ class Grid(NamedTuple):
 class Kernel(NamedTuple):
     """An instance of a function template; see the head of this file."""
 
-    source: str                                         # file name without .cu
+    source: str  # file name without .cu
     name: str
-    arguments: tuple[str, ...]                          # of the template, as they are written
-    prepares: bool = False                              # as `cpu.Kernel.prepares`
+    arguments: tuple[str, ...]  # of the template, as they are written
+    prepares: bool = False  # as `cpu.Kernel.prepares`
 
     @property
     def label(self) -> str:
@@ -69,7 +70,7 @@ class Source:
         return Kernel(self.name, name, tuple(map(_written, arguments)), prepares)
 
 
-@lru_cache(maxsize=None, typed=True)                    # for 1 == True
+@lru_cache(maxsize=None, typed=True)  # for 1 == True
 def _written(argument: Any) -> str:
     if isinstance(argument, (bool, np.bool_)):
         return "true" if argument else "false"
@@ -80,9 +81,9 @@ class Runtime(Protocol):
     """What holds arrays and runs kernels. An array has CuPy's `shape`, `dtype`, `ndim`, `size`, `nbytes`, `itemsize`, `reshape`, len() and
     slices of its first axis; kernels, copies and this do the rest."""
 
-    name: str                                           # of the GPU
-    architecture: str                                   # "sm_90", ...
-    processors: int                                     # blocks that run side by side
+    name: str  # of the GPU
+    architecture: str  # "sm_90", ...
+    processors: int  # blocks that run side by side
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """A new array, without values."""
@@ -129,6 +130,7 @@ def runtime() -> Runtime:
     global _runtime
     if _runtime is None:
         from .cupy_runtime import CupyRuntime
+
         _runtime = CupyRuntime()
     return _runtime
 

@@ -1,4 +1,5 @@
 """Kernels are compiled once for a GPU's architecture, and kept in the user's cache folder."""
+
 from __future__ import annotations
 
 import hashlib
@@ -13,7 +14,7 @@ from ..paths import cache_folder
 from . import Kernel
 from .nvrtc import OPTIONS, compile_kernel, headers, source_of
 
-Code = tuple[str, bytes]                                # the name of the function, and the cubin it is in
+Code = tuple[str, bytes]  # the name of the function, and the cubin it is in
 
 
 @cache
@@ -37,7 +38,7 @@ def compiled(kernel: Kernel, architecture: str) -> Code:
     handle, temporary = tempfile.mkstemp(dir=folder)
     with os.fdopen(handle, "wb") as file:
         file.write(binary.name.encode() + b"\n" + binary.code)
-    os.replace(temporary, path)                         # whole, or not at all
+    os.replace(temporary, path)  # whole, or not at all
     return binary.name, binary.code
 
 

@@ -3,6 +3,7 @@
 cuBLASLt stores matrices by columns; a matrix of ours, by rows, is the transpose of one of its own. So c = a·b is asked for as cᵀ = bᵀ·aᵀ,
 and its bias, one number a row of what it writes, is one a column of c.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -15,18 +16,25 @@ import numpy as np
 from .errors import DeviceError
 from .products import Product
 
-TYPES = {"float32": 0, "float64": 1, "bfloat16": 14}    # cudaDataType_t
-COMPUTE_32F, COMPUTE_64F = 68, 70                       # cublasComputeType_t: float32 as such, without TF32
-TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8           # cublasLtMatmulDescAttributes_t
-BATCH, BATCH_STEP = 5, 6                                # cublasLtMatrixLayoutAttribute_t
-MOST_WORKSPACE, ALIGNMENTS = 1, (5, 6, 7, 8)            # cublasLtMatmulPreferenceAttributes_t; alignments of A, B, C, D
-MOST_ALIGNMENT = 16                                     # bytes that an algorithm may count on: its widest load
-EPILOGUE_BIAS = 4                                       # cublasLtEpilogue_t
-STATUS = {1: "it is not initialised", 3: "out of memory", 7: "a wrong value", 8: "this GPU is too old", 13: "a kernel failed",
-          14: "an internal error", 15: "not supported"}
+TYPES = {"float32": 0, "float64": 1, "bfloat16": 14}  # cudaDataType_t
+COMPUTE_32F, COMPUTE_64F = 68, 70  # cublasComputeType_t: float32 as such, without TF32
+TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
+BATCH, BATCH_STEP = 5, 6  # cublasLtMatrixLayoutAttribute_t
+MOST_WORKSPACE, ALIGNMENTS = 1, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttributes_t; alignments of A, B, C, D
+MOST_ALIGNMENT = 16  # bytes that an algorithm may count on: its widest load
+EPILOGUE_BIAS = 4  # cublasLtEpilogue_t
+STATUS = {
+    1: "it is not initialised",
+    3: "out of memory",
+    7: "a wrong value",
+    8: "this GPU is too old",
+    13: "a kernel failed",
+    14: "an internal error",
+    15: "not supported",
+}
 
 
-class _Result(ctypes.Structure):                        # cublasLtMatmulHeuristicResult_t
+class _Result(ctypes.Structure):  # cublasLtMatmulHeuristicResult_t
     _fields_ = (("algorithm", c_uint64 * 8), ("workspace", c_size_t), ("state", c_int), ("waves", c_float), ("reserved", c_int * 4))
 
 
@@ -34,7 +42,7 @@ class _Ready(NamedTuple):
     """What a product of certain types needs at each call."""
 
     description: c_void_p
-    layouts: tuple[c_void_p, ...]                       # of A, B, C, D
+    layouts: tuple[c_void_p, ...]  # of A, B, C, D
     algorithm: Any
     one: Any
     beta: Any
@@ -63,9 +71,25 @@ class CublasLt:
         if bias:
             self._set("Desc", ready.description, BIAS_POINTER, c_uint64(bias))
         at_a, at_b, at_c, at_d = ready.layouts
-        self._call("cublasLtMatmul", self._handle, ready.description, byref(ready.one), c_void_p(b), at_a, c_void_p(a), at_b,
-                   byref(ready.beta), c_void_p(extra or c), at_c, c_void_p(c), at_d, byref(ready.algorithm), c_void_p(space),
-                   c_size_t(workspace), c_void_p(stream))
+        self._call(
+            "cublasLtMatmul",
+            self._handle,
+            ready.description,
+            byref(ready.one),
+            c_void_p(b),
+            at_a,
+            c_void_p(a),
+            at_b,
+            byref(ready.beta),
+            c_void_p(extra or c),
+            at_c,
+            c_void_p(c),
+            at_d,
+            byref(ready.algorithm),
+            c_void_p(space),
+            c_size_t(workspace),
+            c_void_p(stream),
+        )
 
     def _make_ready(self, product: Product, arrays: tuple, bias: int, workspace: int, alignments: tuple[int, ...]) -> _Ready:
         c, a, b, _, extra = arrays[:5]
@@ -78,9 +102,11 @@ class CublasLt:
             self._set("Desc", description, EPILOGUE, c_int(EPILOGUE_BIAS))
             self._set("Desc", description, BIAS_POINTER, c_uint64(bias))
         M, N, K = product.rows, product.columns, product.depth
-        layouts = (self._layout(b, (K, N) if product.transpose_b else (N, K), product, product.b_step),
-                   self._layout(a, (M, K) if product.transpose_a else (K, M), product, product.a_step),
-                   *(self._layout(c, (N, M), product, M * N) for _ in range(2)))
+        layouts = (
+            self._layout(b, (K, N) if product.transpose_b else (N, K), product, product.b_step),
+            self._layout(a, (M, K) if product.transpose_a else (K, M), product, product.a_step),
+            *(self._layout(c, (N, M), product, M * N) for _ in range(2)),
+        )
         return _Ready(description, layouts, self._choose(description, layouts, workspace, alignments), number(1), number(extra is not None))
 
     def _layout(self, array: Any, size: tuple[int, int], product: Product, step: int) -> c_void_p:

@@ -1,4 +1,5 @@
 """The Runtime of a GPU: CuPy's arrays, one stream, kernels from cubins, and graphs."""
+
 from __future__ import annotations
 
 from collections import deque
@@ -16,10 +17,10 @@ from .cublaslt import CublasLt
 from .errors import DeviceError, OutOfMemoryError
 from .products import Product
 
-LEAST_CAPABILITY = 80                                   # of the GPU: 8.0 has bfloat16
-STATIC_SHARED = 48 * 1024                               # bytes of shared memory that a launch may ask for without more ado
-MOST_SHARED = 8                                         # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-NO_DEVICE, OLD_DRIVER = 100, 35                         # cudaErrorNoDevice, cudaErrorInsufficientDriver
+LEAST_CAPABILITY = 80  # of the GPU: 8.0 has bfloat16
+STATIC_SHARED = 48 * 1024  # bytes of shared memory that a launch may ask for without more ado
+MOST_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+NO_DEVICE, OLD_DRIVER = 100, 35  # cudaErrorNoDevice, cudaErrorInsufficientDriver
 
 
 class CupyRuntime:
@@ -37,23 +38,27 @@ class CupyRuntime:
             device = cupy.cuda.Device()
             capability = int(device.compute_capability)
         except cupy.cuda.runtime.CUDARuntimeError as error:
-            raise DeviceError({NO_DEVICE: "device='cuda': this machine has no NVIDIA GPU",
-                               OLD_DRIVER: "device='cuda': no NVIDIA driver, or one too old for CUDA 13: 580 or later is needed"}.get(
-                                   error.status, f"device='cuda': {error}")) from None
+            raise DeviceError(
+                {
+                    NO_DEVICE: "device='cuda': this machine has no NVIDIA GPU",
+                    OLD_DRIVER: "device='cuda': no NVIDIA driver, or one too old for CUDA 13: 580 or later is needed",
+                }.get(error.status, f"device='cuda': {error}")
+            ) from None
         if capability < LEAST_CAPABILITY:
-            raise DeviceError(f"device='cuda': this GPU has compute capability {capability / 10}, minivit needs "
-                              f"{LEAST_CAPABILITY / 10} or later")
+            raise DeviceError(
+                f"device='cuda': this GPU has compute capability {capability / 10}, minivit needs {LEAST_CAPABILITY / 10} or later"
+            )
         self.name = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
         self.processors = device.attributes["MultiProcessorCount"]
         self.architecture = f"sm_{capability}"
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self._device, self._pool = device.id, cupy.get_default_memory_pool()
         self._functions: dict[Kernel, Any] = {}
-        self._shared: dict[Kernel, int] = {}            # bytes that a kernel has been allowed
+        self._shared: dict[Kernel, int] = {}  # bytes that a kernel has been allowed
         self._blas: CublasLt | None = None
-        self._warm: set[tuple] = set()                  # products that have run
-        self._in_flight: deque[tuple[Any, np.ndarray]] = deque()        # copies to the GPU: an event after each, and what it reads
-        self._phantoms = count(1 << 52, 1 << 36)        # addresses that no memory has
+        self._warm: set[tuple] = set()  # products that have run
+        self._in_flight: deque[tuple[Any, np.ndarray]] = deque()  # copies to the GPU: an event after each, and what it reads
+        self._phantoms = count(1 << 52, 1 << 36)  # addresses that no memory has
 
     # ------------------------------------------------------------------------------------------------------------------ arrays
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
@@ -92,7 +97,7 @@ class CupyRuntime:
         return wait
 
     def from_host(self, array: Any, values: np.ndarray) -> None:
-        staged = self._pinned(values.shape, values.dtype)               # from other memory, a copy would wait for the kernels before it
+        staged = self._pinned(values.shape, values.dtype)  # from other memory, a copy would wait for the kernels before it
         staged[...] = values
         array.set(staged, stream=self.stream)
         self._in_flight.append((self._event(), staged))
@@ -151,7 +156,7 @@ class CupyRuntime:
                     self._functions[kernel] = self._load(kernel)
                 continue
             key = kernel, *(None if a is None else a.dtype.char for a in arguments)
-            if key not in self._warm:                   # cuBLASLt loads its kernels now, not while a graph is captured
+            if key not in self._warm:  # cuBLASLt loads its kernels now, not while a graph is captured
                 kernel.run(grid, arguments)
                 self._warm.add(key)
         return Graph(self, calls)
@@ -173,7 +178,7 @@ class Graph:
                     for kernel, grid, arguments in calls:
                         kernel.run(grid, arguments)
                 except BaseException:
-                    with suppress(runtime._cupy.cuda.runtime.CUDARuntimeError):     # of the capture, which what went wrong has ended
+                    with suppress(runtime._cupy.cuda.runtime.CUDARuntimeError):  # of the capture, which what went wrong has ended
                         runtime.stream.end_capture()
                     raise
                 self._graph = runtime.stream.end_capture()
@@ -196,7 +201,8 @@ class Graph:
 
 def _library_path() -> str:
     from cuda.pathfinder import load_nvidia_dynamic_lib
+
     try:
         return load_nvidia_dynamic_lib("cublasLt").abs_path
-    except Exception as error:                          # its class is not promised
+    except Exception as error:  # its class is not promised
         raise DeviceError(f"device='cuda' needs cuBLASLt, which was not found: install minivit[cuda] ({type(error).__name__})") from None

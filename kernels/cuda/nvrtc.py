@@ -2,6 +2,7 @@
 
 The sources include nothing but each other (`*.cuh`), so that no toolkit must be installed and a compilation takes a tenth of a second.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -14,8 +15,7 @@ from typing import NamedTuple
 from . import FOLDER, Kernel
 from .errors import DeviceError
 
-OPTIONS = ("--std=c++17", "-ftz=false", "-prec-div=true", "-prec-sqrt=true",
-           "--ptxas-options=-v")
+OPTIONS = ("--std=c++17", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", "--ptxas-options=-v")
 
 # In the compiler's log, in the order of Usage.
 USAGE = r"Used (\d+) registers", r"(\d+) bytes spill stores, (\d+) bytes spill loads", r"(\d+) bytes smem"
@@ -26,17 +26,17 @@ _loading = threading.Lock()
 class Binary(NamedTuple):
     """Machine code of one kernel."""
 
-    name: str                                           # of the function in it
-    code: bytes                                         # a cubin
-    log: str                                            # the compiler's words, with registers and spills
+    name: str  # of the function in it
+    code: bytes  # a cubin
+    log: str  # the compiler's words, with registers and spills
 
 
 class Usage(NamedTuple):
     """What a kernel takes of a multiprocessor."""
 
-    registers: int                                      # a thread
-    spilled: int                                        # bytes stored and loaded because registers did not do, a thread
-    shared: int                                         # bytes of static shared memory, a block
+    registers: int  # a thread
+    spilled: int  # bytes stored and loaded because registers did not do, a thread
+    shared: int  # bytes of static shared memory, a block
 
 
 def _library() -> ctypes.CDLL:
@@ -52,7 +52,7 @@ def _loaded() -> ctypes.CDLL:
         raise DeviceError("CUDA kernels need the package cuda-pathfinder: install minivit[cuda]") from None
     try:
         path = load_nvidia_dynamic_lib("nvrtc").abs_path
-    except Exception as error:                          # its class is not promised
+    except Exception as error:  # its class is not promised
         raise DeviceError(f"CUDA kernels need NVRTC 13, which was not found: install minivit[cuda] ({type(error).__name__})") from None
     library = ctypes.CDLL(path)
     library.nvrtcGetErrorString.restype = ctypes.c_char_p
@@ -135,6 +135,6 @@ def usage(binaries: Iterable[Binary]) -> dict[str, Usage]:
     found: dict[str, Usage] = {}
     for binary in binaries:
         for part in binary.log.split("Compiling entry function '")[1:]:
-            name = part[:part.index("'")]
+            name = part[: part.index("'")]
             found[name] = Usage(*(sum(map(int, n.groups())) if (n := re.search(pattern, part)) else 0 for pattern in USAGE))
     return found

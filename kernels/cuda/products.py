@@ -9,6 +9,7 @@ needed here (`cublaslt.py`). The workspace is an array like any other, so that i
 cuBLASLt could also apply GELU, but only the form with tanh, and adds no bias a row, as token mixing has. Where these follow, a kernel of
 `epilogue.cu` does them in one more pass.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from ..gelu import gelu_gradient
 from ..op import launch
 from . import Source, runtime
 
-WORKSPACE = 32 << 20                                    # bytes: what NVIDIA advises for Hopper
+WORKSPACE = 32 << 20  # bytes: what NVIDIA advises for Hopper
 _source = Source("cuda/epilogue")
 
 
@@ -32,13 +33,13 @@ class Product(NamedTuple):
     """The shape of a product. Steps: elements from one matrix of the batch to the next, 0 where all share one."""
 
     batch: int
-    rows: int                                           # M
-    columns: int                                        # N
-    depth: int                                          # K
+    rows: int  # M
+    columns: int  # N
+    depth: int  # K
     a_step: int
     b_step: int
-    transpose_a: bool                                   # a is stored as (batch, K, M)
-    transpose_b: bool                                   # b is stored as (batch, N, K)
+    transpose_a: bool  # a is stored as (batch, K, M)
+    transpose_b: bool  # b is stored as (batch, N, K)
 
     @property
     def prepares(self) -> bool:
@@ -53,8 +54,9 @@ class Product(NamedTuple):
         runtime().multiply(self, arguments)
 
 
-def gemm_cuda(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool, sum_batch: bool, flags: int, bias: Any, pre: Any,
-              extra: Any) -> None:
+def gemm_cuda(
+    c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool, sum_batch: bool, flags: int, bias: Any, pre: Any, extra: Any
+) -> None:
     """`gemm.gemm` on a GPU."""
     by_row, tanh = bool(flags & epilogue.BIAS_ROW), bool(flags & epilogue.TANH)
     residual = extra if flags & epilogue.RESIDUAL else None
@@ -63,10 +65,10 @@ def gemm_cuda(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool, sum_
     elif flags & epilogue.GELU_GRADIENT:
         _multiply(c, a, b, transpose_a, transpose_b)
         gelu_gradient(c, extra, c, pre, tanh)
-    elif flags & epilogue.GELU or by_row or (bias is not None and c.dtype == np.float64):       # for which cuBLASLt has no bias
+    elif flags & epilogue.GELU or by_row or (bias is not None and c.dtype == np.float64):  # for which cuBLASLt has no bias
         after = None if flags & epilogue.GELU and not by_row and c.dtype != np.float64 else bias
         sums = c if pre is None else pre
-        if after is not None:                           # rounded once, when the bias is in it
+        if after is not None:  # rounded once, when the bias is in it
             sums = device.empty(c.shape, device.accumulator(c.dtype), "cuda")
         _multiply(sums, a, b, transpose_a, transpose_b, bias if after is None else None)
         rows, columns = c.shape[-2:]
@@ -84,8 +86,16 @@ def _multiply(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool, bias
     dtype = device.common([a.dtype, b.dtype])
     a, b = converted(a, dtype), converted(b, dtype)
     rows, columns = c.shape[-2:]
-    product = Product(len(c) if c.ndim == 3 else 1, rows, columns, a.shape[-2] if transpose_a else a.shape[-1], _step(a), _step(b),
-                      transpose_a, transpose_b)
+    product = Product(
+        len(c) if c.ndim == 3 else 1,
+        rows,
+        columns,
+        a.shape[-2] if transpose_a else a.shape[-1],
+        _step(a),
+        _step(b),
+        transpose_a,
+        transpose_b,
+    )
     bias = None if bias is None else converted(bias, c.dtype)
     launch(product, None, c, a, b, bias, extra, device.empty((WORKSPACE,), np.uint8, "cuda"))
 

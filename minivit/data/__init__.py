@@ -1,4 +1,5 @@
 """Datasets, the formats they are read from, and the batches that training takes from them."""
+
 from .augmentation import POLICIES
 from .batches import Batches
 from .dataset import Dataset

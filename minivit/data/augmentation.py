@@ -4,6 +4,7 @@ A policy is a sequence of (transform, parameters), in the order in which they ac
 image of a batch: it maps an output pixel (j, i, 1) to the place (u, v, 1) it is read from, pixel centres being the integers. So a policy
 is a product of matrices, and `minivit.kernels.augment` carries it out in one pass. Letters: B batch.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -17,14 +18,14 @@ Policy = Sequence[tuple[str, dict[str, float]]]
 
 
 def _shifts(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    matrices = np.tile(np.eye(3), (len(u), 1, 1))       # (B, 3, 3)
+    matrices = np.tile(np.eye(3), (len(u), 1, 1))  # (B, 3, 3)
     matrices[:, 0, 2], matrices[:, 1, 2] = u, v
     return matrices
 
 
 def flip(random: np.random.Generator, count: int, size: int, probability: float) -> np.ndarray:
     """Mirror left and right."""
-    matrices = np.tile(np.eye(3), (count, 1, 1))        # (B, 3, 3)
+    matrices = np.tile(np.eye(3), (count, 1, 1))  # (B, 3, 3)
     chosen = random.random(count) < probability
     matrices[chosen, 0, 0] = -1
     matrices[chosen, 0, 2] = size - 1
@@ -39,7 +40,7 @@ def crop(random: np.random.Generator, count: int, size: int, padding: float) -> 
 
 def affine(random: np.random.Generator, count: int, size: int, rotation: float, scale: float, shift: float) -> np.ndarray:
     """Turn about the centre by up to `rotation` degrees, resize by up to `scale`, move by up to `shift` · size, each way and uniformly."""
-    angle = np.deg2rad(rotation) * random.uniform(-1, 1, count)     # (B,)
+    angle = np.deg2rad(rotation) * random.uniform(-1, 1, count)  # (B,)
     factor = 1 + scale * random.uniform(-1, 1, count)
     u, v = shift * size * random.uniform(-1, 1, (2, count))
     turn = np.zeros((count, 3, 3))
@@ -79,7 +80,7 @@ def find_policy(augmentation: str | Policy) -> Policy:
 
 def draw_matrices(random: np.random.Generator, policy: Policy, count: int, size: int) -> np.ndarray:
     """(B, 2, 3) float32: where each output pixel of each image is read from."""
-    matrices = np.tile(np.eye(3), (count, 1, 1))        # (B, 3, 3)
+    matrices = np.tile(np.eye(3), (count, 1, 1))  # (B, 3, 3)
     for name, parameters in policy:
         matrices = matrices @ TRANSFORMS[name](random, count, size, **parameters)
     return matrices[:, :2].astype(np.float32)
@@ -89,10 +90,10 @@ def draw_matrices(random: np.random.Generator, policy: Policy, count: int, size:
 class Mixing(NamedTuple):
     """How each image of a batch is mixed with its partner."""
 
-    partner: np.ndarray                                 # (B,) int64: places in the batch
-    lam: np.ndarray                                     # (B,) float32: the image's weight outside the box
-    boxes: np.ndarray                                   # (B, 4) int64: top, left, bottom, right of the partner's patch
-    share: np.ndarray                                   # (B,) float32: the weight of the image's own label
+    partner: np.ndarray  # (B,) int64: places in the batch
+    lam: np.ndarray  # (B,) float32: the image's weight outside the box
+    boxes: np.ndarray  # (B, 4) int64: top, left, bottom, right of the partner's patch
+    share: np.ndarray  # (B,) float32: the weight of the image's own label
 
 
 def no_mixing(count: int) -> Mixing:
@@ -110,15 +111,15 @@ def draw_mixing(random: np.random.Generator, count: int, size: int, mixup: float
         return no_mixing(count)
     cut = cutmix > 0 and (mixup == 0 or random.random() < 0.5)
     partner = random.permutation(count)
-    lam = random.beta(*(cutmix if cut else mixup,) * 2, count)      # (B,)
+    lam = random.beta(*(cutmix if cut else mixup,) * 2, count)  # (B,)
     if not cut:
         lam = lam.astype(np.float32)
         return Mixing(partner, lam, np.zeros((count, 4), np.int64), lam)
-    side = size * np.sqrt(1 - lam)                      # (B,)
+    side = size * np.sqrt(1 - lam)  # (B,)
     centre = random.uniform(0, size, (2, count))
     first = np.rint(centre - side / 2).clip(0, size).astype(np.int64)
     last = np.rint(centre + side / 2).clip(0, size).astype(np.int64)
-    share = 1 - (last - first).prod(0) / size ** 2
+    share = 1 - (last - first).prod(0) / size**2
     return Mixing(partner, np.ones(count, np.float32), np.concatenate([first, last]).T.copy(), share.astype(np.float32))
 
 

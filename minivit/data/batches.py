@@ -1,4 +1,5 @@
 """Batches for training and evaluation: which images, in which order, how varied."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ from ..errors import UserError
 from .augmentation import Policy, check_mixing, draw_matrices, draw_mixing, find_policy
 from .dataset import check_labels, check_seed
 
-ORDER, BATCH = 0, 1                                     # what random numbers are for: the last word of their counter
+ORDER, BATCH = 0, 1  # what random numbers are for: the last word of their counter
 
 
 class Batches:
@@ -20,9 +21,23 @@ class Batches:
     comes out the same bit for bit whenever it is asked for, and may be started in its middle.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, *, batch_size: int, num_classes: int, mean: Sequence[float],
-                 std: Sequence[float], seed: int = 0, augmentation: str | Policy = "none", mixup: float = 0.0, cutmix: float = 0.0,
-                 shuffle: bool = True, drop_last: bool = True, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        batch_size: int,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int = 0,
+        augmentation: str | Policy = "none",
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        device: str = "cpu",
+    ) -> None:
         """
         images: (n, H, W, C) C-contiguous, uint8 or float32 in 0..1; H = W.   labels: (n,) integers below `num_classes`.
         mean, std: (C,), on the scale 0..1.   augmentation: a name in POLICIES, or a policy.
@@ -35,9 +50,9 @@ class Batches:
         self.images, self.device = images, device
         self.labels = check_labels(labels, len(images))
         self.batch_size, self.num_classes = batch_size, num_classes
-        self.mean, self.std = np.array(mean, np.float32), np.array(std, np.float32)         # (C,)
+        self.mean, self.std = np.array(mean, np.float32), np.array(std, np.float32)  # (C,)
         self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
-        self._there: Any = None                         # the images, on the device
+        self._there: Any = None  # the images, on the device
         self.policy = find_policy(augmentation)
         self.mixup, self.cutmix = mixup, cutmix
         check_mixing(mixup=mixup, cutmix=cutmix)
@@ -48,8 +63,9 @@ class Batches:
             raise UserError(f"batch_size {batch_size} is larger than the {len(images)} images: choose {len(images)} or less")
         if self.labels.max() >= num_classes:
             first = int(np.argmax(self.labels >= num_classes))
-            raise UserError(f"labels[{first}] is {self.labels[first]}, out of range for {num_classes} classes: labels must be "
-                            f"0..{num_classes - 1}")
+            raise UserError(
+                f"labels[{first}] is {self.labels[first]}, out of range for {num_classes} classes: labels must be 0..{num_classes - 1}"
+            )
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -73,7 +89,7 @@ class Batches:
         """
         order = self.order(epoch)
         for number in range(start, len(self)):
-            yield self._batch(epoch, number, order[number * self.batch_size:(number + 1) * self.batch_size])
+            yield self._batch(epoch, number, order[number * self.batch_size : (number + 1) * self.batch_size])
 
     def _batch(self, epoch: int, number: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         from ..kernels import device  # here, for importing the kernels brings Numba in
@@ -81,7 +97,7 @@ class Batches:
 
         random = np.random.Generator(self._counter(epoch, number, BATCH))
         count, (_, H, W, C) = len(index), self.images.shape
-        matrices = draw_matrices(random, self.policy, count, W)     # (B, 2, 3)
+        matrices = draw_matrices(random, self.policy, count, W)  # (B, 2, 3)
         mixing = draw_mixing(random, count, W, self.mixup, self.cutmix)
         if self._there is None:
             self._there = device.moved(self.images, self.device)
@@ -89,11 +105,11 @@ class Batches:
         images = device.empty((count, C, H, W), np.float32, self.device)
         arrays = [images, self._there, *(device.moved(np.ascontiguousarray(a), self.device) for a in inputs)]
         augment.run("forward", arrays, arrays[1:], ())
-        labels = self.labels[index]                     # (B,)
+        labels = self.labels[index]  # (B,)
         if not (self.mixup or self.cutmix):
             return images, labels
         targets = np.zeros((count, self.num_classes), np.float32)
         rows = np.arange(count)
         targets[rows, labels] = mixing.share
-        targets[rows, labels[mixing.partner]] += 1 - mixing.share   # each row is met once, so += loses nothing
+        targets[rows, labels[mixing.partner]] += 1 - mixing.share  # each row is met once, so += loses nothing
         return images, targets

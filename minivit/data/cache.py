@@ -1,4 +1,5 @@
 """Decoded images kept in the user's cache folder: one array file that is memory-mapped, and a small JSON file that belongs to it."""
+
 from __future__ import annotations
 
 import hashlib
@@ -15,7 +16,7 @@ from ..errors import UserError
 from ..files import atomic_file
 from .dataset import Dataset, channel_statistics
 
-VERSION = 1                                             # of the cached content: raise it when decoding changes
+VERSION = 1  # of the cached content: raise it when decoding changes
 
 
 def data_folder(cache_dir: str | Path | None) -> Path:
@@ -50,19 +51,37 @@ def load_cached(folder: Path, key: str) -> tuple[Dataset, dict[str, Any]] | None
     try:
         about = json.loads((folder / f"{key}.json").read_text())
         images = np.load(folder / f"{key}.npy", mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError):                       # absent, or cut by a crash: made anew
+    except (OSError, ValueError):  # absent, or cut by a crash: made anew
         return None
-    labels = np.array(about["labels"], np.int64)        # (n,)
+    labels = np.array(about["labels"], np.int64)  # (n,)
     if list(images.shape) != about["shape"]:
         return None
     split, images = about["train"], np.asarray(images)
-    dataset = Dataset(about["name"], images[:split], labels[:split], images[split:], labels[split:], tuple(about["class_names"]),
-                      tuple(about["mean"]), tuple(about["std"]), about["augmentation"])
+    dataset = Dataset(
+        about["name"],
+        images[:split],
+        labels[:split],
+        images[split:],
+        labels[split:],
+        tuple(about["class_names"]),
+        tuple(about["mean"]),
+        tuple(about["std"]),
+        about["augmentation"],
+    )
     return dataset, about["notes"]
 
 
-def store(folder: Path, key: str, rows: Iterable[tuple[np.ndarray, int, bool]], shape: Sequence[int], *, name: str,
-          class_names: Sequence[str], augmentation: str, notes: dict[str, Any]) -> Dataset:
+def store(
+    folder: Path,
+    key: str,
+    rows: Iterable[tuple[np.ndarray, int, bool]],
+    shape: Sequence[int],
+    *,
+    name: str,
+    class_names: Sequence[str],
+    augmentation: str,
+    notes: dict[str, Any],
+) -> Dataset:
     """Write the images of `rows` as they come and give the dataset back, memory-mapped.
 
     Each row is (image uint8 (H, W, C), label, is it for training), the training images first. The array file comes first and the JSON
@@ -82,13 +101,23 @@ def store(folder: Path, key: str, rows: Iterable[tuple[np.ndarray, int, bool]], 
             _write_header(file, len(labels), shape)
         images = np.load(folder / f"{key}.npy", mmap_mode="c", allow_pickle=False)
         mean, std = channel_statistics(images[:split])
-        about = {"name": name, "shape": images.shape, "train": split, "labels": labels, "class_names": class_names, "mean": mean,
-                 "std": std, "augmentation": augmentation, "notes": notes}
+        about = {
+            "name": name,
+            "shape": images.shape,
+            "train": split,
+            "labels": labels,
+            "class_names": class_names,
+            "mean": mean,
+            "std": std,
+            "augmentation": augmentation,
+            "notes": notes,
+        }
         with atomic_file(folder / f"{key}.json") as file:
             file.write(json.dumps(about).encode())
     except OSError as error:
-        raise UserError(f"cannot keep decoded images in {folder}: {error.strerror or error}; make room, or give another folder as cache_dir"
-                        ) from error
+        raise UserError(
+            f"cannot keep decoded images in {folder}: {error.strerror or error}; make room, or give another folder as cache_dir"
+        ) from error
     cached = load_cached(folder, key)
     assert cached is not None
     return cached[0]

@@ -4,6 +4,7 @@ Both published forms are read, the "python version" (pickles) and the "binary ve
 .tar.gz itself or from a folder where it was unpacked. Nothing is extracted: members are read where they lie. The pickles are opened with an
 unpickler that knows five names and gives stand-ins for them, so that no byte of the file is ever executed as code, NumPy's included.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -25,8 +26,8 @@ from .cache import cache_key, data_folder, load_cached, say, store, with_progres
 from .dataset import Dataset
 
 HOST = "https://www.cs.toronto.edu/~kriz/"
-LARGEST_MEMBER = 1 << 28                                # bytes; the largest official one holds 155 MB
-PIXELS = (3, 32, 32)                                    # of an image as stored
+LARGEST_MEMBER = 1 << 28  # bytes; the largest official one holds 155 MB
+PIXELS = (3, 32, 32)  # of an image as stored
 BROKEN = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
 
 
@@ -34,14 +35,14 @@ BROKEN = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
 class Form:
     """One published archive: its files and how they are laid out."""
 
-    dataset: str                                        # "cifar10" or "cifar100"
+    dataset: str  # "cifar10" or "cifar100"
     archive: str
     md5: str
-    folder: str                                         # that it unpacks to
-    train: tuple[str, ...]                              # file names
+    folder: str  # that it unpacks to
+    train: tuple[str, ...]  # file names
     test: tuple[str, ...]
-    names: str                                          # the file of class names
-    labels: str | int                                   # the key of the labels; or the label bytes of a record, the last of which counts
+    names: str  # the file of class names
+    labels: str | int  # the key of the labels; or the label bytes of a record, the last of which counts
     names_key: str = ""
 
     @property
@@ -50,14 +51,48 @@ class Form:
 
 
 FORMS = (
-    Form("cifar10", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", "cifar-10-batches-py",
-         tuple(f"data_batch_{i}" for i in range(1, 6)), ("test_batch",), "batches.meta", "labels", "label_names"),
-    Form("cifar10", "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", "cifar-10-batches-bin",
-         tuple(f"data_batch_{i}.bin" for i in range(1, 6)), ("test_batch.bin",), "batches.meta.txt", 1),
-    Form("cifar100", "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", "cifar-100-python",
-         ("train",), ("test",), "meta", "fine_labels", "fine_label_names"),
-    Form("cifar100", "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", "cifar-100-binary",
-         ("train.bin",), ("test.bin",), "fine_label_names.txt", 2),
+    Form(
+        "cifar10",
+        "cifar-10-python.tar.gz",
+        "c58f30108f718f92721af3b95e74349a",
+        "cifar-10-batches-py",
+        tuple(f"data_batch_{i}" for i in range(1, 6)),
+        ("test_batch",),
+        "batches.meta",
+        "labels",
+        "label_names",
+    ),
+    Form(
+        "cifar10",
+        "cifar-10-binary.tar.gz",
+        "c32a1d4ab5d03f1284b67883e8d87530",
+        "cifar-10-batches-bin",
+        tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+        ("test_batch.bin",),
+        "batches.meta.txt",
+        1,
+    ),
+    Form(
+        "cifar100",
+        "cifar-100-python.tar.gz",
+        "eb9058c3a382ffc7106e4002c42a8d85",
+        "cifar-100-python",
+        ("train",),
+        ("test",),
+        "meta",
+        "fine_labels",
+        "fine_label_names",
+    ),
+    Form(
+        "cifar100",
+        "cifar-100-binary.tar.gz",
+        "03b5dce01913d631647c71ecec9e9cb8",
+        "cifar-100-binary",
+        ("train.bin",),
+        ("test.bin",),
+        "fine_label_names.txt",
+        2,
+    ),
 )
 
 
@@ -132,7 +167,7 @@ def _images_and_labels(form: Form, content: bytes) -> tuple[np.ndarray, np.ndarr
     """(n, 32, 32, 3) uint8 and (n,) int64 of one file; raises ValueError and what unpickling raises."""
     if isinstance(form.labels, str):
         given, data = _unpickle(content, form.labels, "data")
-        labels = np.array(given, np.int64)              # (n,)
+        labels = np.array(given, np.int64)  # (n,)
         if labels.ndim != 1 or not isinstance(data, _Array):
             raise ValueError("it does not hold a list of labels and an array of pixels")
         pixels = data.bytes_of(len(labels))
@@ -141,7 +176,7 @@ def _images_and_labels(form: Form, content: bytes) -> tuple[np.ndarray, np.ndarr
         if not content or len(content) % length:
             raise ValueError(f"its {len(content)} bytes are not a whole number of records of {length}")
         records = np.frombuffer(content, np.uint8).reshape(-1, length)
-        labels, pixels = records[:, form.labels - 1].astype(np.int64), records[:, form.labels:]
+        labels, pixels = records[:, form.labels - 1].astype(np.int64), records[:, form.labels :]
     return pixels.reshape(-1, *PIXELS).transpose(0, 2, 3, 1), labels
 
 
@@ -160,7 +195,7 @@ def _members(path: Path, form: Form, progress: bool) -> dict[str, bytes]:
         with tarfile.open(path, "r:*") as archive:
             for member in with_progress(archive, len(form.files), f"reading {path.name}", progress):
                 name = Path(member.name).name
-                file = archive.extractfile(member) if name in form.files and member.isfile() else None      # never through a link
+                file = archive.extractfile(member) if name in form.files and member.isfile() else None  # never through a link
                 if file and member.size <= LARGEST_MEMBER:
                     found[name] = file.read()
     except BROKEN as error:
@@ -182,8 +217,17 @@ def _read(path: Path, form: Form, progress: bool) -> tuple[list[tuple[np.ndarray
     def parse(name: str, function: Callable) -> Any:
         try:
             return function(form, members[name])
-        except (pickle.UnpicklingError, ValueError, TypeError, LookupError, AttributeError, EOFError, ImportError, ArithmeticError,
-                MemoryError) as error:
+        except (
+            pickle.UnpicklingError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            EOFError,
+            ImportError,
+            ArithmeticError,
+            MemoryError,
+        ) as error:
             raise UserError(f"cannot read {name} in {path}: {error or type(error).__name__}") from error
 
     names = parse(form.names, _class_names)
@@ -230,7 +274,7 @@ def recognise(path: Path) -> tuple[Path, Form] | None:
         if form.archive == path.name:
             return path, form
     try:
-        with tarfile.open(path) as archive:             # under another name
+        with tarfile.open(path) as archive:  # under another name
             inside = {Path(name).name for name in archive.getnames()}
     except BROKEN as error:
         raise _broken(path, error) from error
@@ -267,6 +311,6 @@ def _download(form: Form, folder: Path, progress: bool) -> None:
     downloader = pooch.HTTPDownloader(progressbar=progress)
     try:
         pooch.retrieve(HOST + form.archive, f"md5:{form.md5}", form.archive, folder, downloader=downloader)
-    except (OSError, ValueError) as error:              # the network and the disk; a checksum that differs
+    except (OSError, ValueError) as error:  # the network and the disk; a checksum that differs
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"cannot download {HOST}{form.archive}: {reason}; or put the file into {folder} yourself") from error

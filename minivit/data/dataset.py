@@ -1,4 +1,5 @@
 """What training reads: images and labels in arrays, their class names, and how to normalise and augment them."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import numpy as np
 from ..errors import UserError
 from .decode import check_pixels, fit
 
-SMALLEST_STD = 1 / 255                                  # of a channel: a constant one is not divided by 0
+SMALLEST_STD = 1 / 255  # of a channel: a constant one is not divided by 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,14 +19,14 @@ class Dataset:
     """Images for training and testing, all of one square size, and what belongs to them."""
 
     name: str
-    train_images: np.ndarray = field(repr=False)        # (n, H, W, C) uint8, or float32 in 0..1; C-contiguous, perhaps a memory map
-    train_labels: np.ndarray = field(repr=False)        # (n,) int64 in 0..num_classes - 1
-    test_images: np.ndarray = field(repr=False)         # (m, H, W, C), as train_images
-    test_labels: np.ndarray = field(repr=False)         # (m,) int64
+    train_images: np.ndarray = field(repr=False)  # (n, H, W, C) uint8, or float32 in 0..1; C-contiguous, perhaps a memory map
+    train_labels: np.ndarray = field(repr=False)  # (n,) int64 in 0..num_classes - 1
+    test_images: np.ndarray = field(repr=False)  # (m, H, W, C), as train_images
+    test_labels: np.ndarray = field(repr=False)  # (m,) int64
     class_names: tuple[str, ...]
-    mean: tuple[float, ...]                             # of each channel over the training images, on the scale 0..1
-    std: tuple[float, ...]                              # likewise, at least 1/255
-    augmentation: str = "none"                          # the policy that suits these images
+    mean: tuple[float, ...]  # of each channel over the training images, on the scale 0..1
+    std: tuple[float, ...]  # likewise, at least 1/255
+    augmentation: str = "none"  # the policy that suits these images
 
     @property
     def num_classes(self) -> int:
@@ -59,10 +60,17 @@ class Dataset:
             return self
         if limit < 1:
             raise UserError(f"limit must be 1 or more, got {limit}")
-        train, test = (np.linspace(0, len(labels), min(limit, len(labels)), endpoint=False).astype(np.int64)
-                       for labels in (self.train_labels, self.test_labels))
-        return replace(self, train_images=self.train_images[train], train_labels=self.train_labels[train],
-                       test_images=self.test_images[test], test_labels=self.test_labels[test])
+        train, test = (
+            np.linspace(0, len(labels), min(limit, len(labels)), endpoint=False).astype(np.int64)
+            for labels in (self.train_labels, self.test_labels)
+        )
+        return replace(
+            self,
+            train_images=self.train_images[train],
+            train_labels=self.train_labels[train],
+            test_images=self.test_images[test],
+            test_labels=self.test_labels[test],
+        )
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -71,13 +79,13 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
     if images.dtype == np.uint8:
         levels = np.arange(256) / 255
         histogram = np.zeros((channels, 256), np.int64)
-        for start in range(0, len(images), 1024):       # no copy of a whole memory map
+        for start in range(0, len(images), 1024):  # no copy of a whole memory map
             for c in range(channels):
-                histogram[c] += np.bincount(images[start:start + 1024, ..., c].ravel(), minlength=256)
+                histogram[c] += np.bincount(images[start : start + 1024, ..., c].ravel(), minlength=256)
         mean = histogram @ levels / count
         variance = np.array([h @ (levels - m) ** 2 for h, m in zip(histogram, mean)]) / count
     else:
-        parts = [images[start:start + 1024] for start in range(0, len(images), 1024)]
+        parts = [images[start : start + 1024] for start in range(0, len(images), 1024)]
         mean = sum(part.sum((0, 1, 2), np.float64) for part in parts) / count
         variance = sum(((part - mean) ** 2).sum((0, 1, 2)) for part in parts) / count
     std = np.maximum(np.sqrt(variance), SMALLEST_STD)
@@ -98,7 +106,7 @@ class Split(NamedTuple):
         check_seed(self.seed)
         if not 0 < self.test_fraction < 1:
             raise UserError(f"test_fraction must lie between 0 and 1, got {self.test_fraction}: 0.2 keeps a fifth for testing")
-        rank = np.random.Philox(key=self.seed).random_raw(len(labels))          # (n,) uint64
+        rank = np.random.Philox(key=self.seed).random_raw(len(labels))  # (n,) uint64
         chosen = np.zeros(len(labels), bool)
         for k in np.unique(labels):
             members = np.flatnonzero(labels == k)
@@ -109,12 +117,14 @@ class Split(NamedTuple):
         return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
     def describe(self, train: int, test: int) -> str:
-        return (f"split by chance within each class: {train} for training, {test} for testing (test_fraction {self.test_fraction:g}, "
-                f"seed {self.seed})")
+        return (
+            f"split by chance within each class: {train} for training, {test} for testing (test_fraction {self.test_fraction:g}, "
+            f"seed {self.seed})"
+        )
 
 
 def check_seed(seed: int) -> None:
-    if not 0 <= seed < 2 ** 64:
+    if not 0 <= seed < 2**64:
         raise UserError(f"a seed must be an integer from 0 to 2**64 - 1, got {seed}")
 
 
@@ -140,8 +150,10 @@ def check_class_names(class_names: Sequence[str] | None, labels: np.ndarray) -> 
         counts = np.bincount(labels) if largest < 10 * len(labels) + 1000 else np.zeros(1, np.int64)
         missing = int(np.argmin(counts > 0)) if not counts.all() else None
         if missing is not None:
-            raise UserError(f"labels run to {largest}, but no training image has label {missing}: number the classes 0, 1, 2, ... "
-                            "(numpy.unique with return_inverse=True does), or give class_names")
+            raise UserError(
+                f"labels run to {largest}, but no training image has label {missing}: number the classes 0, 1, 2, ... "
+                "(numpy.unique with return_inverse=True does), or give class_names"
+            )
         class_names = [str(k) for k in range(largest + 1)]
     names = tuple(str(name) for name in class_names)
     if len(names) < 2:
@@ -151,8 +163,14 @@ def check_class_names(class_names: Sequence[str] | None, labels: np.ndarray) -> 
     return names
 
 
-def from_arrays(name: str, train: tuple[Any, Any], test: tuple[Any, Any], class_names: Sequence[str] | None = None,
-                augmentation: str = "none", image_size: int | None = None) -> Dataset:
+def from_arrays(
+    name: str,
+    train: tuple[Any, Any],
+    test: tuple[Any, Any],
+    class_names: Sequence[str] | None = None,
+    augmentation: str = "none",
+    image_size: int | None = None,
+) -> Dataset:
     """A checked Dataset from (images, labels) pairs; images are (n, H, W, C) or (n, H, W), cropped and resized to `image_size`, or square.
 
     Raises UserError.
@@ -166,13 +184,17 @@ def from_arrays(name: str, train: tuple[Any, Any], test: tuple[Any, Any], class_
         checked += [images, check_labels(labels, len(images), f"{part}_labels")]
     train_images, train_labels, test_images, test_labels = checked
     if train_images.shape[1:] != test_images.shape[1:] or train_images.dtype != test_images.dtype:
-        raise UserError(f"train_images are {train_images.dtype} {train_images.shape[1:]}, but test_images {test_images.dtype} "
-                        f"{test_images.shape[1:]}: they must agree")
+        raise UserError(
+            f"train_images are {train_images.dtype} {train_images.shape[1:]}, but test_images {test_images.dtype} "
+            f"{test_images.shape[1:]}: they must agree"
+        )
     names = check_class_names(class_names, train_labels)
     if test_labels.max() >= len(names):
         first = int(np.argmax(test_labels >= len(names)))
-        raise UserError(f"test_labels[{first}] is {test_labels[first]}, out of range: the training labels make {len(names)} classes, "
-                        f"0..{len(names) - 1}")
+        raise UserError(
+            f"test_labels[{first}] is {test_labels[first]}, out of range: the training labels make {len(names)} classes, "
+            f"0..{len(names) - 1}"
+        )
     mean, std = channel_statistics(train_images)
     return Dataset(name, train_images, train_labels, test_images, test_labels, names, mean, std, augmentation)
 

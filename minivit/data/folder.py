@@ -4,6 +4,7 @@ The classes are the names of the folders, in the order of their names; the image
 their own. Decoded once, in parallel, into one array file in the cache folder; as long as no name, size or time of a file changes, later
 runs map that file into memory.
 """
+
 from __future__ import annotations
 
 import os
@@ -19,7 +20,7 @@ from .cache import cache_key, data_folder, load_cached, say, store, with_progres
 from .dataset import Dataset, Split
 from .decode import SUFFIXES, Header, Unreadable, in_threads, read_header, read_image
 
-DEFAULT_SIZE = 32                                       # of images of many sizes: what the small models take
+DEFAULT_SIZE = 32  # of images of many sizes: what the small models take
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 
@@ -27,8 +28,8 @@ class File(NamedTuple):
     """An image file, by its path below the dataset's folder, with what would change if it were written anew."""
 
     path: str
-    size: int                                           # bytes
-    time: int                                           # ns
+    size: int  # bytes
+    time: int  # ns
 
 
 class Item(NamedTuple):
@@ -42,9 +43,9 @@ class Item(NamedTuple):
 class Listing(NamedTuple):
     """What a folder holds."""
 
-    items: list[Item]                                   # the training images first
+    items: list[Item]  # the training images first
     class_names: list[str]
-    split: str                                          # how test images were chosen
+    split: str  # how test images were chosen
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -70,7 +71,7 @@ def _files_in(root: Path, folder: str) -> list[File]:
             try:
                 status = entry.stat()
                 found.append(File(path, status.st_size, status.st_mtime_ns))
-            except OSError:                             # a dangling link: decoding will tell
+            except OSError:  # a dangling link: decoding will tell
                 found.append(File(path, 0, 0))
     return found
 
@@ -115,7 +116,7 @@ def list_images(root: Path, split: Split) -> Listing:
 
 def _split_by_chance(classes: dict[str, list[File]], split: Split) -> Listing:
     everything = [file for members in classes.values() for file in members]
-    labels = np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()])     # (n,)
+    labels = np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()])  # (n,)
     train, test = split.divide(labels)
     items = [Item(everything[i], int(labels[i]), part is train) for part in (train, test) for i in part]
     return Listing(items, list(classes), split.describe(len(train), len(test)))
@@ -133,7 +134,7 @@ def _choose_shape(root: Path, items: list[Item], image_size: int | None, in_chan
         try:
             return read_header(root / item.file.path)
         except Unreadable:
-            return None                                 # decoding will tell
+            return None  # decoding will tell
 
     headers = set(with_progress(in_threads(header, items), len(items), "looking at images", progress)) - {None}
     in_channels = in_channels or (1 if all(h.gray for h in headers) else 3)
@@ -143,9 +144,11 @@ def _choose_shape(root: Path, items: list[Item], image_size: int | None, in_chan
     return DEFAULT_SIZE, in_channels, f"images of {len(sizes)} shapes become {DEFAULT_SIZE}×{DEFAULT_SIZE}: image_size sets another size"
 
 
-def _decode(root: Path, items: list[Item], classes: int, image_size: int, in_channels: int, skip: bool, notes: dict[str, Any],
-            progress: bool) -> Iterator[tuple[np.ndarray, int, bool]]:
+def _decode(
+    root: Path, items: list[Item], classes: int, image_size: int, in_channels: int, skip: bool, notes: dict[str, Any], progress: bool
+) -> Iterator[tuple[np.ndarray, int, bool]]:
     """(image, label, train) of each item; notes["skipped"] grows by a line for each that cannot be read. Raises UserError."""
+
     def decode(item: Item) -> np.ndarray | Unreadable:
         try:
             return read_image(root / item.file.path, image_size, in_channels)
@@ -165,8 +168,16 @@ def _decode(root: Path, items: list[Item], classes: int, image_size: int, in_cha
         raise UserError(f"too few images can be read: {len(notes['skipped'])} of {len(items)} were skipped; {notes['skipped'][0]}")
 
 
-def load_folder(root: Path, split: Split, *, image_size: int | None, in_channels: int | None, skip_bad_images: bool,
-                cache_dir: str | Path | None, progress: bool) -> Dataset:
+def load_folder(
+    root: Path,
+    split: Split,
+    *,
+    image_size: int | None,
+    in_channels: int | None,
+    skip_bad_images: bool,
+    cache_dir: str | Path | None,
+    progress: bool,
+) -> Dataset:
     """The dataset in a folder of images. Raises UserError."""
     listing = list_images(root, split)
     say(listing.split, progress)
@@ -178,8 +189,16 @@ def load_folder(root: Path, split: Split, *, image_size: int | None, in_channels
         size, channels, line = _choose_shape(root, listing.items, image_size, in_channels, progress)
         notes = {"size": line, "skipped": []}
         rows = _decode(root, listing.items, len(listing.class_names), size, channels, skip_bad_images, notes, progress)
-        dataset = store(folder, key, rows, (size, size, channels), name=root.resolve().name, class_names=listing.class_names,
-                        augmentation="crop-flip", notes=notes)
+        dataset = store(
+            folder,
+            key,
+            rows,
+            (size, size, channels),
+            name=root.resolve().name,
+            class_names=listing.class_names,
+            augmentation="crop-flip",
+            notes=notes,
+        )
     if notes["size"]:
         say(notes["size"], progress)
     if notes["skipped"]:

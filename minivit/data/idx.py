@@ -1,4 +1,5 @@
 """IDX files, the format of MNIST and its relatives (LeCun, Cortes and Burges), plain or gzipped."""
+
 from __future__ import annotations
 
 import gzip
@@ -57,6 +58,6 @@ def load_idx(folder: Path, image_size: int | None) -> Dataset:
     if missing:
         raise UserError(f"{folder} lacks the IDX file {', '.join(missing)} (or the same with .gz)")
     highest = max(int(arrays[part, "labels"].max(initial=0)) for part in PARTS)
-    names = [str(k) for k in range(highest + 1)]        # EMNIST counts its letters from 1
+    names = [str(k) for k in range(highest + 1)]  # EMNIST counts its letters from 1
     train, test = ((arrays[part, "images"], arrays[part, "labels"]) for part in PARTS)
     return from_arrays(folder.resolve().name, train, test, names, "affine", image_size)

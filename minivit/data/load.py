@@ -1,4 +1,5 @@
 """`load_data`: from whatever a user calls data to a Dataset."""
+
 from __future__ import annotations
 
 import zipfile
@@ -24,9 +25,18 @@ PARTED = ("train_images", "train_labels", "test_images", "test_labels")
 ARCHIVES = (".tar", ".tgz", ".gz", ".xz", ".bz2")
 
 
-def load_data(data: Any, *, image_size: int | None = None, in_channels: int | None = None, test_fraction: float = 0.2, split_seed: int = 0,
-              skip_bad_images: bool = False, class_names: Sequence[str] | None = None, cache_dir: str | Path | None = None,
-              progress: bool = True) -> Dataset:
+def load_data(
+    data: Any,
+    *,
+    image_size: int | None = None,
+    in_channels: int | None = None,
+    test_fraction: float = 0.2,
+    split_seed: int = 0,
+    skip_bad_images: bool = False,
+    class_names: Sequence[str] | None = None,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> Dataset:
     """Images and labels for training and testing.
 
     `data` is one of
@@ -71,8 +81,15 @@ def load_data(data: Any, *, image_size: int | None = None, in_channels: int | No
         elif path.is_dir() and holds_idx(path):
             dataset = load_idx(path, image_size)
         elif path.is_dir():
-            dataset = load_folder(path, split, image_size=image_size, in_channels=in_channels, skip_bad_images=skip_bad_images,
-                                  cache_dir=cache_dir, progress=progress)
+            dataset = load_folder(
+                path,
+                split,
+                image_size=image_size,
+                in_channels=in_channels,
+                skip_bad_images=skip_bad_images,
+                cache_dir=cache_dir,
+                progress=progress,
+            )
         else:
             raise UserError(_not_a_dataset(path))
     return dataset.resized(image_size, in_channels)
@@ -100,13 +117,14 @@ def _not_a_dataset(path: Path) -> str:
 def load_digits() -> Dataset:
     """The digits that come with the package (DIGITS.md tells of them); a fifth of each class is for testing, always the same."""
     with (files(__package__) / "digits.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        images, labels = arrays["images"], arrays["labels"]         # (1797, 8, 8), (1797,)
+        images, labels = arrays["images"], arrays["labels"]  # (1797, 8, 8), (1797,)
     train, test = Split(0.2, seed=0).divide(labels)
     return from_arrays("digits", (images[train], labels[train]), (images[test], labels[test]), augmentation="affine")
 
 
-def _from_tuple(arrays: Sequence[Any], class_names: Sequence[str] | None, image_size: int | None, split: Split,
-                progress: bool, name: str = "arrays") -> Dataset:
+def _from_tuple(
+    arrays: Sequence[Any], class_names: Sequence[str] | None, image_size: int | None, split: Split, progress: bool, name: str = "arrays"
+) -> Dataset:
     if len(arrays) == 4:
         return from_arrays(name, (arrays[0], arrays[1]), (arrays[2], arrays[3]), class_names, image_size=image_size)
     if len(arrays) != 2:

@@ -3,6 +3,7 @@
 The `SIZE` smallest hashes of a set are a uniform sample of it that needs no random numbers (a bottom-k sketch: Cohen and Kaplan,
 "Summarizing data using bottom-k sketches", 2007). Images that are looked up are a sample by the same rule: those whose hash is no larger.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-SIZE = 4096                                             # of 50,000 images, 100 are known again 997 times in 1000
+SIZE = 4096  # of 50,000 images, 100 are known again 997 times in 1000
 
 
 def _hash(image: np.ndarray) -> int:

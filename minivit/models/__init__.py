@@ -1,4 +1,5 @@
 """The models by name. A new family is one file, with `@register` on its class, and its import here."""
+
 from __future__ import annotations
 
 from dataclasses import fields
@@ -14,8 +15,19 @@ from .mixer import Mixer, MixerConfig
 from .vit import ViT, ViTConfig
 
 __all__ = [
-    "DVT", "Config", "DVTConfig", "FFOnly", "FFOnlyConfig", "Mixer", "MixerConfig", "Model", "ViT", "ViTConfig", "create_model",
-    "list_models", "register",
+    "DVT",
+    "Config",
+    "DVTConfig",
+    "FFOnly",
+    "FFOnlyConfig",
+    "Mixer",
+    "MixerConfig",
+    "Model",
+    "ViT",
+    "ViTConfig",
+    "create_model",
+    "list_models",
+    "register",
 ]
 
 
@@ -24,8 +36,15 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(name for name in PRESETS if fnmatchcase(name, pattern))
 
 
-def create_model(name: str, *, num_classes: int | None = None, image_size: int | None = None, in_channels: int | None = None,
-                 seed: int = 0, **options: Any) -> Model:
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+    in_channels: int | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Model:
     """A new model, in evaluation mode.
 
     name: a preset (`list_models()`), or a family ("vit", "mixer", "ff_only", "dvt"), which begins from the defaults of its configuration.

@@ -1,4 +1,5 @@
 """What all families share: a checked configuration, a seeded beginning, a head, and the register of names."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -27,10 +28,10 @@ class Config:
     of its values. Raises UserError.
     """
 
-    image_size: int = 224                               # pixels, both sides
-    in_channels: int = 3                                # colours
-    num_classes: int = 1000                             # outputs of the head
-    dtype: Literal["float32", "float64"] = "float32"    # of parameters and activations
+    image_size: int = 224  # pixels, both sides
+    in_channels: int = 3  # colours
+    num_classes: int = 1000  # outputs of the head
+    dtype: Literal["float32", "float64"] = "float32"  # of parameters and activations
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -43,10 +44,10 @@ class Config:
 class BackboneConfig(Config):
     """The fields of a family that cuts images into patches, and whose blocks can be a stage of a cascade (`models/dynamic.py`)."""
 
-    patch_size: int = 16                                # pixels, both sides; divides image_size where there is no patch_stride
-    patch_stride: int | None = None                     # pixels from one patch to the next; None: patch_size
-    patch_padding: int = field(default=0, metadata={"least": 0})        # pixels of zeros around the image
-    extra_channels: int = field(default=0, metadata={"least": 0})       # that a cascade appends to the input of each block's channel MLP
+    patch_size: int = 16  # pixels, both sides; divides image_size where there is no patch_stride
+    patch_stride: int | None = None  # pixels from one patch to the next; None: patch_size
+    patch_padding: int = field(default=0, metadata={"least": 0})  # pixels of zeros around the image
+    extra_channels: int = field(default=0, metadata={"least": 0})  # that a cascade appends to the input of each block's channel MLP
 
 
 def _checked(name: str, value: Any, hint: Any, least: int) -> Any:
@@ -74,7 +75,7 @@ def _checked(name: str, value: Any, hint: Any, least: int) -> Any:
     return value
 
 
-_Config = Config                                        # inside the class below, Config is its attribute
+_Config = Config  # inside the class below, Config is its attribute
 
 
 class Model(Module):
@@ -164,7 +165,7 @@ class Backbone(Model):
 
     config: BackboneConfig
     blocks: list[Any]
-    relation_reuse: Any = None                          # a cascade's, and so is each block's feature_reuse
+    relation_reuse: Any = None  # a cascade's, and so is each block's feature_reuse
     prefix: int = 0
     grid: int
 
@@ -176,8 +177,9 @@ class Backbone(Model):
         """What the head sees, the final normalisation included: (B, N, dim) -> (B, dim)."""
         raise NotImplementedError
 
-    def encode(self, images: Tensor, features: Tensor | None = None, relation: Tensor | None = None,
-               logits: list[Tensor] | None = None) -> Tensor:
+    def encode(
+        self, images: Tensor, features: Tensor | None = None, relation: Tensor | None = None, logits: list[Tensor] | None = None
+    ) -> Tensor:
         """The tokens after the last block: images (B, in_channels, S, S) in the model's dtype -> (B, N, dim).
 
         features, relation: of a cascade, what the stage before hands on (`models/dynamic.py`). logits: a list to which the scaled attention
@@ -205,7 +207,7 @@ class Backbone(Model):
 
 
 FAMILIES: dict[str, type[Model]] = {}
-PRESETS: dict[str, type[Model]] = {}                    # name of a preset -> its family
+PRESETS: dict[str, type[Model]] = {}  # name of a preset -> its family
 
 M = TypeVar("M", bound=type[Model])
 

@@ -13,6 +13,7 @@ Parameters: `stages.k.` and the backbone's names, `stages.k.blocks.i.feature_reu
 
 Letters: B batch, N tokens, C channels, L blocks, H heads, u and g the grids of a stage and the next one.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -32,26 +33,26 @@ from .base import FAMILIES, Backbone, BackboneConfig, Config, Model, register
 if TYPE_CHECKING:
     from ..calibration import Calibration
 
-FEATURE_HIDDEN, FEATURE_CHANNELS = 128, 48              # of each block's embedding of the features (section 3.3)
-SPREAD = 0x9E3779B97F4A7C15                             # between the seeds of stages; the first has the model's own
-State = tuple[Tensor | None, Tensor | None]             # what a stage hands on: tokens (B, N, C), relationships (B, L·H, N, N)
+FEATURE_HIDDEN, FEATURE_CHANNELS = 128, 48  # of each block's embedding of the features (section 3.3)
+SPREAD = 0x9E3779B97F4A7C15  # between the seeds of stages; the first has the model's own
+State = tuple[Tensor | None, Tensor | None]  # what a stage hands on: tokens (B, N, C), relationships (B, L·H, N, N)
 
 
 @dataclass(frozen=True)
 class DVTConfig(Config):
     """The defaults are DVT-DeiT-S's."""
 
-    backbone: str = "vit"                               # the family of every stage
-    patches: Sequence[Sequence[int]] = ((32, 32, 0), (23, 23, 3), (16, 16, 0))     # (size, stride, padding) in pixels, an exit each
-    feature_reuse: bool = True                          # whether a stage sees the features of the one before
-    relationship_reuse: bool = True                     # whether its attention starts from the logits of the one before
-    dim: int | Sequence[int] = 384                      # channels of a token: of all stages, or of each
-    depth: int | Sequence[int] = 12                     # blocks, likewise
-    heads: int | Sequence[int] = 6                      # attention heads, likewise; unused by a backbone without attention
-    mlp_ratio: float = 4.0                              # hidden channels of a block's channel MLP, in units of dim
-    drop_path_rate: float = 0.0                         # stochastic depth of every stage
-    init: Literal["timm", "jax", "zeros"] = "timm"      # how the backbones' weights begin
-    options: Mapping[str, Any] = field(default_factory=dict)            # further fields of the backbone's configuration
+    backbone: str = "vit"  # the family of every stage
+    patches: Sequence[Sequence[int]] = ((32, 32, 0), (23, 23, 3), (16, 16, 0))  # (size, stride, padding) in pixels, an exit each
+    feature_reuse: bool = True  # whether a stage sees the features of the one before
+    relationship_reuse: bool = True  # whether its attention starts from the logits of the one before
+    dim: int | Sequence[int] = 384  # channels of a token: of all stages, or of each
+    depth: int | Sequence[int] = 12  # blocks, likewise
+    heads: int | Sequence[int] = 6  # attention heads, likewise; unused by a backbone without attention
+    mlp_ratio: float = 4.0  # hidden channels of a block's channel MLP, in units of dim
+    drop_path_rate: float = 0.0  # stochastic depth of every stage
+    init: Literal["timm", "jax", "zeros"] = "timm"  # how the backbones' weights begin
+    options: Mapping[str, Any] = field(default_factory=dict)  # further fields of the backbone's configuration
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,8 +62,9 @@ class DVTConfig(Config):
         family = FAMILIES.get(self.backbone) if isinstance(self.backbone, str) else None
         backbones = [name for name, known in FAMILIES.items() if issubclass(known, Backbone)]
         if family is None or not issubclass(family, Backbone):
-            raise UserError(f"backbone must be {' or '.join(map(repr, backbones))}, not {self.backbone!r}"
-                            f"{nearest(str(self.backbone), backbones)}")
+            raise UserError(
+                f"backbone must be {' or '.join(map(repr, backbones))}, not {self.backbone!r}{nearest(str(self.backbone), backbones)}"
+            )
         if self.relationship_reuse and not family.attends:
             raise UserError(f"relationship_reuse needs attention, which {self.backbone} has not: set relationship_reuse=False")
         if not isinstance(self.options, Mapping):
@@ -70,8 +72,9 @@ class DVTConfig(Config):
         free = [f.name for f in fields(family.Config) if f.name not in self.decided(0)]
         for name in self.options:
             if name not in free:
-                raise UserError(f"options: {self.backbone} has no option {name!r} to set here{nearest(name, free)}; it has "
-                                f"{', '.join(free)}")
+                raise UserError(
+                    f"options: {self.backbone} has no option {name!r} to set here{nearest(name, free)}; it has {', '.join(free)}"
+                )
         object.__setattr__(self, "options", dict(self.options))
 
     def decided(self, k: int) -> dict[str, Any]:
@@ -79,10 +82,19 @@ class DVTConfig(Config):
         known = {f.name for f in fields(FAMILIES[self.backbone].Config)}
         size, stride, padding = self.patches[k]
         dim = self._of(self.dim, k)
-        given = {name: getattr(self, name) for name in ("image_size", "in_channels", "num_classes", "dtype", "mlp_ratio", "drop_path_rate",
-                                                        "init")}
-        given |= {"patch_size": size, "patch_stride": stride, "patch_padding": padding, "dim": dim, "depth": self._of(self.depth, k),
-                  "heads": self._of(self.heads, k), "extra_channels": FEATURE_CHANNELS if k and self.feature_reuse else 0}
+        given = {
+            name: getattr(self, name)
+            for name in ("image_size", "in_channels", "num_classes", "dtype", "mlp_ratio", "drop_path_rate", "init")
+        }
+        given |= {
+            "patch_size": size,
+            "patch_stride": stride,
+            "patch_padding": padding,
+            "dim": dim,
+            "depth": self._of(self.depth, k),
+            "heads": self._of(self.heads, k),
+            "extra_channels": FEATURE_CHANNELS if k and self.feature_reuse else 0,
+        }
         return {name: value for name, value in given.items() if name in known}
 
     def stage(self, k: int) -> BackboneConfig:
@@ -90,8 +102,10 @@ class DVTConfig(Config):
         decided = self.decided(k)
         size, padding = decided["patch_size"], decided["patch_padding"]
         if size > self.image_size + 2 * padding:
-            raise UserError(f"patches: those of exit {k + 1}, of {size} pixels with padding {padding}, do not fit into an image of "
-                            f"{self.image_size} pixels")
+            raise UserError(
+                f"patches: those of exit {k + 1}, of {size} pixels with padding {padding}, do not fit into an image of "
+                f"{self.image_size} pixels"
+            )
         options = {"channel_hidden": int(decided["dim"] * self.mlp_ratio), **self.options} if self.backbone == "mixer" else self.options
         config = FAMILIES[self.backbone].Config(**decided, **options)
         assert isinstance(config, BackboneConfig)
@@ -104,8 +118,15 @@ class DVTConfig(Config):
 
 def _checked_patches(patches: Any) -> tuple[tuple[int, ...], ...]:
     rows = [tuple(row) if isinstance(row, (list, tuple)) else row for row in patches] if isinstance(patches, (list, tuple)) else patches
-    fits = isinstance(rows, list) and all(isinstance(row, tuple) and len(row) == 3 and all(isinstance(n, Integral) for n in row)
-                                          and row[0] >= 1 and row[1] >= 1 and row[2] >= 0 for row in rows)
+    fits = isinstance(rows, list) and all(
+        isinstance(row, tuple)
+        and len(row) == 3
+        and all(isinstance(n, Integral) for n in row)
+        and row[0] >= 1
+        and row[1] >= 1
+        and row[2] >= 0
+        for row in rows
+    )
     if not fits:
         raise UserError(f"patches must hold (size, stride, padding) in pixels for each exit, as ((8, 8, 0), (4, 4, 0)), not {patches!r}")
     if len(rows) < 2:
@@ -124,10 +145,27 @@ def _checked_stages(name: str, value: Any, stages: int) -> int | tuple[int, ...]
 
 PRESETS: dict[str, dict[str, Any]] = {
     "dvt_deit_small": dict(),
-    "dvt_nano_8": dict(image_size=8, in_channels=1, num_classes=10, patches=((4, 4, 0), (4, 2, 0), (2, 2, 0)), dim=64, depth=4, heads=4,
-                       init="jax", options=dict(pool="mean", class_token=False)),
-    "dvt_nano_32": dict(image_size=32, num_classes=10, patches=((12, 8, 2), (8, 5, 1), (6, 4, 1)), dim=(64, 96, 128), depth=3,
-                        heads=(2, 3, 4), init="jax", options=dict(pool="mean", class_token=False)),
+    "dvt_nano_8": dict(
+        image_size=8,
+        in_channels=1,
+        num_classes=10,
+        patches=((4, 4, 0), (4, 2, 0), (2, 2, 0)),
+        dim=64,
+        depth=4,
+        heads=4,
+        init="jax",
+        options=dict(pool="mean", class_token=False),
+    ),
+    "dvt_nano_32": dict(
+        image_size=32,
+        num_classes=10,
+        patches=((12, 8, 2), (8, 5, 1), (6, 4, 1)),
+        dim=(64, 96, 128),
+        depth=3,
+        heads=(2, 3, 4),
+        init="jax",
+        options=dict(pool="mean", class_token=False),
+    ),
     "dvt_tiny_32": dict(image_size=32, num_classes=10, patches=((12, 8, 2), (8, 5, 1), (6, 4, 1)), dim=192, depth=9, heads=3),
 }
 
@@ -151,17 +189,18 @@ class RelationReuse(Sequential):
     """
 
     def __init__(self, maps: int, depth: int, heads: int, grids: tuple[int, int], prefix: int, dtype: str) -> None:
-        super().__init__(Projection(maps, 3 * maps, 1, dtype), None, Projection(3 * maps, depth * heads, 1, dtype))     # 1: the GELU
+        super().__init__(Projection(maps, 3 * maps, 1, dtype), None, Projection(3 * maps, depth * heads, 1, dtype))  # 1: the GELU
         self.depth, self.grids, self.class_token = depth, grids, "keep" if prefix else "none"
 
     def forward(self, relation: Tensor) -> tuple[Tensor, ...]:
         first, _, second = self.layers
         B, maps, N, _ = relation.shape
-        mixed = F.token_mixing_mlp(relation.reshape(B, maps, N * N), first.weight.reshape(-1, maps), first.bias,
-                                   second.weight.reshape(-1, 3 * maps), second.bias)                    # (B, L'·H', N²)
-        rows = F.resample(mixed.reshape(-1, N, N), *self.grids, "upsample", self.class_token)           # (B·L'·H', M, N)
+        mixed = F.token_mixing_mlp(
+            relation.reshape(B, maps, N * N), first.weight.reshape(-1, maps), first.bias, second.weight.reshape(-1, 3 * maps), second.bias
+        )  # (B, L'·H', N²)
+        rows = F.resample(mixed.reshape(-1, N, N), *self.grids, "upsample", self.class_token)  # (B·L'·H', M, N)
         M = rows.shape[1]
-        both = F.resample(rows.reshape(-1, N, 1), *self.grids, "upsample", self.class_token)            # (B·L'·H'·M, M, 1)
+        both = F.resample(rows.reshape(-1, N, 1), *self.grids, "upsample", self.class_token)  # (B·L'·H'·M, M, 1)
         return F.split(both.reshape(B, -1, M, M), self.depth, axis=1)
 
 
@@ -182,7 +221,7 @@ class DVT(Model):
         self.stages: list[Backbone] = []
         family = FAMILIES[config.backbone]
         for k in range(len(config.patches)):
-            stage = family(config.stage(k), (seed + k * SPREAD) % 2 ** 63, self.random)
+            stage = family(config.stage(k), (seed + k * SPREAD) % 2**63, self.random)
             assert isinstance(stage, Backbone)
             if k:
                 self._join(self.stages[-1], stage)
@@ -201,18 +240,22 @@ class DVT(Model):
             stage.relation_reuse = RelationReuse(maps, own["depth"], own["heads"], grids, stage.prefix, dtype)
 
     def initialisers(self) -> dict[str, Initialiser]:
-        if self.config.init == "zeros":                 # the stages have begun on their own
+        if self.config.init == "zeros":  # the stages have begun on their own
             return {}
-        convolutions = {f"stages.{k}.relation_reuse.{i}.*": uniform(stage.relation_reuse.layers[i].weight.shape[1] ** -0.5)
-                        for k, stage in enumerate(self.stages) if stage.relation_reuse for i in (0, 2)}
+        convolutions = {
+            f"stages.{k}.relation_reuse.{i}.*": uniform(stage.relation_reuse.layers[i].weight.shape[1] ** -0.5)
+            for k, stage in enumerate(self.stages)
+            if stage.relation_reuse
+            for i in (0, 2)
+        }
         return {"*.feature_reuse.1.*.weight": truncated_normal(0.02), **convolutions}
 
     @property
-    def head(self) -> Linear:                           # type: ignore[override]
+    def head(self) -> Linear:  # type: ignore[override]
         return self.stages[-1].head
 
     @property
-    def head_drop(self) -> Dropout:                     # type: ignore[override]
+    def head_drop(self) -> Dropout:  # type: ignore[override]
         return self.stages[-1].head_drop
 
     def stage(self, k: int, images: Tensor, state: State) -> tuple[Tensor, State]:
@@ -229,7 +272,7 @@ class DVT(Model):
         last = k == len(self.stages) - 1
         logits: list[Tensor] | None = [] if self.config.relationship_reuse and not last else None
         x = self.stages[k].encode(images, *state, logits)
-        relation = F.concatenate(*logits, axis=1) if logits else None                                   # (B, L·H, N, N)
+        relation = F.concatenate(*logits, axis=1) if logits else None  # (B, L·H, N, N)
         return x, (x if self.config.feature_reuse and not last else None, relation)
 
     def exits(self, images: Any) -> list[Tensor]:
@@ -258,7 +301,7 @@ class DVT(Model):
 
     def own_names(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Takes the names of the authors' released code too: less_less_token, less_token, normal_token for the (last) stages."""
-        theirs = ("less_less_token.", "less_token.", "normal_token.")[-len(self.stages):]
+        theirs = ("less_less_token.", "less_token.", "normal_token.")[-len(self.stages) :]
         table = {name: f"stages.{k}." for k, name in enumerate(theirs)}
         renamed = {}
         for name, array in state.items():

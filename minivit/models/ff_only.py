@@ -3,6 +3,7 @@
 A Vision Transformer whose attention became an MLP over the tokens; unlike MLP-Mixer, that MLP comes second in a block, its normalisation
 goes over the tokens too, and there are a class token, which it mixes with the others, and position embeddings.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -23,17 +24,17 @@ from .base import Backbone, BackboneConfig, register
 class FFOnlyConfig(BackboneConfig):
     """The defaults are the tiny model's."""
 
-    position_grid: int | None = None                    # a side of the stored position embeddings; None: that of the patches
-    dim: int = 192                                      # channels of a token
-    depth: int = 12                                     # blocks
-    mlp_ratio: float = 4.0                              # hidden channels of the channel MLP in units of dim, hidden tokens in tokens
-    drop_rate: float = 0.0                              # dropout before the head
-    pos_drop_rate: float = 0.0                          # dropout after the position embedding
-    proj_drop_rate: float = 0.0                         # dropout after each layer of both MLPs
-    drop_path_rate: float = 0.0                         # stochastic depth of the last block; linear over depth, 0 in the first
-    eps: float = 1e-6                                   # of every layer normalisation
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"   # exact, or the tanh form
-    init: Literal["timm", "jax", "zeros"] = "timm"      # how weights begin: as in the author's code, as in Google's ViT, or not at all
+    position_grid: int | None = None  # a side of the stored position embeddings; None: that of the patches
+    dim: int = 192  # channels of a token
+    depth: int = 12  # blocks
+    mlp_ratio: float = 4.0  # hidden channels of the channel MLP in units of dim, hidden tokens in tokens
+    drop_rate: float = 0.0  # dropout before the head
+    pos_drop_rate: float = 0.0  # dropout after the position embedding
+    proj_drop_rate: float = 0.0  # dropout after each layer of both MLPs
+    drop_path_rate: float = 0.0  # stochastic depth of the last block; linear over depth, 0 in the first
+    eps: float = 1e-6  # of every layer normalisation
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"  # exact, or the tanh form
+    init: Literal["timm", "jax", "zeros"] = "timm"  # how weights begin: as in the author's code, as in Google's ViT, or not at all
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -80,9 +81,9 @@ class PositionEncoding(Module):
         self.cls_pos_embed = Parameter(np.zeros((1, 1, dim), dtype))
 
     def forward(self) -> Tensor:
-        positions = self.pos_embed.reshape(1, -1, self.stored ** 2).transpose(0, 2, 1)                  # (1, stored², C)
+        positions = self.pos_embed.reshape(1, -1, self.stored**2).transpose(0, 2, 1)  # (1, stored², C)
         if self.stored != self.grid:
-            positions = F.resample(positions, self.stored, self.grid, "bilinear")                       # (1, grid², C)
+            positions = F.resample(positions, self.stored, self.grid, "bilinear")  # (1, grid², C)
         return F.concatenate(self.cls_pos_embed, positions, axis=1)
 
 
@@ -103,10 +104,11 @@ class FFOnly(Backbone):
         super().__init__(config, seed, random)
         dim, dtype, random = config.dim, config.dtype, self.random
         self.cls_token = Parameter(np.zeros((1, 1, dim), dtype))
-        self.patch_embed = PatchEmbed(config.image_size, config.patch_size, config.in_channels, dim, dtype, config.patch_stride,
-                                      config.patch_padding)
+        self.patch_embed = PatchEmbed(
+            config.image_size, config.patch_size, config.in_channels, dim, dtype, config.patch_stride, config.patch_padding
+        )
         self.grid = self.patch_embed.grid
-        tokens = 1 + self.grid ** 2
+        tokens = 1 + self.grid**2
         if int(min(dim, tokens) * config.mlp_ratio) < 1:
             raise UserError(f"mlp_ratio={config.mlp_ratio} leaves no hidden unit of {dim} channels or {tokens} tokens: make it larger")
         self.pos_encoding = PositionEncoding(config.position_grid or self.grid, self.grid, dim, dtype)
@@ -122,16 +124,25 @@ class FFOnly(Backbone):
         if config.init == "zeros":
             return {}
         if config.init == "jax":
-            return {"pos_encoding.*": normal(0.02), "patch_embed.proj.weight": lecun_normal, "*.mlp?.*.weight": xavier_uniform(),
-                    "*.mlp?.*.bias": normal(1e-6)}
-        fan_in = config.in_channels * config.patch_size ** 2
+            return {
+                "pos_encoding.*": normal(0.02),
+                "patch_embed.proj.weight": lecun_normal,
+                "*.mlp?.*.weight": xavier_uniform(),
+                "*.mlp?.*.bias": normal(1e-6),
+            }
+        fan_in = config.in_channels * config.patch_size**2
         small = truncated_normal(0.02)
-        return {"cls_token": small, "pos_encoding.*": small, "patch_embed.*": uniform(fan_in ** -0.5), "*.mlp?.*.weight": small,
-                "head.weight": small}
+        return {
+            "cls_token": small,
+            "pos_encoding.*": small,
+            "patch_embed.*": uniform(fan_in**-0.5),
+            "*.mlp?.*.weight": small,
+            "head.weight": small,
+        }
 
     def embed(self, images: Tensor) -> Tensor:
-        x = self.patch_embed(images)                    # (B, grid², C)
-        x = F.concatenate(F.broadcast(self.cls_token, (len(x), 1, x.shape[2])), x, axis=1)              # (B, N, C)
+        x = self.patch_embed(images)  # (B, grid², C)
+        x = F.concatenate(F.broadcast(self.cls_token, (len(x), 1, x.shape[2])), x, axis=1)  # (B, N, C)
         return self.pos_drop(x + self.pos_encoding())
 
     def pool(self, tokens: Tensor) -> Tensor:

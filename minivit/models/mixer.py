@@ -1,4 +1,5 @@
 """MLP-Mixer (Tolstikhin et al., 2105.01601), with timm's parameter names, shapes and defaults."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -16,21 +17,22 @@ from .base import Backbone, BackboneConfig, register
 class MixerConfig(BackboneConfig):
     """The defaults are Mixer-S/16's."""
 
-    dim: int = 512                                      # channels of a token
-    depth: int = 8                                      # blocks
-    token_hidden: int | None = None                     # hidden size of the MLP over tokens; None: dim / 2
-    channel_hidden: int | None = None                   # hidden size of the MLP over channels; None: 4 dim
-    drop_rate: float = 0.0                              # dropout before the head
-    proj_drop_rate: float = 0.0                         # dropout after each layer of both MLPs
-    drop_path_rate: float = 0.0                         # stochastic depth, the same in every block and for both MLPs
-    eps: float = 1e-6                                   # of every layer normalisation
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"   # exact, or the tanh form, which Google's weights expect
-    init: Literal["timm", "jax", "zeros"] = "timm"      # how weights begin: as in timm, as in Google's code, or not at all
+    dim: int = 512  # channels of a token
+    depth: int = 8  # blocks
+    token_hidden: int | None = None  # hidden size of the MLP over tokens; None: dim / 2
+    channel_hidden: int | None = None  # hidden size of the MLP over channels; None: 4 dim
+    drop_rate: float = 0.0  # dropout before the head
+    proj_drop_rate: float = 0.0  # dropout after each layer of both MLPs
+    drop_path_rate: float = 0.0  # stochastic depth, the same in every block and for both MLPs
+    eps: float = 1e-6  # of every layer normalisation
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"  # exact, or the tanh form, which Google's weights expect
+    init: Literal["timm", "jax", "zeros"] = "timm"  # how weights begin: as in timm, as in Google's code, or not at all
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "mixer_nano_patch2_8": dict(image_size=8, patch_size=2, in_channels=1, num_classes=10, dim=64, depth=4, token_hidden=32,
-                                channel_hidden=256),
+    "mixer_nano_patch2_8": dict(
+        image_size=8, patch_size=2, in_channels=1, num_classes=10, dim=64, depth=4, token_hidden=32, channel_hidden=256
+    ),
     "mixer_tiny_patch4_32": dict(image_size=32, patch_size=4, num_classes=10, dim=256, depth=8, token_hidden=128, channel_hidden=1024),
     "mixer_s32_224": dict(patch_size=32, dim=512, depth=8, token_hidden=256, channel_hidden=2048),
     "mixer_s16_224": dict(dim=512, depth=8, token_hidden=256, channel_hidden=2048),
@@ -84,10 +86,11 @@ class Mixer(Backbone):
     def __init__(self, config: MixerConfig, seed: int = 0, random: Random | None = None) -> None:
         super().__init__(config, seed, random)
         dim, dtype = config.dim, config.dtype
-        self.stem = PatchEmbed(config.image_size, config.patch_size, config.in_channels, dim, dtype, config.patch_stride,
-                               config.patch_padding)
+        self.stem = PatchEmbed(
+            config.image_size, config.patch_size, config.in_channels, dim, dtype, config.patch_stride, config.patch_padding
+        )
         self.grid = self.stem.grid
-        self.blocks = [Block(config, self.stem.grid ** 2, self.random) for _ in range(config.depth)]
+        self.blocks = [Block(config, self.stem.grid**2, self.random) for _ in range(config.depth)]
         self.norm = LayerNorm(dim, config.eps, dtype)
         self.head_drop = Dropout(config.drop_rate, self.random)
         self.head = Linear(dim, config.num_classes, dtype=dtype)

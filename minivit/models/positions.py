@@ -1,4 +1,5 @@
 """Position embeddings on another grid, by the weights of `kernels/resample.py`: a resized checkpoint computes what it computes in timm."""
+
 from __future__ import annotations
 
 from math import isqrt

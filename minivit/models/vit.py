@@ -1,4 +1,5 @@
 """Vision Transformer (Dosovitskiy et al., 2010.11929), with timm's parameter names, shapes and defaults."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -20,22 +21,22 @@ from .base import Backbone, BackboneConfig, register
 class ViTConfig(BackboneConfig):
     """The defaults are ViT-B/16's."""
 
-    dim: int = 768                                      # channels of a token
-    depth: int = 12                                     # blocks
-    heads: int = 12                                     # attention heads of a block; divides dim
-    mlp_ratio: float = 4.0                              # hidden channels of a block's MLP, in units of dim
-    qkv_bias: bool = True                               # whether the projection to q, k and v has a bias
-    pool: Literal["cls", "mean"] = "cls"                # what the head sees: the class token, or the mean of the patches' tokens
-    class_token: bool = True                            # whether there is one; pool="cls" needs it
-    layer_scale: float | None = None                    # initial factor of each residual branch (2103.17239); None: no factors
-    drop_rate: float = 0.0                              # dropout before the head
-    pos_drop_rate: float = 0.0                          # dropout after the position embedding
-    proj_drop_rate: float = 0.0                         # dropout after the attention's projection and each layer of the MLP
-    attn_drop_rate: float = 0.0                         # dropout of attention probabilities
-    drop_path_rate: float = 0.0                         # stochastic depth of the last block; linear over depth, 0 in the first
-    eps: float = 1e-6                                   # of every layer normalisation
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"   # exact, or the tanh form, which Google's weights expect
-    init: Literal["timm", "jax", "zeros"] = "timm"      # how weights begin: as in timm, as in Google's code, or not at all
+    dim: int = 768  # channels of a token
+    depth: int = 12  # blocks
+    heads: int = 12  # attention heads of a block; divides dim
+    mlp_ratio: float = 4.0  # hidden channels of a block's MLP, in units of dim
+    qkv_bias: bool = True  # whether the projection to q, k and v has a bias
+    pool: Literal["cls", "mean"] = "cls"  # what the head sees: the class token, or the mean of the patches' tokens
+    class_token: bool = True  # whether there is one; pool="cls" needs it
+    layer_scale: float | None = None  # initial factor of each residual branch (2103.17239); None: no factors
+    drop_rate: float = 0.0  # dropout before the head
+    pos_drop_rate: float = 0.0  # dropout after the position embedding
+    proj_drop_rate: float = 0.0  # dropout after the attention's projection and each layer of the MLP
+    attn_drop_rate: float = 0.0  # dropout of attention probabilities
+    drop_path_rate: float = 0.0  # stochastic depth of the last block; linear over depth, 0 in the first
+    eps: float = 1e-6  # of every layer normalisation
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"  # exact, or the tanh form, which Google's weights expect
+    init: Literal["timm", "jax", "zeros"] = "timm"  # how weights begin: as in timm, as in Google's code, or not at all
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,10 +47,12 @@ class ViTConfig(BackboneConfig):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "vit_nano_patch2_8": dict(image_size=8, patch_size=2, in_channels=1, num_classes=10, dim=64, depth=4, heads=4, pool="mean",
-                              class_token=False, init="jax"),
-    "vit_nano_patch4_32": dict(image_size=32, patch_size=4, num_classes=10, dim=128, depth=4, heads=4, pool="mean", class_token=False,
-                               init="jax"),
+    "vit_nano_patch2_8": dict(
+        image_size=8, patch_size=2, in_channels=1, num_classes=10, dim=64, depth=4, heads=4, pool="mean", class_token=False, init="jax"
+    ),
+    "vit_nano_patch4_32": dict(
+        image_size=32, patch_size=4, num_classes=10, dim=128, depth=4, heads=4, pool="mean", class_token=False, init="jax"
+    ),
     "vit_tiny_patch4_32": dict(image_size=32, patch_size=4, num_classes=10, dim=192, depth=9, heads=3),
     "vit_small_patch4_32": dict(image_size=32, patch_size=4, num_classes=10, dim=384, depth=7, heads=6, pool="mean", class_token=False),
     "vit_tiny_patch16_224": dict(dim=192, heads=3),
@@ -117,7 +120,7 @@ class ViT(Backbone):
         embed = self._patch_embed(config)
         self.prefix, self.grid = int(config.class_token), embed.grid
         self.cls_token = Parameter(np.zeros((1, 1, dim), dtype)) if config.class_token else None
-        self.pos_embed = Parameter(np.zeros((1, config.class_token + embed.grid ** 2, dim), dtype))
+        self.pos_embed = Parameter(np.zeros((1, config.class_token + embed.grid**2, dim), dtype))
         self.patch_embed = embed
         self.pos_drop = Dropout(config.pos_drop_rate, random)
         self.blocks = [Block(config, float(rate), random) for rate in np.linspace(0.0, config.drop_path_rate, config.depth)]
@@ -133,18 +136,30 @@ class ViT(Backbone):
         config = self.config
         if config.init == "zeros":
             return {}
-        if config.init == "jax":                        # Google's Dense layers see q, k and v one by one
-            return {"pos_embed": normal(0.02), "patch_embed.proj.weight": lecun_normal, "*.qkv.weight": xavier_uniform(parts=3),
-                    "*.attn.proj.weight": xavier_uniform(), "*.mlp.*.weight": xavier_uniform(), "*.mlp.*.bias": normal(1e-6)}
-        fan_in = config.in_channels * config.patch_size ** 2
+        if config.init == "jax":  # Google's Dense layers see q, k and v one by one
+            return {
+                "pos_embed": normal(0.02),
+                "patch_embed.proj.weight": lecun_normal,
+                "*.qkv.weight": xavier_uniform(parts=3),
+                "*.attn.proj.weight": xavier_uniform(),
+                "*.mlp.*.weight": xavier_uniform(),
+                "*.mlp.*.bias": normal(1e-6),
+            }
+        fan_in = config.in_channels * config.patch_size**2
         small = truncated_normal(0.02)
-        return {"cls_token": normal(1e-6), "pos_embed": small, "patch_embed.*": uniform(fan_in ** -0.5),
-                "*.attn.*.weight": small, "*.mlp.*.weight": small, "head.weight": small}
+        return {
+            "cls_token": normal(1e-6),
+            "pos_embed": small,
+            "patch_embed.*": uniform(fan_in**-0.5),
+            "*.attn.*.weight": small,
+            "*.mlp.*.weight": small,
+            "head.weight": small,
+        }
 
     def embed(self, images: Tensor) -> Tensor:
-        x = self.patch_embed(images)                    # (B, grid², C)
+        x = self.patch_embed(images)  # (B, grid², C)
         if self.cls_token is not None:
-            x = F.concatenate(F.broadcast(self.cls_token, (len(x), 1, x.shape[2])), x, axis=1)          # (B, N, C)
+            x = F.concatenate(F.broadcast(self.cls_token, (len(x), 1, x.shape[2])), x, axis=1)  # (B, N, C)
         return self.pos_drop(x + self.pos_embed)
 
     def pool(self, tokens: Tensor) -> Tensor:
@@ -155,8 +170,9 @@ class ViT(Backbone):
 
     @staticmethod
     def _patch_embed(config: ViTConfig) -> PatchEmbed:
-        return PatchEmbed(config.image_size, config.patch_size, config.in_channels, config.dim, config.dtype, config.patch_stride,
-                          config.patch_padding)
+        return PatchEmbed(
+            config.image_size, config.patch_size, config.in_channels, config.dim, config.dtype, config.patch_stride, config.patch_padding
+        )
 
     def resize(self, image_size: int) -> None:
         """Take images of another size from now on: the position embedding is resized as timm does, bicubic with antialiasing.

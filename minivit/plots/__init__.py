@@ -1,11 +1,12 @@
 """Pictures of runs and models. Each function returns a Matplotlib figure, drawn into memory; Matplotlib is imported when one is drawn.
 
-    curves      learning curves, accuracy against cost, exit histograms
-    images      sheets of images that leave a cascade early and late
-    attention   attention probabilities, maps and rollout, laid over an image
-    weights     similarity of position embeddings, patch filters, token-mixing weights
-    run         `draw_run`: all that fit a run
+curves      learning curves, accuracy against cost, exit histograms
+images      sheets of images that leave a cascade early and late
+attention   attention probabilities, maps and rollout, laid over an image
+weights     similarity of position embeddings, patch filters, token-mixing weights
+run         `draw_run`: all that fit a run
 """
+
 from .attention import attention_maps, attention_probabilities, attention_rollout, rollout_maps
 from .curves import accuracy_cost_curve, exit_histogram, learning_curves, save_learning_curves
 from .figure import save_figure
@@ -13,6 +14,19 @@ from .images import exit_sheet
 from .run import draw_run
 from .weights import patch_filters, position_similarity, token_mixing_maps
 
-__all__ = ["accuracy_cost_curve", "attention_maps", "attention_probabilities", "attention_rollout", "draw_run", "exit_histogram",
-           "exit_sheet", "learning_curves", "patch_filters", "position_similarity", "rollout_maps", "save_figure", "save_learning_curves",
-           "token_mixing_maps"]
+__all__ = [
+    "accuracy_cost_curve",
+    "attention_maps",
+    "attention_probabilities",
+    "attention_rollout",
+    "draw_run",
+    "exit_histogram",
+    "exit_sheet",
+    "learning_curves",
+    "patch_filters",
+    "position_similarity",
+    "rollout_maps",
+    "save_figure",
+    "save_learning_curves",
+    "token_mixing_maps",
+]

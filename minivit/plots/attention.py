@@ -1,4 +1,5 @@
 """Where transformers look: attention probabilities, the maps of each head, rollout through all blocks."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GRAYS = np.array([0.299, 0.587, 0.114])                 # luminance of R, G and B (ITU-R BT.601)
+GRAYS = np.array([0.299, 0.587, 0.114])  # luminance of R, G and B (ITU-R BT.601)
 
 
 def attention_probabilities(model: Any, images: Any, stage: int = -1) -> list[np.ndarray]:
@@ -69,20 +70,21 @@ def attention_rollout(probabilities: Sequence[np.ndarray]) -> np.ndarray:
     N = probabilities[0].shape[-1]
     rollout = np.eye(N)
     for block in probabilities:
-        mixed = 0.5 * (block.mean(-3, dtype=np.float64) + np.eye(N))            # (..., N, N)
+        mixed = 0.5 * (block.mean(-3, dtype=np.float64) + np.eye(N))  # (..., N, N)
         rollout = mixed / mixed.sum(-1, keepdims=True) @ rollout
     return rollout
 
 
-def attention_maps(image: np.ndarray, probabilities: Sequence[np.ndarray], grid: int, class_token: bool, blocks: int = 6,
-                   title: str = "") -> Figure:
+def attention_maps(
+    image: np.ndarray, probabilities: Sequence[np.ndarray], grid: int, class_token: bool, blocks: int = 6, title: str = ""
+) -> Figure:
     """The attention to each patch, laid over the image: a row a block, a column a head.
 
     image: (H, W, C) uint8, or floating in 0..1. probabilities: (heads, N, N) of each block. class_token: whether the first token is one,
     whose attention is then drawn, else the mean of all queries'. blocks: rows at most, spread evenly from the first block to the last.
     The brightest place of a map is its largest probability. Raises UserError where the N tokens do not fit `grid` patches a side.
     """
-    maps = [to_patches(block, grid, class_token) for block in probabilities]    # (heads, grid, grid) each
+    maps = [to_patches(block, grid, class_token) for block in probabilities]  # (heads, grid, grid) each
     shown = spread(maps, blocks)
     figure, axes = panels(len(shown), 1 + max(len(m) for m in maps), size=1.1, header=0.32)
     for row, n in zip(axes, shown):
@@ -99,15 +101,21 @@ def attention_maps(image: np.ndarray, probabilities: Sequence[np.ndarray], grid:
     return figure
 
 
-def rollout_maps(images: np.ndarray, rollouts: Sequence[np.ndarray], grids: Sequence[int], class_token: bool,
-                 captions: Sequence[str] = (), title: str = "") -> Figure:
+def rollout_maps(
+    images: np.ndarray,
+    rollouts: Sequence[np.ndarray],
+    grids: Sequence[int],
+    class_token: bool,
+    captions: Sequence[str] = (),
+    title: str = "",
+) -> Figure:
     """Images above the same with their `attention_rollout` laid over them: a column an image, a row an exit of a cascade, or one row.
 
     images: (n, H, W, C) uint8, or floating in 0..1. rollouts: (n, N, N) of each exit; grids: their patches a side. class_token: as for
     `attention_maps`. captions: n, or none. What is drawn is the excess over an image's smallest value, to which the residual branches bring
     every patch. Raises UserError where the N tokens do not fit the grid.
     """
-    maps = [to_patches(rollout, grid, class_token) for rollout, grid in zip(rollouts, grids, strict=True)]      # (n, grid, grid) each
+    maps = [to_patches(rollout, grid, class_token) for rollout, grid in zip(rollouts, grids, strict=True)]  # (n, grid, grid) each
     figure, axes = panels(1 + len(maps), len(images), size=1.4, header=0.32)
     for n, image in enumerate(images):
         _draw_image(axes[0, n], image)
@@ -133,5 +141,11 @@ def _lay_over(axes: Axes, image: np.ndarray, heat: np.ndarray) -> None:
     """The image in gray below a map (grid, grid) whose colours are the more opaque the larger its values are."""
     height, width = image.shape[:2]
     axes.imshow(as_picture(image) @ GRAYS, cmap="gray", vmin=-0.25, vmax=1.15, interpolation="nearest")
-    axes.imshow(heat, cmap="autumn", vmin=0, interpolation="nearest", extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-                alpha=0.75 * heat / max(heat.max(), 1e-30))
+    axes.imshow(
+        heat,
+        cmap="autumn",
+        vmin=0,
+        interpolation="nearest",
+        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+        alpha=0.75 * heat / max(heat.max(), 1e-30),
+    )

@@ -1,4 +1,5 @@
 """Curves and bars: learning, accuracy against cost, how many images leave a cascade at each exit."""
+
 from __future__ import annotations
 
 import os
@@ -28,7 +29,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], title: str = "") -> Fi
     figure = new_figure(9, 3.4)
     losses, accuracies = figure.subplots(1, 2)
     epochs = [line["epoch"] for line in history]
-    marker = "o" if len(history) == 1 else None         # a line through one point is invisible
+    marker = "o" if len(history) == 1 else None  # a line through one point is invisible
     losses.plot(epochs, [line["train_loss"] for line in history], color=BLUE, marker=marker, label="training, as minimised")
     losses.plot(epochs, [line["test_loss"] for line in history], color=RED, marker=marker, label="test")
     losses.set(xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
@@ -51,8 +52,12 @@ def save_learning_curves(history: Sequence[Mapping[str, Any]], path: str | os.Pa
     return Path(path)
 
 
-def accuracy_cost_curve(cascade: Sequence[tuple[float, float]], exits: Sequence[tuple[float, float]],
-                        unit: Literal["macs", "ms", "share"] = "macs", title: str = "") -> Figure:
+def accuracy_cost_curve(
+    cascade: Sequence[tuple[float, float]],
+    exits: Sequence[tuple[float, float]],
+    unit: Literal["macs", "ms", "share"] = "macs",
+    title: str = "",
+) -> Figure:
     """Accuracy in percent against mean cost an image: a curve for the cascade, a point for each exit alone (as in 2105.15075, section 4).
 
     cascade: (mean cost, accuracy 0..1) of the cascade at each budget, in any order. exits: (cost, accuracy) where all images leave at the
@@ -71,8 +76,16 @@ def accuracy_cost_curve(cascade: Sequence[tuple[float, float]], exits: Sequence[
         costs, accuracies = np.array(exits).T
         axes.plot(costs / factor, 100 * accuracies, color=RED, marker="D", linestyle="none", label="one exit alone", zorder=4)
         for k, (cost, accuracy) in enumerate(exits, 1):
-            axes.annotate(f"exit {k}", (cost / factor, 100 * accuracy), (0, -8), textcoords="offset points", ha="center", va="top",
-                          color=RED, fontsize="small")
+            axes.annotate(
+                f"exit {k}",
+                (cost / factor, 100 * accuracy),
+                (0, -8),
+                textcoords="offset points",
+                ha="center",
+                va="top",
+                color=RED,
+                fontsize="small",
+            )
     axes.set(xlabel=label, ylabel="accuracy, %", xlim=(0, None))
     axes.set_title(title, fontsize="medium")
     axes.margins(y=0.12)
@@ -89,8 +102,11 @@ def _scale(largest: float, unit: str) -> tuple[float, str]:
         return 0.01, "mean multiply-adds an image, % of the last exit's"
     if unit != "macs":
         raise UserError(f"unit must be 'macs', 'ms' or 'share', not {unit!r}")
-    name, factor = next((name, factor) for name, factor in (("billions", 1e9), ("millions", 1e6), ("thousands", 1e3), ("", 1.0))
-                        if largest >= factor or factor == 1)
+    name, factor = next(
+        (name, factor)
+        for name, factor in (("billions", 1e9), ("millions", 1e6), ("thousands", 1e3), ("", 1.0))
+        if largest >= factor or factor == 1
+    )
     return factor, f"mean multiply-adds an image{', ' * bool(name)}{name}"
 
 
@@ -102,7 +118,7 @@ def exit_histogram(exits: np.ndarray, number: int, correct: np.ndarray | None = 
     exits = np.asarray(exits)
     if not len(exits) or exits.min() < 0 or exits.max() >= number:
         raise UserError(f"exits must be one or more numbers in 0..{number - 1}, got {_ends(exits)}")
-    all_of_it = np.bincount(exits, minlength=number)    # (number,)
+    all_of_it = np.bincount(exits, minlength=number)  # (number,)
     right = all_of_it if correct is None else np.bincount(exits[np.asarray(correct, bool)], minlength=number)
     names = [f"exit {k}" for k in range(1, number + 1)]
     figure = new_figure(max(3.6, 1.2 * number + 1.2), 3.4)

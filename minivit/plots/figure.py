@@ -1,4 +1,5 @@
 """What all pictures share: figures drawn into memory, colours, PNG files. Matplotlib is imported when one is drawn, and opens no window."""
+
 from __future__ import annotations
 
 import os
@@ -13,8 +14,8 @@ from ..files import atomic_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BLUE, RED = "#4477aa", "#cc3311"                        # told apart by all kinds of colour vision (P. Tol)
-TILE = 12                                               # entries that a tile of a mosaic takes at least, so that gaps stay narrow
+BLUE, RED = "#4477aa", "#cc3311"  # told apart by all kinds of colour vision (P. Tol)
+TILE = 12  # entries that a tile of a mosaic takes at least, so that gaps stay narrow
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -64,7 +65,7 @@ def mosaic(tiles: np.ndarray, columns: int, between: float = np.nan) -> np.ndarr
     whole = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, *tiles.shape[3:]), between)
     for n, tile in enumerate(tiles):
         top, left = n // columns * (height + 1) + 1, n % columns * (width + 1) + 1
-        whole[top:top + height, left:left + width] = tile
+        whole[top : top + height, left : left + width] = tile
     return whole
 
 

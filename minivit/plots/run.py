@@ -13,6 +13,7 @@
 
 Of a cascade, filters, positions, token_mixing and attention are drawn for each exit: filters_exit1.png, ...
 """
+
 from __future__ import annotations
 
 import os
@@ -43,16 +44,24 @@ if TYPE_CHECKING:
 
 Pictures = Iterator[tuple[str, "Figure"]]
 
-SHOWN = 6                                               # images that attention is laid over, where none are given
-BLOCKS = 4                                              # of token mixing that are drawn, from the first
-BATCH = 64                                              # images that are timed together
-TIMED = 4                                               # such batches a round
-ROUNDS, SECONDS = 9, 20.0                               # of timing: at most so many, and no more are begun after so long
-AS_GOOD = 0.002                                         # accuracy that a budget may lose to be the one drawn
+SHOWN = 6  # images that attention is laid over, where none are given
+BLOCKS = 4  # of token mixing that are drawn, from the first
+BATCH = 64  # images that are timed together
+TIMED = 4  # such batches a round
+ROUNDS, SECONDS = 9, 20.0  # of timing: at most so many, and no more are begun after so long
+AS_GOOD = 0.002  # accuracy that a budget may lose to be the one drawn
 
 
-def draw_run(run: str | os.PathLike[str], data: str | None = None, images: Sequence[Any] = (), out: str | os.PathLike[str] | None = None,
-             budget: float | None = None, *, skip_bad_images: bool = False, progress: bool = True) -> list[Path]:
+def draw_run(
+    run: str | os.PathLike[str],
+    data: str | None = None,
+    images: Sequence[Any] = (),
+    out: str | os.PathLike[str] | None = None,
+    budget: float | None = None,
+    *,
+    skip_bad_images: bool = False,
+    progress: bool = True,
+) -> list[Path]:
     """Draw everything that applies to a run; returns the paths of the pictures (see `minivit.plots.run`).
 
     run: the folder, its name below runs/, or a .safetensors file. data: whose test images are used instead of the run's (`load_data`).
@@ -72,7 +81,7 @@ def draw_run(run: str | os.PathLike[str], data: str | None = None, images: Seque
     if budget is not None:
         if calibration is None:
             raise UserError(f"budget={budget:g} is for a cascade with thresholds: calibrate it first (minivit calibrate)")
-        calibration.for_budget(budget)                  # raises where there is none
+        calibration.for_budget(budget)  # raises where there is none
     if len(images) and not stages[0].attends:
         raise UserError(f"images are for laying attention over them, and {model.name} has none: leave them out")
     kept = classifier.preprocessing
@@ -80,7 +89,7 @@ def draw_run(run: str | os.PathLike[str], data: str | None = None, images: Seque
     dataset, unseen = None, np.empty(0, np.int64)
     if calibration or (stages[0].attends and pixels is None):
         dataset = data_of_run(run, classifier, data, skip_bad_images=skip_bad_images, progress=progress)
-        if calibration:                                 # `minivit calibrate` finds thresholds on the other half
+        if calibration:  # `minivit calibrate` finds thresholds on the other half
             _, unseen = halves(dataset.test_labels)
     history = RunFolder(file.parent).read_metrics()
 
@@ -122,45 +131,50 @@ def _weights(stages: Sequence[Backbone], name: str) -> Pictures:
         if embed is not None:
             yield f"filters{suffix}.png", patch_filters(embed.proj.weight.data, title=title)
         if stage.family == "vit":
-            positions, grid = stage.pos_embed.data[0, stage.prefix:], stage.grid                        # (grid², C)
+            positions, grid = stage.pos_embed.data[0, stage.prefix :], stage.grid  # (grid², C)
         elif stage.family == "ff_only":
             encoding = stage.pos_encoding
-            positions, grid = encoding.pos_embed.data[0].reshape(-1, encoding.stored ** 2).T, encoding.stored
+            positions, grid = encoding.pos_embed.data[0].reshape(-1, encoding.stored**2).T, encoding.stored
         else:
             positions, grid = None, 0
         if positions is not None:
             yield f"positions{suffix}.png", position_similarity(positions, grid, title)
         if stage.family in ("mixer", "ff_only"):
             mixing = [block.mlp_tokens if stage.family == "mixer" else block.mlp2 for block in stage.blocks[:BLOCKS]]
-            weights = [mlp.fc1.weight.data[:, stage.prefix:] for mlp in mixing]                         # (F, grid²) each
+            weights = [mlp.fc1.weight.data[:, stage.prefix :] for mlp in mixing]  # (F, grid²) each
             yield f"token_mixing{suffix}.png", token_mixing_maps(weights, stage.grid, title=title)
 
 
 # ------------------------------------------------------------------------------------------------------------------- attention
 def _attention(classifier: Classifier, stages: Sequence[Backbone], pixels: np.ndarray) -> Pictures:
-    inputs = np.concatenate(list(classifier.preprocessing.batches(pixels)))     # (n, C, S, S)
+    inputs = np.concatenate(list(classifier.preprocessing.batches(pixels)))  # (n, C, S, S)
     class_token, rollouts = bool(stages[0].prefix), []
     for k, (stage, suffix, title) in enumerate(_for_each(stages, classifier.model.name)):
         probabilities = attention_probabilities(classifier.model, inputs, k)
-        rollouts.append(attention_rollout(probabilities))                       # (n, N, N)
-        yield f"attention{suffix}.png", attention_maps(pixels[0], [block[0] for block in probabilities], stage.grid, class_token,
-                                                       title=title)
+        rollouts.append(attention_rollout(probabilities))  # (n, N, N)
+        yield (
+            f"attention{suffix}.png",
+            attention_maps(pixels[0], [block[0] for block in probabilities], stage.grid, class_token, title=title),
+        )
     answers = classifier.predict(pixels)
     captions = [f"{label} · {100 * sure:.0f} %" for label, sure in zip(answers.names, answers.confidence)]
     yield "rollout.png", rollout_maps(pixels, rollouts, [stage.grid for stage in stages], class_token, captions, classifier.model.name)
 
 
 # --------------------------------------------------------------------------------------------------------------------- cascades
-def _cascade(classifier: Classifier, calibration: Calibration, data: str, images: np.ndarray, labels: np.ndarray,
-             budget: float | None) -> Pictures:
+def _cascade(
+    classifier: Classifier, calibration: Calibration, data: str, images: np.ndarray, labels: np.ndarray, budget: float | None
+) -> Pictures:
     predictor, batches = classifier.predictor, classifier.preprocessing.batches
-    sure, correct = measured_exits(predictor, batches(images), labels, calibration.confidence)          # (n, K) both
-    budgets = dict(zip(reversed(calibration.thresholds), reversed(calibration.budgets)))                # the smallest of equal ones
+    sure, correct = measured_exits(predictor, batches(images), labels, calibration.confidence)  # (n, K) both
+    budgets = dict(zip(reversed(calibration.thresholds), reversed(calibration.budgets)))  # the smallest of equal ones
     reached = [outcome(thresholds, sure, correct, calibration.macs) for thresholds in budgets]
-    alone = correct.mean(0)                             # (K,)
+    alone = correct.mean(0)  # (K,)
     title = f"{classifier.model.name}: {len(images)} test images of {data}"
-    yield "accuracy_cost.png", accuracy_cost_curve([(each.mean_cost, each.accuracy) for each in reached],
-                                                   list(zip(calibration.macs, alone)), "macs", title)
+    yield (
+        "accuracy_cost.png",
+        accuracy_cost_curve([(each.mean_cost, each.accuracy) for each in reached], list(zip(calibration.macs, alone)), "macs", title),
+    )
     timed = list(batches(images[np.arange(BATCH * TIMED) % len(images)], BATCH))
     cascade = zip(_milliseconds(classifier, timed, [*budgets.values()]), [each.accuracy for each in reached])
     exits = zip(stage_milliseconds(predictor.model, timed[0], BATCH), alone)
@@ -169,8 +183,10 @@ def _cascade(classifier: Classifier, calibration: Calibration, data: str, images
     answers = classifier.predict(images, budget)
     title = f"{title}\nbudget {describe_cost(budget, calibration.unit)}\nspent {describe_cost(answers.macs.mean(), 'macs')} an image"
     yield "exits.png", exit_histogram(answers.exits, len(alone), answers.labels == labels, title)
-    yield "exit_sheet.png", exit_sheet(images, answers.exits, answers.confidence, answers.names,
-                                       [classifier.class_names[k] for k in labels])
+    yield (
+        "exit_sheet.png",
+        exit_sheet(images, answers.exits, answers.confidence, answers.names, [classifier.class_names[k] for k in labels]),
+    )
 
 
 def _as_good(calibration: Calibration) -> float:
@@ -184,7 +200,7 @@ def _milliseconds(classifier: Classifier, batches: Sequence[np.ndarray], budgets
     predict = classifier.predictor.predict
     rounds: list[list[float]] = []
     for budget in budgets:
-        for batch in batches:                           # records the plans
+        for batch in batches:  # records the plans
             predict(batch, budget)
     begun = perf_counter()
     while not rounds or (len(rounds) < ROUNDS and perf_counter() - begun < SECONDS):

@@ -1,4 +1,5 @@
 """What models learn, as maps: similarity of position embeddings, patch filters, the token-mixing weights of mixers."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -18,8 +19,8 @@ def position_similarity(pos_embed: np.ndarray, grid: int, title: str = "") -> Fi
 
     pos_embed: (grid², C), patches in reading order, without class tokens. Raises UserError for another number of them.
     """
-    unit = pos_embed / np.maximum(np.linalg.norm(pos_embed, axis=1, keepdims=True), 1e-12)          # (N, C)
-    maps = patch_map(unit @ unit.T, grid)               # (N, grid, grid)
+    unit = pos_embed / np.maximum(np.linalg.norm(pos_embed, axis=1, keepdims=True), 1e-12)  # (N, C)
+    maps = patch_map(unit @ unit.T, grid)  # (N, grid, grid)
     drawn = mosaic(maps, grid)
     figure = new_figure(5.6, 4.9)
     axes = figure.subplots()
@@ -46,11 +47,11 @@ def patch_filters(weight: np.ndarray, number: int = 28, title: str = "") -> Figu
     if channels not in (1, 3):
         raise UserError(f"filters of {channels} channels have no colours: patch_filters draws those of gray or RGB images")
     components, shares = _principal_components(weight.reshape(dim, -1), number)
-    filters = components.reshape(-1, channels, size, size).transpose(0, 2, 3, 1)                    # (n, P, P, C)
+    filters = components.reshape(-1, channels, size, size).transpose(0, 2, 3, 1)  # (n, P, P, C)
     pictures = 0.5 + 0.5 * filters / np.maximum(np.abs(filters).max((1, 2, 3), keepdims=True), 1e-12)
     columns = min(7, len(pictures))
     figure, axes = panels(-(-len(pictures) // columns), columns, size=0.85, caption=0.17, header=0.3)
-    for one in axes.flat[len(pictures):]:
+    for one in axes.flat[len(pictures) :]:
         one.set_axis_off()
     for one, picture, share in zip(axes.flat, pictures, shares):
         one.imshow(picture if channels == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
@@ -64,8 +65,8 @@ def _principal_components(rows: np.ndarray, number: int) -> tuple[np.ndarray, np
     """(components (n, C), each of length 1 and with its largest entry positive; their shares of the variance (n,)) of rows (R, C)."""
     centred = rows.astype(np.float64) - rows.mean(0, dtype=np.float64)
     _, strengths, components = np.linalg.svd(centred, full_matrices=False)
-    largest = np.take_along_axis(components, np.abs(components).argmax(1)[:, None], 1)              # (n, 1)
-    variances = strengths ** 2
+    largest = np.take_along_axis(components, np.abs(components).argmax(1)[:, None], 1)  # (n, 1)
+    variances = strengths**2
     return (components * np.where(largest < 0, -1, 1))[:number], (variances / max(variances.sum(), 1e-300))[:number]
 
 

@@ -2,6 +2,7 @@
 
 An array here is no NumPy array, and knows only what `kernels.cuda.Runtime` promises: code that does more with an array on a GPU fails.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -23,8 +24,8 @@ from minivit.kernels.cuda.products import Product
 from minivit.kernels.paths import cache_folder
 
 HERE = Path(__file__).resolve().parent
-SHARED_LIMIT, THREAD_LIMIT = 227 * 1024, 1024           # of a block, on compute capability 9.0
-TOGETHER = 24                                           # kernels that one call of the compiler builds
+SHARED_LIMIT, THREAD_LIMIT = 227 * 1024, 1024  # of a block, on compute capability 9.0
+TOGETHER = 24  # kernels that one call of the compiler builds
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-fno-strict-aliasing")
 
 
@@ -73,14 +74,14 @@ class Array:
         """The elements themselves."""
         if self.memory.bytes is None:
             raise RuntimeError("an array of a recording holds no values")
-        return self.memory.bytes[self.offset:self.offset + self.nbytes].view(self.dtype).reshape(self.shape)
+        return self.memory.bytes[self.offset : self.offset + self.nbytes].view(self.dtype).reshape(self.shape)
 
 
 class Emulator:
     """seed: of the order in which threads run. sanitize: build with AddressSanitizer, which must be loaded with the process."""
 
     name, architecture = "emulated GPU", "sm_90"
-    processors = 3                                      # so that no test's grid has a block for every row
+    processors = 3  # so that no test's grid has a block for every row
 
     def __init__(self, seed: int = 0, sanitize: bool = False) -> None:
         self.seed, self.sanitize = seed, sanitize
@@ -192,8 +193,11 @@ def _build(text: str, *flags: str) -> Path:
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             source, made = Path(folder) / "kernel.cpp", Path(folder) / library.name
             source.write_text(text)
-            done = subprocess.run(["g++", *FLAGS, *flags, f"-I{HERE}", f"-I{cuda.FOLDER / 'cuda'}", f"-I{cuda.FOLDER}", "-o", made, source],
-                                  capture_output=True, text=True)
+            done = subprocess.run(
+                ["g++", *FLAGS, *flags, f"-I{HERE}", f"-I{cuda.FOLDER / 'cuda'}", f"-I{cuda.FOLDER}", "-o", made, source],
+                capture_output=True,
+                text=True,
+            )
             if done.returncode:
                 raise RuntimeError(f"g++ does not build {text.splitlines()[0]}:\n{done.stderr[:4000]}")
             made.replace(library)
@@ -220,7 +224,7 @@ def scheduler(sanitize: bool) -> ctypes.CDLL:
     return ctypes.CDLL(str(_build((HERE / "scheduler.cpp").read_text())), mode=ctypes.RTLD_GLOBAL)
 
 
-_built: dict[tuple[cuda.Kernel, bool], tuple[Path, str]] = {}           # the library of a kernel, and its function in it
+_built: dict[tuple[cuda.Kernel, bool], tuple[Path, str]] = {}  # the library of a kernel, and its function in it
 
 
 def entry(kernel: cuda.Kernel, sanitize: bool = False):
@@ -243,11 +247,15 @@ def _text(kernels: Sequence[cuda.Kernel]) -> str:
     """C++ of kernels of one source."""
     name = kernels[0].source
     text = (cuda.FOLDER / f"{name}.cu").read_text()
-    return (f"// {kernels[0].expression} ...\n#include \"emulation.hpp\"\n#line 1 \"{name}.cu\"\n{text}\n"
-            "#define PARAMETERS void** arguments, int number, unsigned blocks, unsigned threads, unsigned shared, unsigned seed\n"
-            + "".join(f"extern \"C\" int run{i}(PARAMETERS) {{\n"
-                      f"    return emulation::launch(&{kernel.expression}, arguments, number, blocks, threads, shared, seed);\n}}\n"
-                      for i, kernel in enumerate(kernels)))
+    return (
+        f'// {kernels[0].expression} ...\n#include "emulation.hpp"\n#line 1 "{name}.cu"\n{text}\n'
+        "#define PARAMETERS void** arguments, int number, unsigned blocks, unsigned threads, unsigned shared, unsigned seed\n"
+        + "".join(
+            f'extern "C" int run{i}(PARAMETERS) {{\n'
+            f"    return emulation::launch(&{kernel.expression}, arguments, number, blocks, threads, shared, seed);\n}}\n"
+            for i, kernel in enumerate(kernels)
+        )
+    )
 
 
 def build(kernels: Iterable[cuda.Kernel], sanitize: bool = False) -> None:
@@ -255,7 +263,7 @@ def build(kernels: Iterable[cuda.Kernel], sanitize: bool = False) -> None:
     by_source: dict[str, list[cuda.Kernel]] = {}
     for kernel in sorted(kernels):
         by_source.setdefault(kernel.source, []).append(kernel)
-    groups = [some[i:i + TOGETHER] for some in by_source.values() for i in range(0, len(some), TOGETHER)]
+    groups = [some[i : i + TOGETHER] for some in by_source.values() for i in range(0, len(some), TOGETHER)]
     with ThreadPoolExecutor() as pool:
         for group, library in zip(groups, pool.map(lambda group: _build(_text(group), *_flags(sanitize)), groups)):
             _built.update({(kernel, sanitize): (library, f"run{i}") for i, kernel in enumerate(group)})

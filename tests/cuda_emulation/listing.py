@@ -1,7 +1,8 @@
 """Which kernels all ops and all models launch, in every dtype; and what NVIDIA's compiler makes of them, without a GPU.
 
-    python tests/cuda_emulation/listing.py              # registers and spills of every kernel, into benchmarks/results/cuda-registers.json
+python tests/cuda_emulation/listing.py              # registers and spills of every kernel, into benchmarks/results/cuda-registers.json
 """
+
 from __future__ import annotations
 
 import json
@@ -65,7 +66,7 @@ def kernels_of_models() -> set[cuda.Kernel]:
     with cuda.using(Listing()):
         for name in list_models():
             for precision in ("float32", "bfloat16"):
-                model = create_model(name, depth=1)     # whose kernels are those of any depth
+                model = create_model(name, depth=1)  # whose kernels are those of any depth
                 config = model.config
                 images = np.zeros((2, config.in_channels, config.image_size, config.image_size), np.float32)
                 Predictor(model, precision, "cuda").logits(images)
@@ -90,8 +91,10 @@ def usage(kernels: set[cuda.Kernel], architecture: str) -> dict[cuda.Kernel, nvr
 
 def main() -> None:
     kernels = kernels_of_ops() | kernels_of_models()
-    table = {architecture: {f"{kernel.source}: {kernel.expression}": used._asdict()
-                            for kernel, used in usage(kernels, architecture).items()} for architecture in ARCHITECTURES}
+    table = {
+        architecture: {f"{kernel.source}: {kernel.expression}": used._asdict() for kernel, used in usage(kernels, architecture).items()}
+        for architecture in ARCHITECTURES
+    }
     path = ROOT / "benchmarks" / "results" / "cuda-registers.json"
     path.write_text(json.dumps(table, indent=1) + "\n")
     for architecture, rows in table.items():

@@ -1,7 +1,8 @@
 """Every op's CUDA kernels under AddressSanitizer, which sees each access out of an array, or out of shared memory.
 
-    LD_PRELOAD=$(g++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 python tests/cuda_emulation/sanitized.py [OP...]
+LD_PRELOAD=$(g++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 python tests/cuda_emulation/sanitized.py [OP...]
 """
+
 from __future__ import annotations
 
 import sys

@@ -1,4 +1,5 @@
 """Random pictures."""
+
 import numpy as np
 from PIL import Image
 

@@ -72,7 +72,7 @@ def test_a_constant_channel_has_a_deviation_above_zero():
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_resizing_crops_the_centre(dtype):
     pixels = np.zeros((40, 4, 12, 1), dtype)
-    pixels[:, :, 3:9] = 255 if dtype == np.uint8 else 1             # the central square and a margin
+    pixels[:, :, 3:9] = 255 if dtype == np.uint8 else 1  # the central square and a margin
     data = load_data((pixels, labels()), image_size=8, in_channels=3)
     assert data.train_images.shape[1:] == (8, 8, 3) and data.train_images.dtype == dtype
     assert (data.train_images == pixels.max()).all()
@@ -90,27 +90,30 @@ def test_class_names_allow_classes_without_images():
     assert data.num_classes == 7 and data.class_names[6] == "g"
 
 
-@pytest.mark.parametrize("arrays, message", [
-    ((images(), labels(39)), r"labels must have the shape \(40,\), one for each image, got \(39,\)"),
-    ((images(), labels() - 1), r"labels\[0\] is -1"),
-    ((images(), labels() + 0.5), "labels must be integers, got float64"),
-    ((images(), np.array(["cat", "dog"] * 20)), "labels must be integers, got <U3"),
-    ((images(), labels() + 1), "no training image has label 0"),
-    ((images(), np.where(labels() == 3, 10 ** 12, labels())), "labels run to 1000000000000"),
-    ((images(), np.zeros(40, int)), "two classes or more, got 1"),
-    ((images(), labels(), images(4), np.array([0, 1, 2, 9])), r"test_labels\[3\] is 9, out of range: .* 0\.\.3"),
-    ((images(), labels(), images(4, size=5), labels(4)), r"train_images are uint8 \(6, 6, 3\), but test_images uint8 \(5, 5, 3\)"),
-    ((images(), labels(), images(4, dtype=np.float32), labels(4)), "they must agree"),
-    ((images(),), "got 1 of them"),
-    ((images().astype(np.float32), labels()), r"must lie in 0\.\.1, got 0\.\.255: divide by 255"),
-    ((images() > 3, labels()), "got bool"),
-    ((images().transpose(0, 3, 1, 2), labels()), r"channels first: pass images.transpose\(0, 2, 3, 1\)"),
-    ((images()[:, :4], labels()), "must be square, got 4×6"),
-    ((images(0), labels(0)), "hold an image"),
-    ((np.zeros(40), labels()), "must have the shape"),
-    (([np.zeros((2, 2)), np.zeros((3, 3))], [0, 1]), "one array of equal sizes"),
-    ((images(4), labels(4)), "none of the 4 images can be kept for testing"),
-])
+@pytest.mark.parametrize(
+    "arrays, message",
+    [
+        ((images(), labels(39)), r"labels must have the shape \(40,\), one for each image, got \(39,\)"),
+        ((images(), labels() - 1), r"labels\[0\] is -1"),
+        ((images(), labels() + 0.5), "labels must be integers, got float64"),
+        ((images(), np.array(["cat", "dog"] * 20)), "labels must be integers, got <U3"),
+        ((images(), labels() + 1), "no training image has label 0"),
+        ((images(), np.where(labels() == 3, 10**12, labels())), "labels run to 1000000000000"),
+        ((images(), np.zeros(40, int)), "two classes or more, got 1"),
+        ((images(), labels(), images(4), np.array([0, 1, 2, 9])), r"test_labels\[3\] is 9, out of range: .* 0\.\.3"),
+        ((images(), labels(), images(4, size=5), labels(4)), r"train_images are uint8 \(6, 6, 3\), but test_images uint8 \(5, 5, 3\)"),
+        ((images(), labels(), images(4, dtype=np.float32), labels(4)), "they must agree"),
+        ((images(),), "got 1 of them"),
+        ((images().astype(np.float32), labels()), r"must lie in 0\.\.1, got 0\.\.255: divide by 255"),
+        ((images() > 3, labels()), "got bool"),
+        ((images().transpose(0, 3, 1, 2), labels()), r"channels first: pass images.transpose\(0, 2, 3, 1\)"),
+        ((images()[:, :4], labels()), "must be square, got 4×6"),
+        ((images(0), labels(0)), "hold an image"),
+        ((np.zeros(40), labels()), "must have the shape"),
+        (([np.zeros((2, 2)), np.zeros((3, 3))], [0, 1]), "one array of equal sizes"),
+        ((images(4), labels(4)), "none of the 4 images can be kept for testing"),
+    ],
+)
 def test_what_is_wrong_is_named(arrays, message):
     with pytest.raises(UserError, match=message) as caught:
         load_data(arrays)
@@ -130,13 +133,16 @@ def test_names_must_reach_as_far_as_labels():
         load_data((images(), labels()), class_names=["a", "b"])
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(test_fraction=0), "test_fraction must lie between 0 and 1, got 0"),
-    (dict(test_fraction=1.5), "got 1.5"),
-    (dict(split_seed=-1), "seed"),
-    (dict(image_size=0), "image_size must be 1 or more, got 0"),
-    (dict(in_channels=2), "images of 3 channels cannot become 2"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(test_fraction=0), "test_fraction must lie between 0 and 1, got 0"),
+        (dict(test_fraction=1.5), "got 1.5"),
+        (dict(split_seed=-1), "seed"),
+        (dict(image_size=0), "image_size must be 1 or more, got 0"),
+        (dict(in_channels=2), "images of 3 channels cannot become 2"),
+    ],
+)
 def test_options_out_of_range(options, message):
     with pytest.raises(UserError, match=message):
         load_data((images(), labels()), **options)
@@ -171,7 +177,7 @@ def test_npz_that_is_cut_anywhere_or_damaged(tmp_path):
         with pytest.raises(UserError, match=r"cannot read .*cut\.npz"):
             load_data(path)
     middle = len(content) // 2
-    path.write_bytes(content[:middle] + bytes(byte ^ 0xFF for byte in content[middle:middle + 20]) + content[middle + 20:])
+    path.write_bytes(content[:middle] + bytes(byte ^ 0xFF for byte in content[middle : middle + 20]) + content[middle + 20 :])
     with pytest.raises(UserError, match=r"cannot read .*cut\.npz"):
         load_data(path)
 

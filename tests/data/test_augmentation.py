@@ -37,7 +37,7 @@ def test_affine_turns_resizes_and_moves_within_its_limits():
     linear = drawn[:, :, :2]
     factor = 1 / np.sqrt(np.linalg.det(linear))
     angle = np.rad2deg(np.arctan2(linear[:, 1, 0], linear[:, 0, 0]))
-    centre = np.einsum("brk,k->br", drawn, [3.5, 3.5, 1]) - 3.5     # where the middle is read from
+    centre = np.einsum("brk,k->br", drawn, [3.5, 3.5, 1]) - 3.5  # where the middle is read from
     for values, low, high in ((factor, 0.9, 1.1), (angle, -10, 10), (centre, -1, 1)):
         assert low - 1e-5 <= values.min() < low + 0.02 * (high - low) and high - 0.02 * (high - low) < values.max() <= high + 1e-5
     np.testing.assert_allclose(np.einsum("bij,bik->bjk", linear, linear), np.eye(2) / factor[:, None, None] ** 2, atol=1e-6)
@@ -47,17 +47,20 @@ def test_transforms_act_in_the_order_of_the_policy():
     crop, mirror = ("crop", {"padding": 0.25}), ("flip", {"probability": 1})
     first, second = matrices((crop, mirror), 8, 50), matrices((mirror, crop), 8, 50)
     u = np.random.default_rng(0).integers(-2, 2, (2, 50), endpoint=True)[0]
-    np.testing.assert_array_equal(first[:, 0, 2], 7 + u)            # reads where the mirrored pixel of the shifted image lies
+    np.testing.assert_array_equal(first[:, 0, 2], 7 + u)  # reads where the mirrored pixel of the shifted image lies
     assert (first[:, 0, 0] == -1).all() and (second[:, 0, 0] == -1).all()
     assert not np.array_equal(first, second)
 
 
-@pytest.mark.parametrize("policy, message", [
-    ("afine", r"unknown augmentation 'afine' \(nearest: affine\)"),
-    ([("crp", {})], r"unknown transform 'crp' \(nearest: crop\)"),
-    ([("crop", {"margin": 1})], "transform 'crop': .*margin"),
-    ([("flip", {})], "probability"),
-])
+@pytest.mark.parametrize(
+    "policy, message",
+    [
+        ("afine", r"unknown augmentation 'afine' \(nearest: affine\)"),
+        ([("crp", {})], r"unknown transform 'crp' \(nearest: crop\)"),
+        ([("crop", {"margin": 1})], "transform 'crop': .*margin"),
+        ([("flip", {})], "probability"),
+    ],
+)
 def test_unknown_policies_are_named(policy, message):
     with pytest.raises(UserError, match=message):
         find_policy(policy)
@@ -65,13 +68,14 @@ def test_unknown_policies_are_named(policy, message):
 
 def test_policies_are_plain_data():
     import json
+
     for name, policy in POLICIES.items():
         again = json.loads(json.dumps(policy))
         np.testing.assert_array_equal(matrices(again), matrices(name))
 
 
 # -------------------------------------------------------------------------------------------------------------------------- mixing
-@given(seed=st.integers(0, 2 ** 32), count=st.integers(1, 40), size=st.integers(1, 40), alpha=st.sampled_from((0.2, 1.0, 3.0)))
+@given(seed=st.integers(0, 2**32), count=st.integers(1, 40), size=st.integers(1, 40), alpha=st.sampled_from((0.2, 1.0, 3.0)))
 def test_the_share_of_a_label_is_the_share_of_its_pixels(seed, count, size, alpha):
     for mixup, cutmix in ((alpha, 0), (0, alpha), (alpha, alpha)):
         mixing = draw_mixing(np.random.default_rng(seed), count, size, mixup, cutmix)
@@ -79,7 +83,7 @@ def test_the_share_of_a_label_is_the_share_of_its_pixels(seed, count, size, alph
         top, left, bottom, right = mixing.boxes.T
         assert (top >= 0).all() and (left >= 0).all() and (bottom <= size).all() and (right <= size).all()
         assert (top <= bottom).all() and (left <= right).all()
-        inside = (bottom - top) * (right - left) / size ** 2
+        inside = (bottom - top) * (right - left) / size**2
         np.testing.assert_allclose(mixing.share, mixing.lam * (1 - inside), atol=1e-6)
         assert (mixing.lam == 1).all() or (inside == 0).all()
 
@@ -95,7 +99,7 @@ def test_cutmix_boxes_have_the_drawn_area_where_they_are_not_clipped():
     top, left, bottom, right = mixing.boxes.T
     free = (top > 0) & (left > 0) & (bottom < 200) & (right < 200)
     assert abs((bottom - top) - (right - left))[free].max() <= 1
-    assert mixing.share.mean() > 0.5                    # clipping takes from the partner
+    assert mixing.share.mean() > 0.5  # clipping takes from the partner
     assert free.mean() > 0.05
 
 

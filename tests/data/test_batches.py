@@ -67,7 +67,7 @@ def test_an_epoch_repeats_bit_for_bit_and_resumes_anywhere():
 
 
 def test_epochs_and_seeds_differ():
-    outcomes = {everything(batches(seed=seed, **FULL), epoch)[0].tobytes() for seed in (0, 1, 2 ** 64 - 1) for epoch in (0, 1, 2)}
+    outcomes = {everything(batches(seed=seed, **FULL), epoch)[0].tobytes() for seed in (0, 1, 2**64 - 1) for epoch in (0, 1, 2)}
     assert len(outcomes) == 9
 
 
@@ -89,29 +89,49 @@ def test_crops_and_flips_copy_pixels_exactly(dtype):
             for image, label in zip(inputs, targets):
                 original = np.pad(pixels[label], ((2, 2), (2, 2), (0, 0))).astype(np.float32)
                 original = (original / 255 if dtype == np.uint8 else original).transpose(2, 0, 1)
-                found = [(i, j, mirror) for i in range(5) for j in range(5) for mirror in (1, -1)
-                         if np.allclose(original[:, i:i + 16, j:j + 16][:, :, ::mirror], image, atol=1e-7, rtol=0)]
+                found = [
+                    (i, j, mirror)
+                    for i in range(5)
+                    for j in range(5)
+                    for mirror in (1, -1)
+                    if np.allclose(original[:, i : i + 16, j : j + 16][:, :, ::mirror], image, atol=1e-7, rtol=0)
+                ]
                 assert len(found) == 1
                 seen |= {*found}
-    assert [set(values) for values in zip(*seen)] == [{*range(5)}, {*range(5)}, {1, -1}]        # shifts by up to 2 pixels, mirrored or not
+    assert [set(values) for values in zip(*seen)] == [{*range(5)}, {*range(5)}, {1, -1}]  # shifts by up to 2 pixels, mirrored or not
 
 
 def test_a_warp_reads_between_pixels():
     ramp = np.broadcast_to(np.arange(16, dtype=np.float32)[None, None, :, None] / 15, (6, 16, 16, 3)).copy()
-    source = batches(ramp, np.arange(6), num_classes=6, augmentation=[("affine", {"rotation": 0, "scale": 0, "shift": 1 / 8})],
-                     mean=(0,) * 3, std=(1,) * 3)
-    (inputs, _), = source.epoch(0)
-    shifts = inputs[:, 0, 8, 3:13] * 15 - np.arange(3, 13)          # (B, 10): a ramp stays a ramp, moved
+    source = batches(
+        ramp,
+        np.arange(6),
+        num_classes=6,
+        augmentation=[("affine", {"rotation": 0, "scale": 0, "shift": 1 / 8})],
+        mean=(0,) * 3,
+        std=(1,) * 3,
+    )
+    ((inputs, _),) = source.epoch(0)
+    shifts = inputs[:, 0, 8, 3:13] * 15 - np.arange(3, 13)  # (B, 10): a ramp stays a ramp, moved
     assert abs(shifts).max() <= 2 and np.ptp(shifts, axis=1).max() < 1e-4 and np.ptp(shifts) > 1
 
 
 @pytest.mark.parametrize("mixup, cutmix", [(0.5, 0), (0, 1.0), (0.5, 1.0)])
 @pytest.mark.parametrize("augmentation", ["none", "affine"])
 def test_targets_say_how_much_of_each_image_is_there(mixup, cutmix, augmentation):
-    constant = np.broadcast_to(np.eye(3, dtype=np.uint8)[:, None, None, :] * 255, (3, 16, 16, 3))        # class k fills channel k
+    constant = np.broadcast_to(np.eye(3, dtype=np.uint8)[:, None, None, :] * 255, (3, 16, 16, 3))  # class k fills channel k
     pixels, labels = np.tile(constant, (8, 1, 1, 1)), np.tile(np.arange(3), 8)
-    source = Batches(np.ascontiguousarray(pixels), labels, batch_size=8, num_classes=3, mean=(0,) * 3, std=(1,) * 3, mixup=mixup,
-                     cutmix=cutmix, augmentation="none")
+    source = Batches(
+        np.ascontiguousarray(pixels),
+        labels,
+        batch_size=8,
+        num_classes=3,
+        mean=(0,) * 3,
+        std=(1,) * 3,
+        mixup=mixup,
+        cutmix=cutmix,
+        augmentation="none",
+    )
     for epoch in range(5):
         for inputs, targets in source.epoch(epoch):
             assert targets.dtype == np.float32 and targets.shape == (8, 3)
@@ -121,28 +141,46 @@ def test_targets_say_how_much_of_each_image_is_there(mixup, cutmix, augmentation
     assert ((soft > 0.01) & (soft < 0.99)).any()
 
 
-@given(size=st.integers(1, 20), channels=st.integers(1, 4), count=st.integers(1, 9), policy=st.sampled_from(sorted(POLICIES)),
-       mix=st.booleans(), dtype=st.sampled_from(("uint8", "float32")))
+@given(
+    size=st.integers(1, 20),
+    channels=st.integers(1, 4),
+    count=st.integers(1, 9),
+    policy=st.sampled_from(sorted(POLICIES)),
+    mix=st.booleans(),
+    dtype=st.sampled_from(("uint8", "float32")),
+)
 def test_every_pixel_stays_within_the_range_of_what_it_came_from(size, channels, count, policy, mix, dtype):
     pixels = np.random.default_rng(size).integers(0, 256, (count, size, size, channels), np.uint8)
     pixels = pixels if dtype == "uint8" else (pixels / 255).astype(np.float32)
-    source = Batches(pixels, np.arange(count), batch_size=count, num_classes=count, mean=(0,) * channels, std=(1,) * channels,
-                     augmentation=policy, mixup=mix * 0.3, cutmix=mix * 1.0)
-    (inputs, _), = source.epoch(0)
+    source = Batches(
+        pixels,
+        np.arange(count),
+        batch_size=count,
+        num_classes=count,
+        mean=(0,) * channels,
+        std=(1,) * channels,
+        augmentation=policy,
+        mixup=mix * 0.3,
+        cutmix=mix * 1.0,
+    )
+    ((inputs, _),) = source.epoch(0)
     assert inputs.shape == (count, channels, size, size)
     assert inputs.min() >= 0 and inputs.max() <= 1 + 1e-6
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(batch_size=0), "batch_size must be 1 or more, got 0"),
-    (dict(batch_size=21), "batch_size 21 is larger than the 20 images"),
-    (dict(num_classes=4), r"labels\[4\] is 4, out of range for 4 classes"),
-    (dict(labels=np.arange(19)), r"labels must have the shape \(20,\)"),
-    (dict(mixup=-1), "mixup must be 0"),
-    (dict(cutmix=float("nan")), "cutmix must be 0"),
-    (dict(seed=-3), "got -3"),
-    (dict(augmentation="crop-flop"), "nearest: crop-flip"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(batch_size=0), "batch_size must be 1 or more, got 0"),
+        (dict(batch_size=21), "batch_size 21 is larger than the 20 images"),
+        (dict(num_classes=4), r"labels\[4\] is 4, out of range for 4 classes"),
+        (dict(labels=np.arange(19)), r"labels must have the shape \(20,\)"),
+        (dict(mixup=-1), "mixup must be 0"),
+        (dict(cutmix=float("nan")), "cutmix must be 0"),
+        (dict(seed=-3), "got -3"),
+        (dict(augmentation="crop-flop"), "nearest: crop-flip"),
+    ],
+)
 def test_what_is_wrong_is_named(options, message):
     with pytest.raises(UserError, match=message):
         batches(**options)

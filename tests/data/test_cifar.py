@@ -1,4 +1,5 @@
 """The official archives, here with a handful of images each."""
+
 import gzip
 import hashlib
 import io
@@ -19,14 +20,16 @@ from minivit.errors import UserError
 
 NAMES = {"cifar10": [f"kind{k}" for k in range(10)], "cifar100": [f"kind{k}" for k in range(100)]}
 FORMS = {form.archive: form for form in cifar.FORMS}
-EACH = 6                                                # images a file
+EACH = 6  # images a file
 
 
 def pixels_and_labels(form):
     """For each file: rows of pixels (n, 3072), and labels (n,)."""
     rng = np.random.default_rng(len(NAMES[form.dataset]))
-    return {name: (rng.integers(0, 256, (EACH, 3072), np.uint8), rng.integers(0, len(NAMES[form.dataset]), EACH))
-            for name in (*form.train, *form.test)}
+    return {
+        name: (rng.integers(0, 256, (EACH, 3072), np.uint8), rng.integers(0, len(NAMES[form.dataset]), EACH))
+        for name in (*form.train, *form.test)
+    }
 
 
 def python2(value):
@@ -83,6 +86,7 @@ def load(tmp_path):
 @pytest.fixture
 def archive(tmp_path):
     """A small archive under its official name, with some of its files replaced."""
+
     def archive(name="cifar-10-python.tar.gz", folder="elsewhere", pickled=python2, **replaced):
         form = FORMS[name]
         content = members(form, pickled)
@@ -174,17 +178,20 @@ def test_members_are_never_extracted(archive, load, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == before
 
 
-@pytest.mark.parametrize("raw, message", [
-    (b"", "cannot read data_batch_3"),
-    (b"not a pickle", "cannot read data_batch_3"),
-    (pickle.dumps([1, 2], 2), "it holds a list, not a dictionary"),
-    (pickle.dumps({"labels": [1], "date": 2}, 2), r"it has no 'data' \(nearest: date\)"),
-    (python2({"labels": [1, 2], "data": np.zeros((3, 3072), np.uint8)}), "2 labels, but pixels of shape"),
-    (python2({"labels": [10], "data": np.zeros((1, 3072), np.uint8)}), "labels from 10 to 10, but there are 10 classes"),
-    (pickle.dumps({"labels": [1], "data": np.zeros((1, 3072), np.int16)}, 2), "not an array of bytes"),
-    (pickle.dumps({"labels": [1], "data": "text"}, 2), "cannot read data_batch_3"),
-    (None, "is not a whole cifar-10-python.tar.gz: data_batch_3 is missing"),
-])
+@pytest.mark.parametrize(
+    "raw, message",
+    [
+        (b"", "cannot read data_batch_3"),
+        (b"not a pickle", "cannot read data_batch_3"),
+        (pickle.dumps([1, 2], 2), "it holds a list, not a dictionary"),
+        (pickle.dumps({"labels": [1], "date": 2}, 2), r"it has no 'data' \(nearest: date\)"),
+        (python2({"labels": [1, 2], "data": np.zeros((3, 3072), np.uint8)}), "2 labels, but pixels of shape"),
+        (python2({"labels": [10], "data": np.zeros((1, 3072), np.uint8)}), "labels from 10 to 10, but there are 10 classes"),
+        (pickle.dumps({"labels": [1], "data": np.zeros((1, 3072), np.int16)}, 2), "not an array of bytes"),
+        (pickle.dumps({"labels": [1], "data": "text"}, 2), "cannot read data_batch_3"),
+        (None, "is not a whole cifar-10-python.tar.gz: data_batch_3 is missing"),
+    ],
+)
 def test_a_bad_file_is_named(archive, load, raw, message):
     with pytest.raises(UserError, match=message) as caught:
         load(archive(data_batch_3=raw))
@@ -200,7 +207,7 @@ def test_records_that_are_cut(archive, load):
 def test_an_archive_cut_anywhere_is_named(archive, load, part):
     path = archive()
     content = path.read_bytes()
-    path.write_bytes(content[:int(part * len(content))])
+    path.write_bytes(content[: int(part * len(content))])
     with pytest.raises(UserError, match="cifar-10-python"):
         load(path)
 

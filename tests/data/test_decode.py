@@ -1,4 +1,5 @@
 """One path from any image to an array, for training and prediction alike."""
+
 import io
 
 import numpy as np
@@ -92,10 +93,18 @@ def test_floating_files(tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path, orientation):
     upright = np.zeros((16, 32, 3), np.uint8)
-    upright[:, 8:16] = 255, 0, 0                        # the left half of the central square is red
-    upright[:8, 16:24] = 0, 0, 255                      # the upper right quarter blue
-    undo = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1], 5: lambda a: a.swapaxes(0, 1),
-            6: lambda a: np.rot90(a, 1), 7: lambda a: np.rot90(a[:, ::-1], -1), 8: lambda a: np.rot90(a, -1)}[orientation]
+    upright[:, 8:16] = 255, 0, 0  # the left half of the central square is red
+    upright[:8, 16:24] = 0, 0, 255  # the upper right quarter blue
+    undo = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: np.rot90(a[:, ::-1], -1),
+        8: lambda a: np.rot90(a, -1),
+    }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(undo(upright))).save(tmp_path / "a.png", exif=exif)
@@ -138,23 +147,39 @@ def test_other_numbers_of_channels():
         prepare(pixels, image_size=8, in_channels=3)
 
 
-@pytest.mark.parametrize("given, message", [
-    ([], "no images"),
-    (np.zeros((2, 3, 4, 5, 6), np.uint8), "must have the shape"),
-    (np.zeros((0, 8, 8, 3), np.uint8), "must have the shape"),
-    (np.full((8, 8, 3), np.nan), r"images\[0, 0, 0\] is nan"),
-    (np.full((8, 8, 3), 2.0), r"0\.\.1, got 2\.\.2"),
-    (np.array(["a"]), "must be uint8"),
-    ([np.zeros((2, 8, 8, 3), np.uint8)], "an image in a list"),
-])
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ([], "no images"),
+        (np.zeros((2, 3, 4, 5, 6), np.uint8), "must have the shape"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "must have the shape"),
+        (np.full((8, 8, 3), np.nan), r"images\[0, 0, 0\] is nan"),
+        (np.full((8, 8, 3), 2.0), r"0\.\.1, got 2\.\.2"),
+        (np.array(["a"]), "must be uint8"),
+        ([np.zeros((2, 8, 8, 3), np.uint8)], "an image in a list"),
+    ],
+)
 def test_what_is_wrong_is_named(given, message):
     with pytest.raises(UserError, match=message):
         prepare(given, image_size=8, in_channels=3)
 
 
 # --------------------------------------------------------------------------------------------------------------------- damaged files
-@pytest.mark.parametrize("file_format, mode", [("JPEG", "RGB"), ("PNG", "RGB"), ("PNG", "P"), ("GIF", "P"), ("BMP", "RGB"), ("TIFF", "RGB"),
-                                               ("WEBP", "RGB"), ("PPM", "RGB"), ("JPEG2000", "RGB"), ("AVIF", "RGB")])
+@pytest.mark.parametrize(
+    "file_format, mode",
+    [
+        ("JPEG", "RGB"),
+        ("PNG", "RGB"),
+        ("PNG", "P"),
+        ("GIF", "P"),
+        ("BMP", "RGB"),
+        ("TIFF", "RGB"),
+        ("WEBP", "RGB"),
+        ("PPM", "RGB"),
+        ("JPEG2000", "RGB"),
+        ("AVIF", "RGB"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_file_cut_or_changed_anywhere_never_ends_in_another_error(tmp_path, file_format, mode):
     if file_format not in Image.registered_extensions().values():

@@ -82,7 +82,7 @@ def test_the_second_load_reads_no_image(write_images, load, tmp_path):
     root = write_images(*WHOLE)
     first = load(root)
     times = {path: os.stat(root / path) for path in WHOLE}
-    for path in WHOLE:                                  # the same names, sizes and times, but no images any more
+    for path in WHOLE:  # the same names, sizes and times, but no images any more
         (root / path).write_bytes(bytes(times[path].st_size))
         os.utime(root / path, ns=(times[path].st_atime_ns, times[path].st_mtime_ns))
     second = load(root)
@@ -112,7 +112,10 @@ def test_a_change_is_noticed(write_images, load, change):
         path.rename(root / "dog" / "99.png")
     after = load(root)
     assert (before.train_images.tobytes(), before.test_images.tobytes(), before.train_labels.tobytes()) != (
-        after.train_images.tobytes(), after.test_images.tobytes(), after.train_labels.tobytes())
+        after.train_images.tobytes(),
+        after.test_images.tobytes(),
+        after.train_labels.tobytes(),
+    )
 
 
 def test_a_cut_cache_is_made_anew(write_images, load, tmp_path):
@@ -147,7 +150,7 @@ def test_an_interrupt_leaves_nothing(write_images, load, tmp_path, monkeypatch):
     calls = iter(range(100))
 
     def interrupted(handle):
-        if next(calls) == 1:                            # the array is there, its description not yet
+        if next(calls) == 1:  # the array is there, its description not yet
             raise KeyboardInterrupt
 
     root = write_images(*WHOLE)
@@ -174,14 +177,17 @@ def test_bad_images_are_skipped_counted_and_named_where_wanted(write_images, loa
     (root / "eel" / "7.png").write_text("text")
     (root / "eel" / "8.png").unlink()
     (root / "eel" / "8.png").symlink_to("nowhere.png")
-    for _ in range(2):                                  # the second time from the cache
+    for _ in range(2):  # the second time from the cache
         data = load(root, skip_bad_images=True)
         assert len(data.train_images) + len(data.test_images) == len(data.train_labels) + len(data.test_labels) == 27
         said = capsys.readouterr().err
         assert "skipped 3 unreadable images" in said and all(name in said for name in ("dog/4.png", "eel/7.png", "eel/8.png"))
     for image, label in zip(data.train_images, data.train_labels):
-        assert any(np.array_equal(image, np.asarray(Image.open(root / path))) for path in WHOLE
-                   if path.startswith(data.class_names[label]) and path not in ("dog/4.png", "eel/7.png", "eel/8.png"))
+        assert any(
+            np.array_equal(image, np.asarray(Image.open(root / path)))
+            for path in WHOLE
+            if path.startswith(data.class_names[label]) and path not in ("dog/4.png", "eel/7.png", "eel/8.png")
+        )
 
 
 def test_a_class_without_a_readable_image(write_images, load, tmp_path):
@@ -194,14 +200,17 @@ def test_a_class_without_a_readable_image(write_images, load, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------- bad folders
-@pytest.mark.parametrize("paths, message", [
-    (["cat/1.png", "cat/2.png"], "holds one class, 'cat'"),
-    (["1.png", "2.png"], "2 images lie in it directly; put each class into a folder of its own"),
-    (["train/cat/1.png", "test/cat/1.png"], "holds one class, 'cat'"),
-    (["train/cat/1.png", "train/dog/1.png", "test/dg/1.png"], r"class 'dg' .* is no class of .*train \(nearest: dog\)"),
-    (["train/cat/1.png", "train/dog/1.png", "test/1.png"], "test has no class folders with images"),
-    (["cat/1.png", "dog/1.png"], "none of the 2 images can be kept for testing"),
-])
+@pytest.mark.parametrize(
+    "paths, message",
+    [
+        (["cat/1.png", "cat/2.png"], "holds one class, 'cat'"),
+        (["1.png", "2.png"], "2 images lie in it directly; put each class into a folder of its own"),
+        (["train/cat/1.png", "test/cat/1.png"], "holds one class, 'cat'"),
+        (["train/cat/1.png", "train/dog/1.png", "test/dg/1.png"], r"class 'dg' .* is no class of .*train \(nearest: dog\)"),
+        (["train/cat/1.png", "train/dog/1.png", "test/1.png"], "test has no class folders with images"),
+        (["cat/1.png", "dog/1.png"], "none of the 2 images can be kept for testing"),
+    ],
+)
 def test_bad_layouts_are_named(write_images, load, paths, message):
     with pytest.raises(UserError, match=message) as caught:
         load(write_images(*paths))

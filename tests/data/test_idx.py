@@ -8,8 +8,12 @@ from minivit.data import load_data
 from minivit.errors import UserError
 
 RNG = np.random.default_rng(0)
-ARRAYS = {"train-images": RNG.integers(0, 256, (20, 8, 8), np.uint8), "train-labels": np.arange(20, dtype=np.uint8) % 10,
-          "t10k-images": RNG.integers(0, 256, (10, 8, 8), np.uint8), "t10k-labels": np.arange(10, dtype=np.uint8)}
+ARRAYS = {
+    "train-images": RNG.integers(0, 256, (20, 8, 8), np.uint8),
+    "train-labels": np.arange(20, dtype=np.uint8) % 10,
+    "t10k-images": RNG.integers(0, 256, (10, 8, 8), np.uint8),
+    "t10k-labels": np.arange(10, dtype=np.uint8),
+}
 
 
 def idx(array):
@@ -46,7 +50,7 @@ def test_a_cut_file_is_named(tmp_path, packed, kept):
     folder = write(tmp_path / "mnist", packed=packed)
     path = next(folder.glob("train-images*"))
     content = path.read_bytes()
-    path.write_bytes(content[:kept if isinstance(kept, int) else int(kept * len(content))])
+    path.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
     with pytest.raises(UserError, match="train-images"):
         load_data(folder)
 

@@ -1,4 +1,5 @@
 """A sketch recognises the images it was made of, and no others."""
+
 import numpy as np
 import pytest
 
@@ -12,7 +13,7 @@ def images(number, seed=0):
 @pytest.mark.parametrize("number", [SIZE - 1, SIZE, 3000])
 def test_the_images_of_the_set_are_known_and_others_are_not(number):
     known = sketch(images(number))
-    assert len(known) == min(number, SIZE) and list(known) == sorted(set(known)) and known[0] >= 0 and known[-1] < 2 ** 63
+    assert len(known) == min(number, SIZE) and list(known) == sorted(set(known)) and known[0] >= 0 and known[-1] < 2**63
     assert overlap(known, images(number)) == 1
     assert overlap(known, images(number)[::2]) == 1
     assert overlap(known, images(number, seed=1)) == 0

@@ -1,4 +1,5 @@
 """The cascade: against the authors' code, what stages hand on, true early exits, thresholds that travel with the weights."""
+
 import json
 
 import numpy as np
@@ -12,7 +13,7 @@ from minivit.calibration import Calibration, fingerprint
 from minivit.predict import Predictor
 from minivit.tensor import current_tracer
 
-PATCHES = ((4, 4, 0), (4, 2, 0), (3, 2, 1))             # 2, 3 and 4 a side of 8 pixels
+PATCHES = ((4, 4, 0), (4, 2, 0), (3, 2, 1))  # 2, 3 and 4 a side of 8 pixels
 
 
 def cascade(**options):
@@ -32,17 +33,27 @@ def calibrated(model, *thresholds, unit="macs"):
     """The model with these thresholds for the budget of all exits."""
     macs = tuple(map(float, model.cost().exits))
     zeros = (0.0,) * len(macs)
-    model.calibration = Calibration(unit, "exact", "max", (macs[-1],), (thresholds,), (0.0,), (0.0,), (zeros,), macs, macs, zeros, 100,
-                                    fingerprint(model))
+    model.calibration = Calibration(
+        unit, "exact", "max", (macs[-1],), (thresholds,), (0.0,), (0.0,), (zeros,), macs, macs, zeros, 100, fingerprint(model)
+    )
     return model, macs[-1]
 
 
 # ------------------------------------------------------------------------------------------------------- the authors' code
 def golden_model(dtype):
     arrays, config = read_golden("dvt_deit.safetensors")
-    model = minivit.create_model("dvt", image_size=config["image_size"], in_channels=config["channels"], num_classes=config["classes"],
-                                 dim=config["dim"], depth=config["depth"], heads=config["heads"], mlp_ratio=config["mlp_ratio"],
-                                 patches=config["patch_kernel_stride_padding"], dtype=dtype)
+    model = minivit.create_model(
+        "dvt",
+        image_size=config["image_size"],
+        in_channels=config["channels"],
+        num_classes=config["classes"],
+        dim=config["dim"],
+        depth=config["depth"],
+        heads=config["heads"],
+        mlp_ratio=config["mlp_ratio"],
+        patches=config["patch_kernel_stride_padding"],
+        dtype=dtype,
+    )
     assert [stage.grid for stage in model.stages] == config["token_grids"]
     model.load_state_dict(model.own_names(part(arrays, "weights/")))
     return model, arrays
@@ -85,8 +96,14 @@ def test_float32():
 def test_weights_under_the_authors_names(tmp_path):
     model, arrays = golden_model("float64")
     save_file(part(arrays, "weights/"), tmp_path / "released.safetensors")
-    again = minivit.create_model("dvt", seed=1, **{name: getattr(model.config, name) for name in (
-        "image_size", "in_channels", "num_classes", "dim", "depth", "heads", "patches", "dtype")})
+    again = minivit.create_model(
+        "dvt",
+        seed=1,
+        **{
+            name: getattr(model.config, name)
+            for name in ("image_size", "in_channels", "num_classes", "dim", "depth", "heads", "patches", "dtype")
+        },
+    )
     minivit.load_weights(again, tmp_path / "released.safetensors")
     assert all(np.array_equal(array, again.state_dict()[name]) for name, array in model.state_dict().items())
     other = minivit.create_model("dvt", num_classes=7, image_size=224, in_channels=1, dim=12, depth=2, heads=2)
@@ -96,9 +113,15 @@ def test_weights_under_the_authors_names(tmp_path):
     assert other.stages[1].head.weight.shape == (7, 12)
 
 
-@pytest.mark.parametrize("reuse, parameters", [
-    (dict(), 70_442_232), (dict(feature_reuse=False, relationship_reuse=False), 67_257_912), (dict(relationship_reuse=False), 70_379_448),
-    (dict(feature_reuse=False), 67_320_696)])
+@pytest.mark.parametrize(
+    "reuse, parameters",
+    [
+        (dict(), 70_442_232),
+        (dict(feature_reuse=False, relationship_reuse=False), 67_257_912),
+        (dict(relationship_reuse=False), 70_379_448),
+        (dict(feature_reuse=False), 67_320_696),
+    ],
+)
 def test_parameter_counts_of_dvt_deit_small(reuse, parameters):
     model = minivit.create_model("dvt_deit_small", init="zeros", **reuse)
     assert sum(p.size for p in model.parameters()) == parameters
@@ -126,9 +149,15 @@ def test_stages_of_other_sizes():
     assert np.array_equal(model(pictures()).numpy(), model.exits(pictures())[-1].numpy())
 
 
-@pytest.mark.parametrize("options, changed", [
-    (dict(), (1, 2)), (dict(relationship_reuse=False), (1, 2)), (dict(feature_reuse=False), (1, 2)),
-    (dict(feature_reuse=False, relationship_reuse=False), ())])
+@pytest.mark.parametrize(
+    "options, changed",
+    [
+        (dict(), (1, 2)),
+        (dict(relationship_reuse=False), (1, 2)),
+        (dict(feature_reuse=False), (1, 2)),
+        (dict(feature_reuse=False, relationship_reuse=False), ()),
+    ],
+)
 def test_what_reuses_the_first_stage(options, changed):
     model = cascade(**options)
     before = [logits.numpy().copy() for logits in model.exits(pictures())]
@@ -145,22 +174,28 @@ def test_reset_head():
     assert [logits.shape for logits in model.exits(pictures())] == [(9, 5)] * 3 and model.config.num_classes == 5
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(patches=((4, 4, 0),)), "a cascade has two exits or more, but patches holds 1"),
-    (dict(patches=((4, 4, 0), (12, 2, 0))), "patches: those of exit 2, of 12 pixels with padding 0, do not fit into an image of 8 pixels"),
-    (dict(patches=((4, 4), (2, 2))), r"patches must hold \(size, stride, padding\) in pixels for each exit"),
-    (dict(patches=4), r"patches must hold \(size, stride, padding\)"),
-    (dict(patches=((4, 0, 0), (2, 2, 0))), r"patches must hold \(size, stride, padding\)"),
-    (dict(backbone="vitt"), r"backbone must be .*'vit'.*, not 'vitt' \(nearest: vit"),
-    (dict(backbone="mixer"), "relationship_reuse needs attention, which mixer has not: set relationship_reuse=False"),
-    (dict(backbone="dvt"), "backbone must be "),
-    (dict(depth=(1, 2)), r"depth holds 2 numbers for 3 exits: \(1, 2\)"),
-    (dict(depth=(1, 2, 0)), "depth must be a whole number of at least 1, or one for each exit"),
-    (dict(heads=5), "^heads must divide dim: 12 is not a multiple of 5$"),
-    (dict(options=dict(pol="mean")), r"options: vit has no option 'pol' to set here \(nearest: pool"),
-    (dict(options=dict(dim=3)), "options: vit has no option 'dim' to set here"),
-    (dict(options=3), "options must map names of the backbone's options to values"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(patches=((4, 4, 0),)), "a cascade has two exits or more, but patches holds 1"),
+        (
+            dict(patches=((4, 4, 0), (12, 2, 0))),
+            "patches: those of exit 2, of 12 pixels with padding 0, do not fit into an image of 8 pixels",
+        ),
+        (dict(patches=((4, 4), (2, 2))), r"patches must hold \(size, stride, padding\) in pixels for each exit"),
+        (dict(patches=4), r"patches must hold \(size, stride, padding\)"),
+        (dict(patches=((4, 0, 0), (2, 2, 0))), r"patches must hold \(size, stride, padding\)"),
+        (dict(backbone="vitt"), r"backbone must be .*'vit'.*, not 'vitt' \(nearest: vit"),
+        (dict(backbone="mixer"), "relationship_reuse needs attention, which mixer has not: set relationship_reuse=False"),
+        (dict(backbone="dvt"), "backbone must be "),
+        (dict(depth=(1, 2)), r"depth holds 2 numbers for 3 exits: \(1, 2\)"),
+        (dict(depth=(1, 2, 0)), "depth must be a whole number of at least 1, or one for each exit"),
+        (dict(heads=5), "^heads must divide dim: 12 is not a multiple of 5$"),
+        (dict(options=dict(pol="mean")), r"options: vit has no option 'pol' to set here \(nearest: pool"),
+        (dict(options=dict(dim=3)), "options: vit has no option 'dim' to set here"),
+        (dict(options=3), "options must map names of the backbone's options to values"),
+    ],
+)
 def test_bad_values_are_named(options, message):
     with pytest.raises(UserError, match=message) as caught:
         cascade(**options)
@@ -168,16 +203,24 @@ def test_bad_values_are_named(options, message):
 
 
 # ----------------------------------------------------------------------------------------------------------- early exits
-@pytest.mark.parametrize("options", [dict(), dict(options=dict(pool="mean", class_token=False)), dict(relationship_reuse=False),
-                                     dict(feature_reuse=False, relationship_reuse=False),
-                                     dict(backbone="mixer", relationship_reuse=False), dict(patches=PATCHES[:2])])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(options=dict(pool="mean", class_token=False)),
+        dict(relationship_reuse=False),
+        dict(feature_reuse=False, relationship_reuse=False),
+        dict(backbone="mixer", relationship_reuse=False),
+        dict(patches=PATCHES[:2]),
+    ],
+)
 def test_images_that_stop_have_the_answers_of_their_exits(options):
     model = cascade(**options)
     images = pictures(23)
     predictor = Predictor(model, batch_size=16)
     every = [logits.numpy() for logits in model.exits(images)]
     np.testing.assert_allclose(predictor.logits(images), every, rtol=1e-5, atol=1e-5)
-    sure = np.stack([answer.confidence for answer in predictor.exits(images)])          # (exits, B)
+    sure = np.stack([answer.confidence for answer in predictor.exits(images)])  # (exits, B)
     _, budget = calibrated(model, *(float(np.median(c)) for c in sure[:-1]))
     answer = predictor.predict(images, budget=budget)
     wanted = np.full(23, len(every) - 1)
@@ -189,7 +232,7 @@ def test_images_that_stop_have_the_answers_of_their_exits(options):
     np.testing.assert_allclose(answer.probabilities, expected, rtol=1e-5, atol=1e-6)
     assert np.array_equal(predictor.predict(images).exits, np.full(23, len(every) - 1))
     assert np.array_equal(predictor.predict(images[:1], budget=budget).exits, wanted[:1])
-    stopped = predictor(images, budget=budget)          # the logits of these answers
+    stopped = predictor(images, budget=budget)  # the logits of these answers
     assert np.array_equal(stopped.argmax(1), answer.labels)
     np.testing.assert_allclose(stopped, np.stack(every)[wanted, np.arange(23)], rtol=1e-4, atol=1e-4)
 
@@ -213,7 +256,7 @@ def test_stages_that_are_not_needed_do_not_run(monkeypatch):
     stage = type(model).stage
 
     def noted(self, k, *rest):
-        ran.extend([k] if current_tracer() is None else [])            # counting multiply-adds computes nothing
+        ran.extend([k] if current_tracer() is None else [])  # counting multiply-adds computes nothing
         return stage(self, k, *rest)
 
     monkeypatch.setattr(type(model), "stage", noted)
@@ -234,7 +277,7 @@ def test_a_budget_needs_thresholds_of_these_weights():
     other, budget = calibrated(cascade(), 0.5, 0.5)
     other.stages[0].head.bias.data += 1
     model.calibration = other.calibration
-    predictor.predict(pictures(), budget=budget)        # equal weights
+    predictor.predict(pictures(), budget=budget)  # equal weights
     with pytest.raises(UserError, match="thresholds of another model"):
         Predictor(other).predict(pictures(), budget=budget)
     with pytest.raises(UserError, match="the model has one exit; a budget is for cascades"):
@@ -260,8 +303,15 @@ def test_a_run_holds_them_too(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.arange(120) % 3
     images = rng.integers(0, 60, (120, 8, 8, 1)).astype(np.uint8) + (60 * labels[:, None, None, None]).astype(np.uint8)
-    run = minivit.train(model="dvt", data=(images, labels), epochs=2, batch_size=16, out=tmp_path / "run", progress=False,
-                        model_options=dict(patches=PATCHES, dim=12, depth=1, heads=2))
+    run = minivit.train(
+        model="dvt",
+        data=(images, labels),
+        epochs=2,
+        batch_size=16,
+        out=tmp_path / "run",
+        progress=False,
+        model_options=dict(patches=PATCHES, dim=12, depth=1, heads=2),
+    )
     assert len(run.history[-1]["exit_accuracies"]) == 3 and run.history[-1]["exit_accuracies"][-1] == run.test_accuracy
     with pytest.raises(UserError, match="these images are of the training set"):
         minivit.calibrate(run.model, images, labels, budgets=[0.5], unit="share")

@@ -1,4 +1,5 @@
 """What FF-only has of its own: positions of another grid, more input of the channel MLP, patches that overlap."""
+
 import numpy as np
 import pytest
 
@@ -8,8 +9,9 @@ from minivit.models.positions import resize
 
 
 def small(**options):
-    return minivit.create_model("ff_only", **{"image_size": 12, "patch_size": 4, "num_classes": 3, "dim": 8, "depth": 2, "dtype": "float64",
-                                              **options})
+    return minivit.create_model(
+        "ff_only", **{"image_size": 12, "patch_size": 4, "num_classes": 3, "dim": 8, "depth": 2, "dtype": "float64", **options}
+    )
 
 
 @pytest.fixture
@@ -31,7 +33,7 @@ def test_stored_positions_are_resized(images, stored):
 def test_the_class_token_is_what_the_head_sees(images):
     model = small()
     tokens = model.tokens(images)
-    assert tokens.shape == (2, 1 + model.grid ** 2, 8) and model.prefix == 1
+    assert tokens.shape == (2, 1 + model.grid**2, 8) and model.prefix == 1
     np.testing.assert_allclose(model.features(images).numpy(), model.norm(tokens).numpy()[:, 0], rtol=1e-12)
 
 
@@ -62,7 +64,12 @@ def test_no_hidden_unit():
 def test_first_weights(init, head):
     state = small(init=init, dim=64, num_classes=10).state_dict()
     assert state["head.weight"].any() == head and not state["head.bias"].any()
-    for name in ("pos_encoding.pos_embed", "pos_encoding.cls_pos_embed", "patch_embed.proj.weight", "blocks.1.mlp1.fc1.weight",
-                 "blocks.1.mlp2.fc2.weight"):
+    for name in (
+        "pos_encoding.pos_embed",
+        "pos_encoding.cls_pos_embed",
+        "patch_embed.proj.weight",
+        "blocks.1.mlp1.fc1.weight",
+        "blocks.1.mlp2.fc2.weight",
+    ):
         assert state[name].std() > 0.01, name
     assert np.all(state["blocks.0.norm2.weight"] == 1)

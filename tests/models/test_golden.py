@@ -1,4 +1,5 @@
 """Models against timm's, their authors' and Google's code: logits, the image gradient and every parameter's gradient, in float64."""
+
 import numpy as np
 import pytest
 from golden_files import assert_matches, part, read_golden
@@ -9,20 +10,33 @@ from minivit import Tensor
 
 def create(config, family, dtype="float64"):
     """A model of a golden file's configuration."""
+
     def given(*names):
         return next(config[name] for name in names if name in config)
 
-    common = dict(image_size=config["image_size"], patch_size=config["patch_size"], in_channels=given("channels", "in_channels"),
-                  num_classes=given("classes", "num_classes"), dim=config["dim"], depth=config["depth"],
-                  eps=given("layer_norm_eps", "norm_eps"), dtype=dtype,
-                  activation={"gelu_erf": "gelu", "gelu_tanh": "gelu_tanh"}[config["activation"]])
+    common = dict(
+        image_size=config["image_size"],
+        patch_size=config["patch_size"],
+        in_channels=given("channels", "in_channels"),
+        num_classes=given("classes", "num_classes"),
+        dim=config["dim"],
+        depth=config["depth"],
+        eps=given("layer_norm_eps", "norm_eps"),
+        dtype=dtype,
+        activation={"gelu_erf": "gelu", "gelu_tanh": "gelu_tanh"}[config["activation"]],
+    )
     if family == "mixer":
         own = dict(token_hidden=config["token_mlp_hidden"], channel_hidden=config["channel_mlp_hidden"])
     elif family == "ff_only":
         own = dict(mlp_ratio=config["mlp_ratio"], position_grid=config["position_grid"][0])
     else:
-        own = dict(heads=config["heads"], mlp_ratio=config["mlp_hidden"] / config["dim"], class_token=config["class_token"],
-                   layer_scale=config.get("layer_scale_init"), pool="cls" if config["pooling"] == "cls token" else "mean")
+        own = dict(
+            heads=config["heads"],
+            mlp_ratio=config["mlp_hidden"] / config["dim"],
+            class_token=config["class_token"],
+            layer_scale=config.get("layer_scale_init"),
+            pool="cls" if config["pooling"] == "cls token" else "mean",
+        )
     return minivit.create_model(family, **common, **own)
 
 
@@ -34,8 +48,9 @@ def run(model, images, weights):
     return logits.numpy(), images.grad.numpy()
 
 
-@pytest.mark.parametrize("name, family", [("vit", "vit"), ("vit_gap", "vit"), ("mixer", "mixer"), ("ff_only", "ff_only"),
-                                          ("ff_only_resize", "ff_only")])
+@pytest.mark.parametrize(
+    "name, family", [("vit", "vit"), ("vit_gap", "vit"), ("mixer", "mixer"), ("ff_only", "ff_only"), ("ff_only_resize", "ff_only")]
+)
 class TestTimmAndAuthors:
     def test_float64(self, name, family):
         arrays, config = read_golden(f"{name}.safetensors")
@@ -74,6 +89,6 @@ def test_google(family, tmp_path):
     logits, image_gradient = run(model, arrays["golden/input"].transpose(0, 3, 1, 2), arrays["golden/R"])
     assert_matches(logits, arrays["golden/logits"], "logits")
     assert_matches(image_gradient, arrays["golden/input_gradient"].transpose(0, 3, 1, 2), "input gradient")
-    expected = loaded(part(arrays, "golden/gradients/")).state_dict()      # gradients lie as their parameters do
+    expected = loaded(part(arrays, "golden/gradients/")).state_dict()  # gradients lie as their parameters do
     for name, parameter in model.named_parameters():
         assert_matches(parameter.grad.numpy(), expected[name], name)

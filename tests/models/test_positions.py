@@ -1,4 +1,5 @@
 """Resized position embeddings, against PyTorch's interpolate(align_corners=False) in float64."""
+
 import numpy as np
 import pytest
 from golden_files import golden_path

@@ -1,4 +1,5 @@
 """Names, sizes, options: what `create_model` and `list_models` promise."""
+
 import json
 from dataclasses import asdict
 
@@ -10,16 +11,34 @@ import minivit
 from minivit import UserError
 from minivit.models import FAMILIES, PRESETS, ViT, register
 
-PARAMETERS = {                                          # counted in timm or the authors' code, or by shapes
-    "vit_tiny_patch16_224": 5_717_416, "vit_small_patch16_224": 22_050_664, "vit_base_patch16_224": 86_567_656,
-    "vit_base_patch32_224": 88_224_232, "vit_large_patch16_224": 304_326_632, "vit_huge_patch14_224": 632_045_800,
-    "mixer_s32_224": 19_104_624, "mixer_s16_224": 18_528_264, "mixer_b32_224": 60_293_428, "mixer_b16_224": 59_880_472,
-    "mixer_l32_224": 206_939_264, "mixer_l16_224": 208_196_168,
-    "vit_nano_patch2_8": 202_058, "vit_nano_patch4_32": 809_098, "vit_tiny_patch4_32": 4_028_170, "vit_small_patch4_32": 12_469_258,
-    "mixer_nano_patch2_8": 138_762, "mixer_tiny_patch4_32": 4_360_970,
-    "ff_only_tiny": 7_676_332, "ff_only_base": 61_943_020, "ff_only_large": 206_363_576,
-    "dvt_deit_small": 70_442_232, "dvt_nano_8": 825_886, "dvt_nano_32": 1_387_461, "dvt_tiny_32": 13_420_098,
-    "ff_only_nano_patch2_8": 144_838, "ff_only_nano_patch4_32": 681_158,
+PARAMETERS = {  # counted in timm or the authors' code, or by shapes
+    "vit_tiny_patch16_224": 5_717_416,
+    "vit_small_patch16_224": 22_050_664,
+    "vit_base_patch16_224": 86_567_656,
+    "vit_base_patch32_224": 88_224_232,
+    "vit_large_patch16_224": 304_326_632,
+    "vit_huge_patch14_224": 632_045_800,
+    "mixer_s32_224": 19_104_624,
+    "mixer_s16_224": 18_528_264,
+    "mixer_b32_224": 60_293_428,
+    "mixer_b16_224": 59_880_472,
+    "mixer_l32_224": 206_939_264,
+    "mixer_l16_224": 208_196_168,
+    "vit_nano_patch2_8": 202_058,
+    "vit_nano_patch4_32": 809_098,
+    "vit_tiny_patch4_32": 4_028_170,
+    "vit_small_patch4_32": 12_469_258,
+    "mixer_nano_patch2_8": 138_762,
+    "mixer_tiny_patch4_32": 4_360_970,
+    "ff_only_tiny": 7_676_332,
+    "ff_only_base": 61_943_020,
+    "ff_only_large": 206_363_576,
+    "dvt_deit_small": 70_442_232,
+    "dvt_nano_8": 825_886,
+    "dvt_nano_32": 1_387_461,
+    "dvt_tiny_32": 13_420_098,
+    "ff_only_nano_patch2_8": 144_838,
+    "ff_only_nano_patch4_32": 681_158,
 }
 
 
@@ -110,30 +129,33 @@ def test_images_of_any_dtype_and_kind():
         model(minivit.Tensor(images.astype(np.float32), requires_grad=True))
 
 
-@pytest.mark.parametrize("name, options, message", [
-    ("vit_tinny_patch4_32", {}, r"unknown model 'vit_tinny_patch4_32' \(nearest: vit_tiny_patch4_32"),
-    ("resnet", {}, "unknown model 'resnet'"),
-    ("vit", {"dimm": 3}, r"vit has no option 'dimm' \(nearest: dim"),
-    ("vit_nano_patch2_8", {"token_hidden": 3}, "vit_nano_patch2_8 has no option 'token_hidden'"),
-    ("vit", {"image_size": 32, "patch_size": 5}, "^patch_size must divide image_size: 32 is not a multiple of 5$"),
-    ("mixer", {"image_size": 32, "patch_size": 5}, "^patch_size must divide image_size: 32 is not a multiple of 5$"),
-    ("vit", {"dim": 192, "heads": 5}, "^heads must divide dim: 192 is not a multiple of 5$"),
-    ("vit", {"pool": "avg"}, "pool must be 'cls' or 'mean', not 'avg'"),
-    ("vit", {"class_token": False}, "pool='cls' needs a class token"),
-    ("vit", {"class_token": 1}, "class_token must be true or false, not 1"),
-    ("vit", {"depth": 0}, "depth must be a whole number of at least 1, not 0"),
-    ("vit", {"depth": 2.5}, "depth must be a whole number of at least 1, not 2.5"),
-    ("vit", {"depth": True}, "depth must be a whole number of at least 1, not True"),
-    ("vit", {"mlp_ratio": -1.0}, "mlp_ratio must be a number above 0, not -1.0"),
-    ("vit", {"mlp_ratio": 0.001}, "mlp_ratio=0.001 leaves no hidden channel of dim 768"),
-    ("vit", {"layer_scale": "small"}, "layer_scale must be a number above 0, not 'small'"),
-    ("vit", {"drop_rate": 1.0}, "drop_rate must be a number of at least 0 and below 1, not 1.0"),
-    ("vit", {"eps": float("nan")}, "eps must be a number above 0, not nan"),
-    ("mixer", {"dtype": "bfloat16"}, "dtype must be 'float32' or 'float64', not 'bfloat16'"),
-    ("mixer", {"num_classes": "ten"}, "num_classes must be a whole number of at least 1, not 'ten'"),
-    ("mixer", {"seed": -1}, "seed must be a whole number"),
-    ("mixer", {"seed": "x"}, "seed must be a whole number"),
-])
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("vit_tinny_patch4_32", {}, r"unknown model 'vit_tinny_patch4_32' \(nearest: vit_tiny_patch4_32"),
+        ("resnet", {}, "unknown model 'resnet'"),
+        ("vit", {"dimm": 3}, r"vit has no option 'dimm' \(nearest: dim"),
+        ("vit_nano_patch2_8", {"token_hidden": 3}, "vit_nano_patch2_8 has no option 'token_hidden'"),
+        ("vit", {"image_size": 32, "patch_size": 5}, "^patch_size must divide image_size: 32 is not a multiple of 5$"),
+        ("mixer", {"image_size": 32, "patch_size": 5}, "^patch_size must divide image_size: 32 is not a multiple of 5$"),
+        ("vit", {"dim": 192, "heads": 5}, "^heads must divide dim: 192 is not a multiple of 5$"),
+        ("vit", {"pool": "avg"}, "pool must be 'cls' or 'mean', not 'avg'"),
+        ("vit", {"class_token": False}, "pool='cls' needs a class token"),
+        ("vit", {"class_token": 1}, "class_token must be true or false, not 1"),
+        ("vit", {"depth": 0}, "depth must be a whole number of at least 1, not 0"),
+        ("vit", {"depth": 2.5}, "depth must be a whole number of at least 1, not 2.5"),
+        ("vit", {"depth": True}, "depth must be a whole number of at least 1, not True"),
+        ("vit", {"mlp_ratio": -1.0}, "mlp_ratio must be a number above 0, not -1.0"),
+        ("vit", {"mlp_ratio": 0.001}, "mlp_ratio=0.001 leaves no hidden channel of dim 768"),
+        ("vit", {"layer_scale": "small"}, "layer_scale must be a number above 0, not 'small'"),
+        ("vit", {"drop_rate": 1.0}, "drop_rate must be a number of at least 0 and below 1, not 1.0"),
+        ("vit", {"eps": float("nan")}, "eps must be a number above 0, not nan"),
+        ("mixer", {"dtype": "bfloat16"}, "dtype must be 'float32' or 'float64', not 'bfloat16'"),
+        ("mixer", {"num_classes": "ten"}, "num_classes must be a whole number of at least 1, not 'ten'"),
+        ("mixer", {"seed": -1}, "seed must be a whole number"),
+        ("mixer", {"seed": "x"}, "seed must be a whole number"),
+    ],
+)
 def test_bad_values_are_named(name, options, message):
     with pytest.raises(UserError, match=message) as caught:
         minivit.create_model(name, **options)
@@ -149,7 +171,7 @@ def test_images_of_another_shape(shape):
 def test_register_a_family():
     class Narrow(ViT):
         family = "narrow"
-        presets = {"narrow_8": dict(image_size=8, patch_size=4, dim=8, depth=1, heads=1)}   # noqa: RUF012
+        presets = {"narrow_8": dict(image_size=8, patch_size=4, dim=8, depth=1, heads=1)}  # noqa: RUF012
 
     register(Narrow)
     try:

@@ -1,4 +1,5 @@
 """Whole models in training: gradients against finite differences, randomness, and a recorded plan against eager."""
+
 import tracemalloc
 
 import numpy as np
@@ -13,7 +14,7 @@ from minivit.plan import Plan
 from minivit.precision import precision_for
 
 RATES = dict(drop_rate=0.2, proj_drop_rate=0.1, drop_path_rate=0.4)
-CASCADE = dict(patches=((4, 4, 0), (4, 2, 0), (3, 2, 1)))     # 2, 3 and 4 a side of 8 pixels
+CASCADE = dict(patches=((4, 4, 0), (4, 2, 0), (3, 2, 1)))  # 2, 3 and 4 a side of 8 pixels
 VARIANTS = {
     "vit": ("vit", dict(heads=2)),
     "vit_mean": ("vit", dict(heads=2, pool="mean", class_token=False, qkv_bias=False)),
@@ -26,15 +27,18 @@ VARIANTS = {
     "dvt_mean": ("dvt", dict(heads=(1, 2, 4), dim=(4, 8, 12), depth=(1, 2, 3), options=dict(pool="mean", class_token=False), **CASCADE)),
     "dvt_features": ("dvt", dict(heads=2, relationship_reuse=False, **CASCADE)),
     "dvt_relationships": ("dvt", dict(heads=2, feature_reuse=False, **CASCADE)),
-    "dvt_dropping": ("dvt", dict(heads=2, drop_path_rate=0.4, options=dict(attn_drop_rate=0.2, proj_drop_rate=0.1, drop_rate=0.2),
-                                 **CASCADE)),
+    "dvt_dropping": (
+        "dvt",
+        dict(heads=2, drop_path_rate=0.4, options=dict(attn_drop_rate=0.2, proj_drop_rate=0.1, drop_rate=0.2), **CASCADE),
+    ),
     "dvt_mixer": ("dvt", dict(backbone="mixer", relationship_reuse=False, drop_path_rate=0.3, **CASCADE)),
     "dvt_ff_only": ("dvt", dict(backbone="ff_only", relationship_reuse=False, **CASCADE)),
     "ff_only_dropping": ("ff_only", dict(activation="gelu_tanh", pos_drop_rate=0.1, **RATES)),
 }
 EVERY = pytest.mark.parametrize("variant", VARIANTS)
-DROPPING = pytest.mark.parametrize("variant", ["vit_dropping", "vit_drop_path", "mixer_dropping", "ff_only_dropping",
-                                                 "dvt_dropping", "dvt_mixer"])
+DROPPING = pytest.mark.parametrize(
+    "variant", ["vit_dropping", "vit_drop_path", "mixer_dropping", "ff_only_dropping", "dvt_dropping", "dvt_mixer"]
+)
 
 
 def sizes(family):
@@ -46,7 +50,7 @@ def create(variant, dtype="float32", seed=0):
     given = dict(in_channels=2, num_classes=3, dtype=dtype, seed=seed, **sizes(family)) | options
     model = minivit.create_model(family, **given)
     rng = np.random.default_rng(seed)
-    for parameter in model.parameters():                # away from zero heads and unit scales
+    for parameter in model.parameters():  # away from zero heads and unit scales
         parameter.data += 0.2 * rng.standard_normal(parameter.shape)
     return model
 
@@ -71,7 +75,7 @@ def loss_of(model, images, labels):
 # --------------------------------------------------------------------------------------------------------------- gradients
 @EVERY
 def test_gradients_in_evaluation(variant, set_threads):
-    set_threads(1)                                      # far faster for models as small as these
+    set_threads(1)  # far faster for models as small as these
     report = check_model(create(variant, "float64"), batch("float64")[0], name=variant)
     assert not report.failure, report.failure
 
@@ -84,7 +88,7 @@ def test_gradients_in_training(variant, set_threads):
     source = Tensor(images, requires_grad=True)
 
     def loss():
-        model.random.state[1] = 0                       # the same masks each time
+        model.random.state[1] = 0  # the same masks each time
         return loss_of(model, source, labels)
 
     loss().backward()
@@ -129,13 +133,14 @@ def test_training_is_random_and_repeatable(variant):
     a, b, c = (model(images).numpy() for model in (first, first, again))
     assert not np.array_equal(a, b) and np.array_equal(a, c)
     assert np.array_equal(first.eval()(images).numpy(), again.eval()(images).numpy())
-    assert first.random.state[1] == 2 and again.random.state[1] == 1    # evaluation draws nothing
+    assert first.random.state[1] == 2 and again.random.state[1] == 1  # evaluation draws nothing
 
 
 def _faint(options):
     """The options with rates that drop next to nothing."""
-    return {name: _faint(value) if isinstance(value, dict) else 1e-12 if name.endswith("rate") else value
-            for name, value in options.items()}
+    return {
+        name: _faint(value) if isinstance(value, dict) else 1e-12 if name.endswith("rate") else value for name, value in options.items()
+    }
 
 
 @DROPPING
@@ -184,7 +189,7 @@ def check_replay(recorded, eager, images, labels):
 @pytest.mark.parametrize("name", ["vit_nano_patch2_8", "mixer_nano_patch2_8", "ff_only_nano_patch2_8"])
 def test_arena_and_allocation(name):
     model = minivit.create_model(name, drop_path_rate=0.1).train()
-    for parameter in model.parameters():                # as an optimizer has it: gradients lie outside
+    for parameter in model.parameters():  # as an optimizer has it: gradients lie outside
         parameter.grad_home = device.like(parameter.data)
     rng = np.random.default_rng(0)
     images, labels = rng.standard_normal((64, 1, 8, 8)).astype(np.float32), rng.integers(0, 10, 64)
@@ -195,4 +200,4 @@ def test_arena_and_allocation(name):
     plan.replay()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 2000                                  # bytes: Python's own, of the call
+    assert peak < 2000  # bytes: Python's own, of the call

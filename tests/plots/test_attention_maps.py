@@ -1,4 +1,5 @@
 """Attention probabilities, rollout, and both laid over images."""
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -44,11 +45,11 @@ def cascade(reuse=True):
 
 def test_probabilities_of_a_stage_contain_what_it_reuses():
     model = cascade()
-    for _, parameter in model.named_parameters():       # so that what is reused matters
+    for _, parameter in model.named_parameters():  # so that what is reused matters
         parameter.data[...] += 0.1 * np.random.default_rng(1).standard_normal(parameter.shape)
     with no_grad():
         _, first = model.stage(0, Tensor(images()), (None, None))
-        _, (_, relation) = model.stage(1, Tensor(images()), first)              # the logits of both blocks, (B, 2·2, N, N)
+        _, (_, relation) = model.stage(1, Tensor(images()), first)  # the logits of both blocks, (B, 2·2, N, N)
     found = plots.attention_probabilities(model, images(), 1)
     np.testing.assert_allclose(np.concatenate(found, axis=1), softmax(relation.numpy()))
     last = plots.attention_probabilities(model, images())
@@ -67,7 +68,7 @@ def test_probabilities_without_reuse_are_the_stage_alone():
 def test_the_mode_stays():
     model = minivit.create_model("vit", **TINY, patch_size=2, drop_path_rate=0.5, attn_drop_rate=0.5).train()
     once, again = (plots.attention_probabilities(model, images()) for _ in range(2))
-    assert model.training and all(map(np.array_equal, once, again))             # nothing was dropped
+    assert model.training and all(map(np.array_equal, once, again))  # nothing was dropped
 
 
 def test_no_attention_and_no_such_stage():
@@ -79,7 +80,7 @@ def test_no_attention_and_no_such_stage():
 
 # --------------------------------------------------------------------------------------------------------------------- rollout
 def test_rollout_by_hand():
-    first = np.array([[[1.0, 0.0], [0.8, 0.2]], [[1.0, 0.0], [0.2, 0.8]]])      # two heads, mean [[1, 0], [.5, .5]]
+    first = np.array([[[1.0, 0.0], [0.8, 0.2]], [[1.0, 0.0], [0.2, 0.8]]])  # two heads, mean [[1, 0], [.5, .5]]
     second = np.array([[[0.2, 0.8], [0.6, 0.4]]])
     # (.5 A₂ + .5 I) (.5 A₁ + .5 I) = [[.6, .4], [.3, .7]] [[1, 0], [.25, .75]]
     np.testing.assert_allclose(plots.attention_rollout([first, second]), [[0.7, 0.3], [0.475, 0.525]])
@@ -133,8 +134,12 @@ def test_rollout_maps():
     pictures = np.stack([IMAGE, 255 - IMAGE])
     figure = plots.rollout_maps(pictures, rollouts, [2, 4], True, ["one", "two"])
     first, second, third, fourth = heats(figure)
-    for heat, rollout, grid in ((first, rollouts[0][0], 2), (second, rollouts[0][1], 2), (third, rollouts[1][0], 4),
-                                (fourth, rollouts[1][1], 4)):
+    for heat, rollout, grid in (
+        (first, rollouts[0][0], 2),
+        (second, rollouts[0][1], 2),
+        (third, rollouts[1][0], 4),
+        (fourth, rollouts[1][1], 4),
+    ):
         values = rollout[0, 1:].reshape(grid, grid)
         np.testing.assert_allclose(heat, values - values.min())
     assert [axes.get_title() for axes in figure.axes[:2]] == ["one", "two"]

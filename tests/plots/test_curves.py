@@ -1,4 +1,5 @@
 """Learning curves, accuracy against cost, exit histograms: what is drawn is what was given."""
+
 import subprocess
 import sys
 
@@ -43,17 +44,24 @@ CASCADE = [(2.0e9, 0.85), (0.5e9, 0.7), (1.0e9, 0.8)]
 EXITS = [(0.4e9, 0.65), (4.0e9, 0.84)]
 
 
-@pytest.mark.parametrize("unit, shrink, divisor, label", [
-    ("macs", 1, 1e9, "multiply-adds an image, billions"), ("macs", 1e-3, 1e6, "multiply-adds an image, millions"),
-    ("macs", 1e-6, 1e3, "multiply-adds an image, thousands"), ("macs", 1e-9, 1, "mean multiply-adds an image"),
-    ("ms", 1, 1, "milliseconds"), ("share", 2.5e-10, 0.01, "% of the last exit's")])
+@pytest.mark.parametrize(
+    "unit, shrink, divisor, label",
+    [
+        ("macs", 1, 1e9, "multiply-adds an image, billions"),
+        ("macs", 1e-3, 1e6, "multiply-adds an image, millions"),
+        ("macs", 1e-6, 1e3, "multiply-adds an image, thousands"),
+        ("macs", 1e-9, 1, "mean multiply-adds an image"),
+        ("ms", 1, 1, "milliseconds"),
+        ("share", 2.5e-10, 0.01, "% of the last exit's"),
+    ],
+)
 def test_accuracy_against_cost(unit, shrink, divisor, label):
-    axes, = plots.accuracy_cost_curve([(shrink * c, a) for c, a in CASCADE], [(shrink * c, a) for c, a in EXITS], unit, "title").axes
+    (axes,) = plots.accuracy_cost_curve([(shrink * c, a) for c, a in CASCADE], [(shrink * c, a) for c, a in EXITS], unit, "title").axes
     curve, points = axes.lines
     costs = np.array(sorted(CASCADE))[:, 0] * shrink / divisor
-    np.testing.assert_allclose(curve.get_xydata(), np.column_stack([costs, [70, 80, 85]]))     # in the order of cost
+    np.testing.assert_allclose(curve.get_xydata(), np.column_stack([costs, [70, 80, 85]]))  # in the order of cost
     np.testing.assert_allclose(points.get_xydata(), [[0.4e9 * shrink / divisor, 65], [4e9 * shrink / divisor, 84]])
-    assert points.get_linestyle() == "None"             # an exit is a point
+    assert points.get_linestyle() == "None"  # an exit is a point
     assert axes.get_xlabel().endswith(label)
     assert [text.get_text() for text in axes.texts] == ["exit 1", "exit 2"]
     assert axes.get_title() == "title"
@@ -77,12 +85,12 @@ def bars(axes):
 
 def test_exit_histogram():
     exits = np.array([0, 0, 0, 2, 2, 0])
-    axes, = plots.exit_histogram(exits, 4).axes
+    (axes,) = plots.exit_histogram(exits, 4).axes
     assert bars(axes) == [[4, 0, 2, 0]]
-    axes, = plots.exit_histogram(exits, 4, np.array([1, 1, 0, 1, 0, 1], bool)).axes
+    (axes,) = plots.exit_histogram(exits, 4, np.array([1, 1, 0, 1, 0, 1], bool)).axes
     wrong = axes.containers[1]
     assert bars(axes) == [[3, 0, 1, 0], [1, 0, 1, 0]]
-    assert [bar.get_y() for bar in wrong] == [3, 0, 1, 0]                       # on top of the right ones
+    assert [bar.get_y() for bar in wrong] == [3, 0, 1, 0]  # on top of the right ones
     assert [text.get_text() for text in axes.texts] == ["66.7 %\n75.0 % right", "0.0 %", "33.3 %\n50.0 % right", "0.0 %"]
     assert axes.get_ylim()[1] > 4
 

@@ -1,4 +1,5 @@
 """`draw_run` and `minivit plot`: which pictures fit which run."""
+
 import json
 
 import numpy as np
@@ -62,8 +63,18 @@ def test_an_ff_only_model(tmp_path):
     assert all(path.parent == tmp_path / "run" and path.is_file() for path in paths)
 
 
-EXITS = ["filters_exit1.png", "positions_exit1.png", "filters_exit2.png", "positions_exit2.png", "filters_exit3.png", "positions_exit3.png",
-         "attention_exit1.png", "attention_exit2.png", "attention_exit3.png", "rollout.png"]
+EXITS = [
+    "filters_exit1.png",
+    "positions_exit1.png",
+    "filters_exit2.png",
+    "positions_exit2.png",
+    "filters_exit3.png",
+    "positions_exit3.png",
+    "attention_exit1.png",
+    "attention_exit2.png",
+    "attention_exit3.png",
+    "rollout.png",
+]
 
 
 def test_a_cascade_before_it_is_calibrated(drawn):
@@ -75,8 +86,13 @@ def test_a_calibrated_cascade(folders, drawn, monkeypatch):
     for name in ("accuracy_cost_curve", "exit_histogram", "exit_sheet"):
         real = getattr(drawing, name)
         monkeypatch.setattr(drawing, name, lambda *a, real=real, name=name: given.setdefault(name, []).append(a) or real(*a))
-    assert drawn("calibrated.safetensors", data="digits", budget=0.6) == [*EXITS, "accuracy_cost.png", "accuracy_ms.png", "exits.png",
-                                                                          "exit_sheet.png"]
+    assert drawn("calibrated.safetensors", data="digits", budget=0.6) == [
+        *EXITS,
+        "accuracy_cost.png",
+        "accuracy_ms.png",
+        "exits.png",
+        "exit_sheet.png",
+    ]
     (cascade, exits, unit, _), (timed, timed_exits, second, _) = given["accuracy_cost_curve"]
     assert (unit, second) == ("macs", "ms")
     classifier = minivit.load(folders / "calibrated.safetensors")
@@ -87,7 +103,7 @@ def test_a_calibrated_cascade(folders, drawn, monkeypatch):
     images, *_ = given["exit_sheet"][0]
     expected = classifier.predict(images, 0.6)
     np.testing.assert_array_equal(left, expected.exits)
-    assert number == 3 and len(images) == len(correct) == 180                   # half of the test images
+    assert number == 3 and len(images) == len(correct) == 180  # half of the test images
     at_budget = next(a for cost, a in cascade if cost == pytest.approx(expected.macs.mean()))
     assert at_budget == pytest.approx(correct.mean())
 
@@ -95,9 +111,21 @@ def test_a_calibrated_cascade(folders, drawn, monkeypatch):
 @pytest.mark.parametrize("accuracies, drawn", [((0.8, 0.899, 0.91), 0.4), ((0.8, 0.85, 0.88), 0.7)])
 def test_the_budget_that_is_drawn(accuracies, drawn):
     """The smallest that is within 0.2 points of the last exit's 90 %, or the largest."""
-    calibration = Calibration(unit="share", method="exact", confidence="max", budgets=(0.2, 0.4, 0.7), thresholds=((0.0,), (0.5,), (0.7,)),
-                              accuracies=accuracies, mean_costs=(0.2, 0.4, 0.7), exit_shares=((1, 0), (0.5, 0.5), (0.3, 0.7)),
-                              costs=(0.2, 1.0), macs=(20.0, 100.0), exit_accuracies=(0.8, 0.9), images=500, fingerprint="")
+    calibration = Calibration(
+        unit="share",
+        method="exact",
+        confidence="max",
+        budgets=(0.2, 0.4, 0.7),
+        thresholds=((0.0,), (0.5,), (0.7,)),
+        accuracies=accuracies,
+        mean_costs=(0.2, 0.4, 0.7),
+        exit_shares=((1, 0), (0.5, 0.5), (0.3, 0.7)),
+        costs=(0.2, 1.0),
+        macs=(20.0, 100.0),
+        exit_accuracies=(0.8, 0.9),
+        images=500,
+        fingerprint="",
+    )
     assert drawing._as_good(calibration) == drawn
 
 
@@ -113,17 +141,20 @@ def test_given_images(folders, drawn, tmp_path, monkeypatch):
 
 
 # -------------------------------------------------------------------------------------------------------------------- mistakes
-@pytest.mark.parametrize("name, options, message", [
-    ("vti", {}, r"there is no run .*vti \(nearest: vit"),
-    ("vit", dict(images=["no/such.png"]), r"no/such\.png"),
-    ("mixer", dict(images=["picture.png"]), r"images are for laying attention over them, and mixer_nano_patch2_8 has none"),
-    ("vit", dict(budget=0.5), r"budget=0\.5 is for a cascade with thresholds: calibrate it first"),
-    ("calibrated.safetensors", {}, "does not tell which data it was trained on: give --data"),
-    ("calibrated.safetensors", dict(data="digits", budget=0.01), r"no thresholds .* a budget of 1 %"),
-])
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("vti", {}, r"there is no run .*vti \(nearest: vit"),
+        ("vit", dict(images=["no/such.png"]), r"no/such\.png"),
+        ("mixer", dict(images=["picture.png"]), r"images are for laying attention over them, and mixer_nano_patch2_8 has none"),
+        ("vit", dict(budget=0.5), r"budget=0\.5 is for a cascade with thresholds: calibrate it first"),
+        ("calibrated.safetensors", {}, "does not tell which data it was trained on: give --data"),
+        ("calibrated.safetensors", dict(data="digits", budget=0.01), r"no thresholds .* a budget of 1 %"),
+    ],
+)
 def test_mistakes_draw_nothing(folders, tmp_path, name, options, message):
     if name == "calibrated.safetensors":
-        (tmp_path / name).write_bytes((folders / name).read_bytes())            # away from the runs
+        (tmp_path / name).write_bytes((folders / name).read_bytes())  # away from the runs
     with pytest.raises(UserError, match=message):
         plots.draw_run((tmp_path if name == "calibrated.safetensors" else folders) / name, out=tmp_path / "pictures", **options)
     assert not (tmp_path / "pictures").exists()
@@ -131,9 +162,14 @@ def test_mistakes_draw_nothing(folders, tmp_path, name, options, message):
 
 def test_too_few_test_images_for_exits(folders, tmp_path):
     digits = minivit.load_data("digits")
-    first = np.unique(digits.test_labels, return_index=True)[1]                 # one of each class
-    np.savez(tmp_path / "few.npz", train_images=digits.train_images, train_labels=digits.train_labels,
-             test_images=digits.test_images[first], test_labels=digits.test_labels[first])
+    first = np.unique(digits.test_labels, return_index=True)[1]  # one of each class
+    np.savez(
+        tmp_path / "few.npz",
+        train_images=digits.train_images,
+        train_labels=digits.train_labels,
+        test_images=digits.test_images[first],
+        test_labels=digits.test_labels[first],
+    )
     with pytest.raises(UserError, match="each class needs two or more"):
         plots.draw_run(folders / "calibrated.safetensors", str(tmp_path / "few.npz"), out=tmp_path / "pictures")
     assert not (tmp_path / "pictures").exists()

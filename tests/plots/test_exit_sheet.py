@@ -1,4 +1,5 @@
 """Sheets of images that leave early and late."""
+
 import numpy as np
 import pytest
 
@@ -6,7 +7,7 @@ from minivit import UserError, plots
 
 EXITS = np.array([1, 0, 0, 2, 0, 2, 1])
 SURE = np.array([0.9, 0.8, 0.99, 0.3, 0.9, 0.6, 0.7])
-IMAGES = np.arange(7, dtype=np.uint8)[:, None, None, None] * np.full((1, 4, 4, 1), 10, np.uint8)        # image i is filled with 10 i
+IMAGES = np.arange(7, dtype=np.uint8)[:, None, None, None] * np.full((1, 4, 4, 1), 10, np.uint8)  # image i is filled with 10 i
 LABELS = list("abcdefg")
 
 

@@ -1,4 +1,5 @@
 """Position embeddings, patch filters and token-mixing weights as maps."""
+
 import numpy as np
 import pytest
 
@@ -11,7 +12,7 @@ def test_a_mosaic():
     whole = mosaic(tiles, 2)
     assert whole.shape == (27, 27)
     for tile, (top, left) in zip(tiles, [(1, 1), (1, 14), (14, 1)]):
-        np.testing.assert_array_equal(whole[top:top + 12, left:left + 12], tile)
+        np.testing.assert_array_equal(whole[top : top + 12, left : left + 12], tile)
     assert np.isfinite(whole).sum() == tiles.size and np.isnan(whole[13:, 14:]).all()
 
 
@@ -25,7 +26,7 @@ def test_position_similarity():
     random = np.random.default_rng(0)
     positions = random.standard_normal((144, 5)) * random.uniform(0.1, 9, (144, 1))
     drawn = plots.position_similarity(positions, 12).axes[0].images[0].get_array()
-    i, j = 3 * 12 + 7, 10 * 12 + 2                      # the map of patch i, at the place of patch j
+    i, j = 3 * 12 + 7, 10 * 12 + 2  # the map of patch i, at the place of patch j
     cosine = positions[i] @ positions[j] / np.linalg.norm(positions[i]) / np.linalg.norm(positions[j])
     assert drawn[3 * 13 + 1 + 10, 7 * 13 + 1 + 2] == pytest.approx(cosine)
     assert drawn[3 * 13 + 1 + 3, 7 * 13 + 1 + 7] == pytest.approx(1)
@@ -39,16 +40,16 @@ def test_positions_of_another_grid():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_patch_filters_are_principal_components(channels):
     random = np.random.default_rng(1)
-    basis = np.linalg.qr(random.standard_normal((16 * channels, 2)))[0].T       # two orthonormal patterns
+    basis = np.linalg.qr(random.standard_normal((16 * channels, 2)))[0].T  # two orthonormal patterns
     amounts = random.standard_normal((64, 2)) * [3, 1]
-    weight = (amounts @ basis + 5).reshape(64, channels, 4, 4)                  # the mean of all filters is no component
+    weight = (amounts @ basis + 5).reshape(64, channels, 4, 4)  # the mean of all filters is no component
     figure = plots.patch_filters(weight, number=2)
     centred = amounts - amounts.mean(0)
-    axes = np.linalg.svd(centred)[2] @ basis            # the true principal components
+    axes = np.linalg.svd(centred)[2] @ basis  # the true principal components
     variances = np.linalg.svd(centred, compute_uv=False) ** 2
     for one, component, share in zip(figure.axes, axes, variances / variances.sum()):
         drawn = np.asarray(one.images[0].get_array()).reshape(4, 4, channels).transpose(2, 0, 1).ravel() - 0.5
-        assert abs(drawn @ component) == pytest.approx(np.linalg.norm(drawn), rel=1e-6)         # parallel
+        assert abs(drawn @ component) == pytest.approx(np.linalg.norm(drawn), rel=1e-6)  # parallel
         assert drawn.max() == pytest.approx(0.5)
         assert one.get_xlabel() == f"{100 * share:.1f} %"
 
@@ -71,17 +72,20 @@ def waves(grid):
 def tiles(figure, number, grid, columns):
     drawn = np.ma.filled(figure.axes[number].images[0].get_array(), np.nan)
     step = grid + 1
-    return [drawn[1 + r * step:(r + 1) * step, 1 + c * step:(c + 1) * step]
-            for r in range(len(drawn) // step) for c in range(min(columns, drawn.shape[1] // step))]
+    return [
+        drawn[1 + r * step : (r + 1) * step, 1 + c * step : (c + 1) * step]
+        for r in range(len(drawn) // step)
+        for c in range(min(columns, drawn.shape[1] // step))
+    ]
 
 
 def test_token_mixing_pairs_opposite_phases_by_frequency():
     units = np.stack(waves(12))
     weight = (units * np.array([1, 2, 3, 4, 5, 6])[:, None, None]).reshape(6, 144)
     found = tiles(plots.token_mixing_maps([weight, -weight], 12), 0, 12, 8)
-    order = [(1, 3), (0, 5), (2, 4)]                    # frequency 1, 3, 5
+    order = [(1, 3), (0, 5), (2, 4)]  # frequency 1, 3, 5
     for n, pair in enumerate(order):
-        for tile, i in zip(found[2 * n:2 * n + 2], pair):
+        for tile, i in zip(found[2 * n : 2 * n + 2], pair):
             np.testing.assert_allclose(tile, units[i] / np.abs(units[i]).max(), atol=1e-9)
 
 
