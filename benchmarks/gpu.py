@@ -27,12 +27,14 @@ import numpy as np
 import minivit
 from minivit import Trainer, create_model
 from minivit.accuracy import Tally, check_accuracy
-from minivit.kernels import OPS, Op, cuda, device
-from minivit.kernels.call import Call, input_shapes, letters, make_inputs, shrunk
-from minivit.kernels.copying import convert
-from minivit.kernels.cuda.errors import DeviceError
-from minivit.kernels.device import BFLOAT16
-from minivit.kernels.gemm import gemm
+from minivit.kernels import OPS
+from minivit.kernels.core import arrays, devices
+from minivit.kernels.core.cases import Sample, input_shapes, letters, make_inputs, shrunk
+from minivit.kernels.core.dtypes import BFLOAT16
+from minivit.kernels.core.errors import DeviceError
+from minivit.kernels.core.op import Op
+from minivit.kernels.cuda.gemm import gemm
+from minivit.kernels.cuda.strided import convert
 from minivit.plan import Plan
 
 from .measure import machine, machine_line, milliseconds, option_parser, percent, table, write_result
@@ -50,7 +52,7 @@ ATTENTION = ((1024, 65), (256, 197), (256, 257))  # batch, tokens; 6 heads of 64
 # ---------------------------------------------------------------------------------------------------------------------- timing
 def seconds_of(run: Callable[[], Any], budget: float, wait: Callable[[], None] | None = None) -> float:
     """Seconds a call takes when many follow one another without waiting: the median of five such rows."""
-    wait = wait or cuda.runtime().synchronize
+    wait = wait or devices.runtime().synchronize
     run()
     wait()
     start = perf_counter()
@@ -70,11 +72,11 @@ def seconds_of(run: Callable[[], Any], budget: float, wait: Callable[[], None] |
 def limits(tiny: bool, budget: float) -> tuple[float, float]:
     """(bytes a second of a copy, operations a second of a product)."""
     size, side = (1 << 16, 256) if tiny else (1 << 30, 8192)
-    source, to = (device.copied(np.zeros(size, np.float32), "cuda") for _ in range(2))
-    copying = Plan(lambda: _then(convert(to, source), to), place="cuda")
-    a, b = (device.copied(np.random.default_rng(i).standard_normal((side, side), np.float32).astype(BFLOAT16), "cuda") for i in (1, 2))
-    c = device.empty(a.shape, BFLOAT16, "cuda")
-    product = Plan(lambda: _then(gemm(c, a, b), c), place="cuda")
+    source, to = (arrays.array_on("cuda", np.zeros(size, np.float32)) for _ in range(2))
+    copying = Plan(lambda: _then(convert(to, source), to), device="cuda")
+    a, b = (arrays.array_on("cuda", np.random.default_rng(i).standard_normal((side, side), np.float32).astype(BFLOAT16)) for i in (1, 2))
+    c = arrays.empty(a.shape, BFLOAT16, "cuda")
+    product = Plan(lambda: _then(gemm(c, a, b), c), device="cuda")
     return 2 * source.nbytes / seconds_of(copying.replay, budget), 2 * side**3 / seconds_of(product.replay, budget)
 
 
@@ -90,7 +92,7 @@ def wrong_ops(tiny: bool) -> list[str]:
         for case in op.cases[:1] if tiny else op.cases:
             for dtype in ("float32", "bfloat16"):
                 rng, tally = np.random.default_rng(0), Tally()
-                call = Call(op, *make_inputs(op, shrunk(op, case), dtype, rng))
+                call = Sample(op, *make_inputs(op, shrunk(op, case), dtype, rng))
                 if call.dtype == dtype:
                     check_accuracy(call, "cuda", rng, tally)
                     failures += [tally.failure] * bool(tally.failure)
@@ -117,22 +119,22 @@ def grown(op: Op, case: Mapping[str, Any], size: int) -> dict[str, Any]:
     return case
 
 
-def planned(call: Call) -> Iterator[tuple[str, Plan]]:
+def planned(call: Sample) -> Iterator[tuple[str, Plan]]:
     """A plan of each direction that launches kernels, on arrays of the GPU."""
     op, constants = call.op, list(call.constants.values())
-    inputs = {n: None if a is None else device.moved(a, "cuda") for n, a in call.inputs.items()}
-    outputs = {n: None if a is None else device.empty(a.shape, a.dtype, "cuda") for n, a in call.describe().items()}
+    inputs = {n: None if a is None else arrays.to_device(a, "cuda") for n, a in call.inputs.items()}
+    outputs = {n: None if a is None else arrays.empty(a.shape, a.dtype, "cuda") for n, a in call.describe().items()}
     some = next(a for a in outputs.values() if a is not None)
     forward = Plan(
-        lambda: _then(op.run("forward", (*outputs.values(), *inputs.values(), *constants), inputs.values(), constants), some), place="cuda"
+        lambda: _then(op.run("forward", (*outputs.values(), *inputs.values(), *constants), inputs.values(), constants), some), device="cuda"
     )
     yield "forward", forward
     if op.backward:
         known = inputs | outputs
-        gradients = [None if inputs[n] is None else device.like(inputs[n]) for n in op.differentiable if n not in op.same]
-        arrived = [None if outputs[n] is None else device.copied(np.ones(outputs[n].shape, outputs[n].dtype), "cuda") for n in op.results]
+        gradients = [None if inputs[n] is None else arrays.empty_like(inputs[n]) for n in op.differentiable if n not in op.gradient_aliases]
+        arrived = [None if outputs[n] is None else arrays.array_on("cuda", np.ones(outputs[n].shape, outputs[n].dtype)) for n in op.results]
         given = (*gradients, *arrived, *[None] * len(op.accumulates), *(known[n] for n in op.saves), *constants)
-        backward = Plan(lambda: _then(op.run("backward", given, inputs.values(), constants), some), place="cuda")
+        backward = Plan(lambda: _then(op.run("backward", given, inputs.values(), constants), some), device="cuda")
         if backward.launches:
             yield "backward", backward
 
@@ -143,7 +145,7 @@ def measured_ops(options: Namespace, budget: float) -> Iterator[dict[str, Any]]:
         if op.name == "attention" and not options.tiny:
             cases = [{"B": B, "N": N, "H": 6, "D": 64, "bias": None, "scale": 0.125} for B, N in ATTENTION]
         for case in cases:
-            call = Call(op, *make_inputs(op, case, "bfloat16", np.random.default_rng(0)))
+            call = Sample(op, *make_inputs(op, case, "bfloat16", np.random.default_rng(0)))
             shapes = [None if a is None else a.shape for a in call.inputs.values()]
             cost = op.cost(*shapes, *call.constants.values())
             least = dict(zip(("forward", "backward"), op.least_bytes(tuple(call.inputs.values()), call.constants)))
@@ -171,7 +173,7 @@ def our_step(family: str, options: dict[str, Any], batch: int, budget: float) ->
     images = rng.standard_normal((batch, config.in_channels, config.image_size, config.image_size), np.float32).astype(BFLOAT16)
     labels = rng.integers(0, config.num_classes, batch)
     trainer = Trainer(model, precision="bfloat16", device="cuda")
-    there = device.moved(images, "cuda"), device.moved(labels, "cuda")
+    there = arrays.to_device(images, "cuda"), arrays.to_device(labels, "cuda")
     start = perf_counter()
     trainer.step(*there)
     first = perf_counter() - start
@@ -181,7 +183,7 @@ def our_step(family: str, options: dict[str, Any], batch: int, budget: float) ->
     for _ in range(10):
         plan.replay()
     host = (perf_counter() - start) / 10
-    cuda.runtime().synchronize()
+    devices.runtime().synchronize()
     return {
         "seconds": seconds,
         "first": first,
@@ -275,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="images to train on, as --data of minivit train")
     options = parser.parse_args(arguments)
     try:
-        runtime = cuda.runtime()
+        runtime = devices.runtime()
     except DeviceError as error:
         print(f"nothing measured: {error}")
         return 0

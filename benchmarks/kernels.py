@@ -19,8 +19,9 @@ import numpy as np
 
 from minivit.accuracy import Tally, check_accuracy
 from minivit.errors import nearest
-from minivit.kernels import OPS, Op
-from minivit.kernels.call import Arrays, Call, input_shapes, make_inputs
+from minivit.kernels import OPS
+from minivit.kernels.core.cases import Arrays, Sample, input_shapes, make_inputs
+from minivit.kernels.core.op import Op
 from minivit.plan import Plan
 from minivit.precision import PRECISIONS, precision_for
 from minivit.profiling import memory_rate, product_rate, repeat
@@ -40,12 +41,12 @@ def choose_case(op: Op, tiny: bool) -> Mapping[str, Any]:
     return (min if tiny else max)(op.cases, key=lambda case: size(op, case))
 
 
-def describe(case: Mapping[str, Any], call: Call) -> str:
+def describe(case: Mapping[str, Any], call: Sample) -> str:
     """The case as its author wrote it, with constants as the call has them."""
     return " ".join(f"{n}={call.constants.get(n, value)}".replace(" ", "") for n, value in case.items())
 
 
-def measure(call: Call, seconds: float) -> Iterator[dict[str, Any]]:
+def measure(call: Sample, seconds: float) -> Iterator[dict[str, Any]]:
     """An entry for each direction that launches a kernel: times in seconds, arithmetic and least bytes of one call."""
     op = call.op
     outputs, weights = call.forward("cpu"), call.weights(np.random.default_rng(0))
@@ -97,7 +98,7 @@ def run(options: Namespace, dtype: np.dtype, product: float, memory: float) -> t
     for name in options.ops or OPS:
         op, rng = OPS[name], np.random.default_rng(0)
         case = choose_case(op, options.tiny)
-        call = Call(op, *make_inputs(op, case, dtype, rng))
+        call = Sample(op, *make_inputs(op, case, dtype, rng))
         if call.dtype != dtype:
             continue
         tally = Tally()

@@ -12,7 +12,8 @@ import numpy as np
 
 from minivit import Predictor, Tensor, Trainer, create_model
 from minivit.functional import cross_entropy
-from minivit.kernels import OPS, Op
+from minivit.kernels import OPS
+from minivit.kernels.core.op import Op
 from minivit.layers import Linear
 from minivit.module import Module, evaluating
 from minivit.profiling import memory_rate

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from minivit import Trainer, create_model
-from minivit.kernels import cpu
+from minivit.kernels.cpu import run
 from minivit.profiling import repeat
 
 from .measure import Summary, machine, machine_line, milliseconds, option_parser, table, write_result
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = machine()
     print(machine_line(found))
     results, rows = [], []
-    for threads in sorted({1, cpu.most_threads()}):
+    for threads in sorted({1, run.most_threads()}):
         times = measure(threads, model, batch, *((0.0, 1) if options.tiny else (SECONDS, ROUNDS)))
         slower = Summary.of([together / alone for alone, together in zip(times["alone"], times["together"])])
         results.append({"threads": threads, "model": model, "batch": batch, **times, "times_as_slow": slower.median})

@@ -15,26 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from . import cuda
-from .copying import (
-    bands_for,
-    broadcast_strides,
-    grid_for,
-    in_float32,
-    loop_width,
-    nests,
-    offset,
-    rounds,
-    share,
-    strides,
-    sum_into,
-)
-from .cpu import kernel
-from .device import accumulator, empty, place_of
-from .op import Cost, Implementation, Op, Shape, launch
-
-PLUS, TIMES, OVER = range(3)
-_source = cuda.Source("arithmetic")
+from .core.arrays import empty
+from .core.devices import device_of
+from .core.dtypes import accumulator_dtype
+from .core.op import Cost, Implementation, Op, Shape
+from .core.strides import ADD, DIVIDE, MULTIPLY
+from .cpu import primitives as cpu
+from .cuda import primitives as cuda
 
 
 def _unbroadcast(gradient: np.ndarray, shape: Shape) -> np.ndarray:
@@ -88,113 +75,62 @@ def divide_backward_reference(da, db, dy, b, y):
         db[...] = _unbroadcast(-dy * y / b, db.shape)
 
 
-@kernel
-def _combine(band, bands, y, a, b, loops, y_start, a_start, b_start, operation, sign):
-    factor = y.dtype.type(sign)
-    first, last, start, stop = share(band, bands, loops)
-    a_step, b_step = loops[3, 2], loops[3, 3]
-    times = operation == TIMES
-    for row in range(first, last):
-        to = y_start + offset(row, loops, 1)
-        a_at, b_at = a_start + offset(row, loops, 2), b_start + offset(row, loops, 3)
-        if operation == OVER:
-            for j in range(start, stop):  # unsigned indices: no test for those that count from the end
-                y[np.uint64(to + j)] = a[np.uint64(a_at + j * a_step)] / b[np.uint64(b_at + j * b_step)]
-        elif b_step == 0:
-            v = b[b_at]
-            for j in range(start, stop):
-                u = a[np.uint64(a_at + j * a_step)]
-                y[np.uint64(to + j)] = u * v if times else u + v * factor
-        elif a_step == 0:
-            u = a[a_at]
-            for j in range(start, stop):
-                v = b[np.uint64(b_at + j)]
-                y[np.uint64(to + j)] = u * v if times else u + v * factor
-        else:
-            for j in range(start, stop):
-                u, v = a[np.uint64(a_at + j)], b[np.uint64(b_at + j)]
-                y[np.uint64(to + j)] = u * v if times else u + v * factor
-
-
-def _arithmetic(operation: int, y: np.ndarray, a: np.ndarray, b: np.ndarray, sign: float = 1.0) -> None:
-    """y = a + sign·b, a·b or a / b."""
-    steps = strides(y.shape), broadcast_strides(a.shape, y.shape), broadcast_strides(b.shape, y.shape)
-    for loops, starts in nests(y.shape, *steps):
-        if place_of(y) == "cuda":
-            width = loop_width(loops, tuple(starts), y, a, b)
-            sizes = rounds(loops, width)
-            repeats = [width > 1 and loops[3, i] == 0 for i in (2, 3)]
-            launch(
-                _source("combine", y.dtype, a.dtype, b.dtype, width, *repeats),
-                grid_for(sizes[-1]),
-                y,
-                a,
-                b,
-                *sizes,
-                *loops[:, 1:].T.reshape(-1).tolist(),
-                *starts,
-                operation,
-                sign,
-            )
-            continue
-        launch(_combine, bands_for(y.size), y.reshape(-1), a.reshape(-1), b.reshape(-1), loops, *starts, operation, sign)
-
-
-def _gradient(d: np.ndarray | None, operation: int, dy: np.ndarray, other: np.ndarray) -> None:
-    """d = Σ dy·other or Σ dy / other, over the axes along which d is broadcast."""
+# ---------------------------------------------------------------------------------------------------------------------- kernels
+def _gradient(on, d, operation, dy, other):
+    """d = Σ dy·other or Σ dy / other, over the axes along which d is broadcast; nothing where d is None."""
     if d is None:
         return
     if d.shape == dy.shape:
-        _arithmetic(operation, d, dy, other)
-    elif operation == TIMES and other.shape == dy.shape:
-        sum_into(d, dy, other)
+        on.combine(operation, d, dy, other)
+    elif operation == MULTIPLY and other.shape == dy.shape:
+        on.sum_into(d, dy, other)
     else:
-        product = empty(dy.shape, accumulator(dy.dtype), place_of(dy))
-        _arithmetic(operation, product, dy, other)
-        sum_into(d, product)
+        product = empty(dy.shape, accumulator_dtype(dy.dtype), device_of(dy))
+        on.combine(operation, product, dy, other)
+        on.sum_into(d, product)
 
 
-def add_kernels(y, a, b):
-    _arithmetic(PLUS, y, a, b)
+def add_forward(on, y, a, b):
+    on.combine(ADD, y, a, b)
 
 
-def add_backward_kernels(da, db, dy):
+def add_backward(on, da, db, dy):
     if da is not None:
-        sum_into(da, dy)
+        on.sum_into(da, dy)
     if db is not None:
-        sum_into(db, dy)
+        on.sum_into(db, dy)
 
 
-def subtract_kernels(y, a, b):
-    _arithmetic(PLUS, y, a, b, sign=-1.0)
+def subtract_forward(on, y, a, b):
+    on.combine(ADD, y, a, b, sign=-1.0)
 
 
-def subtract_backward_kernels(da, db, dy):
+def subtract_backward(on, da, db, dy):
     if da is not None:
-        sum_into(da, dy)
+        on.sum_into(da, dy)
     if db is not None:
-        sum_into(db, dy, scale=-1.0)
+        on.sum_into(db, dy, scale=-1.0)
 
 
-def multiply_kernels(y, a, b):
-    _arithmetic(TIMES, y, a, b)
+def multiply_forward(on, y, a, b):
+    on.combine(MULTIPLY, y, a, b)
 
 
-def multiply_backward_kernels(da, db, dy, a, b):
-    _gradient(da, TIMES, dy, b)
-    _gradient(db, TIMES, dy, a)
+def multiply_backward(on, da, db, dy, a, b):
+    _gradient(on, da, MULTIPLY, dy, b)
+    _gradient(on, db, MULTIPLY, dy, a)
 
 
-def divide_kernels(y, a, b):
-    _arithmetic(OVER, y, a, b)
+def divide_forward(on, y, a, b):
+    on.combine(DIVIDE, y, a, b)
 
 
-@in_float32(outputs=2)
-def divide_backward_kernels(da, db, dy, b, y):
-    _gradient(da, OVER, dy, b)
+def divide_backward(on, da, db, dy, b, y):
+    _gradient(on, da, DIVIDE, dy, b)
     if db is not None:
-        sum_into(db, dy, y, scale=-1.0)
-        _arithmetic(OVER, db, db, b)
+        sums = empty(db.shape, accumulator_dtype(db.dtype), device_of(db))  # -Σ dy·y, not rounded before it is divided
+        on.sum_into(sums, dy, y, scale=-1.0)
+        on.combine(DIVIDE, db, sums, b)
 
 
 BROADCASTS: list[dict[str, Any]] = [
@@ -232,28 +168,28 @@ def _op(name: str, forward: Implementation, backward: Implementation, backward_o
 
 add = _op(
     "add",
-    Implementation(add_reference, add_kernels, add_kernels),
-    Implementation(add_backward_reference, add_backward_kernels, add_backward_kernels),
+    Implementation.composed(add_reference, add_forward, cpu, cuda),
+    Implementation.composed(add_backward_reference, add_backward, cpu, cuda),
 )
 
 subtract = _op(
     "subtract",
-    Implementation(subtract_reference, subtract_kernels, subtract_kernels),
-    Implementation(subtract_backward_reference, subtract_backward_kernels, subtract_backward_kernels),
+    Implementation.composed(subtract_reference, subtract_forward, cpu, cuda),
+    Implementation.composed(subtract_backward_reference, subtract_backward, cpu, cuda),
 )
 
 multiply = _op(
     "multiply",
-    Implementation(multiply_reference, multiply_kernels, multiply_kernels),
-    Implementation(multiply_backward_reference, multiply_backward_kernels, multiply_backward_kernels),
+    Implementation.composed(multiply_reference, multiply_forward, cpu, cuda),
+    Implementation.composed(multiply_backward_reference, multiply_backward, cpu, cuda),
     backward_operations=2,
     saves=("a", "b"),
 )
 
 divide = _op(
     "divide",
-    Implementation(divide_reference, divide_kernels, divide_kernels),
-    Implementation(divide_backward_reference, divide_backward_kernels, divide_backward_kernels),
+    Implementation.composed(divide_reference, divide_forward, cpu, cuda),
+    Implementation.composed(divide_backward_reference, divide_backward, cpu, cuda),
     backward_operations=3,
     saves=("b", "y"),
     values={"b": lambda rng, shape, sizes: rng.uniform(0.5, 2, shape) * rng.choice([-1, 1], shape)},

@@ -13,17 +13,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import cuda
-from .copying import fill, sum_into
-from .cpu import kernel, routine, threads
-from .cpu.epilogue import CONVERT, PADDED, finish_entry
+from ..errors import UserError
+from .core.arrays import empty, empty_like
+from .core.dtypes import BFLOAT16
+from .core.epilogue import CONVERT, PADDED
+from .core.op import Cost, Float32Output, Implementation, Op, require
+from .core.recording import launch
+from .cpu import strided as cpu
+from .cpu.compile import routine
+from .cpu.epilogue import finish_entry
+from .cpu.gemm import tile_of
+from .cpu.kernel import kernel
 from .cpu.math import exp, highest
 from .cpu.product import plain_product, product_entry, scratch_bytes
+from .cpu.run import threads
 from .cpu.views import item_bytes, view, zero_of
-from .cuda import Grid
-from .device import BFLOAT16, empty, like
-from .gemm import tile_of
-from .op import Cost, Implementation, Op, Precise, launch, require
+from .cuda import strided as cuda
+from .cuda.kernel import Grid, Source
 
 
 # -------------------------------------------------------------------------------------------------------------------- reference
@@ -201,7 +207,7 @@ def _backward(
     room = scratch.ctypes.data + band * scratch.shape[1]
     p_address = room + scratch.shape[1] - 2 * N * N * size - (2 * N * W * item if flags else 0)
     g_address = p_address + N * N * size
-    p_narrow, g_narrow = (g_address + N * N * size, g_address + N * N * size + N * W * item) if flags else (p_address, g_address)
+    p_operand, g_operand = (g_address + N * N * size, g_address + N * N * size + N * W * item) if flags else (p_address, g_address)
     for head in range(B * H * band // bands, B * H * (band + 1) // bands):
         b, h = head // H, head % H
         shift = (b * N * row + h * D) * item
@@ -218,10 +224,10 @@ def _backward(
         _exp_all(zero, p_address, N * N)
         if flags:
             for i in range(N):
-                line, p = view(zero, p_address + i * N * size), view(number, p_narrow + i * W * item)
+                line, p = view(zero, p_address + i * N * size), view(number, p_operand + i * W * item)
                 for j in range(N):
                     p[j] = line[j]
-        plain_product(entry, finish, room, N, D, N, p_narrow, 1, W, dout, H * D, 1, dq + 2 * H * D * item, row, flags & ~PADDED)
+        plain_product(entry, finish, room, N, D, N, p_operand, 1, W, dout, H * D, 1, dq + 2 * H * D * item, row, flags & ~PADDED)
         plain_product(entry, finish, room, N, N, D, dout, H * D, 1, v, 1, row, g_address, N, 0)
         if add_probabilities:
             _add_all(zero, g_address, number, dprobabilities.ctypes.data + square, N * N)
@@ -237,18 +243,18 @@ def _backward(
         if write_dl:
             _copy_all(number, dl.ctypes.data + square, zero, g_address, N * N)
         for i in range(N):
-            g, narrow = view(zero, g_address + i * N * size), view(number, g_narrow + i * W * item)
+            g, operand = view(zero, g_address + i * N * size), view(number, g_operand + i * W * item)
             for j in range(N):
-                narrow[j] = g[j] * factor
+                operand[j] = g[j] * factor
             for j in range(N, W):
-                narrow[j] = zero
-        plain_product(entry, finish, room, N, D, N, g_narrow, W, 1, k, row, 1, dq, row, flags)
-        plain_product(entry, finish, room, N, D, N, g_narrow, 1, W, q, row, 1, dq + H * D * item, row, flags & ~PADDED)
+                operand[j] = zero
+        plain_product(entry, finish, room, N, D, N, g_operand, W, 1, k, row, 1, dq, row, flags)
+        plain_product(entry, finish, room, N, D, N, g_operand, 1, W, q, row, 1, dq + H * D * item, row, flags & ~PADDED)
 
 
 def _products(qkv, squares):
-    """What the kernels need to multiply (entry, epilogue, its flags, length of a row of a narrow square), and for each band the room of a
-    product and of so many squares."""
+    """What the kernels need to multiply (entry, epilogue, its flags, length of a row of a square that is an operand), and for each band the
+    scratch of a product and of so many squares."""
     B, N, _, H, D = qkv.shape
     tile, width = tile_of(qkv.dtype), N
     needed, finish, flags = scratch_bytes(tile, N, max(N, D), max(N, D)) + squares * N * N * tile.accumulator.itemsize, 0, 0
@@ -293,10 +299,10 @@ def forward_cpu(y, logits, probabilities, lse, qkv, bias, scale, keep_logits, ke
 
 def backward_cpu(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale, keep_logits, keep_probabilities):
     B, N, _, H, D = qkv.shape
-    dqkv = like(qkv) if dqkv is None else dqkv
+    dqkv = empty_like(qkv) if dqkv is None else dqkv
     if dy is None:
         dy = empty((B, N, H, D), qkv.dtype)
-        fill(dy, 0.0)
+        cpu.fill(dy, 0.0)
     whole = bias is not None and bias.shape == (B, H, N, N)
     dl = None if dbias is None else dbias if whole else empty((B, H, N, N), qkv.dtype)
     products, scratch = _products(qkv, 2)
@@ -320,11 +326,11 @@ def backward_cpu(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale
         dprobabilities is not None,
     )
     if dbias is not None and dl is not None and not whole:
-        sum_into(dbias, dl)
+        cpu.sum_into(dbias, dl)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- CUDA
-_source = cuda.Source("attention")
+_source = Source("attention")
 HEAD_SIZES = (16, 32, 48, 64, 96, 128)  # that kernels exist for; one between two takes the larger
 BLOCK_BYTES = 99 * 1024  # of shared memory: what every GPU since compute capability 8.0 has, but for 8.7
 BLOCK_WARPS = 8
@@ -341,7 +347,7 @@ def _grid(qkv, owned):
     """(D of the kernels, Grid) where a block keeps so many of a head's four matrices whole for its own rows, and tiles of two others."""
     B, N, _, H, D = qkv.shape
     if HEAD_SIZES[-1] < D:
-        raise ValueError(f"attention on a GPU takes heads of at most {HEAD_SIZES[-1]} channels, not {D}")
+        raise UserError(f"attention: on a GPU a head has at most {HEAD_SIZES[-1]} channels, not {D}: take more heads")
     padded = next(size for size in HEAD_SIZES if size >= D)
     line = padded * qkv.itemsize + 16
     tile = _tile(qkv.dtype, padded)
@@ -383,12 +389,12 @@ def backward_cuda(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scal
         shared = 4 * rows * (2 * padded + 16) + 2 * rows * (2 * rows + 16)  # of q, k, v, dy; of p, dl
         launch(_source("attention_backward_head", qkv.dtype, padded), Grid(B * H, 2 * rows, shared), dqkv, dl, *given)
     else:
-        delta = like(lse)
+        delta = empty_like(lse)
         launch(_source("attention_backward_queries", qkv.dtype, padded), grid, dqkv, dl, delta, *given)
         if dqkv is not None:
             launch(_source("attention_backward_keys", qkv.dtype, padded), grid, dqkv, delta, *given)
     if dbias is not None and dl is not None and not whole:
-        sum_into(dbias, dl)
+        cuda.sum_into(dbias, dl)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- spec
@@ -401,7 +407,7 @@ def _outputs(qkv, bias, scale, keep_logits, keep_probabilities):
         "y": (B, N, H, D),
         "logits": square if keep_logits else None,
         "probabilities": square if keep_probabilities else None,
-        "lse": Precise((B, H, N)),
+        "lse": Float32Output((B, H, N)),
     }
 
 

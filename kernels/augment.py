@@ -22,10 +22,13 @@ from math import prod
 
 import numpy as np
 
-from . import cuda
-from .copying import grid_for
-from .cpu import kernel, routine, threads
-from .op import Cost, Implementation, Op, launch
+from .core.op import Cost, Implementation, Op
+from .core.recording import launch
+from .cpu.compile import routine
+from .cpu.kernel import kernel
+from .cpu.run import threads
+from .cuda.kernel import Source
+from .cuda.strided import grid_for
 
 
 def unit(images: np.ndarray) -> float:
@@ -105,7 +108,7 @@ def forward_cpu(y, images, index, partner, matrices, lam, boxes, mean, std):
 
 
 # --------------------------------------------------------------------------------------------------------------------- CUDA
-_source = cuda.Source("augment")
+_source = Source("augment")
 
 
 def forward_cuda(y, images, index, partner, matrices, lam, boxes, mean, std):

@@ -11,14 +11,16 @@ from math import prod
 
 import numpy as np
 
-from . import cuda
-from .copying import bands_for, grid_for, vector_width
-from .cpu import kernel
+from .core.op import Cost, Implementation, Op
+from .core.recording import launch
+from .cpu.kernel import kernel
 from .cpu.math import gelu_erf, gelu_tanh
-from .device import place_of
-from .op import Cost, Implementation, Op, launch
+from .cpu.strided import bands_for
+from .cuda.gemm import gelu_gradient
+from .cuda.kernel import Source
+from .cuda.strided import grid_for, vector_width
 
-_source = cuda.Source("gelu")
+_source = Source("gelu")
 
 
 def gelu_terms(x: np.ndarray, approximate: str) -> tuple[np.ndarray, np.ndarray]:
@@ -63,34 +65,32 @@ def _gelu_backward(band, bands, dx, dy, x, tanh_form):
             dx[i] = dy[i] * gelu_erf(x[i])[1]
 
 
-def gelu_gradient(dx, a, dy, x, tanh_form):
-    """On a GPU, dx = dy·gelu'(x), and a = gelu(x) where it is not None; dx may be dy."""
-    width = vector_width(x.size, *(m for m in (dx, a, dy, x) if m is not None))
-    launch(_source("gelu_backward", x.dtype, width, tanh_form), grid_for(x.size // width), dx, a, dy, x, x.size)
+def forward_cpu(y, x, approximate):
+    launch(_gelu, bands_for(x.size), y.reshape(-1), x.reshape(-1), approximate == "tanh")
 
 
-def gelu_kernels(y, x, approximate):
-    if place_of(x) == "cuda":
-        width = vector_width(x.size, y, x)
-        launch(_source("gelu_forward", x.dtype, width, approximate == "tanh"), grid_for(x.size // width), y, x, x.size)
-    else:
-        launch(_gelu, bands_for(x.size), y.reshape(-1), x.reshape(-1), approximate == "tanh")
+def backward_cpu(dx, dy, x, approximate):
+    launch(_gelu_backward, bands_for(x.size), dx.reshape(-1), dy.reshape(-1), x.reshape(-1), approximate == "tanh")
 
 
-def gelu_backward_kernels(dx, dy, x, approximate):
-    if place_of(x) == "cuda":
-        gelu_gradient(dx, None, dy, x, approximate == "tanh")
-    else:
-        launch(_gelu_backward, bands_for(x.size), dx.reshape(-1), dy.reshape(-1), x.reshape(-1), approximate == "tanh")
+def forward_cuda(y, x, approximate):
+    width = vector_width(x.size, y, x)
+    launch(_source("gelu_forward", x.dtype, width, approximate == "tanh"), grid_for(x.size // width), y, x, x.size)
 
+
+def backward_cuda(dx, dy, x, approximate):
+    gelu_gradient(dx, None, dy, x, approximate == "tanh")
+
+
+gelu_backward = Implementation(gelu_backward_reference, backward_cpu, backward_cuda)
 
 gelu = Op(
     "gelu",
     shapes={"x": "B N C"},
     constants={"approximate": "none"},  # or "tanh"
     outputs=lambda x, approximate: {"y": x},
-    forward=Implementation(gelu_reference, gelu_kernels, gelu_kernels),
-    backward=Implementation(gelu_backward_reference, gelu_backward_kernels, gelu_backward_kernels),
+    forward=Implementation(gelu_reference, forward_cpu, forward_cuda),
+    backward=gelu_backward,
     saves=("x",),
     cases=[dict(B=2, N=3, C=5), dict(B=2, N=3, C=5, approximate="tanh"), dict(B=1, N=1, C=1), dict(B=64, N=65, C=768)],
     cost=lambda x, approximate: Cost(forward=30 * prod(x), backward=35 * prod(x)),

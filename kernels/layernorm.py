@@ -18,12 +18,14 @@ from math import prod
 
 import numpy as np
 
-from . import cuda
-from .copying import fill, vector_width
-from .cpu import kernel, threads
-from .cuda import Grid
-from .device import empty, like
-from .op import Cost, Implementation, Op, Precise, launch, require
+from .core.arrays import empty, empty_like
+from .core.op import Cost, Float32Output, Implementation, Op, require
+from .core.recording import launch
+from .cpu.kernel import kernel
+from .cpu.run import threads
+from .cpu.strided import fill
+from .cuda.kernel import Grid, Source, blocks_for
+from .cuda.strided import vector_width
 
 BLOCKS = 64  # parts of the sums over rows: fixed, so that no result depends on the threads
 
@@ -147,7 +149,7 @@ def add_forward_cpu(s, y, mean, rstd, x, branch, w, b, eps):
 def backward_cpu(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
     C = x.shape[-1]
     rows = x.reshape(-1, C)  # (R, C)
-    dx, dw, db = (like(a) if d is None else d for d, a in ((dx, x), (dw, w), (db, w)))
+    dx, dw, db = (empty_like(a) if d is None else d for d, a in ((dx, x), (dw, w), (db, w)))
     partial = empty((max(1, min(BLOCKS, len(rows))), 2, C), w.dtype)
     running = dy if dx_sum is None else dx_sum
     launch(
@@ -168,13 +170,13 @@ def backward_cpu(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
 
 def add_backward_cpu(dx, dw, db, ds, dy, s, w, mean, rstd, eps):
     if dy is None:
-        dy = like(s)
+        dy = empty_like(s)
         fill(dy, 0.0)
     backward_cpu(dx, dw, db, dy, ds, s, w, mean, rstd, eps)
 
 
 # --------------------------------------------------------------------------------------------------------------------- CUDA
-_source = cuda.Source("layernorm")
+_source = Source("layernorm")
 ROW_WARPS = 4  # of a block: each takes rows of its own
 LANE_ELEMENTS = 32  # of a row that a lane keeps in registers, at most
 
@@ -189,7 +191,7 @@ def _tiling(C, *arrays):
 def _forward_cuda(y, s, mean, rstd, x, branch, w, b, eps):
     C = x.shape[-1]
     R = x.size // C
-    grid = Grid(cuda.blocks_for(R, ROW_WARPS, most=16), 32 * ROW_WARPS)
+    grid = Grid(blocks_for(R, ROW_WARPS, most=16), 32 * ROW_WARPS)
     launch(_source("layernorm_forward", x.dtype, *_tiling(C, y, s, x, branch)), grid, y, s, mean, rstd, x, branch, w, b, R, C, float(eps))
 
 
@@ -204,11 +206,11 @@ def add_forward_cuda(s, y, mean, rstd, x, branch, w, b, eps):
 def backward_cuda(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
     C = x.shape[-1]
     R = x.size // C
-    grid = Grid(cuda.blocks_for(R, ROW_WARPS, most=2), 32 * ROW_WARPS)
+    grid = Grid(blocks_for(R, ROW_WARPS, most=2), 32 * ROW_WARPS)
     partial = None if dw is None and db is None else empty((grid.blocks * ROW_WARPS, 2, C), w.dtype, "cuda")
     launch(_source("layernorm_backward", x.dtype, *_tiling(C, dx, dy, dx_sum, x)), grid, dx, partial, dy, dx_sum, x, w, mean, rstd, R, C)
     if partial is not None:
-        launch(_source("layernorm_parameters", w.dtype), Grid(cuda.blocks_for(2 * C, 8, most=16), 256), dw, db, partial, len(partial), C)
+        launch(_source("layernorm_parameters", w.dtype), Grid(blocks_for(2 * C, 8, most=16), 256), dw, db, partial, len(partial), C)
 
 
 def add_backward_cuda(dx, dw, db, ds, dy, s, w, mean, rstd, eps):
@@ -218,7 +220,7 @@ def add_backward_cuda(dx, dw, db, ds, dy, s, w, mean, rstd, eps):
 # --------------------------------------------------------------------------------------------------------------------- spec
 def _outputs(x, w, b, eps):
     require("layernorm", w=(w, x[-1:]), b=(b, x[-1:]))
-    return {"y": x, "mean": Precise(x[:-1]), "rstd": Precise(x[:-1])}
+    return {"y": x, "mean": Float32Output(x[:-1]), "rstd": Float32Output(x[:-1])}
 
 
 def _add_outputs(x, branch, w, b, eps):
@@ -250,7 +252,7 @@ add_layernorm = Op(
     results=("s", "y"),
     saves=("s", "w", "mean", "rstd"),
     parameters=("w", "b"),
-    same={"branch": "dx"},
+    gradient_aliases={"branch": "dx"},
     cases=[dict(B=2, N=5, C=8), dict(B=64, N=65, C=192)],
     cost=lambda x, branch, w, b, eps: Cost(forward=9 * prod(x), backward=15 * prod(x), macs=5 * prod(x)),
 )

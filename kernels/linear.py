@@ -12,12 +12,13 @@ from math import prod
 
 import numpy as np
 
-from .copying import converted
-from .cpu import epilogue
-from .device import like
-from .gelu import gelu_backward_kernels, gelu_backward_reference, gelu_reference
-from .gemm import column_sums, gemm
-from .op import Cost, Implementation, Op, Precise, require
+from .core import epilogue
+from .core.arrays import empty_like
+from .core.devices import device_of
+from .core.op import Cost, Float32Output, Implementation, Op, require
+from .cpu import primitives as cpu
+from .cuda import primitives as cuda
+from .gelu import gelu_backward, gelu_backward_reference, gelu_reference
 
 ACTIVATIONS = {"none": 0, "gelu": epilogue.GELU, "gelu_tanh": epilogue.GELU | epilogue.TANH}
 APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
@@ -53,24 +54,24 @@ def _rows(x):
     return None if x is None else x.reshape(-1, x.shape[-1])
 
 
-def forward_kernels(y, pre, x, weight, bias, residual, activation, precise):
+def forward(on, y, pre, x, weight, bias, residual, activation, precise):
     flags = ACTIVATIONS[activation]
     flags |= epilogue.BIAS_COLUMN if bias is not None else 0
     flags |= epilogue.RESIDUAL if residual is not None else 0
-    gemm(_rows(y), _rows(x), weight, transpose_b=True, flags=flags, bias=bias, pre=_rows(pre), extra=_rows(residual))
+    on.gemm(_rows(y), _rows(x), weight, transpose_b=True, flags=flags, bias=bias, pre=_rows(pre), extra=_rows(residual))
 
 
-def backward_kernels(dx, dweight, dbias, dy, weight_sum, x, weight, pre, activation, precise):
-    dp = converted(dy, x.dtype)
+def backward(on, dx, dweight, dbias, dy, weight_sum, x, weight, pre, activation, precise):
+    dp = on.astype(dy, x.dtype)
     if activation != "none":
-        dp = like(dy)
-        gelu_backward_kernels(dp, dy, pre, APPROXIMATE[activation])
+        dp = empty_like(dy)
+        gelu_backward.on(device_of(dy))(dp, dy, pre, APPROXIMATE[activation])
     if dx is not None:
-        gemm(_rows(dx), _rows(dp), weight)
+        on.gemm(_rows(dx), _rows(dp), weight)
     if dweight is not None:
-        gemm(dweight, _rows(dp), _rows(x), transpose_a=True, running=weight_sum)
+        on.gemm(dweight, _rows(dp), _rows(x), transpose_a=True, running=weight_sum)
     if dbias is not None:
-        column_sums(dbias, dp)
+        on.column_sums(dbias, dp)
 
 
 def _linear_outputs(x, weight, bias, residual, activation, precise):
@@ -80,7 +81,7 @@ def _linear_outputs(x, weight, bias, residual, activation, precise):
         raise ValueError(f"linear: x has {x[-1]} channels, the weight of shape {weight} takes {weight[1]}")
     y = (*x[:-1], weight[0])
     require("linear", bias=(bias, weight[:1]), residual=(residual, y))
-    return {"y": Precise(y) if precise else y, "pre": None if activation == "none" else y}
+    return {"y": Float32Output(y) if precise else y, "pre": None if activation == "none" else y}
 
 
 linear = Op(
@@ -88,14 +89,14 @@ linear = Op(
     shapes={"x": "B T C", "weight": "O C", "bias": "O", "residual": "B T O"},
     constants={"activation": "none", "precise": False},
     outputs=_linear_outputs,
-    forward=Implementation(forward_reference, forward_kernels, forward_kernels),
-    backward=Implementation(backward_reference, backward_kernels, backward_kernels),
+    forward=Implementation.composed(forward_reference, forward, cpu, cuda),
+    backward=Implementation.composed(backward_reference, backward, cpu, cuda),
     saves=("x", "weight", "pre"),
     backward_only=("pre",),
     parameters=("weight", "bias"),
-    multiplied=("weight", "bias"),
+    bf16_parameters=("weight", "bias"),
     accumulates=("weight",),
-    same={"residual": "dy"},
+    gradient_aliases={"residual": "dy"},
     cases=[
         dict(B=2, T=5, C=7, O=3),
         dict(B=2, T=5, C=7, O=3, bias=None, residual=None),

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import cuda
-from .copying import in_float32
-from .cpu import kernel, threads
+from .core.arrays import empty
+from .core.op import Cost, Float32Output, Implementation, Op, require
+from .core.recording import launch
+from .cpu.kernel import kernel
 from .cpu.math import exp, highest
-from .cuda import Grid
-from .device import empty
-from .op import Cost, Implementation, Op, Precise, launch, require
+from .cpu.run import threads
+from .cpu.strided import in_float32
+from .cuda.kernel import Grid, Source, blocks_for
 
 NONE = np.zeros(1, np.int64)  # stands in for the classes where targets are probabilities
 
@@ -130,12 +131,12 @@ def soft_backward_cpu(dlogits, dloss, logits, targets, lse, label_smoothing):
 
 
 # -------------------------------------------------------------------------------------------------------------------- CUDA
-_source = cuda.Source("loss")
+_source = Source("loss")
 ROW_WARPS = 4  # of a block: each takes rows of its own
 
 
 def _grid(B):
-    return Grid(cuda.blocks_for(B, ROW_WARPS, most=16), 32 * ROW_WARPS)
+    return Grid(blocks_for(B, ROW_WARPS, most=16), 32 * ROW_WARPS)
 
 
 def _run_forward_cuda(loss, lse, logits, classes, targets, label_smoothing):
@@ -175,7 +176,7 @@ def _probabilities(rng, shape, sizes):
 
 def _outputs(logits, targets, wanted):
     require("cross_entropy", targets=(targets, wanted))
-    return {"loss": Precise(()), "lse": Precise(logits[:1])}
+    return {"loss": Float32Output(()), "lse": Float32Output(logits[:1])}
 
 
 cross_entropy = Op(

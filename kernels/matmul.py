@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from math import prod
 
-from .gemm import gemm
-from .op import Cost, Implementation, Op
+from .core.op import Cost, Implementation, Op
+from .cpu import primitives as cpu
+from .cuda import primitives as cuda
 
 
 def _swapped(x):
@@ -34,15 +35,15 @@ def _flat(x, b):
     return x.reshape(-1, x.shape[-1]) if b.ndim == 2 else x.reshape(-1, *x.shape[-2:])
 
 
-def matmul_forward_kernels(y, a, b):
-    gemm(_flat(y, b), _flat(a, b), _flat(b, b))
+def matmul_forward(on, y, a, b):
+    on.gemm(_flat(y, b), _flat(a, b), _flat(b, b))
 
 
-def matmul_backward_kernels(da, db, dy, a, b):
+def matmul_backward(on, da, db, dy, a, b):
     if da is not None:
-        gemm(_flat(da, b), _flat(dy, b), _flat(b, b), transpose_b=True)
+        on.gemm(_flat(da, b), _flat(dy, b), _flat(b, b), transpose_b=True)
     if db is not None:
-        gemm(_flat(db, b), _flat(a, b), _flat(dy, b), transpose_a=True)
+        on.gemm(_flat(db, b), _flat(a, b), _flat(dy, b), transpose_a=True)
 
 
 def _matmul_outputs(a, b):
@@ -55,8 +56,8 @@ matmul = Op(
     "matmul",
     shapes={"a": "B M K", "b": "B K N"},
     outputs=_matmul_outputs,
-    forward=Implementation(matmul_forward_reference, matmul_forward_kernels, matmul_forward_kernels),
-    backward=Implementation(matmul_backward_reference, matmul_backward_kernels, matmul_backward_kernels),
+    forward=Implementation.composed(matmul_forward_reference, matmul_forward, cpu, cuda),
+    backward=Implementation.composed(matmul_backward_reference, matmul_backward, cpu, cuda),
     saves=("a", "b"),
     cases=[dict(B=3, M=7, K=5, N=9), dict(B=2, M=130, K=300, N=40), dict(B=2, M=33, K=17, N=50, b="K N"), dict(B=4, M=197, K=64, N=197)],
     cost=lambda a, b: Cost.of_products(prod(a) * b[-1]),

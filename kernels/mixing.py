@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from math import prod
 
-from .copying import sum_into
-from .cpu import epilogue, kernel, threads
-from .device import empty, like, place_of
+from .core import epilogue
+from .core.arrays import empty, empty_like
+from .core.devices import device_of
+from .core.op import Cost, Implementation, Op, require
+from .cpu import primitives as cpu
+from .cuda import primitives as cuda
 from .gelu import gelu_backward_reference, gelu_reference
-from .gemm import column_sums, gemm
-from .op import Cost, Implementation, Op, launch, require
 
 
 # -------------------------------------------------------------------------------------------------------------------- reference
@@ -79,78 +80,54 @@ def token_backward_reference(dx, dw1, db1, dw2, db2, dy, w1_sum, w2_sum, x, w1, 
     )
 
 
-# -------------------------------------------------------------------------------------------------------------------------- CPU
+# ---------------------------------------------------------------------------------------------------------------------- kernels
 TANH = {"none": 0, "tanh": epilogue.TANH}
 
 
-@kernel
-def _row_sums(band, bands, out, x):
-    B, N, C = x.shape
-    for i in range(N * band // bands, N * (band + 1) // bands):
-        total = x.dtype.type(0)
-        for start in range(0, B, 16):  # samples at a time, so that roundings grow with the root of B
-            some = x.dtype.type(0)
-            for b in range(start, min(start + 16, B)):
-                part = x.dtype.type(0)
-                for j in range(C):
-                    part += x[b, i, j]
-                some += part
-            total += some
-        out[i] = total
-
-
-def _sum_rows(out, x):
-    """out (N,) = the sums of x (B, N, C) over samples and channels."""
-    if place_of(x) == "cuda":
-        sum_into(out.reshape(1, -1, 1), x)
-    else:
-        launch(_row_sums, threads(), out, x)
-
-
-def channel_forward_kernels(y, h, x, w1, b1, w2, b2, residual, approximate):
+def channel_forward(on, y, h, x, w1, b1, w2, b2, residual, approximate):
     rows, out = x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1])
-    a = empty((len(rows), len(w1)), y.dtype, place_of(y))  # (B·N, F)
+    a = empty((len(rows), len(w1)), y.dtype, device_of(y))  # (B·N, F)
     hidden = None if h is None else h.reshape(a.shape)
     extra = None if residual is None else residual.reshape(out.shape)
-    gemm(a, rows, w1, transpose_b=True, flags=epilogue.BIAS_COLUMN | epilogue.GELU | TANH[approximate], bias=b1, pre=hidden)
-    gemm(out, a, w2, transpose_b=True, flags=epilogue.BIAS_COLUMN | (0 if extra is None else epilogue.RESIDUAL), bias=b2, extra=extra)
+    on.gemm(a, rows, w1, transpose_b=True, flags=epilogue.BIAS_COLUMN | epilogue.GELU | TANH[approximate], bias=b1, pre=hidden)
+    on.gemm(out, a, w2, transpose_b=True, flags=epilogue.BIAS_COLUMN | (0 if extra is None else epilogue.RESIDUAL), bias=b2, extra=extra)
 
 
-def token_forward_kernels(y, h, x, w1, b1, w2, b2, residual, approximate):
-    a = empty((len(x), len(w1), x.shape[2]), y.dtype, place_of(y))  # (B, F, C)
-    gemm(a, w1, x, flags=epilogue.BIAS_ROW | epilogue.GELU | TANH[approximate], bias=b1, pre=h)
-    gemm(y, w2, a, flags=epilogue.BIAS_ROW | (0 if residual is None else epilogue.RESIDUAL), bias=b2, extra=residual)
+def token_forward(on, y, h, x, w1, b1, w2, b2, residual, approximate):
+    a = empty((len(x), len(w1), x.shape[2]), y.dtype, device_of(y))  # (B, F, C)
+    on.gemm(a, w1, x, flags=epilogue.BIAS_ROW | epilogue.GELU | TANH[approximate], bias=b1, pre=h)
+    on.gemm(y, w2, a, flags=epilogue.BIAS_ROW | (0 if residual is None else epilogue.RESIDUAL), bias=b2, extra=residual)
 
 
-def channel_backward_kernels(dx, dw1, db1, dw2, db2, dy, w1_sum, w2_sum, x, w1, w2, h, approximate):
+def channel_backward(on, dx, dw1, db1, dw2, db2, dy, w1_sum, w2_sum, x, w1, w2, h, approximate):
     dy, x, h = (m.reshape(-1, m.shape[-1]) for m in (dy, x, h))
-    dh, a = like(h), like(h)  # (B·N, F)
-    gemm(dh, dy, w2, flags=epilogue.GELU_GRADIENT | TANH[approximate], pre=h, extra=a)
+    dh, a = empty_like(h), empty_like(h)  # (B·N, F)
+    on.gemm(dh, dy, w2, flags=epilogue.GELU_GRADIENT | TANH[approximate], pre=h, extra=a)
     if dw2 is not None:
-        gemm(dw2, dy, a, transpose_a=True, running=w2_sum)
+        on.gemm(dw2, dy, a, transpose_a=True, running=w2_sum)
     if db2 is not None:
-        column_sums(db2, dy)
+        on.column_sums(db2, dy)
     if dw1 is not None:
-        gemm(dw1, dh, x, transpose_a=True, running=w1_sum)
+        on.gemm(dw1, dh, x, transpose_a=True, running=w1_sum)
     if db1 is not None:
-        column_sums(db1, dh)
+        on.column_sums(db1, dh)
     if dx is not None:
-        gemm(dx.reshape(x.shape), dh, w1)
+        on.gemm(dx.reshape(x.shape), dh, w1)
 
 
-def token_backward_kernels(dx, dw1, db1, dw2, db2, dy, w1_sum, w2_sum, x, w1, w2, h, approximate):
-    dh, a = like(h), like(h)  # (B, F, C)
-    gemm(dh, w2, dy, transpose_a=True, flags=epilogue.GELU_GRADIENT | TANH[approximate], pre=h, extra=a)
+def token_backward(on, dx, dw1, db1, dw2, db2, dy, w1_sum, w2_sum, x, w1, w2, h, approximate):
+    dh, a = empty_like(h), empty_like(h)  # (B, F, C)
+    on.gemm(dh, w2, dy, transpose_a=True, flags=epilogue.GELU_GRADIENT | TANH[approximate], pre=h, extra=a)
     if dw2 is not None:
-        gemm(dw2, dy, a, transpose_b=True, sum_batch=True, running=w2_sum)
+        on.gemm(dw2, dy, a, transpose_b=True, sum_batch=True, running=w2_sum)
     if db2 is not None:
-        _sum_rows(db2, dy)
+        on.row_sums(db2, dy)
     if dw1 is not None:
-        gemm(dw1, dh, x, transpose_b=True, sum_batch=True, running=w1_sum)
+        on.gemm(dw1, dh, x, transpose_b=True, sum_batch=True, running=w1_sum)
     if db1 is not None:
-        _sum_rows(db1, dh)
+        on.row_sums(db1, dh)
     if dx is not None:
-        gemm(dx, w1, dh, transpose_a=True)
+        on.gemm(dx, w1, dh, transpose_a=True)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- spec
@@ -182,14 +159,14 @@ channel_mixing = Op(
     shapes={"x": "B N C", "w1": "F C", "b1": "F", "w2": "O F", "b2": "O", "residual": "B N O"},
     constants={"approximate": "none"},
     outputs=_channel_outputs,
-    forward=Implementation(channel_forward_reference, channel_forward_kernels, channel_forward_kernels),
-    backward=Implementation(channel_backward_reference, channel_backward_kernels, channel_backward_kernels),
+    forward=Implementation.composed(channel_forward_reference, channel_forward, cpu, cuda),
+    backward=Implementation.composed(channel_backward_reference, channel_backward, cpu, cuda),
     saves=("x", "w1", "w2", "h"),
     backward_only=("h",),
     parameters=("w1", "b1", "w2", "b2"),
-    multiplied=("w1", "b1", "w2", "b2"),
+    bf16_parameters=("w1", "b1", "w2", "b2"),
     accumulates=("w1", "w2"),
-    same={"residual": "dy"},
+    gradient_aliases={"residual": "dy"},
     cases=[
         dict(B=2, N=5, C=7, F=11, O=7),
         dict(B=3, N=9, C=20, F=33, O=6, residual=None, approximate="tanh"),
@@ -203,14 +180,14 @@ token_mixing = Op(
     shapes={"x": "B N C", "w1": "F N", "b1": "F", "w2": "O F", "b2": "O", "residual": "B O C"},
     constants={"approximate": "none"},
     outputs=_token_outputs,
-    forward=Implementation(token_forward_reference, token_forward_kernels, token_forward_kernels),
-    backward=Implementation(token_backward_reference, token_backward_kernels, token_backward_kernels),
+    forward=Implementation.composed(token_forward_reference, token_forward, cpu, cuda),
+    backward=Implementation.composed(token_backward_reference, token_backward, cpu, cuda),
     saves=("x", "w1", "w2", "h"),
     backward_only=("h",),
     parameters=("w1", "b1", "w2", "b2"),
-    multiplied=("w1", "b1", "w2", "b2"),
+    bf16_parameters=("w1", "b1", "w2", "b2"),
     accumulates=("w1", "w2"),
-    same={"residual": "dy"},
+    gradient_aliases={"residual": "dy"},
     cases=[
         dict(B=2, N=5, C=7, F=11, O=5),
         dict(B=3, N=9, C=20, F=33, O=4, residual=None, approximate="tanh"),

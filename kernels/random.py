@@ -18,17 +18,17 @@ state: uint64 (seed, step), in memory, so that `advance` can change it in a reco
 from __future__ import annotations
 
 from math import prod
-from typing import Any
 
 import numpy as np
 from numba.extending import register_jitable
 
-from . import cuda
-from .copying import bands_for, grid_for, vector_width
-from .cpu import kernel
-from .cuda import Grid
-from .device import place_of
-from .op import Cost, Implementation, Op, launch
+from .core.devices import runtime
+from .core.op import Cost, Implementation, Op
+from .core.recording import launch
+from .cpu.kernel import kernel
+from .cpu.strided import bands_for
+from .cuda.kernel import Grid, Source
+from .cuda.strided import grid_for, vector_width
 
 M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 W0, W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
@@ -89,6 +89,10 @@ def drop_path_backward_reference(dx, dy, state, rate, use):
     drop_path_reference(dx, dy, state, rate, use)
 
 
+def advance_reference(state):
+    state[1] += np.uint64(1)
+
+
 # -------------------------------------------------------------------------------------------------------------------- CPU
 @kernel
 def _dropout(band, bands, y, x, state, use, threshold, scale):
@@ -144,16 +148,12 @@ def drop_path_backward_cpu(dx, dy, state, rate, use):
     drop_path_cpu(dx, dy, state, rate, use)
 
 
-def advance(state: Any) -> None:
-    """Go to the next step: state uint64 (seed, step), on either device."""
-    if place_of(state) == "cuda":
-        launch(_source("advance"), Grid(1, 1), state)
-    else:
-        launch(_advance, 1, state)
+def advance_cpu(state):
+    launch(_advance, 1, state)
 
 
 # ------------------------------------------------------------------------------------------------------------------- CUDA
-_source = cuda.Source("random")
+_source = Source("random")
 
 
 def dropout_cuda(y, x, state, rate, use):
@@ -168,7 +168,7 @@ def dropout_backward_cuda(dx, dy, state, rate, use):
 def drop_path_cuda(y, x, state, rate, use):
     B, size = len(x), x.size // len(x)
     width = vector_width(size, y, x)
-    parts = max(1, min(8 * cuda.runtime().processors // B, -(-size // (256 * width))))
+    parts = max(1, min(8 * runtime().multiprocessors // B, -(-size // (256 * width))))
     launch(_source("drop_path", x.dtype, width), Grid(B * parts, 256), y, x, state, parts, size, use, threshold(rate), scale(rate))
 
 
@@ -176,7 +176,13 @@ def drop_path_backward_cuda(dx, dy, state, rate, use):
     drop_path_cuda(dx, dy, state, rate, use)
 
 
+def advance_cuda(state):
+    launch(_source("advance"), Grid(1, 1), state)
+
+
 # ------------------------------------------------------------------------------------------------------------------- spec
+advance = Implementation(advance_reference, advance_cpu, advance_cuda)  # go to the next step: state uint64 (seed, step), in place
+
 VALUES = {"state": lambda rng, shape, sizes: rng.integers(0, 2**64, shape, np.uint64)}
 
 dropout = Op(

@@ -22,11 +22,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import cuda
-from .copying import bands_for, grid_for, in_float32, vector_width
-from .cpu import kernel
-from .device import accumulator, constant, empty
-from .op import Cost, Implementation, Op, Shape, launch, require
+from .core.arrays import constant, empty
+from .core.devices import runtime
+from .core.dtypes import accumulator_dtype
+from .core.op import Cost, Implementation, Op, Shape, require
+from .core.recording import launch
+from .cpu.kernel import kernel
+from .cpu.strided import bands_for, in_float32
+from .cuda.kernel import Source
+from .cuda.strided import grid_for, vector_width
 
 METHODS = ("bicubic_antialias", "bicubic", "bilinear", "upsample")
 CLASS_TOKENS = {"none": 0, "zero": 1, "keep": 1}  # before the patches, of x and of y
@@ -182,7 +186,7 @@ def backward_cpu(dx, dy, old, new, method, class_token):
 
 
 # --------------------------------------------------------------------------------------------------------------------- CUDA
-_source = cuda.Source("resample")
+_source = Source("resample")
 
 
 @cache
@@ -194,8 +198,8 @@ def _taps_there(runtime: Any, *which: Any) -> tuple[Any, ...]:
 def _map_cuda(y: Any, x: Any, *which: Any) -> None:
     _, M, C = y.shape
     width = vector_width(C, y, x)
-    runtime: Any = cuda.runtime()
-    there = _taps_there(runtime, *which, accumulator(x.dtype).name)
+    gpu: Any = runtime()
+    there = _taps_there(gpu, *which, accumulator_dtype(x.dtype).name)
     launch(_source("resample", x.dtype, width), grid_for(y.size // width), y, x, *there, y.size // width, x.shape[1], M, C)
 
 

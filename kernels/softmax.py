@@ -10,13 +10,16 @@ from math import prod
 
 import numpy as np
 
-from . import cuda
-from .copying import grid_for, in_float32
-from .cpu import kernel, threads
+from .core.op import Cost, Implementation, Op
+from .core.recording import launch
+from .cpu.kernel import kernel
 from .cpu.math import exp, highest
-from .op import Cost, Implementation, Op, launch
+from .cpu.run import threads
+from .cpu.strided import in_float32
+from .cuda.kernel import Source
+from .cuda.strided import grid_for
 
-_source = cuda.Source("softmax")
+_source = Source("softmax")
 
 
 def softmax_reference(y, x):

@@ -18,12 +18,15 @@ from math import prod
 
 import numpy as np
 
-from . import cuda
-from .copying import sum_into, vector_width
-from .cpu import kernel, threads
-from .cuda import Grid
-from .device import empty, like
-from .op import Cost, Implementation, Op, Precise, launch, require
+from .core.arrays import empty, empty_like
+from .core.op import Cost, Float32Output, Implementation, Op, require
+from .core.recording import launch
+from .cpu import strided as cpu
+from .cpu.kernel import kernel
+from .cpu.run import threads
+from .cuda import strided as cuda
+from .cuda.kernel import Grid, Source
+from .cuda.strided import vector_width
 
 WIDTH = 64  # channels of a block
 BLOCKS = 64  # parts of dw and db: fixed, so that no result depends on the threads
@@ -132,7 +135,7 @@ def backward_cpu(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
     launch(
         _backward,
         bands,
-        like(x) if dx is None else dx,
+        empty_like(x) if dx is None else dx,
         *shares,
         *sums,
         dy,
@@ -145,11 +148,11 @@ def backward_cpu(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
     )
     for gradient, share in zip((dw, db), shares):
         if gradient is not None:
-            sum_into(gradient, share)
+            cpu.sum_into(gradient, share)
 
 
 # --------------------------------------------------------------------------------------------------------------------- CUDA
-_source = cuda.Source("token_layernorm")
+_source = Source("token_layernorm")
 
 
 def _tiling(*arrays):
@@ -173,7 +176,7 @@ def backward_cuda(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
     launch(_source("token_layernorm_backward", x.dtype, width), grid, dx, shares[0], shares[1], dy, dx_sum, x, w, mean, rstd, across, N, C)
     for gradient, share in zip((dw, db), shares):
         if gradient is not None:
-            sum_into(gradient, share)
+            cuda.sum_into(gradient, share)
 
 
 # --------------------------------------------------------------------------------------------------------------------- spec
@@ -182,7 +185,7 @@ def _outputs(x, w, b, eps):
         raise ValueError(f"token_layernorm: x has shape {x}, not (B, N, C)")
     B, N, C = x
     require("token_layernorm", w=(w, (N,)), b=(b, (N,)))
-    return {"y": x, "mean": Precise((B, C)), "rstd": Precise((B, C))}
+    return {"y": x, "mean": Float32Output((B, C)), "rstd": Float32Output((B, C))}
 
 
 token_layernorm = Op(

@@ -15,10 +15,12 @@ from math import prod
 
 import numpy as np
 
-from . import cuda
-from .copying import bands_for, grid_for, in_float32, vector_width
-from .cpu import kernel
-from .op import Cost, Implementation, Op, Shape, launch
+from .core.op import Cost, Implementation, Op, Shape
+from .core.recording import launch
+from .cpu.kernel import kernel
+from .cpu.strided import bands_for, in_float32
+from .cuda.kernel import Source
+from .cuda.strided import grid_for, vector_width
 
 Pair = tuple[int, int]
 
@@ -100,7 +102,7 @@ def backward_cpu(dimages, dy, kernel, stride, padding):
 
 
 # ------------------------------------------------------------------------------------------------------------------- CUDA
-_source = cuda.Source("unfold")
+_source = Source("unfold")
 
 
 def forward_cuda(y, images, kernel, stride, padding):

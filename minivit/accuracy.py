@@ -13,9 +13,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from .kernels.call import Arrays, Call, cast, is_floating
-from .kernels.device import BFLOAT16
-from .kernels.gemm import split_products
+from .kernels.core.cases import Arrays, Sample, cast, is_floating
+from .kernels.core.dtypes import BFLOAT16
+from .kernels.cpu.gemm import split_products
 
 # The floor under flash-attention's rule, in roundings of the largest number that took part: where the naive version happens to be exact.
 FLOOR = 4.0
@@ -39,7 +39,7 @@ class Tally:
 
 
 def check_accuracy(
-    call: Call, implementation: str, rng: np.random.Generator, tally: Tally, accumulate: bool = False, split: bool = False
+    call: Sample, implementation: str, rng: np.random.Generator, tally: Tally, accumulate: bool = False, split: bool = False
 ) -> None:
     """Outputs and gradients against the reference in float64, by flash-attention's rule; integer outputs must be equal.
 
@@ -48,7 +48,7 @@ def check_accuracy(
     """
     if call.dtype == BFLOAT16:
         inputs = {n: a.astype(BFLOAT16).astype(a.dtype) if is_floating(a) else a for n, a in call.inputs.items()}
-        call = Call(call.op, inputs, call.constants)
+        call = Sample(call.op, inputs, call.constants)
     op = call.op
     weights, running = call.weights(rng), call.running(rng) if accumulate else {}
     with split_products(split):
@@ -78,7 +78,7 @@ def check_accuracy(
         )
 
 
-def _doubt(call: Call, weights: Arrays, running: Arrays, rng: np.random.Generator, split: bool) -> tuple[Arrays, dict[str, float], float]:
+def _doubt(call: Sample, weights: Arrays, running: Arrays, rng: np.random.Generator, split: bool) -> tuple[Arrays, dict[str, float], float]:
     """The truth, how far each result may be from it for what the op is, and how far for each unit of the largest number.
 
     How far a result can be trusted is measured in float32, where the truth is known, and carries over to float64 in units of the last
@@ -107,17 +107,17 @@ def _doubt(call: Call, weights: Arrays, running: Arrays, rng: np.random.Generato
     return high, doubt, floor * own
 
 
-def _reference(call: Call, arguments: list[Arrays], dtype: Any = None) -> Arrays:
+def _reference(call: Sample, arguments: list[Arrays], dtype: Any = None) -> Arrays:
     """Results and gradients of the reference on [inputs, weights, running] in place of the call's own, converted to a dtype."""
     inputs, weights, running = arguments if dtype is None else (cast(arrays, dtype) for arrays in arguments)
-    return Call(call.op, inputs, call.constants).run("reference", weights, running)
+    return Sample(call.op, inputs, call.constants).run("reference", weights, running)
 
 
 def _distances(these: Arrays, others: Arrays) -> dict[str, float]:
     return {n: _largest(others[n] - a) for n, a in these.items() if is_floating(a)}
 
 
-def _bfloat16_doubt(call: Call, weights: Arrays, running: Arrays, rng: np.random.Generator) -> tuple[Arrays, dict[str, float], float]:
+def _bfloat16_doubt(call: Sample, weights: Arrays, running: Arrays, rng: np.random.Generator) -> tuple[Arrays, dict[str, float], float]:
     """The same in bfloat16, where the naive version is the reference on bfloat16 arrays: what it saves and all between is rounded too."""
 
     def naive(arguments: list[Arrays]) -> Arrays:

@@ -11,7 +11,7 @@ import numpy as np
 from .calibration import CONFIDENCES, METHODS, UNITS, Calibration, check_budget, check_choice, check_feasible, confidence, fingerprint
 from .data import prepare
 from .data.dataset import Split, check_labels
-from .data.sketch import overlap
+from .data.train_test_overlap import overlap
 from .errors import UserError
 from .info import cpu_name
 from .models import Model
@@ -48,7 +48,7 @@ def calibrate(
     method: "exact", the highest accuracy over all thresholds, or "sweep", the rule that the authors released (`minivit.thresholds`).
     confidence: "max", "entropy" or "margin" (`minivit.calibration.confidence`).
     Raises UserError for a model with one exit, fewer than 100 images, labels that do not fit, a budget that no thresholds can meet, and
-    images of the training set, which a Classifier knows (`data/sketch.py`).
+    images of the training set, which a Classifier knows (`data/train_test_overlap.py`).
     """
     for what, value, known in (("unit", unit, UNITS), ("method", method, METHODS), ("confidence", confidence, CONFIDENCES)):
         check_choice(what, value, known)

@@ -22,9 +22,10 @@ import numpy as np
 from .accuracy import Tally, check_accuracy
 from .errors import UserError, nearest
 from .functional import concatenate
-from .kernels import OPS, Op
-from .kernels.call import Call, make_inputs, shrunk
-from .kernels.device import BFLOAT16
+from .kernels import OPS
+from .kernels.core.cases import Sample, make_inputs, shrunk
+from .kernels.core.dtypes import BFLOAT16
+from .kernels.core.op import Op
 from .module import Module
 from .tensor import Tensor, no_grad
 
@@ -174,7 +175,7 @@ def _rms(array: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(array)))) if array.size else 0.0
 
 
-def check_gradients(call: Call, implementation: str, rng: np.random.Generator, directions: int, elements: int, tally: Tally) -> None:
+def check_gradients(call: Sample, implementation: str, rng: np.random.Generator, directions: int, elements: int, tally: Tally) -> None:
     """An op's backward against central differences of its forward, both of one implementation, in float64."""
     weights = call.weights(rng)
     present = [n for n, w in weights.items() if w is not None]
@@ -218,7 +219,7 @@ def check_op(
         case = shrunk(op, case)
         for dtype, tally in tallies.items():
             rng = np.random.default_rng(seed)
-            call = Call(op, *make_inputs(op, case, dtype, rng))
+            call = Sample(op, *make_inputs(op, case, dtype, rng))
             if implementation != "reference" and call.dtype == dtype:
                 check_accuracy(call, implementation, rng, tally)
                 if op.accumulates:

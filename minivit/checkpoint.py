@@ -4,7 +4,7 @@ config.json         everything needed to repeat the run: each argument of `train
 metrics.jsonl       a line an epoch: epoch, train_loss, test_loss, test_accuracy, learning_rate, seconds, images_per_second;
                     of a cascade also exit_accuracies
 model.safetensors   the weights as they were tested after the last finished epoch; in its metadata, as JSON, the model's
-                    configuration ("model"), "class_names", "preprocessing", "training_sketch" (`data/sketch.py`),
+                    configuration ("model"), "class_names", "preprocessing", "training_sketch" (`data/train_test_overlap.py`),
                     and a cascade's thresholds ("calibration")
 curves.png          the learning curves
 """

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"minivit: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        from .kernels.cuda.errors import DeviceError  # here, for importing the kernels brings Numba in
+        from .kernels.core.errors import DeviceError
 
         if not isinstance(error, DeviceError):
             raise
@@ -78,10 +78,10 @@ def _on_threads(number: int | None) -> Iterator[None]:
     if number is None:
         yield
         return
-    from .kernels import cpu
+    from .kernels.cpu.run import threads_set
     from .threads import thread_count
 
-    with cpu.threads_set(thread_count(number)):
+    with threads_set(thread_count(number)):
         yield
 
 

@@ -18,7 +18,8 @@ from itertools import accumulate
 from math import prod
 from typing import Any
 
-from .kernels import Op, device
+from .kernels.core.arrays import empty
+from .kernels.core.op import Op
 from .module import Module, evaluating
 from .tensor import Tensor, trace
 
@@ -54,7 +55,7 @@ def count(model: Any) -> ModelCost:
     and its random state; while it counts, the model is in evaluation mode.
     """
     config = model.config
-    images = Tensor(device.empty((1, config.in_channels, config.image_size, config.image_size), config.dtype, model.parameters()[0].device))
+    images = Tensor(empty((1, config.in_channels, config.image_size, config.image_size), config.dtype, model.parameters()[0].device))
     counter = _Counter(model)
     with evaluating(model), trace(counter):
         exits = model.exits(images)

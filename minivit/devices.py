@@ -8,24 +8,24 @@ from contextlib import contextmanager
 import numpy as np
 
 from .errors import UserError
-from .kernels import cuda, device
-from .kernels.cuda.errors import DeviceError, OutOfMemoryError
+from .kernels.core.devices import DEVICES, runtime
+from .kernels.core.errors import DeviceError, OutOfMemoryError
 from .module import Module
 
 
 def check_device(name: str) -> None:
     """Raises UserError for what is no device, or one that this machine has not."""
-    if name not in device.DEVICES:
-        raise UserError(f"device={name!r} is not available: choose {' or '.join(map(repr, device.DEVICES))}")
+    if name not in DEVICES:
+        raise UserError(f"device={name!r} is not available: choose {' or '.join(map(repr, DEVICES))}")
     if name == "cuda":
         try:
-            cuda.runtime()
+            runtime()
         except DeviceError as error:
             raise UserError(str(error)) from error
 
 
 @contextmanager
-def room_for(images: int) -> Iterator[None]:
+def explain_out_of_memory(images: int) -> Iterator[None]:
     """Inside, that a GPU is full becomes a UserError: which batch would fit, of a step with so many images."""
     try:
         yield
@@ -43,6 +43,6 @@ def dtype_of(model: Module) -> np.dtype:
     return first.dtype
 
 
-def place_of(model: Module) -> str:
+def device_of(model: Module) -> str:
     """The device that a model's parameters lie on."""
     return next((p.device for _, p in model.named_parameters()), "cpu")

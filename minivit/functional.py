@@ -14,8 +14,7 @@ import numpy as np
 
 from .errors import UserError
 from .kernels import OPS
-from .kernels.attention import HEAD_SIZES
-from .kernels.joining import concatenation, splitting
+from .kernels.concatenate import concatenation, splitting
 from .tensor import Tensor, apply
 
 
@@ -70,8 +69,6 @@ def attention(
     if channels % (3 * heads):
         raise UserError(f"attention: heads must divide the channels: {channels // 3} is not a multiple of {heads}")
     size = channels // (3 * heads)
-    if qkv.device == "cuda" and size > HEAD_SIZES[-1]:
-        raise UserError(f"attention: on a GPU a head has at most {HEAD_SIZES[-1]} channels, not {size}: take more heads")
     if bias is not None:
         bias = bias if isinstance(bias, Tensor) else Tensor(np.asarray(bias, qkv.dtype))
         bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)

@@ -45,7 +45,8 @@ def collect() -> dict[str, Any]:
     """Everything by name, ready for JSON. Imports Numba, compiles nothing that training would not."""
     import numba
 
-    from .kernels import cpu, paths
+    from .kernels.core.cache import cache_folder
+    from .kernels.cpu import run
     from .precision import fastest
 
     gpu, reason = _gpu()
@@ -56,14 +57,14 @@ def collect() -> dict[str, Any]:
         "cpu": cpu_name(),
         "instructions": _instructions(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": cpu.threads(),
-        "most_threads": cpu.most_threads(),
+        "threads": run.threads(),
+        "most_threads": run.most_threads(),
         "precision": fastest(),
         "threading_layer": numba.threading_layer(),  # known, for `cpu` has loaded a parallel loop
         "blas": _blas(),
         "gpu": gpu,
         "gpu_note": reason,
-        "cache": str(paths.cache_folder()),
+        "cache": str(cache_folder()),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
     }
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from . import functional as F
 from .errors import UserError
-from .kernels import device
-from .kernels.copying import copy
+from .kernels import primitives
+from .kernels.core.arrays import empty_like, to_device
+from .kernels.core.devices import device_of
 from .kernels.random import advance
 from .module import Module, Parameter
 from .tensor import Tensor
@@ -35,11 +36,11 @@ class Random:
         self.uses = 0
         self.active = False  # whether any layer drops anything
 
-    def to(self, place: str) -> None:
+    def to(self, device: str) -> None:
         """Keep the state on "cpu" or "cuda"."""
-        self.state = self.current = device.moved(self.state, place)
+        self.state = self.current = to_device(self.state, device)
 
-    def enroll(self, rate: float) -> int:
+    def register_layer(self, rate: float) -> int:
         """The number of a layer that drops at this rate."""
         self.active |= rate > 0
         self.uses += 1
@@ -47,9 +48,9 @@ class Random:
 
     def advance(self) -> None:
         """Go to the next step. Kernels do it, so that a recorded plan does too."""
-        advance(self.state)
-        self.current = device.like(self.state)  # a new one: an earlier pass may still await its backward
-        copy(self.current, self.state, (2,), (1,), (1,))
+        advance.on(device_of(self.state))(self.state)
+        self.current = empty_like(self.state)  # a new one: an earlier pass may still await its backward
+        primitives(device_of(self.state)).copy(self.current, self.state, (2,), (1,), (1,))
 
 
 class Sequential(Module):
@@ -74,7 +75,7 @@ class Dropout(Module):
 
     def __init__(self, rate: float, random: Random) -> None:
         self.rate, self.random = rate, random
-        self.use = random.enroll(rate)
+        self.use = random.register_layer(rate)
 
     @property
     def active(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .errors import UserError
-from .kernels import device
+from .kernels.core.arrays import copy_from_numpy, to_device
 from .tensor import Tensor, current_tracer
 
 
@@ -98,14 +98,14 @@ class Module:
     def eval(self) -> Module:
         return self.train(False)
 
-    def to(self, place: str) -> Module:
+    def to(self, device: str) -> Module:
         """Move all parameters, and what dropout draws from, to "cpu" or "cuda"; returns self. A Trainer of the model is then of no use."""
         for parameter in self.parameters():
-            parameter.data = device.moved(parameter.data, place)
+            parameter.data = to_device(parameter.data, device)
         for module in self.modules():
             for value in vars(module).values():
                 if hasattr(value, "to") and not isinstance(value, (Module, Parameter)):
-                    value.to(place)
+                    value.to(device)
         return self
 
     def zero_grad(self) -> None:
@@ -136,4 +136,4 @@ class Module:
             raise UserError("weights do not fit the model; " + "; ".join(faults))
         for name, parameter in own.items():
             if name in state:
-                device.assign(parameter.data, np.asarray(state[name]))
+                copy_from_numpy(parameter.data, np.asarray(state[name]))

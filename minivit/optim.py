@@ -15,21 +15,23 @@ from typing import Any
 import numpy as np
 
 from .errors import UserError
-from .kernels import OPS, device
-from .kernels.adamw import (
+from .kernels import OPS, primitives
+from .kernels.begin_update import (
     BETA1,
     BETA2,
     CLIP_NORM,
     EMA_DECAY,
     EPS,
-    HYPER,
     LR,
     MOMENTUM,
     PARTS,
+    SCALARS,
     STEP,
     WEIGHT_DECAY,
 )
-from .kernels.copying import convert, fill
+from .kernels.core import arrays
+from .kernels.core.devices import device_of
+from .kernels.core.dtypes import BFLOAT16
 from .models import Model
 from .module import Module, Parameter
 
@@ -48,30 +50,30 @@ class FlatParameters:
     Each parameter's `data` and `grad_home` become views of them, on a cache line of their own; padding is zero in both.
 
     data, gradient: (size with padding,), of `dtype` (the model's, by default). decayed: where those without decay begin. The whole model
-    moves to the device `place`.
+    moves to the device.
     Raises UserError where nothing is to be trained.
     """
 
-    def __init__(self, model: Module, dtype: Any = None, place: str = "cpu") -> None:
+    def __init__(self, model: Module, dtype: Any = None, device: str = "cpu") -> None:
         named = _trainable(model)
         if not named:
             raise UserError("the model has no parameters to train")
         dtype = np.dtype(named[0][1].dtype if dtype is None else dtype)
         _convert(model.to("cpu"), dtype)
         decayed, others = ([p for name, p in named if decays(name, p) is wanted] for wanted in (True, False))
-        line = device.ALIGNMENT // dtype.itemsize
+        line = arrays.ALIGNMENT // dtype.itemsize
         padded = [-(-p.size // line) * line for p in decayed + others]
         self.parameters = decayed + others
         self.size = sum(p.size for p in self.parameters)
         self.decayed = sum(padded[: len(decayed)])
-        self.place = place
+        self.device = device
         values = np.zeros(sum(padded), dtype)
-        self.gradient = device.copied(np.zeros_like(values), place)
+        self.gradient = arrays.array_on(device, np.zeros_like(values))
         starts = self._starts = np.cumsum([0, *padded]).tolist()
         for parameter, start in zip(self.parameters, starts):
             values[start : start + parameter.size] = parameter.data.reshape(-1)
-        model.to(place)
-        self.data = device.copied(values, place)
+        model.to(device)
+        self.data = arrays.array_on(device, values)
         for parameter, start in zip(self.parameters, starts):
             part = slice(start, start + parameter.size)
             parameter.data = self.data[part].reshape(parameter.shape)
@@ -86,17 +88,17 @@ class FlatParameters:
             raise UserError("the model's parameters have changed or moved, as by another Trainer or a new head: make a new Trainer")
 
     @contextmanager
-    def narrowed(self) -> Iterator[None]:
+    def with_bf16_copy(self) -> Iterator[None]:
         """Inside, products read all parameters from a copy in bfloat16, made at once, rather than each of them rounding its own."""
-        copy = device.empty(self.data.shape, device.BFLOAT16, self.place)
-        convert(copy, self.data)
+        copy = arrays.empty(self.data.shape, BFLOAT16, self.device)
+        primitives(self.device).convert(copy, self.data)
         for parameter, start in zip(self.parameters, self._starts):
-            parameter.narrow = copy[start : start + parameter.size].reshape(parameter.shape)
+            parameter.bf16_copy = copy[start : start + parameter.size].reshape(parameter.shape)
         try:
             yield
         finally:
             for parameter in self.parameters:
-                parameter.narrow = None
+                parameter.bf16_copy = None
 
     def forget_gradients(self) -> None:
         """Before a backward: it writes each gradient anew."""
@@ -107,7 +109,7 @@ class FlatParameters:
         """After a backward: a parameter that it did not reach has gradient zero."""
         for parameter in self.parameters:
             if parameter.grad is None and parameter.grad_home is not None:
-                fill(parameter.grad_home, 0.0)
+                primitives(self.device).fill(parameter.grad_home, 0.0)
 
 
 def _trainable(model: Module) -> list[tuple[str, Parameter]]:
@@ -133,15 +135,15 @@ def _run(op: str, outputs: tuple, inputs: tuple, *constants: Any) -> None:
     OPS[op].run("forward", (*outputs, *inputs, *constants), inputs, constants, "update")
 
 
-class Hyper:
-    """The numbers of an optimizer's step, in memory where its kernels read them: `kernels.adamw` says which lies where.
+class StepScalars:
+    """The numbers of an optimizer's step, in memory where its kernels read them: `kernels.begin_update` says which lies where.
 
-    array: (HYPER,) float64, on the device. Kernels count the step there; the other numbers are known here too.
+    array: (SCALARS,) float64, on the device. Kernels count the step there; the other numbers are known here too.
     """
 
-    def __init__(self, place: str) -> None:
-        self.array = device.copied(np.zeros(HYPER), place)
-        self._known = np.zeros(HYPER)
+    def __init__(self, device: str) -> None:
+        self.array = arrays.array_on(device, np.zeros(SCALARS))
+        self._known = np.zeros(SCALARS)
 
     def value(self, which: int) -> float:
         return float(self._known[which])
@@ -149,12 +151,12 @@ class Hyper:
     def set(self, which: int, value: float) -> None:
         if value != self._known[which]:
             self._known[which] = value
-            device.assign(self.array[which : which + 1], self._known[which : which + 1])
+            arrays.copy_from_numpy(self.array[which : which + 1], self._known[which : which + 1])
 
 
 class Optimizer:
     """What AdamW and SGD share: the numbers of a step, which may be set between steps, the norm of the gradient, and the running average
-    of the weights, if `ema`, its decay, is given: `kernels.adamw` has the formulas.
+    of the weights, if `ema`, its decay, is given: `kernels.begin_update` has the formulas.
 
     lr, weight_decay, steps; gradient_norm: of the whole gradient at the last step, before clipping.
     """
@@ -163,51 +165,51 @@ class Optimizer:
         _check_between(0, inf, clip_norm=clip_norm or 0)
         _check_between(0, 1, ema=ema or 0)
         self.flat = flat
-        self.hyper = Hyper(flat.place)
-        self._squares = device.copied(np.zeros(PARTS), flat.place)
+        self.scalars = StepScalars(flat.device)
+        self._squares = arrays.array_on(flat.device, np.zeros(PARTS))
         self.lr, self.weight_decay = lr, weight_decay
-        self.hyper.set(CLIP_NORM, clip_norm or 0)
-        self.hyper.set(EMA_DECAY, ema or 0)
-        self.average = device.copied(device.to_host(flat.data), flat.place) if ema else None
+        self.scalars.set(CLIP_NORM, clip_norm or 0)
+        self.scalars.set(EMA_DECAY, ema or 0)
+        self.average = arrays.array_on(flat.device, arrays.to_numpy(flat.data)) if ema else None
 
     @property
     def lr(self) -> float:
-        return self.hyper.value(LR)
+        return self.scalars.value(LR)
 
     @lr.setter
     def lr(self, value: float) -> None:
         _check_between(0, inf, lr=value)
-        self.hyper.set(LR, value)
+        self.scalars.set(LR, value)
 
     @property
     def weight_decay(self) -> float:
-        return self.hyper.value(WEIGHT_DECAY)
+        return self.scalars.value(WEIGHT_DECAY)
 
     @weight_decay.setter
     def weight_decay(self, value: float) -> None:
         _check_between(0, inf, weight_decay=value)
-        self.hyper.set(WEIGHT_DECAY, value)
+        self.scalars.set(WEIGHT_DECAY, value)
 
     @property
     def steps(self) -> int:
-        return int(device.to_host(self.hyper.array)[STEP])
+        return int(arrays.to_numpy(self.scalars.array)[STEP])
 
     @property
     def gradient_norm(self) -> float:
-        return float(np.sqrt(device.to_host(self._squares).sum()))
+        return float(np.sqrt(arrays.to_numpy(self._squares).sum()))
 
     def step(self) -> None:
         """Move the parameters by the gradients that lie in the flat buffer, and their average after them."""
-        gradient, hyper = self.flat.gradient, self.hyper.array
-        _run("begin_update", (self._squares, hyper), (gradient, hyper))
+        gradient, scalars = self.flat.gradient, self.scalars.array
+        _run("begin_update", (self._squares, scalars), (gradient, scalars))
         self._update()
 
     def swap_average(self) -> None:
         """Exchange the model's weights with their average, if there is one."""
         if self.average is not None:
-            own, average = (np.array(device.to_host(a)) for a in (self.flat.data, self.average))
-            device.assign(self.flat.data, average)
-            device.assign(self.average, own)
+            own, average = (np.array(arrays.to_numpy(a)) for a in (self.flat.data, self.average))
+            arrays.copy_from_numpy(self.flat.data, average)
+            arrays.copy_from_numpy(self.average, own)
 
     def _update(self) -> None:
         raise NotImplementedError
@@ -215,7 +217,7 @@ class Optimizer:
     def _move(self, op: str, state: tuple[Any, ...], *constants: Any) -> None:
         """Run an op that updates the parameters, its `state` of their size, and their average."""
         p, average = self.flat.data, self.average
-        _run(op, (p, *state, average), (p, self.flat.gradient, *state, average, self._squares, self.hyper.array), *constants)
+        _run(op, (p, *state, average), (p, self.flat.gradient, *state, average, self._squares, self.scalars.array), *constants)
 
 
 class AdamW(Optimizer):
@@ -236,7 +238,7 @@ class AdamW(Optimizer):
         if not 0 < eps < inf:
             raise UserError(f"eps must be above 0 and finite, got {eps}")
         for which, value in zip((BETA1, BETA2, EPS), (*betas, eps)):
-            self.hyper.set(which, value)
+            self.scalars.set(which, value)
         self.m, self.v = _zeros_like(flat.data), _zeros_like(flat.data)
 
     def _update(self) -> None:
@@ -258,7 +260,7 @@ class SGD(Optimizer):
     ) -> None:
         super().__init__(flat, lr, weight_decay, clip_norm, ema)
         _check_between(0, 1, momentum=momentum)
-        self.hyper.set(MOMENTUM, momentum)
+        self.scalars.set(MOMENTUM, momentum)
         self.nesterov, self.velocity = nesterov, _zeros_like(flat.data)
 
     def _update(self) -> None:
@@ -266,7 +268,7 @@ class SGD(Optimizer):
 
 
 def _zeros_like(array: Any) -> Any:
-    return device.copied(np.zeros(array.shape, array.dtype), device.place_of(array))
+    return arrays.array_on(device_of(array), np.zeros(array.shape, array.dtype))
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "sgd": SGD}

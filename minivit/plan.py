@@ -1,8 +1,9 @@
 """A recorded step: one arena, one flat list of kernel calls, replayed without Python.
 
-The first step of a shape is walked through without running any kernel, while every launch and allocation is recorded (`kernels/device.py`).
-Buffers that are never alive together then share memory in one arena, and the calls become one thing to run: on the CPU three arrays, entry,
-bands and argument table, which one compiled loop runs; on a GPU a CUDA graph. So the first step runs, and all later ones.
+The first step of a shape is walked through without running any kernel, while every launch and allocation is recorded
+(`kernels/core/recording.py`). Buffers that are never alive together then share memory in one arena, and the calls become one thing to run:
+on the CPU three arrays, entry, bands and argument table, which one compiled loop runs; on a GPU a CUDA graph. So the first step runs, and
+all later ones.
 Inputs, parameters, learning rate and random state live in arrays that exist before the recording; everything else is a constant.
 """
 
@@ -13,8 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from .kernels import cpu, cuda, device
-from .kernels.device import ALIGNMENT, GUARD, Recording, View
+from .kernels.core import devices
+from .kernels.core.arrays import ALIGNMENT, GUARD, empty, subarray
+from .kernels.core.recording import Recording, View, record
+from .kernels.cpu.kernel import Calls
+from .kernels.cpu.run import threads
 
 
 class Plan:
@@ -22,36 +26,37 @@ class Plan:
 
     step: a function without arguments that returns an array or a tuple of arrays, the results; it computes through ops alone, and looks at
         no value.
-    place: the device, "cpu" or "cuda", that all of its arrays lie on.
+    device: the device, "cpu" or "cuda", that all of its arrays lie on.
     constants: arrays that change seldom: weights of a model that only predicts. What kernels make of them alone, as panels of weights, is
         kept, and `prepare()` makes it again after they have changed.
     results: what the step returned, as arrays that a replay overwrites.
     arena_bytes: the memory of all its buffers together; buffer_bytes: what they would take if each were kept.
-    threads: how many recorded the step, and share its replays. labels: of each launch the op's `Work` it is part of, or None, and the
+    threads: how many recorded the step, and share its replays. labels: of each launch the op's `OpCall` it is part of, or None, and the
         kernel's label.
     """
 
-    def __init__(self, step: Callable[[], Any], constants: Sequence[Any] = (), place: str = "cpu") -> None:
-        with device.record() as recording:
+    def __init__(self, step: Callable[[], Any], constants: Sequence[Any] = (), device: str = "cpu") -> None:
+        with record() as recording:
             returned = step()
             arrays = returned if isinstance(returned, tuple) else (returned,)
             views = [recording.keep(a) for a in arrays]
             del returned, arrays
-        once = _preparations(recording, {device.address_of(a) for a in constants})
+        once = _preparations(recording, {devices.address_of(a) for a in constants})
         offsets, self.arena_bytes = _share(recording)
         self.buffer_bytes = sum(recording.sizes)
-        self.threads = cpu.threads()
-        self.labels = [(work, call[0].label) for i, (work, call) in enumerate(zip(recording.works, recording.calls)) if i not in once]
-        self._arena = device.empty((self.arena_bytes,), np.uint8, place)
+        self.threads = threads()
+        launches = enumerate(zip(recording.op_calls, recording.calls))
+        self.labels = [(op_call, call[0].label) for i, (op_call, call) in launches if i not in once]
+        self._arena = empty((self.arena_bytes,), np.uint8, device)
         self._keep = recording.calls  # the arrays outside the arena must stay where they are
 
         def placed(value: Any) -> Any:
             if not isinstance(value, View):
                 return value
-            return device.part(self._arena, offsets[value.serial] + value.offset, value.shape, value.dtype)
+            return subarray(self._arena, offsets[value.serial] + value.offset, value.shape, value.dtype)
 
         calls = [(kernel, grid, [placed(a) for a in arguments]) for kernel, grid, arguments in recording.calls]
-        ready = cuda.runtime().prepare if place == "cuda" else lambda calls: cpu.Calls(calls, self.threads)
+        ready = devices.runtime().prepare if device == "cuda" else lambda calls: Calls(calls, self.threads)
         self._preparations, self._calls = (ready([c for i, c in enumerate(calls) if (i in once) is early]) for early in (True, False))
         self.launches = len(self.labels)
         self.results = tuple(map(placed, views))
@@ -75,11 +80,11 @@ def _preparations(recording: Recording, constants: set[int]) -> set[int]:
     """Which calls compute from arrays at these addresses alone; what they make lives as long as the plan."""
     found = set()
     for i, (kernel, _, arguments) in enumerate(recording.calls):
-        arrays = [a for a in arguments if isinstance(a, View) or device.is_array(a)]
+        arrays = [a for a in arguments if isinstance(a, View) or devices.is_array(a)]
         if (
             kernel.prepares
             and isinstance(arrays[0], View)
-            and all(not isinstance(a, View) and device.address_of(a) in constants for a in arrays[1:])
+            and all(not isinstance(a, View) and devices.address_of(a) in constants for a in arrays[1:])
         ):
             found.add(i)
             recording.permanent.add(arrays[0].serial)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from .errors import UserError, nearest
+from .kernels.core.dtypes import BFLOAT16
+from .kernels.cpu.gemm import split_products
 from .kernels.cpu.tiles import supported
-from .kernels.device import BFLOAT16
-from .kernels.gemm import split_products
 
 PRECISIONS = ("float32", "bf16x3", "bfloat16", "float64")
 

@@ -14,10 +14,11 @@ from . import checkpoint
 from .calibration import Calibration, check, confidence
 from .cost import ModelCost
 from .data import Batches, Dataset, prepare
-from .devices import check_device, dtype_of, place_of, room_for
+from .devices import check_device, device_of, dtype_of, explain_out_of_memory
 from .errors import UserError
-from .kernels import cpu, device
-from .kernels.watching import watch
+from .kernels.core.arrays import array_on, copy_from_numpy, to_numpy
+from .kernels.cpu.changes import change_detector
+from .kernels.cpu.run import threads_set
 from .models import DVT, Model
 from .module import Module, Parameter, evaluating
 from .plan import Plan
@@ -55,7 +56,7 @@ class Predictor:
         if device is not None:
             check_device(device)
             model.to(device)
-        self.precision = precision_for(precision or own, dtype_of(model), place_of(model))
+        self.precision = precision_for(precision or own, dtype_of(model), device_of(model))
         if self.precision.parameters != own:
             raise UserError(f"precision={precision!r} does not fit a model of dtype {own}: create it with dtype={precision!r}")
         if batch_size is not None and batch_size < 1:
@@ -124,7 +125,7 @@ class Predictor:
         if now is config and len(parameters) == len(arrays) and all(p.data is a for p, a in zip(parameters, arrays)):
             return
         self._plans, self._recorded = [{} for _ in range(self.stages)], (now, parameters, [p.data for p in parameters])
-        self._changed = watch(self._recorded[2]) if place_of(self.model) == "cpu" else lambda: True
+        self._changed = change_detector(self._recorded[2]) if device_of(self.model) == "cpu" else lambda: True
         if isinstance(self.model, Model):
             self._costs = np.array(self.model.cost().exits, np.float64)
 
@@ -186,7 +187,7 @@ class Predictor:
         key = min(fitting, default=(least, *images.shape[1:]))
         plan = plans.pop(key, None)
         if plan is None:
-            with cpu.threads_set(self.threads), self.precision.products(), room_for(least):
+            with threads_set(self.threads), self.precision.products(), explain_out_of_memory(least):
                 plan = _StagePlan(self.model, k, key, state, self.precision.activations)
         elif plan.version != self._version:
             plan.plan.prepare()
@@ -207,12 +208,12 @@ class _StagePlan:
     """The plan of one stage, or of a model without stages, for batches of one shape."""
 
     def __init__(self, model: Module, k: int, shape: tuple[int, ...], state: Arrays, dtype: np.dtype) -> None:
-        place = place_of(model)
-        self.images = device.copied(np.zeros(shape, dtype), place)  # (B, C, H, W)
-        self.state = tuple(None if a is None else device.copied(np.zeros((shape[0], *a.shape[1:]), a.dtype), place) for a in state)
+        device = device_of(model)
+        self.images = array_on(device, np.zeros(shape, dtype))  # (B, C, H, W)
+        self.state = tuple(None if a is None else array_on(device, np.zeros((shape[0], *a.shape[1:]), a.dtype)) for a in state)
         self.given: list[bool] = []  # which of the things that the next stage may reuse there are
         with evaluating(model), no_grad():
-            self.plan = Plan(lambda: self._compute(model, k), [p.data for p in model.parameters()], place)
+            self.plan = Plan(lambda: self._compute(model, k), [p.data for p in model.parameters()], device)
         self.version = 0  # of the weights that the plan is prepared for
 
     def _compute(self, model: Module, k: int) -> tuple[np.ndarray, ...]:
@@ -225,12 +226,12 @@ class _StagePlan:
 
     def __call__(self, images: np.ndarray, state: Arrays) -> tuple[np.ndarray, Arrays]:
         number = len(images)
-        device.assign(self.images[:number], images)
+        copy_from_numpy(self.images[:number], images)
         for own, array in zip(self.state, state):
             if own is not None and array is not None:
-                device.assign(own[:number], array)
+                copy_from_numpy(own[:number], array)
         self.plan.replay()
-        logits, *reused = (np.array(device.to_host(a)[:number]) for a in self.plan.results)
+        logits, *reused = (np.array(to_numpy(a)[:number]) for a in self.plan.results)
         left = iter(reused)
         return logits.astype(np.float32, copy=False), tuple(next(left) if there else None for there in self.given)
 
@@ -326,7 +327,7 @@ class Classifier(Module):
     """A model with its class names and preprocessing: what training gives and `load` reads.
 
     Its parameters are the model's, by the same names. precision: that it predicts in, as the Predictor's. training_sketch: of a cascade, by
-    which images of the training set are known again (`data/sketch.py`).
+    which images of the training set are known again (`data/train_test_overlap.py`).
     """
 
     def __init__(

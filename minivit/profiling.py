@@ -17,8 +17,11 @@ from typing import Any
 import numpy as np
 
 from .errors import UserError
-from .kernels import OPS, cpu, device
-from .kernels.gemm import gemm
+from .kernels import OPS
+from .kernels.core.arrays import empty
+from .kernels.cpu.gemm import gemm
+from .kernels.cpu.run import threads as threads_now
+from .kernels.cpu.run import threads_set
 from .models import Model, create_model
 from .module import Module
 from .plan import Plan
@@ -110,12 +113,12 @@ def profile(
     measured = create_model(model, **options) if isinstance(model, str) else deepcopy(unwrapped(model))
     if not isinstance(measured, Model):
         raise UserError(f"profile() takes a model of create_model, not {type(measured).__name__}")
-    with cpu.threads_set(thread_count(threads)):
+    with threads_set(thread_count(threads)):
         plans = _recorded(measured, batch, precision, train, trainer)
         exactness = precision_for(precision, np.dtype(measured.config.dtype))
         title = (
-            f"{measured.name}, {'training step' if train else 'inference'}, batch {batch}, {exactness.name}, {cpu.threads()} "
-            f"thread{'s' if cpu.threads() > 1 else ''}, {sum(plan.launches for plan in plans)} launches"
+            f"{measured.name}, {'training step' if train else 'inference'}, batch {batch}, {exactness.name}, {threads_now()} "
+            f"thread{'s' if threads_now() > 1 else ''}, {sum(plan.launches for plan in plans)} launches"
         )
         with exactness.products():
             rates = product_rate(exactness.activations), memory_rate()
@@ -149,11 +152,11 @@ def _replay(plans: list[Plan]) -> None:
 def _rows(labels: Iterable[tuple[Any, str]], seconds: Iterable[float], product: float, memory: float) -> tuple[Row, ...]:
     """labels: as `Plan.labels`; seconds: of each launch."""
     found: dict[tuple[str, str], list[float]] = {}  # (name, phase) -> launches, seconds, arithmetic, bytes
-    met: set[int] = set()  # works whose floors are counted: one may have several launches
-    for (work, kernel), time in zip(labels, seconds):
-        entry = found.setdefault((work.op.name, work.phase) if work else (kernel, ""), [0, 0.0, 0, 0])
-        operations, least = work.least() if work and id(work) not in met else (0, 0)
-        met.add(id(work))
+    met: set[int] = set()  # calls whose floors are counted: one may have several launches
+    for (op_call, kernel), time in zip(labels, seconds):
+        entry = found.setdefault((op_call.op.name, op_call.phase) if op_call else (kernel, ""), [0, 0.0, 0, 0])
+        operations, least = op_call.least() if op_call and id(op_call) not in met else (0, 0)
+        met.add(id(op_call))
         entry[:] = np.add(entry, (1, time, operations, least))
     whole = sum(time for _, time, *_ in found.values())
     rows = [
@@ -171,7 +174,7 @@ def product_rate(dtype: Any = np.float32, tiny: bool = False) -> float:
     """
     size = TINY_PRODUCT if tiny else PRODUCT
     a, b = np.random.default_rng(0).standard_normal((2, size, size)).astype(dtype)
-    c = device.empty(a.shape, dtype)
+    c = empty(a.shape, dtype)
     return 2 * size**3 / min(repeat(Plan(lambda: _then(gemm(c, a, b), c)).replay, 0 if tiny else SECONDS))
 
 
@@ -180,7 +183,7 @@ def memory_rate(tiny: bool = False) -> float:
 
     In place, for what is written elsewhere is read by the processor too, unasked and uncounted.
     """
-    a, b = (device.empty(((TINY_STREAM if tiny else STREAM) // 4,), np.float32) for _ in range(2))
+    a, b = (empty(((TINY_STREAM if tiny else STREAM) // 4,), np.float32) for _ in range(2))
     a[:], b[:] = 1, 0
     return 3 * a.nbytes / min(repeat(Plan(lambda: _then(OPS["add"].forward.cpu(a, a, b), a[:1])).replay, 0 if tiny else SECONDS))
 

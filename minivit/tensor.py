@@ -15,10 +15,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .kernels import OPS, Op, device
+from .kernels import OPS
+from .kernels.core.arrays import constant, empty, empty_like, to_device, to_numpy
+from .kernels.core.devices import device_of, is_array
+from .kernels.core.dtypes import BFLOAT16, is_floating
+from .kernels.core.op import Op
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-DTYPES = {FLOAT32}, {FLOAT64}, {device.BFLOAT16}, {device.BFLOAT16, FLOAT32}  # of an op's floating inputs together
+DTYPES = {FLOAT32}, {FLOAT64}, {BFLOAT16}, {BFLOAT16, FLOAT32}  # of an op's floating inputs together
 _numbers = count()
 _state = threading.local()
 
@@ -86,21 +90,21 @@ class Tensor:
     requires_grad: whether `backward` puts a gradient into `.grad`, a Tensor of the same shape (None before).
     """
 
-    __slots__ = ("__weakref__", "data", "grad", "grad_home", "narrow", "node", "requires_grad", "result")
+    __slots__ = ("__weakref__", "bf16_copy", "data", "grad", "grad_home", "node", "requires_grad", "result")
     __array_priority__ = 1000  # array + tensor asks the tensor
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
         array = data.data if isinstance(data, Tensor) else data
-        if not device.is_array(array) or device.place_of(array) == "cpu":
+        if not is_array(array) or device_of(array) == "cpu":
             array = np.asarray(array)
-            if array.dtype not in (np.float32, np.float64, device.BFLOAT16):
+            if array.dtype not in (np.float32, np.float64, BFLOAT16):
                 array = array.astype(np.float32)
             array = array if array.flags.c_contiguous else np.ascontiguousarray(array)
         self.data: Any = array
         self.requires_grad = requires_grad
         self.grad: Tensor | None = None
         self.grad_home: np.ndarray | None = None  # where a leaf's gradient must lie (a part of a flat buffer)
-        self.narrow: Any = None  # a parameter's data in bfloat16, while somebody keeps it up to date
+        self.bf16_copy: Any = None  # a parameter's data in bfloat16, while its optimizer keeps it up to date
         self.node: Node | None = None  # None: a leaf
         self.result = 0  # which of the node's results this is
 
@@ -124,18 +128,18 @@ class Tensor:
     @property
     def device(self) -> str:
         """Where the data lies: "cpu" or "cuda"."""
-        return device.place_of(self.data)
+        return device_of(self.data)
 
     def __len__(self) -> int:
         return len(self.data)
 
     def numpy(self) -> np.ndarray:
         """The data itself, not a copy, where it lies on the CPU; a copy of what lies on a GPU."""
-        return device.to_host(self.data)
+        return to_numpy(self.data)
 
-    def to(self, place: str) -> Tensor:
+    def to(self, device: str) -> Tensor:
         """The same data on "cpu" or "cuda", off the tape."""
-        return Tensor(device.moved(self.data, place))
+        return Tensor(to_device(self.data, device))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
@@ -163,7 +167,7 @@ class Tensor:
 
     # -------------------------------------------------------------------------------------------------------------- arithmetic
     def _other(self, value: Any) -> Tensor:
-        return value if isinstance(value, Tensor) else Tensor(device.constant(np.asarray(value, self.dtype), self.device))
+        return value if isinstance(value, Tensor) else Tensor(constant(np.asarray(value, self.dtype), self.device))
 
     def __add__(self, other: Any) -> Tensor:
         return apply(OPS["add"], self, self._other(other))
@@ -201,8 +205,8 @@ class Tensor:
         """The same elements in another shape; one length may be -1."""
         wanted = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)) else shape
         out = Tensor(self.data.reshape(wanted))
-        if self.narrow is not None:
-            out.narrow = self.narrow.reshape(wanted)
+        if self.bf16_copy is not None:
+            out.bf16_copy = self.bf16_copy.reshape(wanted)
         if is_grad_enabled() and self.requires_grad:
             out.requires_grad, out.node = True, Node(None, (self,))
         return out
@@ -258,7 +262,7 @@ class Tensor:
             if self.size != 1:
                 raise RuntimeError(f"backward: a tensor of shape {self.shape} needs a gradient of that shape")
             gradient = np.ones(self.shape, self.dtype)
-        seed = gradient if isinstance(gradient, Tensor) else Tensor(device.constant(np.asarray(gradient, self.dtype), self.device))
+        seed = gradient if isinstance(gradient, Tensor) else Tensor(constant(np.asarray(gradient, self.dtype), self.device))
         if seed.shape != self.shape:
             raise RuntimeError(f"backward: the gradient has shape {seed.shape}, the tensor {self.shape}")
         _walk(self, seed.data)
@@ -275,21 +279,19 @@ def apply(op: Op, *inputs: Tensor | np.ndarray | None, **constants: Any) -> Any:
     """Run an op. Returns its result as a Tensor, or a tuple of them (None where absent) where it has several."""
     arrays = [t.data if isinstance(t, Tensor) else t for t in inputs]
     for i, (name, t) in enumerate(zip(op.inputs, inputs)):
-        if name in op.multiplied and isinstance(t, Tensor) and t.narrow is not None:
-            arrays[i] = t.narrow
-    dtypes = {a.dtype for a in arrays if a is not None and device.is_floating(a.dtype)}
-    places = {device.place_of(a) for a in arrays if a is not None}
-    if len(places) > 1:
+        if name in op.bf16_parameters and isinstance(t, Tensor) and t.bf16_copy is not None:
+            arrays[i] = t.bf16_copy
+    dtypes = {a.dtype for a in arrays if a is not None and is_floating(a.dtype)}
+    devices = {device_of(a) for a in arrays if a is not None}
+    if len(devices) > 1:
         raise TypeError(f"{op.name}: the inputs lie on cpu and cuda: move them with .to()")
     if dtypes not in DTYPES:
         raise TypeError(f"{op.name}: the inputs must be all float32 or all float64, not {', '.join(map(str, dtypes)) or 'integers'}")
     constants = op.complete(constants)
-    place = places.pop()
+    device = devices.pop()
     recorded = op.backward and is_grad_enabled() and any(_wants(t) for n, t in zip(op.inputs, inputs) if n in op.differentiable)
     absent = () if recorded else op.backward_only
-    outputs = {
-        n: None if a is None or n in absent else device.empty(a.shape, a.dtype, place) for n, a in op.describe(arrays, constants).items()
-    }
+    outputs = {n: None if a is None or n in absent else empty(a.shape, a.dtype, device) for n, a in op.describe(arrays, constants).items()}
     tracer = current_tracer()
     if tracer is None:
         op.run("forward", (*outputs.values(), *arrays, *constants.values()), arrays, constants.values())
@@ -346,7 +348,7 @@ class _Gradients:
 
 
 def _sum(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    out = device.like(a) if out is None else out
+    out = empty_like(a) if out is None else out
     OPS["add"].run("forward", (out, a, b), (a, b), (), "backward")
     return out
 
@@ -358,7 +360,7 @@ def _add_to_leaf(leaf: Tensor, gradient: np.ndarray, own: bool) -> None:
     elif gradient is home or (home is None and own):
         leaf.grad = Tensor(gradient)
     else:
-        copy = device.like(gradient) if home is None else home
+        copy = empty_like(gradient) if home is None else home
         OPS["broadcast"].run("forward", (copy, gradient, gradient.shape), (gradient,), (gradient.shape,), "backward")
         leaf.grad = Tensor(copy)
 
@@ -384,8 +386,8 @@ def _run_backward(node: Node, arrived: list[np.ndarray | None], gradients: _Grad
     assert op is not None and op.backward is not None
     sources = dict(zip(op.inputs, node.inputs))
     wanted = [n for n in op.differentiable if _wants(sources[n])]
-    computed: dict[str, np.ndarray | None] = {n: None for n in op.differentiable if n not in op.same}
-    shared = {op.same[n][1:] for n in wanted if n in op.same}
+    computed: dict[str, np.ndarray | None] = {n: None for n in op.differentiable if n not in op.gradient_aliases}
+    shared = {op.gradient_aliases[n][1:] for n in wanted if n in op.gradient_aliases}
     once = {n for n in wanted if sum(t is sources[n] for t in node.inputs) == 1}
     sums = {n: gradients.running(sources[n]) if n in once else None for n in op.accumulates}
     for n in computed:
@@ -393,14 +395,14 @@ def _run_backward(node: Node, arrived: list[np.ndarray | None], gradients: _Grad
             tensor = sources[n]
             fresh = n not in shared and tensor.grad is None
             straight = tensor.node is None and tensor.grad_home is not None and n in once and (fresh or sums.get(n) is not None)
-            computed[n] = tensor.grad_home if straight else device.like(tensor.data)
+            computed[n] = tensor.grad_home if straight else empty_like(tensor.data)
     op.run("backward", (*computed.values(), *arrived, *sums.values(), *saved, *node.constants), node.inputs, node.constants)
     given = {"d" + n: a for n, a in (computed | dict(zip(op.results, arrived))).items()}
     for n in wanted:
-        gradient = given[op.same.get(n, "d" + n)]
+        gradient = given[op.gradient_aliases.get(n, "d" + n)]
         if gradient is None:
             continue
         if sums.get(n) is None:
-            gradients.add(sources[n], gradient, own=n not in op.same and n not in shared)
+            gradients.add(sources[n], gradient, own=n not in op.gradient_aliases and n not in shared)
         else:
             gradients.set(sources[n], gradient)

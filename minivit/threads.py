@@ -1,9 +1,9 @@
-"""How many threads compute. There is one pool of them, Numba's; see also `kernels.cpu.threads_set`."""
+"""How many threads compute. There is one pool of them, Numba's; see also `kernels.cpu.run.threads_set`."""
 
 from __future__ import annotations
 
 from .errors import UserError
-from .kernels import cpu
+from .kernels.cpu import run
 
 
 def thread_count(threads: int | None) -> int:
@@ -12,7 +12,7 @@ def thread_count(threads: int | None) -> int:
     Raises UserError for a number that there are not.
     """
     if threads is None:
-        return cpu.threads()
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= cpu.most_threads():
-        raise UserError(f"threads must be a whole number of 1 ... {cpu.most_threads()}, the cores of this process, got {threads!r}")
+        return run.threads()
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= run.most_threads():
+        raise UserError(f"threads must be a whole number of 1 ... {run.most_threads()}, the cores of this process, got {threads!r}")
     return threads

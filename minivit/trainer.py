@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from .devices import check_device, dtype_of, room_for
+from .devices import check_device, dtype_of, explain_out_of_memory
 from .errors import UserError, nearest
 from .functional import classes_below, cross_entropy, sum_of
-from .kernels import cpu
-from .kernels import device as arrays
-from .kernels.copying import convert
+from .kernels import primitives
+from .kernels.core import arrays
+from .kernels.core.devices import device_of, is_array
+from .kernels.cpu.run import threads_set
 from .models import Model
 from .module import Module
 from .optim import OPTIMIZERS, FlatParameters
@@ -27,7 +28,7 @@ from .threads import thread_count
 SHAPES = 4  # of batches whose buffers and plans a Trainer keeps
 # Each part of a batch packs the weights anew and reads their gradients, and twice as many parts save half as much memory again: so their
 # number grows with the root of what backward keeps, in units of so many times the weights' memory, or of so many bytes.
-OF_WEIGHTS, LEAST = 2, 32 << 20
+PART_OF_WEIGHTS, PART_BYTES = 2, 32 << 20
 
 
 class TrainingError(UserError):
@@ -86,9 +87,9 @@ class Trainer:
             raise UserError(f"accumulate must be 1 or more, got {accumulate}")
         self.model, self.label_smoothing, self.accumulate, self.plan = model, label_smoothing, accumulate, plan
         self.precision = precision_for(precision, dtype_of(model), device)
-        with room_for(1):
+        with explain_out_of_memory(1):
             self.flat = FlatParameters(model, self.precision.parameters, device)
-        self._narrow = device == "cuda" and self.precision.name == "bfloat16"  # on the CPU, packing rounds
+        self._bf16_copy = device == "cuda" and self.precision.name == "bfloat16"  # on the CPU, packing rounds
         options = {"betas": betas, "eps": eps} if optimizer == "adamw" else {"momentum": momentum, "nesterov": nesterov}
         self.optimizer = OPTIMIZERS[optimizer](self.flat, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm, ema=ema, **options)
         self.steps = 0
@@ -123,7 +124,7 @@ class Trainer:
         """
         return self.submit(images, labels).value()
 
-    def submit(self, images: Any, labels: Any) -> Loss:
+    def submit(self, images: Any, labels: Any) -> PendingLoss:
         """The same without waiting for a GPU, which computes while the next batch is made: ask what it returns for the loss later."""
         images, labels = (_array(a) for a in (images, labels))
         key = images.shape, labels.shape
@@ -133,14 +134,14 @@ class Trainer:
         if batch.plan:
             batch.plan.replay()
         else:
-            with cpu.threads_set(self.threads), self.precision.products(), room_for(len(batch.parts[-1][0])):
+            with threads_set(self.threads), self.precision.products(), explain_out_of_memory(len(batch.parts[-1][0])):
                 if self.plan:
-                    batch.plan = Plan(lambda: self._compute(batch), place=self.flat.place)
+                    batch.plan = Plan(lambda: self._compute(batch), device=self.flat.device)
                 batch.losses = batch.plan.results if batch.plan else self._compute(batch)
         self.steps += 1
         self._shapes.pop(key, None)
         self._shapes[key] = batch
-        return Loss(self, batch)
+        return PendingLoss(self, batch)
 
     @property
     def plans(self) -> list[Plan]:
@@ -167,7 +168,7 @@ class Trainer:
             raise UserError(f"images must have the shape (B, C, H, W) and hold an image, got {images.shape}")
         if labels.ndim not in (1, 2) or len(labels) != len(images):
             raise UserError(f"labels must have the shape ({len(images)},) or ({len(images)}, classes), got {labels.shape}")
-        return _Batch(images.shape, labels.shape, self.parts(len(images)), self.precision, self.flat.place)
+        return _Batch(images.shape, labels.shape, self.parts(len(images)), self.precision, self.flat.device)
 
     def parts(self, images: int) -> int:
         """In how many parts a batch of so many images is computed: `accumulate` where that is given; no part is empty.
@@ -176,17 +177,17 @@ class Trainer:
         """
         if self.accumulate:
             return min(images, self.accumulate)
-        if self.flat.place != "cpu" or not isinstance(self.model, Model):
+        if self.flat.device != "cpu" or not isinstance(self.model, Model):
             return 1
         kept = images * self.model.cost().activations * self.precision.activations.itemsize
-        return max(1, min(images, round(sqrt(kept / max(LEAST, OF_WEIGHTS * self.flat.data.nbytes)))))
+        return max(1, min(images, round(sqrt(kept / max(PART_BYTES, PART_OF_WEIGHTS * self.flat.data.nbytes)))))
 
     def _compute(self, batch: _Batch) -> tuple[np.ndarray, ...]:
         """Forward, backward and update; the loss () of each part."""
         self.model.train()
         self.flat.forget_gradients()
         losses = []
-        with self.flat.narrowed() if self._narrow else nullcontext():
+        with self.flat.with_bf16_copy() if self._bf16_copy else nullcontext():
             for (images, labels), share in zip(batch.parts, batch.shares):
                 exits = self.model.exits(Tensor(images))
                 batch.check_classes(exits[-1].shape[1])
@@ -200,10 +201,10 @@ class Trainer:
 
 def _array(values: Any) -> Any:
     values = values.data if isinstance(values, Tensor) else values
-    return values if arrays.is_array(values) else np.asarray(values)
+    return values if is_array(values) else np.asarray(values)
 
 
-class Loss:
+class PendingLoss:
     """The loss of a step that may not have ended yet."""
 
     def __init__(self, trainer: Trainer, batch: _Batch) -> None:
@@ -225,10 +226,10 @@ class Loss:
 class _Batch:
     """Where batches of one shape are copied to, and the plan that reads them there, in parts that differ by one image at the most."""
 
-    def __init__(self, images: tuple[int, ...], labels: tuple[int, ...], parts: int, precision: Precision, place: str) -> None:
+    def __init__(self, images: tuple[int, ...], labels: tuple[int, ...], parts: int, precision: Precision, device: str) -> None:
         kind = np.int64 if len(labels) == 1 else precision.parameters
-        self.images = arrays.empty(images, precision.activations, place)  # (B, C, H, W)
-        self.labels = arrays.empty(labels, kind, place)  # (B,) or (B, K)
+        self.images = arrays.empty(images, precision.activations, device)  # (B, C, H, W)
+        self.labels = arrays.empty(labels, kind, device)  # (B,) or (B, K)
         bounds = [images[0] * i // parts for i in range(parts + 1)]
         self.parts = [(self.images[start:stop], self.labels[start:stop]) for start, stop in pairwise(bounds)]
         self.shares = [(stop - start) / images[0] for start, stop in pairwise(bounds)]
@@ -238,21 +239,21 @@ class _Batch:
         self.losses: tuple[np.ndarray, ...] = ()  # one a part, ()
 
     def fill(self, images: Any, labels: Any) -> None:
-        if labels.ndim == 1 and arrays.place_of(labels) == "cpu":
+        if labels.ndim == 1 and device_of(labels) == "cpu":
             if labels.dtype.kind not in "iu":
                 raise UserError(f"labels must be integers, or rows of probabilities, got {labels.dtype} of shape {labels.shape}")
             if self.classes and (labels.min() < 0 or labels.max() >= self.classes):
                 classes_below(labels, self.classes)  # raises
         self.given = labels
         for to, values in ((self.images, images), (self.labels, labels)):
-            if arrays.place_of(values) == "cpu":
-                arrays.assign(to, values)
+            if device_of(values) == "cpu":
+                arrays.copy_from_numpy(to, values)
             else:
-                convert(to, values)
+                primitives(device_of(to)).convert(to, values)
 
     def check_classes(self, classes: int) -> None:
         if self.labels.ndim == 2 and self.labels.shape[1] != classes:
             raise UserError(f"labels have {self.labels.shape[1]} columns, the model {classes} classes")
-        if self.labels.ndim == 1 and arrays.place_of(self.given) == "cpu":
+        if self.labels.ndim == 1 and device_of(self.given) == "cpu":
             classes_below(self.given, classes)  # of the whole batch, so that a message names the right position
         self.classes = classes

@@ -23,10 +23,11 @@ from .data import Batches, Dataset, load_data
 from .data.cifar import recognise
 from .data.idx import holds_idx
 from .data.load import KNOWN
-from .data.sketch import sketch
+from .data.train_test_overlap import hash_sample
 from .devices import check_device
 from .errors import UserError, nearest
-from .kernels import cpu
+from .kernels.cpu.compile import has_compiled_kernels
+from .kernels.cpu.run import threads_set
 from .models import DVT, Model, create_model
 from .models.base import FAMILIES, PRESETS
 from .module import Module
@@ -244,14 +245,14 @@ def train(
     if precision == "auto":
         name, reason = fastest(device)
         announce(f"precision {trainer.precision.name}: {reason if trainer.precision.name == name else 'that of the model'}")
-    if progress and not kernels_are_compiled():
+    if progress and not has_compiled_kernels():
         announce("compiling kernels for this machine, once: some seconds")
     if profile:
         _say(f"{profile_step(trained, recipe.batch_size, **settings)}\n")
-    known = sketch(dataset.train_images) if isinstance(trained, DVT) else ()  # only thresholds ask for it
+    known = hash_sample(dataset.train_images) if isinstance(trained, DVT) else ()  # only thresholds ask for it
     classifier = Classifier(trained, dataset.class_names, Preprocessing.of(dataset), known, trainer.precision.name)
     loop = Loop(trainer, classifier, dataset, batches, recipe, schedule, folder)
-    with cpu.threads_set(threads):
+    with threads_set(threads):
         loop.run(progress)
     return Run(loop.classifier, folder.history, folder.path)
 
@@ -334,11 +335,6 @@ def _slug(name: str) -> str:
 
 def _versions() -> dict[str, str]:
     return {"minivit": __version__, "python": platform.python_version(), "numpy": np.__version__, "numba": metadata.version("numba")}
-
-
-def kernels_are_compiled() -> bool:
-    """Whether the cache holds more of these kernels than what every start compiles."""
-    return any(not file.name.startswith("__init__.") for file in cpu.kernel_cache().rglob("*.nbi"))
 
 
 # --------------------------------------------------------------------------------------------------------------------- the loop

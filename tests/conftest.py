@@ -8,8 +8,8 @@ import pytest
 from cuda_emulation import emulator, listing
 from hypothesis import HealthCheck, settings
 
-from minivit.kernels import cuda, device
-from minivit.kernels.cuda.errors import DeviceError
+from minivit.kernels.core import arrays, devices
+from minivit.kernels.core.errors import DeviceError
 
 settings.register_profile(
     "minivit",
@@ -24,7 +24,7 @@ settings.load_profile("minivit")
 def gpu_missing() -> str:
     """Why there is no GPU to test on, or ""."""
     try:
-        cuda.runtime()
+        devices.runtime()
     except DeviceError as error:
         return str(error)
     return ""
@@ -39,13 +39,13 @@ def cuda_runtime():
         with emulator.alone():  # what one process of the tests builds, another finds
             emulator.build(listing.kernels_of_ops())
         return emulator.Emulator()
-    return cuda.runtime()
+    return devices.runtime()
 
 
 @pytest.fixture
 def kernels_of(request):
     """kernels_of(implementation): what runs inside can run an op's "cpu", "cuda" or "reference"."""
-    return lambda implementation: cuda.using(request.getfixturevalue("cuda_runtime")) if implementation == "cuda" else nullcontext()
+    return lambda implementation: devices.using(request.getfixturevalue("cuda_runtime")) if implementation == "cuda" else nullcontext()
 
 
 class _Poisoned:
@@ -62,7 +62,7 @@ class _Poisoned:
 @pytest.fixture
 def poisoned_scratch(monkeypatch):
     """A kernel's scratch memory starts as NaN, so that reading what was never written shows."""
-    monkeypatch.setattr(device, "np", _Poisoned())
+    monkeypatch.setattr(arrays, "np", _Poisoned())
 
 
 @pytest.fixture

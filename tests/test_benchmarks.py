@@ -13,7 +13,8 @@ import pytest
 from tqdm import tqdm
 
 import minivit
-from minivit.kernels import OPS, cuda
+from minivit.kernels import OPS
+from minivit.kernels.core import devices
 from minivit.predict import Predictor
 from minivit.profiling import repeat
 
@@ -343,7 +344,7 @@ def test_table():
 
 # -------------------------------------------------------------------------------------------------------------------------- gpu
 def test_gpu(cuda_runtime, tmp_path, capsys):
-    with cuda.using(cuda_runtime):
+    with devices.using(cuda_runtime):
         assert gpu.main(["--tiny", "--json", str(tmp_path / "gpu.json")]) == 0
     result = json.loads((tmp_path / "gpu.json").read_text())
     assert result["machine"]["gpu"] == cuda_runtime.name and not result["failures"] and 0 <= result["curve_distance"] < 1e-3
@@ -360,6 +361,6 @@ def test_gpu(cuda_runtime, tmp_path, capsys):
 
 
 def test_without_a_gpu_nothing_is_measured(monkeypatch, capsys):
-    monkeypatch.setattr(cuda, "_runtime", None)
+    monkeypatch.setattr(devices, "_runtime", None)
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert gpu.main([]) == 0 and capsys.readouterr().out.startswith("nothing measured: device='cuda' needs CuPy")

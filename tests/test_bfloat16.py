@@ -6,10 +6,10 @@ import numba
 import numpy as np
 import pytest
 
-from minivit.kernels import cpu
-from minivit.kernels.cpu import kernel
-from minivit.kernels.device import BFLOAT16
-from minivit.kernels.op import launch
+from minivit.kernels.core.dtypes import BFLOAT16
+from minivit.kernels.core.recording import launch
+from minivit.kernels.cpu import compile as compilation
+from minivit.kernels.cpu.kernel import kernel
 
 bfloat16 = import_module("minivit.kernels.cpu.bfloat16")  # the module; the package has a type of that name
 EVERY = np.arange(65536, dtype=np.uint16)  # all bfloat16, as bits
@@ -22,7 +22,7 @@ def native(request, monkeypatch, tmp_path) -> bool:
     if wanted and not bfloat16.NATIVE:
         pytest.skip("this CPU has no AVX512-BF16")
     monkeypatch.setattr(bfloat16, "NATIVE", wanted)
-    monkeypatch.setattr(cpu, "kernel_cache", lambda: tmp_path)  # what is compiled so is nobody else's
+    monkeypatch.setattr(compilation, "kernel_cache", lambda: tmp_path)  # what is compiled so is nobody else's
     return wanted
 
 

@@ -8,7 +8,7 @@ import pytest
 from minivit import UserError, create_model
 from minivit.calibrating import BUDGETS, calibrate, halves, measured_exits, stage_milliseconds
 from minivit.calibration import CONFIDENCES, METHODS, check, confidence
-from minivit.data.sketch import sketch
+from minivit.data.train_test_overlap import hash_sample
 from minivit.predict import Classifier, Predictor, Preprocessing
 from minivit.thresholds import SLACK
 
@@ -164,8 +164,8 @@ def test_a_model_with_one_exit_is_told(images, labels):
 
 def test_training_images_are_told(model, pixels, labels):
     classifier = Classifier(model, ("a", "b", "c"), PREPROCESSING)
-    classifier.training_sketch = sketch(pixels[:20])
+    classifier.training_sketch = hash_sample(pixels[:20])
     with pytest.raises(UserError, match="about 15 % of these images are of the training set"):
         calibrate(classifier, pixels, labels)
-    classifier.training_sketch = sketch(pixels[:5])
+    classifier.training_sketch = hash_sample(pixels[:5])
     assert calibrate(classifier, pixels, labels).images == NUMBER

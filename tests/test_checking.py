@@ -10,9 +10,9 @@ from minivit.accuracy import Tally, check_accuracy
 from minivit.checking import GradientError, check, check_model, check_op, gradcheck
 from minivit.errors import UserError
 from minivit.kernels import OPS
-from minivit.kernels.call import Call, input_shapes, make_inputs, shrunk
-from minivit.kernels.device import BFLOAT16
-from minivit.kernels.op import Cost, Implementation, Op
+from minivit.kernels.core.cases import Sample, input_shapes, make_inputs, shrunk
+from minivit.kernels.core.dtypes import BFLOAT16
+from minivit.kernels.core.op import Cost, Implementation, Op
 from minivit.module import Module, Parameter
 from minivit.tensor import Tensor
 
@@ -178,13 +178,13 @@ def test_split_products_are_held_to_their_own_bound(part, found):
         y *= 1 + part
 
     rng, tally = np.random.default_rng(0), Tally()
-    check_accuracy(Call(with_cpu(forward=spoil), *make_inputs(POWER, POWER.cases[0], "float32", rng)), "cpu", rng, tally, split=True)
+    check_accuracy(Sample(with_cpu(forward=spoil), *make_inputs(POWER, POWER.cases[0], "float32", rng)), "cpu", rng, tally, split=True)
     assert bool(tally.failure) == found
 
 
 def test_optional_pieces_reach_the_kernels():
     inputs, constants = make_inputs(POWER, dict(B=3, C=2, shift=None), "float64", np.random.default_rng(0))
-    call = Call(POWER, inputs, constants)
+    call = Sample(POWER, inputs, constants)
     weights = call.weights(np.random.default_rng(1))
     outputs = call.forward("cpu")
     assert outputs["sums"] is None and set(call.backward("cpu", outputs, weights)) == {"x", "w"}

@@ -17,7 +17,7 @@ from minivit import checking, cli, profiling
 from minivit.calibrating import halves
 from minivit.checking import Report
 from minivit.cli import main
-from minivit.kernels import cpu
+from minivit.kernels.cpu.run import most_threads, threads
 from minivit.precision import fastest
 
 TRAIN = (
@@ -116,7 +116,7 @@ def test_train_on_one_thread_with_a_profile(tmp_path, capsys, monkeypatch):
         assert (step in told and "adamw" in told) == bool(options)
         results.append([{**line, "seconds": 0, "images_per_second": 0} for line in json.loads(output)["history"]])
     assert results[0] == results[1]
-    assert cpu.threads() == cpu.most_threads()
+    assert threads() == most_threads()
 
 
 def test_every_keyword_of_train_is_an_option(capsys):
@@ -288,8 +288,8 @@ def test_info(capsys):
         (["train", "--model-option", "dmi=3"], "vit_nano_patch2_8 has no option 'dmi'"),
         (["train", "--model-option", "image_size=9"], "image_size is not for model_options"),
         (["train", "--device", "tpu"], "device='tpu' is not available: choose 'cpu' or 'cuda'"),
-        (["train", "--threads", "0"], f"threads must be a whole number of 1 ... {cpu.most_threads()}, the cores of this process, got 0"),
-        (["predict", "no_such_run", "x.png", "--threads", "100000"], f"threads must be a whole number of 1 ... {cpu.most_threads()}"),
+        (["train", "--threads", "0"], f"threads must be a whole number of 1 ... {most_threads()}, the cores of this process, got 0"),
+        (["predict", "no_such_run", "x.png", "--threads", "100000"], f"threads must be a whole number of 1 ... {most_threads()}"),
         (["eval", "no_such_run"], "there is no run no_such_run"),
         (["predict", "no_such_run"], "the following arguments are required: IMAGE; minivit predict --help tells more"),
         (["gradcheck", "layernrom"], "no op or model is called 'layernrom' (nearest: layernorm"),

@@ -13,9 +13,11 @@ from test_trainer import MODELS, batches, nano
 import minivit
 from minivit import Predictor, Tensor, Trainer, UserError, create_model
 from minivit.cli import main
-from minivit.kernels import cuda, device
+from minivit.kernels.core import arrays, devices
+from minivit.kernels.core.dtypes import BFLOAT16
+from minivit.kernels.core.errors import DeviceError, OutOfMemoryError
+from minivit.kernels.cuda import kernel as cuda
 from minivit.kernels.cuda import nvrtc
-from minivit.kernels.cuda.errors import DeviceError, OutOfMemoryError
 
 HERE = Path(__file__).parent
 FAMILIES = {**MODELS, "ff_only": {}, "dvt": {}}
@@ -29,14 +31,14 @@ def small(name, **options):
 
 @pytest.fixture
 def on_cuda(cuda_runtime):
-    with cuda.using(cuda_runtime):
+    with devices.using(cuda_runtime):
         yield cuda_runtime
 
 
 # ------------------------------------------------------------------------------------------------------------------ arrays
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_a_tensor_goes_there_and_back(on_cuda, dtype):
-    values = np.arange(6.0).reshape(2, 3).astype(device.BFLOAT16 if dtype == "bfloat16" else dtype)
+    values = np.arange(6.0).reshape(2, 3).astype(BFLOAT16 if dtype == "bfloat16" else dtype)
     there = Tensor(values).to("cuda")
     assert (there.device, there.shape, there.dtype, len(there)) == ("cuda", (2, 3), values.dtype, 2)
     np.testing.assert_array_equal(there.numpy(), values)
@@ -51,7 +53,7 @@ def test_arithmetic_and_its_gradients(on_cuda):
         x, y = (Tensor(v, requires_grad=True) for v in (a, b))
         if place == "cuda":
             for t in (x, y):
-                t.data = device.moved(t.data, "cuda")
+                t.data = arrays.to_device(t.data, "cuda")
         loss = ((x * 2.0 + y) @ y.T / 3.0 - x.mean(1, keepdims=True)).sum()
         loss.backward()
         results.append([loss.item(), x.grad.numpy(), y.grad.numpy()])
@@ -178,9 +180,9 @@ class NoRoom(emulator.Emulator):
 
 
 def test_out_of_memory_says_which_batch_would_fit():
-    with cuda.using(NoRoom()), pytest.raises(UserError, match=r"a batch of 1 images: the GPU .* the model is too large for it"):
+    with devices.using(NoRoom()), pytest.raises(UserError, match=r"a batch of 1 images: the GPU .* the model is too large for it"):
         Trainer(create_model("vit_nano_patch2_8", dim=256), device="cuda")
-    with cuda.using(NoRoom()), pytest.raises(UserError, match=r"a batch of 64 images: the GPU has no room for .* MiB: 1 MiB are free; "):
+    with devices.using(NoRoom()), pytest.raises(UserError, match=r"a batch of 64 images: the GPU has no room for .* MiB: 1 MiB are free; "):
         Trainer(create_model("vit_nano_patch2_8"), device="cuda").step(np.zeros((64, 1, 8, 8), np.float32), np.zeros(64, np.int64))
 
 
@@ -223,10 +225,10 @@ def test_the_emulator_sees_a_race_and_a_lost_barrier(tmp_path, monkeypatch):
     """)
     results = set()
     for seed in range(8):
-        with cuda.using(emulator.Emulator(seed)) as runtime:
+        with devices.using(emulator.Emulator(seed)) as runtime:
             y = runtime.empty((1,), np.dtype(np.int32))
             runtime.launch(cuda.Kernel("wrong", "race", ()), cuda.Grid(1, 64), (y,))
-            results.add(int(runtime.to_host(y)[0]))
+            results.add(int(runtime.to_numpy(y)[0]))
             with pytest.raises(RuntimeError, match="wait at a barrier that others do not reach"):
                 runtime.launch(cuda.Kernel("wrong", "lost", ()), cuda.Grid(1, 64), (y,))
             with pytest.raises(TypeError, match="takes 1 arguments, not 2"):

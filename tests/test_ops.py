@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from minivit.accuracy import Tally, check_accuracy
 from minivit.checking import check_gradients
-from minivit.kernels import OPS, Op, cuda
-from minivit.kernels.call import Call, input_shapes, letters, make_inputs, shrunk
-from minivit.kernels.gemm import split_products
-from minivit.kernels.op import Cost, Implementation
+from minivit.kernels import OPS
+from minivit.kernels.core import devices
+from minivit.kernels.core.cases import Sample, input_shapes, letters, make_inputs, shrunk
+from minivit.kernels.core.op import Cost, Implementation, Op
+from minivit.kernels.cpu.gemm import split_products
 
 KERNELS = ("cpu", "cuda")
 IMPLEMENTATIONS = ("reference", *KERNELS)
@@ -57,12 +58,12 @@ def has_dtype(op: Op, dtype) -> bool:
     return any(call_of(op, shrunk(op, case, elements=1), dtype)[0].dtype == dtype for case in op.cases[:1])
 
 
-def call_of(op: Op, case, dtype="float64", sizes=None) -> tuple[Call, np.random.Generator]:
+def call_of(op: Op, case, dtype="float64", sizes=None) -> tuple[Sample, np.random.Generator]:
     rng = np.random.default_rng(0)
-    return Call(op, *make_inputs(op, case, dtype, rng, sizes)), rng
+    return Sample(op, *make_inputs(op, case, dtype, rng, sizes)), rng
 
 
-def multiplies(call: Call) -> bool:
+def multiplies(call: Sample) -> bool:
     """Whether the op is made of products, which "bf16x3" computes in another way."""
     weights = call.weights(np.random.default_rng(1))
     plain = call.run("cpu", weights)
@@ -91,10 +92,10 @@ def test_spec(key):
     assert op.backward is None or (op.results and op.differentiable)
     for direction in (op.forward, op.backward):
         assert direction is None or all(callable(getattr(direction, i)) for i in IMPLEMENTATIONS)
-    for name, source in op.same.items():
+    for name, source in op.gradient_aliases.items():
         assert name in op.differentiable and name not in op.accumulates
         target = source[1:]
-        assert source[0] == "d" and (target in op.results or (target in op.differentiable and target not in op.same))
+        assert source[0] == "d" and (target in op.results or (target in op.differentiable and target not in op.gradient_aliases))
         assert target not in op.accumulates, f"{name} would be given the gradient that runs to {target}"
 
 
@@ -107,8 +108,8 @@ def test_spec_of_a_case(op, case):
     assert tuple(outputs)[: len(op.results)] == op.results
     assert set(op.saves) <= set(op.inputs) | set(outputs)
     assert set(op.backward_only) <= set(op.saves) & (set(outputs) - set(op.results))
-    for name in op.same:
-        assert shapes[name] is None or op.same[name][1:] not in shapes or shapes[name] == shapes[op.same[name][1:]]
+    for name in op.gradient_aliases:
+        assert shapes[name] is None or op.gradient_aliases[name][1:] not in shapes or shapes[name] == shapes[op.gradient_aliases[name][1:]]
     cost = op.cost(*shapes.values(), *constants.values())
     forward, backward = op.least_bytes(arrays, constants)
     assert isinstance(cost, Cost) and cost.forward >= 0 and forward > 0
@@ -132,14 +133,14 @@ def test_gradients_against_differences(op, case, implementation, kernels_of):
 
 def planted(op: Op, name: str, factor: float = 1.01) -> Op:
     """`op` with a wrong gradient of one input: scaled, or, where it is another array (`same`), the forward scaled instead."""
-    if name in op.same:
+    if name in op.gradient_aliases:
 
         def forward(*arguments):
             place = len(arguments) - len(op.constants) - len(op.inputs) + op.inputs.index(name)
             op.forward.cpu(*arguments[:place], factor * arguments[place], *arguments[place + 1 :])
 
         return replace(op, forward=Implementation(op.forward.reference, forward))
-    place = [n for n in op.differentiable if n not in op.same].index(name)
+    place = [n for n in op.differentiable if n not in op.gradient_aliases].index(name)
 
     def backward(*arguments):
         op.backward.cpu(*arguments)
@@ -260,8 +261,8 @@ def test_cuda_kernels_give_the_same_bits_in_every_run(op, case, dtype, kernels_o
     with kernels_of("cuda"):
         first = call.run("cuda", weights)
         for seed in (1, 2):
-            if isinstance(cuda.runtime(), Emulator):  # threads run in another order, so that a race shows
-                with cuda.using(Emulator(seed)):
+            if isinstance(devices.runtime(), Emulator):  # threads run in another order, so that a race shows
+                with devices.using(Emulator(seed)):
                     assert same_bits(first, call.run("cuda", weights))
             else:
                 assert same_bits(first, call.run("cuda", weights))

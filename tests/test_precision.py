@@ -8,7 +8,7 @@ import pytest
 
 from minivit import Predictor, Trainer, UserError, create_model, load
 from minivit.cli import main
-from minivit.kernels.device import BFLOAT16
+from minivit.kernels.core.dtypes import BFLOAT16
 from minivit.precision import PRECISIONS, fastest, precision_for
 
 NANO = {"image_size": 8, "in_channels": 1, "num_classes": 10, "dim": 32, "depth": 2}

@@ -6,7 +6,7 @@ from PIL import Image
 
 import minivit
 from minivit import Predictor, Trainer, UserError, create_model
-from minivit.kernels import cpu
+from minivit.kernels.cpu import run
 from minivit.predict import FIRST_PLANS, Classifier, Preprocessing, evaluate
 
 NAMES = ("cat", "dog", "eel")
@@ -56,7 +56,7 @@ def test_any_number_of_threads_gives_the_same_logits(model):
     one, all_of_them = (Predictor(model, threads=threads) for threads in (1, None))
     for _ in range(2):
         np.testing.assert_array_equal(one(images(9)), all_of_them(images(9)))
-    assert [plan.threads for plan in one.plans] == [1] and cpu.threads() == cpu.most_threads() == all_of_them.threads
+    assert [plan.threads for plan in one.plans] == [1] and run.threads() == run.most_threads() == all_of_them.threads
 
 
 def test_few_plans_serve_all_batch_sizes(model):

@@ -13,18 +13,20 @@ import pytest
 import tile_simulation  # noqa: F401
 
 from minivit.accuracy import Tally, check_accuracy
-from minivit.kernels import OPS, cpu, device
-from minivit.kernels.call import Call, make_inputs
-from minivit.kernels.cpu import epilogue as epilogues
-from minivit.kernels.cpu import kernel
+from minivit.kernels import OPS
+from minivit.kernels.core import epilogue as epilogues
+from minivit.kernels.core.cases import Sample, make_inputs
+from minivit.kernels.core.dtypes import BFLOAT16
+from minivit.kernels.core.recording import launch
+from minivit.kernels.cpu import run
+from minivit.kernels.cpu.gemm import gemm, split_products
+from minivit.kernels.cpu.kernel import kernel
 from minivit.kernels.cpu.math import gelu_rounded
 from minivit.kernels.cpu.tiles import supported, tile_for
-from minivit.kernels.device import BFLOAT16
 from minivit.kernels.gelu import gelu_reference
-from minivit.kernels.gemm import gemm, split_products
-from minivit.kernels.op import launch
 
-MODULES = device, *(import_module(f"minivit.kernels.{name}") for name in ("gemm", "attention"))  # they allocate scratch
+# They allocate scratch.
+MODULES = [import_module(f"minivit.kernels.{name}") for name in ("core.arrays", "cpu.gemm", "attention", "cpu.strided")]
 SIMULATED = "amx simulated"
 WAYS = ("amx", SIMULATED, "avx512bf16", "avx512", "avx2", "")
 NEEDED = ("amx", "avx512bf16")  # instructions without which a CPU cannot run the way at all
@@ -49,13 +51,13 @@ SHAPES = [
 
 
 class Guarded:
-    """`device.empty`; but around each array lie guards, full of NaN, which must stay as they are. Arrays begin as NaN too."""
+    """`arrays.empty`; but around each array lie guards, full of NaN, which must stay as they are. Arrays begin as NaN too."""
 
     def __init__(self) -> None:
         self.rooms: list[tuple[np.ndarray, int, int]] = []
 
-    def empty(self, shape, dtype, place="cpu") -> np.ndarray:
-        assert place == "cpu"
+    def empty(self, shape, dtype, device="cpu") -> np.ndarray:
+        assert device == "cpu"
         size = math.prod(shape) * np.dtype(dtype).itemsize
         room = np.full(size + 2 * GUARD + 64, 0xFF, np.uint8)
         start = GUARD + -room.ctypes.data % 64
@@ -97,7 +99,7 @@ def tile(request, monkeypatch):
         pytest.skip(f"this CPU has no {way}")
     tile = replace(tile_for(precision, "amx"), multiply=way) if way == SIMULATED else tile_for(precision, way)
     monkeypatch.setattr(MODULES[1], "host_tile", lambda wanted: tile if wanted == tile.precision else pytest.fail(f"asks for {wanted}"))
-    with cpu.threads_set(1), split_products(tile.split):
+    with run.threads_set(1), split_products(tile.split):
         yield tile
 
 
@@ -209,7 +211,7 @@ def test_epilogues(tile, shape, flags, guarded):
 def test_ops_made_of_products(tile, name, guarded):
     for case in OPS[name].cases[:2]:
         rng, tally = np.random.default_rng(0), Tally()
-        call = Call(OPS[name], *make_inputs(OPS[name], case, dtype_of(tile), rng))
+        call = Sample(OPS[name], *make_inputs(OPS[name], case, dtype_of(tile), rng))
         check_accuracy(call, "cpu", rng, tally, split=tile.split)
         assert not tally.failure, tally.failure
         guarded.check()
@@ -230,7 +232,7 @@ def test_float32_times_bfloat16_is_rounded(kinds):
 @pytest.mark.parametrize("name", ["linear", "matmul", "attention", "channel_mixing", "token_mixing"])
 def test_split_products_lie_between_bfloat16_and_float32(name):
     rng = np.random.default_rng(0)
-    call = Call(OPS[name], *make_inputs(OPS[name], OPS[name].cases[1], np.float32, rng))
+    call = Sample(OPS[name], *make_inputs(OPS[name], OPS[name].cases[1], np.float32, rng))
     weights = call.weights(rng)
     high = call.astype(np.float64).run("reference", {n: None if w is None else w.astype(np.float64) for n, w in weights.items()})
     low = call.run("cpu", weights)

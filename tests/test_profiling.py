@@ -8,9 +8,11 @@ import pytest
 import minivit
 from minivit import Trainer, UserError, create_model, profiling
 from minivit.functional import cross_entropy
-from minivit.kernels import cpu, device
-from minivit.kernels.adamw import PARTS
-from minivit.kernels.copying import fill
+from minivit.kernels.begin_update import PARTS
+from minivit.kernels.core import arrays
+from minivit.kernels.core.recording import record
+from minivit.kernels.cpu import run
+from minivit.kernels.cpu.strided import fill
 from minivit.plan import Plan
 
 NANO = {"image_size": 8, "patch_size": 2, "in_channels": 1, "num_classes": 10, "dim": 16, "depth": 2, "heads": 2}
@@ -73,7 +75,7 @@ def test_inference_by_name_with_one_thread():
     profile = minivit.profile("dvt_nano_8", batch=2, train=False, threads=1)
     assert {row.phase for row in profile.rows} == {"forward"}
     assert profile.title.startswith("dvt_nano_8, inference, batch 2, float32, 1 thread, ")
-    assert cpu.threads() == cpu.most_threads()
+    assert run.threads() == run.most_threads()
 
 
 def test_float64():
@@ -118,11 +120,11 @@ def test_a_timed_replay_is_a_replay():
 
 
 def test_what_no_op_launches_is_no_ops():
-    with device.record() as recording:
+    with record() as recording:
         a = minivit.Tensor(np.ones((2, 3), np.float32))
         a + a
-        fill(device.empty((4,), np.float32), 1.0)
-    assert [work and (work.op.name, work.phase) for work in recording.works] == [("add", "forward"), None]
+        fill(arrays.empty((4,), np.float32), 1.0)
+    assert [call and (call.op.name, call.phase) for call in recording.op_calls] == [("add", "forward"), None]
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import pytest
 
 import minivit
 from minivit import checking
-from minivit.kernels import cuda
-from minivit.kernels.call import Call, make_inputs, shrunk
+from minivit.kernels.core import devices
+from minivit.kernels.core.cases import Sample, make_inputs, shrunk
+from minivit.kernels.cuda import kernel as cuda
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -48,11 +49,11 @@ def test_an_op_on_cuda(tmp_path, monkeypatch, cuda_runtime):
     shutil.copytree(cuda.FOLDER / "cuda", tmp_path / "cuda")
     (tmp_path / "square.cu").write_text(example("op-cuda"))
     monkeypatch.setattr(cuda, "FOLDER", tmp_path)
-    with cuda.using(cuda_runtime):
+    with devices.using(cuda_runtime):
         for case in square.cases:
             for dtype in ("float32", "float64", "bfloat16"):
                 rng, tally = np.random.default_rng(0), checking.Tally()
-                checking.check_accuracy(Call(square, *make_inputs(square, shrunk(square, case), dtype, rng)), "cuda", rng, tally)
+                checking.check_accuracy(Sample(square, *make_inputs(square, shrunk(square, case), dtype, rng)), "cuda", rng, tally)
                 assert not tally.failure
 
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 import minivit
 from minivit import Trainer, UserError, create_model
 from minivit import trainer as trainer_module
-from minivit.kernels import cpu
+from minivit.kernels.cpu import run
 from minivit.layers import Linear
 from minivit.trainer import SHAPES, TrainingError
 
@@ -107,29 +107,29 @@ def test_plan_equals_eager_bit_for_bit(name, soft, options):
 @pytest.mark.parametrize("name", MODELS)
 def test_any_number_of_threads_gives_the_same_bits(name, plan, precision):
     results = []
-    for threads in {1, cpu.most_threads(), None}:
+    for threads in {1, run.most_threads(), None}:
         trainer = Trainer(nano(name, seed=3, dim=48, **MODELS[name]), plan=plan, precision=precision, threads=threads)
-        assert trainer.threads == (threads or cpu.threads())
+        assert trainer.threads == (threads or run.threads())
         results.append([trainer.step(images, labels) for images, labels in batches(3, 64)])
         assert all(p.threads == trainer.threads for p in trainer.plans) and len(trainer.plans) == plan
     assert all(result == results[0] for result in results)
-    assert cpu.threads() == cpu.most_threads()
+    assert run.threads() == run.most_threads()
 
 
 def test_a_trainer_keeps_its_threads_wherever_it_steps():
     trainer, other, data, seen = Trainer(nano(), threads=1), Trainer(nano()), [*batches(3)], []
     for batch in data:  # each in a thread of Python's own, whose setting is another
-        thread = threading.Thread(target=lambda batch=batch: seen.append((trainer.step(*batch), cpu.threads())))
+        thread = threading.Thread(target=lambda batch=batch: seen.append((trainer.step(*batch), run.threads())))
         thread.start()
         thread.join()
-    assert seen == [(other.step(*batch), cpu.most_threads()) for batch in data]
+    assert seen == [(other.step(*batch), run.most_threads()) for batch in data]
     assert [plan.threads for plan in trainer.plans] == [1]
 
 
 def test_an_error_leaves_the_number_of_threads():
     with pytest.raises(UserError, match="labels have"):
         Trainer(nano(), threads=1).step(np.ones((2, 1, 8, 8), np.float32), np.ones((2, 9)))
-    assert cpu.threads() == cpu.most_threads()
+    assert run.threads() == run.most_threads()
 
 
 def test_a_plan_serves_batches_of_several_shapes():
@@ -201,10 +201,10 @@ def test_parts_are_chosen_by_what_backward_keeps(plan, monkeypatch):
     assert Trainer(nano()).parts(64) == 1 and len(whole._new_batch(images, labels).parts) == 1  # small: as a whole
     losses = [whole.step(images, labels) for _ in range(2)]
     weights, kept = whole.flat.data.nbytes, 64 * whole.model.cost().activations * 4
-    monkeypatch.setattr(trainer_module, "LEAST", 1)
-    assert chosen.parts(64) == round((kept / (trainer_module.OF_WEIGHTS * weights)) ** 0.5) > 2
-    monkeypatch.setattr(trainer_module, "OF_WEIGHTS", 0)
-    monkeypatch.setattr(trainer_module, "LEAST", kept // 64)
+    monkeypatch.setattr(trainer_module, "PART_BYTES", 1)
+    assert chosen.parts(64) == round((kept / (trainer_module.PART_OF_WEIGHTS * weights)) ** 0.5) > 2
+    monkeypatch.setattr(trainer_module, "PART_OF_WEIGHTS", 0)
+    monkeypatch.setattr(trainer_module, "PART_BYTES", kept // 64)
     assert [chosen.parts(images) for images in (64, 16, 4, 2, 1)] == [8, 4, 2, 1, 1]
     np.testing.assert_allclose([chosen.step(images, labels) for _ in range(2)], losses, rtol=1e-6)
     if plan:
@@ -222,7 +222,7 @@ def test_only_what_is_known_to_keep_images_apart_is_computed_in_parts(monkeypatc
             x = images.reshape(len(images), -1)
             return self.linear(x - x.mean(0, keepdims=True))
 
-    monkeypatch.setattr(trainer_module, "LEAST", 1)
+    monkeypatch.setattr(trainer_module, "PART_BYTES", 1)
     assert Trainer(Centred()).parts(64) == 1 < Trainer(nano()).parts(64)
 
 
@@ -318,7 +318,7 @@ def test_a_batch_that_does_not_fit_is_told_and_changes_nothing(images, labels, m
         ({"accumulate": 0}, "accumulate must be 1 or more"),
         ({"ema": 1.5}, "ema must"),
         ({"threads": 0}, r"threads must be a whole number of 1 \.\.\. \d+, the cores of this process, got 0"),
-        ({"threads": cpu.most_threads() + 1}, "threads must be a whole number"),
+        ({"threads": run.most_threads() + 1}, "threads must be a whole number"),
         ({"threads": 1.0}, "got 1.0"),
         ({"threads": True}, "got True"),
     ],

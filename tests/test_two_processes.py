@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from minivit.kernels import cpu
+from minivit.kernels.cpu import run
 
 
 def test_two_processes(tmp_path):
@@ -13,5 +13,5 @@ def test_two_processes(tmp_path):
     finished = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     results = json.loads((tmp_path / "result.json").read_text())["results"]
-    assert [result["threads"] for result in results] == sorted({1, cpu.most_threads()})
+    assert [result["threads"] for result in results] == sorted({1, run.most_threads()})
     assert all(result["times_as_slow"] > 0 for result in results)

@@ -68,7 +68,7 @@ def widen(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
     return builder.bitcast(builder.shl(builder.zext(bits, _like(bits, I32)), _constant_like(bits, 16)), _like(bits, F32))
 
 
-def narrow(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+def round_to_bfloat16(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
     """The i16 nearest to a float32, or of a vector of them; ties go to the even one, NaN stays NaN."""
     if NATIVE:
         return builder.bitcast(builder.fptrunc(value, _like(value, BFLOAT)), _like(value, I16))
@@ -89,7 +89,7 @@ class _Model(models.PrimitiveModel):
         return I16
 
     def as_data(self, builder, value):
-        return narrow(builder, value)
+        return round_to_bfloat16(builder, value)
 
     def from_data(self, builder, value):
         return widen(builder, value)
@@ -133,4 +133,4 @@ def _constant(context, builder, type_, value):
 @intrinsic
 def rounded(typing_context, x):
     """The float32 that a float32 becomes as a bfloat16."""
-    return types.float32(types.float32), lambda context, b, signature, values: widen(b, narrow(b, values[0]))
+    return types.float32(types.float32), lambda context, b, signature, values: widen(b, round_to_bfloat16(b, values[0]))

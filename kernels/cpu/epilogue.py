@@ -1,4 +1,7 @@
-"""What is done to a block of a product's rows while they are in L2: bias, GELU or its derivative, residual, rounding to a narrower type."""
+"""What is done to a block of a product's rows while they are in L2: bias, GELU or its derivative, residual, rounding to a narrower type.
+
+`core/epilogue.py` lists the flags, in the order in which they act.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,12 @@ from functools import cache
 
 import numpy as np
 
-from . import call, kernel, routine
+from ..core.epilogue import BIAS_COLUMN, BIAS_ROW, CONVERT, GELU, GELU_GRADIENT, KEEP, RESIDUAL, TANH
+from .compile import routine
+from .kernel import kernel
 from .math import gelu_erf, gelu_rounded, gelu_tanh
+from .run import call_entry
 from .views import item_bytes, view, zero_of
-
-# In this order; v is the product's element (i, j).
-BIAS_COLUMN = 1  # v += bias[j]
-BIAS_ROW = 2  # v += bias[i]
-GELU = 4  # v = gelu(v)
-GELU_GRADIENT = 8  # v *= gelu'(pre[i, j]), and extra[i, j] = gelu(pre[i, j])
-TANH = 16  # the tanh form of both
-RESIDUAL = 32  # v += extra[i, j]
-CONVERT = 64  # C is not of the accumulator's type
-PADDED = 128  # no epilogue: rows of A go on with zeros, up to whole cells and steps
-KEEP = 256  # before GELU, pre[i, j] = v
 
 
 @kernel
@@ -92,7 +87,7 @@ def finish(entry, room, first, rows, columns, values, values_row, c, c_row, flag
     table[5], table[6], table[7] = first, rows, columns
     table[8], table[9], table[10], table[11] = values, values_row, c, c_row
     table[12], table[13], table[14], table[15], table[16] = flags, bias, pre, extra, other_row
-    call(entry, 0, room)
+    call_entry(entry, 0, room)
 
 
 @cache

@@ -79,8 +79,8 @@ def _generate_registers(
 
 
 multiply_tile = _multiplier(_generate_registers)
-multiply_narrow_tile = _multiplier(partial(_generate_registers, vectors=1))  # of the first vector's columns alone
-multiply_half_tile = _multiplier(partial(_generate_registers, half=True))  # of the upper half of the rows
+multiply_one_vector = _multiplier(partial(_generate_registers, vectors=1))  # of the first vector's columns alone
+multiply_half_rows = _multiplier(partial(_generate_registers, half=True))  # of the upper half of the rows
 
 
 # --------------------------------------------------------------------------------------------------------------------------- AMX

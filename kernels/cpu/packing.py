@@ -13,8 +13,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from . import preparation, routine
-from .bfloat16 import narrow, widen
+from .bfloat16 import round_to_bfloat16, widen
+from .compile import routine
+from .kernel import preparation
 from .llvm import F32, I16, I32, I64, Code
 from .tiles import Tile, cell_bytes, is_raw, packed_zero, row_bytes, tile_lanes, tile_pairs, tile_rows, tile_step, tile_width
 from .views import item_bytes, view, zero_of
@@ -25,8 +26,8 @@ KDEPTH = 256  # cells of a slice of the inner dimension, at most
 # ----------------------------------------------------------------------------------------------------------------- moving cells
 def _packed(b: ir.IRBuilder, number: ir.Value, low: ir.Value) -> ir.Value:
     """The bits of the bfloat16 nearest to a float32, or with `low` != 0 to what that one leaves of it; vectors of them too."""
-    bits = narrow(b, number)
-    rest = narrow(b, b.fsub(number, widen(b, bits)))
+    bits = round_to_bfloat16(b, number)
+    rest = round_to_bfloat16(b, b.fsub(number, widen(b, bits)))
     return b.select(b.icmp_signed("!=", low, ir.Constant(I64, 0)), rest, bits)
 
 

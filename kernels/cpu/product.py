@@ -21,10 +21,13 @@ from functools import cache
 
 import numpy as np
 
-from . import call, kernel, routine
-from .epilogue import BIAS_COLUMN, CONVERT, PADDED, finish
-from .multiply import configure_tiles, multiply_half_tile, multiply_narrow_tile, multiply_tile, release_tiles
+from ..core.epilogue import BIAS_COLUMN, CONVERT, PADDED
+from .compile import routine
+from .epilogue import finish
+from .kernel import kernel
+from .multiply import configure_tiles, multiply_half_rows, multiply_one_vector, multiply_tile, release_tiles
 from .packing import by_rows, cells_of, pack_left, pack_right, sizes, slice_cells
+from .run import call_entry
 from .tiles import (
     MBLOCK,
     Tile,
@@ -32,7 +35,6 @@ from .tiles import (
     cell_bytes,
     half_rows,
     is_raw,
-    narrow_width,
     row_bytes,
     storage_zero,
     sum_zero,
@@ -40,6 +42,7 @@ from .tiles import (
     tile_rows,
     tile_step,
     tile_width,
+    vector_columns,
 )
 from .views import item_bytes, view
 
@@ -59,14 +62,14 @@ def _block(tile, rows, columns, depth, a, a_row, a_step, a_tile, panels, c, c_ro
         for t in range((rows + tall - 1) // tall):
             valid = min(tall, rows - t * tall)
             out = c + (t * tall * c_row + p * width) * item
-            narrow = wide <= narrow_width(tile)
-            half = valid <= half_rows(tile) and not narrow  # 65 tokens are 5½ tiles of 12 rows rather than 6
-            whole = valid == (half_rows(tile) if half else tall) and wide == (narrow_width(tile) if narrow else width)
+            one_vector = wide <= vector_columns(tile)
+            half = valid <= half_rows(tile) and not one_vector  # 65 tokens are 5½ tiles of 12 rows rather than 6
+            whole = valid == (half_rows(tile) if half else tall) and wide == (vector_columns(tile) if one_vector else width)
             to, to_row, adding = (out, c_row * item, add) if whole else (edge, width * item, 0)
-            if narrow:
-                multiply_narrow_tile(tile, depth, a + t * a_tile, a_row, a_step, valid - 1, panel, to, to_row, adding)
+            if one_vector:
+                multiply_one_vector(tile, depth, a + t * a_tile, a_row, a_step, valid - 1, panel, to, to_row, adding)
             elif half:
-                multiply_half_tile(tile, depth, a + t * a_tile, a_row, a_step, valid - 1, panel, to, to_row, adding)
+                multiply_half_rows(tile, depth, a + t * a_tile, a_row, a_step, valid - 1, panel, to, to_row, adding)
             else:
                 multiply_tile(tile, depth, a + t * a_tile, a_row, a_step, valid - 1, panel, to, to_row, adding)
             if not whole:
@@ -256,7 +259,7 @@ def product(
     table[10], table[11], table[12], table[13] = b, b_row, b_column, packed
     table[14], table[15], table[16], table[17] = c, c_row, add, flags
     table[18], table[19], table[20], table[21] = bias, pre, extra, other_row
-    call(entry, 0, room)
+    call_entry(entry, 0, room)
 
 
 @routine

@@ -144,8 +144,8 @@ tile_pairs = _of_tile(lambda tile: tile.pairs)
 tile_step = _of_tile(lambda tile: tile.step)
 block_rows = _of_tile(lambda tile: MBLOCK // tile.rows * tile.rows)
 tile_lanes = _of_tile(lambda tile: tile.lane_bytes // 4)
-narrow_width = _of_tile(lambda tile: tile.width // tile.vectors if tile.step == 1 else 0)  # columns of `multiply_narrow_tile`
-half_rows = _of_tile(lambda tile: tile.rows // 2 if tile.step == 1 else 0)  # rows of `multiply_half_tile`
+vector_columns = _of_tile(lambda tile: tile.width // tile.vectors if tile.step == 1 else 0)  # columns of `multiply_one_vector`
+half_rows = _of_tile(lambda tile: tile.rows // 2 if tile.step == 1 else 0)  # rows of `multiply_half_rows`
 is_raw = _of_tile(lambda tile: int(not tile.split))  # whether operands lie in memory as panels hold them
 row_bytes = _of_tile(lambda tile: tile.row_bytes)
 cell_bytes = _of_tile(lambda tile: tile.cell_bytes)

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import DeviceError
-from .products import Product
+from ..core.errors import DeviceError
+from .product import Product
 
 TYPES = {"float32": 0, "float64": 1, "bfloat16": 14}  # cudaDataType_t
 COMPUTE_32F, COMPUTE_64F = 68, 70  # cublasComputeType_t: float32 as such, without TF32

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from . import Grid, Kernel
-from .compiling import compile_all, compiled
+from ..core.errors import DeviceError, OutOfMemoryError
+from .compiled import compile_all, compiled
 from .cublaslt import CublasLt
-from .errors import DeviceError, OutOfMemoryError
-from .products import Product
+from .kernel import Grid, Kernel
+from .product import Product
 
 LEAST_CAPABILITY = 80  # of the GPU: 8.0 has bfloat16
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that a launch may ask for without more ado
@@ -49,7 +49,7 @@ class CupyRuntime:
                 f"device='cuda': this GPU has compute capability {capability / 10}, minivit needs {LEAST_CAPABILITY / 10} or later"
             )
         self.name = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
-        self.processors = device.attributes["MultiProcessorCount"]
+        self.multiprocessors = device.attributes["MultiProcessorCount"]
         self.architecture = f"sm_{capability}"
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self._device, self._pool = device.id, cupy.get_default_memory_pool()
@@ -58,7 +58,7 @@ class CupyRuntime:
         self._blas: CublasLt | None = None
         self._warm: set[tuple] = set()  # products that have run
         self._in_flight: deque[tuple[Any, np.ndarray]] = deque()  # copies to the GPU: an event after each, and what it reads
-        self._phantoms = count(1 << 52, 1 << 36)  # addresses that no memory has
+        self._placeholders = count(1 << 52, 1 << 36)  # addresses that no memory has
 
     # ------------------------------------------------------------------------------------------------------------------ arrays
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
@@ -68,21 +68,21 @@ class CupyRuntime:
         except self._cupy.cuda.memory.OutOfMemoryError:
             raise OutOfMemoryError(prod(shape) * np.dtype(dtype).itemsize, self.free_bytes()) from None
 
-    def phantom(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    def placeholder(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         size = prod(shape) * np.dtype(dtype).itemsize
-        memory = self._cupy.cuda.UnownedMemory(next(self._phantoms), max(size, 1), None, self._device)
+        memory = self._cupy.cuda.UnownedMemory(next(self._placeholders), max(size, 1), None, self._device)
         return self._cupy.ndarray(shape, dtype, self._cupy.cuda.MemoryPointer(memory, 0))
 
-    def part(self, buffer: Any, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    def subarray(self, buffer: Any, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         return self._cupy.ndarray(shape, dtype, buffer.data + offset)
 
-    def root(self, array: Any) -> tuple[Any, int]:
+    def allocation(self, array: Any) -> tuple[Any, int]:
         return array.data.mem, array.data.ptr - array.data.mem.ptr
 
     def address(self, array: Any) -> int:
         return array.data.ptr
 
-    def to_host(self, array: Any) -> np.ndarray:
+    def to_numpy(self, array: Any) -> np.ndarray:
         return array.get(stream=self.stream)
 
     def fetch(self, array: Any) -> Callable[[], np.ndarray]:
@@ -96,7 +96,7 @@ class CupyRuntime:
 
         return wait
 
-    def from_host(self, array: Any, values: np.ndarray) -> None:
+    def from_numpy(self, array: Any, values: np.ndarray) -> None:
         staged = self._pinned(values.shape, values.dtype)  # from other memory, a copy would wait for the kernels before it
         staged[...] = values
         array.set(staged, stream=self.stream)

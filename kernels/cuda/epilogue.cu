@@ -1,4 +1,4 @@
-// What follows a product where cuBLASLt cannot do it on its way: see products.py.
+// What follows a product where cuBLASLt cannot do it on its way: see gemm.py.
 #include <common.cuh>
 #include <gelu.cuh>
 
@@ -25,5 +25,22 @@ __global__ void __launch_bounds__(256) finish(T* y, T* pre, const P* p, const Su
         }
         if (pre) store<T, W>(pre + at, kept);
         store<T, W>(y + at, out);
+    }
+}
+
+// dx = dy * gelu'(x), a = gelu(x); a may be null, dx may be dy.
+template <class T, int W, bool TANH> __global__ void __launch_bounds__(256) gelu_backward(T* dx, T* a, const T* dy, const T* x, long size) {
+    GRID_STRIDE(i, size / W) {
+        const auto before = load<T, W>(x + i * W), arrived = load<T, W>(dy + i * W);
+        Vector<T, W> slope, value;
+#pragma unroll
+        for (int k = 0; k < W; k++) {
+            const Sum<T> v = Sum<T>(before.e[k]);
+            const Normal<Sum<T>> n = normal(v, TANH);
+            slope.e[k] = T(Sum<T>(arrived.e[k]) * (n.cdf + n.rest));
+            value.e[k] = T(v * n.cdf);
+        }
+        store<T, W>(dx + i * W, slope);
+        if (a) store<T, W>(a + i * W, value);
     }
 }

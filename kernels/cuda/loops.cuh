@@ -1,4 +1,4 @@
-// Nested loops over arrays that each have steps of their own, as copying.py makes them: three outer ones and an inner one, whose elements
+// Nested loops over arrays that each have steps of their own, as core/strides.py makes them: three outer ones and an inner one, whose elements
 // are taken W at a time.
 #pragma once
 #include <common.cuh>

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from . import FOLDER, Kernel
-from .errors import DeviceError
+from ..core.errors import DeviceError
+from . import kernel as naming
+from .kernel import Kernel
 
 OPTIONS = ("--std=c++17", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", "--ptxas-options=-v")
 
@@ -79,11 +80,11 @@ def _check(status: int, what: str) -> None:
 @cache
 def headers() -> dict[str, str]:
     """The sources that others include, by name."""
-    return {path.name: path.read_text() for path in sorted((FOLDER / "cuda").glob("*.cuh"))}
+    return {path.name: path.read_text() for path in sorted((naming.FOLDER / "cuda").glob("*.cuh"))}
 
 
 def source_of(kernel: Kernel) -> str:
-    return (FOLDER / f"{kernel.source}.cu").read_text()
+    return (naming.FOLDER / f"{kernel.source}.cu").read_text()
 
 
 def compile_kernel(kernel: Kernel, architecture: str) -> Binary:

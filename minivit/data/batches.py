@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..kernels import OPS
+from ..kernels.core.arrays import empty, to_device
 from .augmentation import Policy, check_mixing, draw_matrices, draw_mixing, find_policy
 from .dataset import check_labels, check_seed
 
@@ -92,19 +94,16 @@ class Batches:
             yield self._batch(epoch, number, order[number * self.batch_size : (number + 1) * self.batch_size])
 
     def _batch(self, epoch: int, number: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        from ..kernels import device  # here, for importing the kernels brings Numba in
-        from ..kernels.augment import augment
-
         random = np.random.Generator(self._counter(epoch, number, BATCH))
         count, (_, H, W, C) = len(index), self.images.shape
         matrices = draw_matrices(random, self.policy, count, W)  # (B, 2, 3)
         mixing = draw_mixing(random, count, W, self.mixup, self.cutmix)
         if self._there is None:
-            self._there = device.moved(self.images, self.device)
+            self._there = to_device(self.images, self.device)
         inputs = [index, mixing.partner, matrices, mixing.lam, mixing.boxes, self.mean, self.std]
-        images = device.empty((count, C, H, W), np.float32, self.device)
-        arrays = [images, self._there, *(device.moved(np.ascontiguousarray(a), self.device) for a in inputs)]
-        augment.run("forward", arrays, arrays[1:], ())
+        images = empty((count, C, H, W), np.float32, self.device)
+        arrays = [images, self._there, *(to_device(np.ascontiguousarray(a), self.device) for a in inputs)]
+        OPS["augment"].run("forward", arrays, arrays[1:], ())
         labels = self.labels[index]  # (B,)
         if not (self.mixup or self.cutmix):
             return images, labels

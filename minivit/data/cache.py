@@ -23,7 +23,7 @@ def data_folder(cache_dir: str | Path | None) -> Path:
     """Where archives and decoded images are kept: `cache_dir`, or "data" in the user's cache folder."""
     if cache_dir is not None:
         return Path(cache_dir)
-    from ..kernels.paths import cache_folder  # here, for importing the kernels brings Numba in
+    from ..kernels.core.cache import cache_folder
 
     return cache_folder() / "data"
 

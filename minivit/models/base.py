@@ -14,7 +14,7 @@ import numpy as np
 from ..cost import ModelCost, count
 from ..errors import UserError, nearest
 from ..initialisers import Initialiser, initialise
-from ..kernels.device import BFLOAT16
+from ..kernels.core.dtypes import BFLOAT16
 from ..layers import Dropout, Linear, Random
 from ..module import Module
 from ..tensor import Tensor

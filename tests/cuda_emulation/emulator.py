@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from minivit.kernels import cuda
-from minivit.kernels.cuda.products import Product
-from minivit.kernels.paths import cache_folder
+from minivit.kernels.core.cache import cache_folder
+from minivit.kernels.cuda import kernel as cuda
+from minivit.kernels.cuda.product import Product
 
 HERE = Path(__file__).resolve().parent
 SHARED_LIMIT, THREAD_LIMIT = 227 * 1024, 1024  # of a block, on compute capability 9.0
@@ -81,7 +81,7 @@ class Emulator:
     """seed: of the order in which threads run. sanitize: build with AddressSanitizer, which must be loaded with the process."""
 
     name, architecture = "emulated GPU", "sm_90"
-    processors = 3  # so that no test's grid has a block for every row
+    multiprocessors = 3  # so that no test's grid has a block for every row
 
     def __init__(self, seed: int = 0, sanitize: bool = False) -> None:
         self.seed, self.sanitize = seed, sanitize
@@ -91,26 +91,26 @@ class Emulator:
     def empty(self, shape, dtype):
         return Array(Memory(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize), 0, shape, dtype)
 
-    def phantom(self, shape, dtype):
+    def placeholder(self, shape, dtype):
         return Array(Memory(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize, phantom=True), 0, shape, dtype)
 
-    def part(self, buffer, offset, shape, dtype):
+    def subarray(self, buffer, offset, shape, dtype):
         return Array(buffer.memory, buffer.offset + offset, shape, dtype)
 
-    def root(self, array):
+    def allocation(self, array):
         return array.memory, array.offset
 
     def address(self, array):
         return array.memory.bytes.ctypes.data + array.offset
 
-    def to_host(self, array):
+    def to_numpy(self, array):
         return array.host().copy()
 
     def fetch(self, array):
-        values = self.to_host(array)
+        values = self.to_numpy(array)
         return lambda: values
 
-    def from_host(self, array, values):
+    def from_numpy(self, array, values):
         assert isinstance(values, np.ndarray) and values.dtype == array.dtype and values.shape == array.shape
         array.host()[...] = values
 

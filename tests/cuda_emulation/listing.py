@@ -20,8 +20,10 @@ if __name__ == "__main__":
 
 from cuda_emulation.emulator import Emulator  # noqa: E402
 from minivit import Predictor, Trainer, create_model, list_models  # noqa: E402
-from minivit.kernels import OPS, cuda  # noqa: E402
-from minivit.kernels.call import Call, make_inputs  # noqa: E402
+from minivit.kernels import OPS  # noqa: E402
+from minivit.kernels.core import devices  # noqa: E402
+from minivit.kernels.core.cases import Sample, make_inputs  # noqa: E402
+from minivit.kernels.cuda import kernel as cuda  # noqa: E402
 from minivit.kernels.cuda import nvrtc  # noqa: E402
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
@@ -32,15 +34,15 @@ class Listing(Emulator):
     """Runs nothing: notes kernels. Its arrays hold no values."""
 
     def empty(self, shape, dtype):
-        return self.phantom(shape, dtype)
+        return self.placeholder(shape, dtype)
 
     def address(self, array):
         return id(array.memory) + array.offset
 
-    def to_host(self, array):
+    def to_numpy(self, array):
         return np.zeros(array.shape, array.dtype)
 
-    def from_host(self, array, values):
+    def from_numpy(self, array, values):
         pass
 
     def launch(self, kernel, grid, arguments):
@@ -52,18 +54,18 @@ class Listing(Emulator):
 
 @cache
 def kernels_of_ops() -> set[cuda.Kernel]:
-    with cuda.using(Listing()):
+    with devices.using(Listing()):
         for op in OPS.values():
             for case in op.cases:
                 for dtype in DTYPES:
-                    call = Call(op, *make_inputs(op, case, dtype, np.random.default_rng(0)))
+                    call = Sample(op, *make_inputs(op, case, dtype, np.random.default_rng(0)))
                     call.run("cuda", call.weights(np.random.default_rng(0)))
-        return cuda.runtime().used
+        return devices.runtime().used
 
 
 def kernels_of_models() -> set[cuda.Kernel]:
     """Of a training step and of inference, in the precisions that a GPU has."""
-    with cuda.using(Listing()):
+    with devices.using(Listing()):
         for name in list_models():
             for precision in ("float32", "bfloat16"):
                 model = create_model(name, depth=1)  # whose kernels are those of any depth
@@ -71,7 +73,7 @@ def kernels_of_models() -> set[cuda.Kernel]:
                 images = np.zeros((2, config.in_channels, config.image_size, config.image_size), np.float32)
                 Predictor(model, precision, "cuda").logits(images)
                 Trainer(model, precision=precision, device="cuda", ema=0.9).step(images, np.zeros(2, np.int64))
-        return cuda.runtime().used
+        return devices.runtime().used
 
 
 def usage(kernels: set[cuda.Kernel], architecture: str) -> dict[cuda.Kernel, nvrtc.Usage]:

@@ -15,24 +15,27 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from cuda_emulation.emulator import Emulator, build  # noqa: E402
 from cuda_emulation.listing import Listing  # noqa: E402
-from minivit.kernels import OPS, cuda  # noqa: E402
-from minivit.kernels.call import Call, make_inputs, shrunk  # noqa: E402
+from minivit.kernels import OPS  # noqa: E402
+from minivit.kernels.core import devices  # noqa: E402
+from minivit.kernels.core.cases import Sample, make_inputs, shrunk  # noqa: E402
 
 
 def calls(names: list[str]):
     for name in names or OPS:
         op = OPS[name]
         for case in op.cases[:2]:
-            call = Call(op, *make_inputs(op, shrunk(op, case, elements=20_000, operations=2_000_000), "bfloat16", np.random.default_rng(0)))
+            call = Sample(
+                op, *make_inputs(op, shrunk(op, case, elements=20_000, operations=2_000_000), "bfloat16", np.random.default_rng(0))
+            )
             yield call, call.weights(np.random.default_rng(1)), call.running(np.random.default_rng(2))
 
 
 def main(names: list[str]) -> None:
-    with cuda.using(Listing()) as listing:
+    with devices.using(Listing()) as listing:
         for call, weights, running in calls(names):
             call.run("cuda", weights, running)
     build(listing.used, sanitize=True)
-    with cuda.using(Emulator(sanitize=True)):
+    with devices.using(Emulator(sanitize=True)):
         for call, weights, running in calls(names):
             call.run("cuda", weights, running)
     print(f"{len(listing.used)} kernels stayed within their arrays")

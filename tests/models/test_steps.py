@@ -9,7 +9,7 @@ import minivit
 from minivit import Tensor
 from minivit import functional as F
 from minivit.checking import check_model
-from minivit.kernels import device
+from minivit.kernels.core import arrays
 from minivit.plan import Plan
 from minivit.precision import precision_for
 
@@ -190,7 +190,7 @@ def check_replay(recorded, eager, images, labels):
 def test_arena_and_allocation(name):
     model = minivit.create_model(name, drop_path_rate=0.1).train()
     for parameter in model.parameters():  # as an optimizer has it: gradients lie outside
-        parameter.grad_home = device.like(parameter.data)
+        parameter.grad_home = arrays.empty_like(parameter.data)
     rng = np.random.default_rng(0)
     images, labels = rng.standard_normal((64, 1, 8, 8)).astype(np.float32), rng.integers(0, 10, 64)
     plan = Plan(lambda: train_step(model, images, labels).data)

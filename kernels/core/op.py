@@ -15,22 +15,25 @@ recorded plan, every test and the kernel benchmark read nothing else.
     forward(*outputs, *inputs, *constants)
     backward(*d<gradients>, *d<results>, *<accumulates>_sum, *saves, *constants)
 
-Backward is not handed the gradients that are the `same` as another one. A gradient that nobody needs is None, in and out; so is an
+Backward is not handed the gradients that are another one's (`gradient_aliases`). A gradient that nobody needs is None, in and out; so is an
 optional input or output that is absent. <x>_sum is the gradient that runs to x already, which backward adds to; it may be the very array
 that d<x> is. A kernel writes every element of what it is given to write, allocates nothing but through
-`device.empty`, never synchronises, and is handed C-contiguous arrays.
+`arrays.empty`, never synchronises, and is handed C-contiguous arrays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import device
+from .devices import device_of, is_array
+from .dtypes import accumulator_dtype, is_floating, result_dtype
+from .recording import current_recording
 
 Shape = tuple[int, ...]
 
@@ -44,7 +47,7 @@ class Array:
 
 
 @dataclass(frozen=True)
-class Precise:
+class Float32Output:
     """An output that is float32 where the inputs are bfloat16: statistics, losses, logits."""
 
     shape: Shape
@@ -57,6 +60,18 @@ class Implementation:
     reference: Callable
     cpu: Callable
     cuda: Callable | None = None
+
+    @classmethod
+    def composed(cls, reference: Callable, function: Callable, cpu: Any, cuda: Any) -> Implementation:
+        """Of one function for both devices, made of other kernels: its first argument is the device's `primitives` module."""
+        return cls(reference, partial(function, cpu), partial(function, cuda))
+
+    def on(self, device: str) -> Callable:
+        """The kernels for a device, "cpu" or "cuda", or the "reference". Raises NotImplementedError where there are none."""
+        function = getattr(self, device)
+        if function is None:
+            raise NotImplementedError(f"not available on {device}")
+        return function
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,7 @@ class Cost:
 class Op:
     name: str
     shapes: Mapping[str, str]  # the inputs, in order, with their symbolic shapes
-    outputs: Callable  # (*input shapes, *constants) -> {name: shape | Precise | Array | None}
+    outputs: Callable  # (*input shapes, *constants) -> {name: shape | Float32Output | Array | None}
     forward: Implementation
     cases: Sequence[Mapping[str, Any]]  # letters to sizes; also constants, and inputs that are None
     cost: Callable  # (*input shapes, *constants) -> Cost
@@ -91,8 +106,8 @@ class Op:
     saves: tuple[str, ...] = ()  # inputs and outputs that backward reads
     backward_only: tuple[str, ...] = ()  # outputs that nothing else reads: None where there will be no backward
     parameters: tuple[str, ...] = ()  # inputs that stay float32 where the others are bfloat16
-    multiplied: tuple[str, ...] = ()  # those of them that products round to it: they may be given in it, too
-    same: Mapping[str, str] = field(default_factory=dict)  # {"residual": "dy"}: that gradient is another one; nothing runs
+    bf16_parameters: tuple[str, ...] = ()  # those of them that products round to bfloat16: they may be given in it, too
+    gradient_aliases: Mapping[str, str] = field(default_factory=dict)  # {"residual": "dy"}: that gradient is another one; nothing runs
     accumulates: tuple[str, ...] = ()  # inputs to whose running gradient backward adds at no cost
     # input -> (rng, shape, sizes) -> array, where standard normal draws do not do; `sizes` holds letters and constants
     values: Mapping[str, Callable] = field(default_factory=dict)
@@ -107,14 +122,14 @@ class Op:
 
     def describe(self, inputs: Sequence, constants: Mapping[str, Any]) -> dict[str, Array | None]:
         """Shape and dtype of each output for these input arrays (or None) and constants; nothing runs."""
-        dtype = device.common([a.dtype for a in inputs if a is not None and device.is_floating(a.dtype)])
+        dtype = result_dtype([a.dtype for a in inputs if a is not None and is_floating(a.dtype)])
         shapes = [None if a is None else a.shape for a in inputs]
         described = self.outputs(*shapes, *constants.values())
         return {
             name: Array(tuple(s), dtype)
             if isinstance(s, tuple)
-            else Array(tuple(s.shape), device.accumulator(dtype))
-            if isinstance(s, Precise)
+            else Array(tuple(s.shape), accumulator_dtype(dtype))
+            if isinstance(s, Float32Output)
             else s
             for name, s in described.items()
         }
@@ -131,7 +146,7 @@ class Op:
         size = {n: prod(a.shape) * np.dtype(a.dtype).itemsize for n, a in zip(self.inputs, inputs) if a is not None}
         size |= {n: prod(a.shape) * np.dtype(a.dtype).itemsize for n, a in self.describe(inputs, constants).items() if a is not None}
         read = [n for n in self.results + self.saves if n in size]
-        written = [n for n in self.differentiable if n in size and n not in self.same]
+        written = [n for n in self.differentiable if n in size and n not in self.gradient_aliases]
         return sum(size.values()), sum(size[n] for n in read + written)
 
     def run(self, direction: str, arguments: Sequence, inputs: Iterable, constants: Iterable, phase: str | None = None) -> None:
@@ -140,21 +155,18 @@ class Op:
         inputs, constants: the op's own, arrays or Tensors; a recording notes them with the launches. phase: of the step, that the
         launches belong to, "forward", "backward" or "update"; None: as the direction.
         """
-        recording = device.current_recording()
+        recording = current_recording()
         if recording is not None:
             described = tuple(None if a is None else Array(a.shape, a.dtype) for a in inputs)
-            recording.work = Work(self, direction, phase or direction, described, tuple(constants))
-        place = next(device.place_of(a) for a in arguments if device.is_array(a))
-        implementation = getattr(getattr(self, direction), place)
-        if implementation is None:
-            raise NotImplementedError(f"{self.name}: not available on {place}")
-        implementation(*arguments)
+            recording.op_call = OpCall(self, direction, phase or direction, described, tuple(constants))
+        device = next(device_of(a) for a in arguments if is_array(a))
+        getattr(self, direction).on(device)(*arguments)
         if recording is not None:
-            recording.work = None
+            recording.op_call = None
 
 
-class Work(NamedTuple):
-    """What recorded launches are part of: one call of an op. Holds none of its arrays."""
+class OpCall(NamedTuple):
+    """One call of an op, which recorded launches belong to. It holds none of the op's arrays."""
 
     op: Op
     direction: str  # forward, backward
@@ -174,15 +186,3 @@ def require(op: str, **shapes: tuple[Shape | None, Shape]) -> None:
     for name, (given, wanted) in shapes.items():
         if given is not None and tuple(given) != tuple(wanted):
             raise ValueError(f"{op}: {name} has shape {tuple(given)}, not {tuple(wanted)}")
-
-
-def launch(kernel: Any, grid: Any, *arguments) -> None:
-    """Run a kernel, or only note it for a plan: the one gate that every kernel call passes.
-
-    kernel, grid: a `cpu.Kernel` and the number of its independent parts, or a `cuda.Kernel` and its `cuda.Grid`.
-    """
-    recording = device.current_recording()
-    if recording is None:
-        kernel.run(grid, arguments)
-    else:
-        recording.add(kernel, grid, arguments)

@@ -1,4 +1,4 @@
-"""A sketch of a set of images: enough to tell later, without the images, whether others are from the same set.
+"""A sample of hashes of a set of images: enough to tell later, without the images, whether others are from the same set.
 
 The `SIZE` smallest hashes of a set are a uniform sample of it that needs no random numbers (a bottom-k sketch: Cohen and Kaplan,
 "Summarizing data using bottom-k sketches", 2007). Images that are looked up are a sample by the same rule: those whose hash is no larger.
@@ -20,15 +20,15 @@ def _hash(image: np.ndarray) -> int:
     return int.from_bytes(blake2b(np.ascontiguousarray(pixels).data, digest_size=8).digest(), "big") >> 1
 
 
-def sketch(images: np.ndarray) -> tuple[int, ...]:
+def hash_sample(images: np.ndarray) -> tuple[int, ...]:
     """At most `SIZE` different hashes, ascending, of images (n, H, W, C), uint8 or floating in 0..1."""
     return tuple(sorted({_hash(image) for image in images})[:SIZE])
 
 
 def overlap(known: Sequence[int], images: np.ndarray) -> float:
-    """The estimated share, 0..1, of images (n, H, W, C) that are in the set of which `known` is the sketch; exact for a set below `SIZE`.
+    """The estimated share, 0..1, of images (n, H, W, C) that are in the set that `known` is a sample of; exact for a set below `SIZE`.
 
-    A single hit among those that the sketch can tell does not count: it may be a picture that the data holds twice.
+    A single hit among those that the sample can tell does not count: it may be a picture that the data holds twice.
     """
     if not known:
         return 0.0

@@ -1,4 +1,4 @@
-"""The matrix product of all ops: `gemm` is the one place that chooses how one is computed; and sums over rows.
+"""The matrix product of all ops on a CPU, where `gemm` is the one place that chooses how one is computed; and sums over rows.
 
 Letters: M rows, N columns, K the inner length.
 """
@@ -11,16 +11,17 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from .arithmetic import add_kernels
-from .copying import converted, copy, sum_into
-from .cpu import epilogue, kernel, threads
-from .cpu.epilogue import finish_entry
-from .cpu.packing import pack, panel_bytes
-from .cpu.product import product, product_entry, scratch_bytes
-from .cpu.tiles import Tile, host_tile
-from .cuda.products import gemm_cuda
-from .device import BFLOAT16, empty, like, place_of
-from .op import launch
+from ..core import epilogue
+from ..core.arrays import empty, empty_like
+from ..core.dtypes import BFLOAT16
+from ..core.recording import launch
+from .epilogue import finish_entry
+from .kernel import kernel
+from .packing import pack, panel_bytes
+from .product import product, product_entry, scratch_bytes
+from .run import threads
+from .strided import astype, copy
+from .tiles import Tile, host_tile
 
 TALL = 48  # rows below which a thread's share is cut by columns rather
 SUM_BATCH, RUNNING = 1, 2  # what a product is a part of: the sum over the batch; what C holds already
@@ -126,25 +127,18 @@ def _gemm(
 
 
 def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, running=None, flags=0, bias=None, pre=None, extra=None):
-    """c = epilogue(a·b), or of the transposes. Each of a and b is a matrix or a batch of them, c likewise; all on one device.
+    """c = epilogue(a·b), or of the transposes. Each of a and b is a matrix or a batch of them, c likewise.
 
     a and b of float32, where the other one is bfloat16, are rounded. c is of either type, and pre and extra are of its shape and type.
-    sum_batch: c is one matrix, the sum over the batch. running: an array like c, or c itself, to which the product is added. flags and
-    bias, pre, extra: the epilogue of `cpu/epilogue.py`, but not with sum_batch or running.
+    sum_batch: c is one matrix, the sum over the batch, and not bfloat16. running: an array like c, or c itself, to which the product is
+    added. flags and bias, pre, extra: the epilogue of `core/epilogue.py`, but not with sum_batch or running. Raises ValueError.
     """
     if flags and (sum_batch or running is not None):
         raise ValueError("gemm: a sum over the batch, or with what runs already, has no epilogue")
-    on_gpu = place_of(c) == "cuda"
-    if running is not None and (c.dtype == BFLOAT16 or (on_gpu and sum_batch)):  # in which sums cannot begin
-        product = like(c)
-        gemm(product, a, b, transpose_a=transpose_a, transpose_b=transpose_b, sum_batch=sum_batch)
-        add_kernels(c, running, product)
-        return
-    if on_gpu:
-        if running is not None:
-            flags, extra = epilogue.RESIDUAL, running
-        gemm_cuda(c, a, b, transpose_a, transpose_b, sum_batch, flags, bias, pre, extra)
-        return
+    if c.dtype == BFLOAT16 and sum_batch:
+        raise ValueError("gemm: sums over the batch are not in bfloat16")
+    if running is not None and c.dtype == BFLOAT16:  # in which sums cannot begin
+        flags, extra, running = epilogue.RESIDUAL, running, None
     tile = tile_of(BFLOAT16 if BFLOAT16 in (a.dtype, b.dtype) else a.dtype)
     if running is not None and running is not c:
         copy(c, running, (c.size,), (1,), (1,))
@@ -158,7 +152,7 @@ def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, runn
         column_bands *= 2
     a_batch, b_batch, shared = rows * depth if a.ndim == 3 else 0, depth * columns if b.ndim == 3 else 0, b.ndim == 2
     if tile.precision == "bfloat16":
-        a, b = converted(a, BFLOAT16), b if shared else converted(b, BFLOAT16)
+        a, b = astype(a, BFLOAT16), b if shared else astype(b, BFLOAT16)
     if shared:  # packed once, for all bands
         panels = empty((panel_bytes(tile, columns, depth),), np.uint8)
         launch(pack, min(threads(), -(-columns // tile.width)), tile, panels, b.reshape(-1), b_row, b_column, depth, columns)
@@ -220,9 +214,27 @@ def _column_sums(band, bands, out, part, x):
             sums[j] += some[j]
 
 
-def column_sums(out, x):
+def column_sums(out: np.ndarray, x: np.ndarray) -> None:
     """out (C,) = the sums of x (..., C) over all rows."""
-    if place_of(x) == "cuda":
-        sum_into(out, x.reshape(-1, x.shape[-1]))
-        return
-    launch(_column_sums, threads(), out, like(out), x.reshape(-1, x.shape[-1]))
+    launch(_column_sums, threads(), out, empty_like(out), x.reshape(-1, x.shape[-1]))
+
+
+@kernel
+def _row_sums(band, bands, out, x):
+    B, N, C = x.shape
+    for i in range(N * band // bands, N * (band + 1) // bands):
+        total = x.dtype.type(0)
+        for start in range(0, B, 16):  # samples at a time, so that roundings grow with the root of B
+            some = x.dtype.type(0)
+            for b in range(start, min(start + 16, B)):
+                part = x.dtype.type(0)
+                for j in range(C):
+                    part += x[b, i, j]
+                some += part
+            total += some
+        out[i] = total
+
+
+def row_sums(out: np.ndarray, x: np.ndarray) -> None:
+    """out (N,) = the sums of x (B, N, C) over samples and channels."""
+    launch(_row_sums, threads(), out, x)

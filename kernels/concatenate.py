@@ -1,4 +1,4 @@
-"""Arrays joined along an axis, and cut again. There is an op for each number of parts; each is the other's transpose.
+"""Arrays concatenated along an axis, and split again. There is an op for each number of parts; each is the other's transpose.
 
 concatenate  y = a, then b, ...                     da, db, ... = the parts of dy
 split        y0, y1, ... = the parts of x           dx = dy0, then dy1, ...
@@ -8,25 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 
-from .copying import copy, fill, strides
-from .op import Cost, Implementation, Op, Shape, require
+from .core.op import Cost, Implementation, Op, Shape, require
+from .core.strides import strides
+from .cpu import primitives as cpu
+from .cuda import primitives as cuda
 
 
-def _join(whole: np.ndarray, parts: Sequence[np.ndarray | None], lengths: Shape, axis: int) -> None:
+def _join(on: Any, whole: np.ndarray, parts: Sequence[np.ndarray | None], lengths: Shape, axis: int) -> None:
     steps = strides(whole.shape)
     for i, part in enumerate(parts):
         if part is not None:
-            copy(whole, part, part.shape, steps, strides(part.shape), y_start=sum(lengths[:i]) * steps[axis])
+            on.copy(whole, part, part.shape, steps, strides(part.shape), y_start=sum(lengths[:i]) * steps[axis])
 
 
-def _cut(parts: Sequence[np.ndarray | None], whole: np.ndarray, lengths: Shape, axis: int) -> None:
+def _cut(on: Any, parts: Sequence[np.ndarray | None], whole: np.ndarray, lengths: Shape, axis: int) -> None:
     steps = strides(whole.shape)
     for i, part in enumerate(parts):
         if part is not None:
-            copy(part, whole, part.shape, strides(part.shape), steps, x_start=sum(lengths[:i]) * steps[axis])
+            on.copy(part, whole, part.shape, strides(part.shape), steps, x_start=sum(lengths[:i]) * steps[axis])
 
 
 def _cut_reference(parts: Sequence[np.ndarray | None], whole: np.ndarray, lengths: Shape, axis: int) -> None:
@@ -49,14 +52,14 @@ def concatenation(number: int) -> Op:
     def forward_reference(y, *rest):
         y[...] = np.concatenate(rest[:number], rest[-1])
 
-    def forward_kernels(y, *rest):
-        _join(y, rest[:number], *rest[number:])
+    def forward(on, y, *rest):
+        _join(on, y, rest[:number], *rest[number:])
 
     def backward_reference(*arguments):
         _cut_reference(arguments[:number], *arguments[number:])
 
-    def backward_kernels(*arguments):
-        _cut(arguments[:number], *arguments[number:])
+    def backward(on, *arguments):
+        _cut(on, arguments[:number], *arguments[number:])
 
     def outputs(*shapes_and_constants):
         *shapes, lengths, axis = shapes_and_constants
@@ -72,8 +75,8 @@ def concatenation(number: int) -> Op:
         shapes={name: f"B {symbol} C" for name, symbol in zip(names, symbols)},
         constants={"lengths": (), "axis": 1},  # of each array along the axis
         outputs=outputs,
-        forward=Implementation(forward_reference, forward_kernels, forward_kernels),
-        backward=Implementation(backward_reference, backward_kernels, backward_kernels),
+        forward=Implementation.composed(forward_reference, forward, cpu, cuda),
+        backward=Implementation.composed(backward_reference, backward, cpu, cuda),
         cases=[
             dict(B=2, **sizes, C=7, lengths=lengths),
             dict(B=64, **dict.fromkeys(symbols, 32), C=192, lengths=lengths),
@@ -93,18 +96,18 @@ def splitting(number: int) -> Op:
     def forward_reference(*arguments):
         _cut_reference(arguments[:number], *arguments[number:])
 
-    def forward_kernels(*arguments):
-        _cut(arguments[:number], *arguments[number:])
+    def forward(on, *arguments):
+        _cut(on, arguments[:number], *arguments[number:])
 
     def backward_reference(dx, *rest):
         dx[...] = 0
         for part, values in zip(np.split(dx, np.cumsum(rest[number])[:-1], rest[-1]), rest):
             part[...] = 0 if values is None else values
 
-    def backward_kernels(dx, *rest):
+    def backward(on, dx, *rest):
         if any(part is None for part in rest[:number]):
-            fill(dx, 0.0)
-        _join(dx, rest[:number], *rest[number:])
+            on.fill(dx, 0.0)
+        _join(on, dx, rest[:number], *rest[number:])
 
     def lengths(sizes):
         return tuple(sizes[symbol] for symbol in symbols)
@@ -116,8 +119,8 @@ def splitting(number: int) -> Op:
         shapes={"x": f"B {total} C"},
         constants={"lengths": (), "axis": 1},  # of each part along the axis
         outputs=lambda x, lengths, axis: {name: _resized(x, axis, length) for name, length in zip(names, lengths)},
-        forward=Implementation(forward_reference, forward_kernels, forward_kernels),
-        backward=Implementation(backward_reference, backward_kernels, backward_kernels),
+        forward=Implementation.composed(forward_reference, forward, cpu, cuda),
+        backward=Implementation.composed(backward_reference, backward, cpu, cuda),
         results=names,
         cases=[
             dict(B=2, **sizes, C=7, lengths=lengths),
@@ -127,3 +130,7 @@ def splitting(number: int) -> Op:
         ],
         cost=lambda *_: Cost(forward=0),
     )
+
+
+concatenate, concatenate_3 = map(concatenation, (2, 3))
+split, split_3 = map(splitting, (2, 3))

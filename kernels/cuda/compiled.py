@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
-from ..paths import cache_folder
-from . import Kernel
+from ...files import atomic_file
+from ..core.cache import cache_folder
+from .kernel import Kernel
 from .nvrtc import OPTIONS, compile_kernel, headers, source_of
 
 Code = tuple[str, bytes]  # the name of the function, and the cubin it is in
@@ -34,11 +33,8 @@ def compiled(kernel: Kernel, architecture: str) -> Code:
         name, _, code = path.read_bytes().partition(b"\n")
         return name.decode(), code
     binary = compile_kernel(kernel, architecture)
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder)
-    with os.fdopen(handle, "wb") as file:
+    with atomic_file(path) as file:
         file.write(binary.name.encode() + b"\n" + binary.code)
-    os.replace(temporary, path)  # whole, or not at all
     return binary.name, binary.code
 
 

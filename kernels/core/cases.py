@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from . import device
+from . import dtypes
+from .arrays import empty, to_device, to_numpy
 from .op import Array, Op, Shape
 
 Arrays = dict[str, Any]  # by name; None where absent
@@ -80,7 +81,7 @@ def _names(op: Op, case: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Call:
+class Sample:
     """An op, with arrays and constants to call it on."""
 
     op: Op
@@ -89,15 +90,15 @@ class Call:
 
     @property
     def dtype(self) -> np.dtype:
-        return device.common([a.dtype for a in self.inputs.values() if is_floating(a)])
+        return dtypes.result_dtype([a.dtype for a in self.inputs.values() if is_floating(a)])
 
     @property
     def differentiable(self) -> list[str]:
         return [n for n in self.op.differentiable if self.inputs[n] is not None] if self.op.backward else []
 
-    def astype(self, dtype: Any) -> Call:
+    def astype(self, dtype: Any) -> Sample:
         inputs = {n: a.astype(_dtype_of(self.op, n, dtype)) if is_floating(a) else a for n, a in self.inputs.items()}
-        return Call(self.op, inputs, self.constants)
+        return Sample(self.op, inputs, self.constants)
 
     def describe(self) -> dict[str, Array | None]:
         """Shape and dtype of each output."""
@@ -137,8 +138,8 @@ class Call:
         """
         op = self.op
         wanted = self.differentiable if wanted is None else wanted
-        needed = {op.same.get(n, "d" + n)[1:] for n in wanted}
-        written = [n for n in op.differentiable if n not in op.same]
+        needed = {op.gradient_aliases.get(n, "d" + n)[1:] for n in wanted}
+        written = [n for n in op.differentiable if n not in op.gradient_aliases]
         gradients = {n: _blank(self.inputs[n] if n in needed else None) for n in written}
         known = self.inputs | outputs
         if in_place:
@@ -151,7 +152,7 @@ class Call:
             (*gradients.values(), *(weights[n] for n in op.results), *sums, *(known[n] for n in op.saves), *self.constants.values()),
         )
         given = weights | gradients
-        return {n: given[op.same.get(n, "d" + n)[1:]] for n in wanted}
+        return {n: given[op.gradient_aliases.get(n, "d" + n)[1:]] for n in wanted}
 
     def _run(self, direction: str, implementation: str, arguments: Sequence) -> None:
         """Arrays on the CPU in and out. On a GPU the kernels run on copies, and all come back: what was not to be written shows."""
@@ -159,12 +160,12 @@ class Call:
         if implementation != "cuda":
             function(*arguments)
             return
-        moved = {id(a): device.moved(a, "cuda") for a in arguments if isinstance(a, np.ndarray)}
+        moved = {id(a): to_device(a, "cuda") for a in arguments if isinstance(a, np.ndarray)}
         there = [moved.get(id(a), a) for a in arguments]
         function(*there)
         for array, copy in zip(arguments, there):
             if isinstance(array, np.ndarray):
-                array[...] = device.to_host(copy)
+                array[...] = to_numpy(copy)
 
     def run(self, implementation: str, weights: Arrays, running: Arrays | None = None) -> Arrays:
         """Forward, and backward where there is one: the outputs by name, and the gradients as "d" + name."""
@@ -175,7 +176,7 @@ class Call:
 
 def is_floating(array: Any) -> bool:
     """Whether there is an array, and it is of floats."""
-    return array is not None and device.is_floating(array.dtype)
+    return array is not None and dtypes.is_floating(array.dtype)
 
 
 def cast(arrays: Arrays, dtype: Any) -> Arrays:
@@ -189,12 +190,12 @@ def _normal(rng: np.random.Generator, like: Any) -> np.ndarray | None:
 
 def _dtype_of(op: Op, name: str, dtype: Any) -> np.dtype:
     """Of a floating input, where activations have this dtype."""
-    return device.accumulator(np.dtype(dtype)) if name in op.parameters else np.dtype(dtype)
+    return dtypes.accumulator_dtype(np.dtype(dtype)) if name in op.parameters else np.dtype(dtype)
 
 
 def _blank(like: Any) -> np.ndarray | None:
     if like is None:
         return None
-    array = device.empty(like.shape, like.dtype)
+    array = empty(like.shape, like.dtype)
     array.reshape(-1).view(np.uint8)[...] = 0xFF  # NaN as a float
     return array

@@ -1,4 +1,4 @@
-// Copies along nested loops, transposes, conversions and sums: copying.py says what they are for.
+// Copies along nested loops, transposes, conversions, arithmetic with broadcasting, and sums: strided.py says what they are for.
 #include <loops.cuh>
 
 template <class A, class B> struct SameType { static constexpr bool value = false; };
@@ -112,5 +112,26 @@ __global__ void __launch_bounds__(256) sum_rows(Y* y, const P* p, const Q* q, lo
         for (int k = 0; k < W; k++) total += sums[k];
         total = warp_sum(total);
         if (threadIdx.x % 32 == 0) y[item] = Y(total * S(scale));
+    }
+}
+
+enum { ADD, MULTIPLY, DIVIDE };                       // as core/strides.py numbers them
+
+// y = a + sign * b, a * b or a / b; W > 1: the inner loop steps through y by 1, and through a and b too, unless they repeat one element.
+template <class Y, class A, class B, int W, bool A_REPEATS, bool B_REPEATS>
+__global__ void __launch_bounds__(256) combine(Y* y, const A* a, const B* b, LOOP_SIZES, STEPS(y), STEPS(a), STEPS(b), long to, long a_from,
+                                               long b_from, int operation, double sign) {
+    typedef Wider<Y, Wider<A, B>> S;
+    GRID_STRIDE(vector, vectors) {
+        const Place at = place<W>(vector, n1, n2, n3);
+        const auto left = load_or_repeat<A, W, A_REPEATS>(a + a_from + AT(at, a));
+        const auto right = load_or_repeat<B, W, B_REPEATS>(b + b_from + AT(at, b));
+        Vector<Y, W> out;
+#pragma unroll
+        for (int k = 0; k < W; k++) {
+            const S u = S(left.e[k]), v = S(right.e[k]);
+            out.e[k] = Y(operation == ADD ? u + S(sign) * v : operation == MULTIPLY ? u * v : u / v);
+        }
+        store<Y, W>(y + to + AT(at, y), out);
     }
 }

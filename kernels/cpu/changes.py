@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .cpu import address_of, kernel, run_bands
-from .cpu.views import view
-from .device import empty
+from ..core.arrays import empty
+from ..core.devices import address_of
+from .kernel import kernel
+from .run import run_bands
+from .views import view
 
 WORDS = 16  # of 32 bits, that are read of each array
 
@@ -21,7 +23,7 @@ def _sample(band, bands, found, addresses, lengths):
             found[i, j] = view(np.uint32(0), addresses[i] + (lengths[i] - 1) * j // (S - 1) * 4)[0]
 
 
-def watch(arrays: Sequence[np.ndarray]) -> Callable[[], bool]:
+def change_detector(arrays: Sequence[np.ndarray]) -> Callable[[], bool]:
     """A function that tells whether any of these arrays has changed since it was called before, or since now.
 
     It reads some evenly spread words of each, the first and the last among them, in a few microseconds: a change of all elements shows,

@@ -1,0 +1,25 @@
+"""The data types of arrays: NumPy's floats, and bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import ml_dtypes
+import numpy as np
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """Whether numbers of this dtype carry gradients."""
+    return dtype.kind == "f" or dtype == BFLOAT16
+
+
+def result_dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
+    """The dtype of an op's result, from those of its floating inputs: bfloat16 where any of them is, else that of the first."""
+    return BFLOAT16 if BFLOAT16 in dtypes else dtypes[0]
+
+
+def accumulator_dtype(dtype: np.dtype) -> np.dtype:
+    """The dtype of sums and statistics over numbers of this dtype."""
+    return np.dtype(np.float32) if dtype == BFLOAT16 else dtype

@@ -1,0 +1,51 @@
+"""How functions are compiled, and where what was compiled is kept.
+
+The cache is a folder of the user's cache folder, named by a hash of all kernel sources: Numba notices an edited function, but not an
+edited callee in another file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba import njit
+
+from ..core.cache import cache_folder
+
+# Reassociation lets sums vectorise. Not nnan or ninf: a NaN must stay visible.
+OPTIONS: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
+
+
+@cache
+def kernel_cache() -> Path:
+    """The folder of the compiled kernels of exactly these sources."""
+    folder = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return cache_folder() / "kernels" / digest.hexdigest()[:16]
+
+
+def has_compiled_kernels() -> bool:
+    """Whether the cache holds more of these kernels than the loops of `run.py`, which every start compiles."""
+    return any(not file.name.startswith("run.") for file in kernel_cache().rglob("*.nbi"))
+
+
+def cached(compile: Callable, function: Callable) -> Any:
+    """`compile(function)` with Numba's cache in minivit's folder; nobody else's functions go there."""
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(kernel_cache())  # Numba reads it while it decorates
+    try:
+        return compile(function)
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+def routine(function: Callable) -> Callable:
+    """A function that kernels call inside their bands; compiled once, and inlined by LLVM where that pays."""
+    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function)

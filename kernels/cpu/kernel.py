@@ -1,0 +1,226 @@
+"""How a CPU kernel is compiled, cached and run.
+
+    @kernel
+    def _scale(band, bands, y, x, factor):              # one of `bands` equal parts of the work, all independent
+        for i in range(band * len(x) // bands, (band + 1) * len(x) // bands):
+            y[i] = x[i] * factor
+
+    launch(_scale, bands, y, x, 2.0)                    # core.recording.launch: the bands are shared among the threads, as a CUDA grid is
+
+Every kernel is compiled to the one C signature `void(int64 band, int64 *table)`; the table holds the number of bands, then address and
+shape of every array and the value of every number. So one small parallel loop, `run_bands`, drives all kernels, a recorded step is an
+array of such calls that `replay` executes without Python, and a kernel costs a third of the compile time of its own `prange`.
+
+Kernels are compiled for the argument types they first meet, and cached (`compile.py`). Besides arrays and numbers they take tiles, and
+named tuples of numbers, which stand in the table one number after the other.
+"""
+
+from __future__ import annotations
+
+import types as python_types
+from collections.abc import Callable, Sequence
+from functools import cache
+from time import perf_counter
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+from numba.np import arrayobj
+
+from ..core.devices import address_of
+from ..core.dtypes import BFLOAT16
+from .bfloat16 import bfloat16
+from .compile import OPTIONS, cached
+from .llvm import I64
+from .run import replay, run_bands, threads_set
+from .tiles import Tile, TileType
+
+FLOATS = float, np.floating
+
+
+# ------------------------------------------------------------------------------------------------------- the table of arguments
+class Arguments(types.Type):
+    """The address of a table that holds arguments of these Numba types."""
+
+    def __init__(self, members: tuple[types.Type, ...]) -> None:
+        self.members = members
+        super().__init__(name=f"Arguments({', '.join(map(str, members))})")
+
+
+@register_model(Arguments)
+class _ArgumentsModel(models.PrimitiveModel):
+    def __init__(self, manager, type_) -> None:
+        super().__init__(manager, type_, I64)
+
+
+@intrinsic
+def _arguments(typing_context, table):
+    """The tuple of arguments that a table describes: arrays without an owner, int64 and float64, and named tuples of these numbers."""
+
+    def generate(context, builder, signature, values):
+        address = builder.inttoptr(values[0], I64.as_pointer())
+        position = 0
+
+        def following():
+            nonlocal position
+            position += 1
+            return builder.load(builder.gep(address, [ir.Constant(I64, position - 1)]))
+
+        def read(member: types.Type) -> ir.Value:
+            if isinstance(member, TileType):
+                return context.get_dummy_value()
+            if isinstance(member, types.Array):
+                return _array(context, builder, member, following)
+            if isinstance(member, types.BaseTuple):
+                return context.make_tuple(builder, member, [read(each) for each in member])
+            return builder.bitcast(following(), context.get_value_type(member))
+
+        return context.make_tuple(builder, signature.return_type, [read(member) for member in table.members])
+
+    return types.Tuple(table.members)(table), generate
+
+
+def _array(context: Any, builder: ir.IRBuilder, member: types.Array, following: Callable[[], ir.Value]) -> ir.Value:
+    """A C-contiguous array, whose address and shape are the following numbers of the table."""
+    data = builder.inttoptr(following(), context.get_data_type(member.dtype).as_pointer())
+    shape = [following() for _ in range(member.ndim)]
+    item = context.get_abi_sizeof(context.get_data_type(member.dtype))
+    strides = [ir.Constant(I64, item)]
+    for length in shape[:0:-1]:
+        strides.insert(0, builder.mul(strides[0], length))
+    array = arrayobj.make_array(member)(context, builder)
+    arrayobj.populate_array(
+        array,
+        data=data,
+        shape=cgutils.pack_array(builder, shape),
+        itemsize=ir.Constant(I64, item),
+        strides=cgutils.pack_array(builder, strides),
+        meminfo=None,
+    )
+    return array._getvalue()
+
+
+@cache
+def _entry(number: int) -> python_types.CodeType:
+    """A function that calls `body`, a global of its, with so many arguments from a table; without a star, so that Numba can inline it."""
+    source = f"def entry(band, table):\n    a = _arguments(table)\n    body(band, {', '.join(f'a[{i}]' for i in range(number))})"
+    return next(c for c in compile(source, __file__, "exec").co_consts if isinstance(c, python_types.CodeType))
+
+
+def _key(value: Any) -> Any:
+    """Whatever of an argument decides how a kernel is compiled."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.char, value.ndim
+    if isinstance(value, tuple):
+        return type(value), *map(_key, value)
+    return value if isinstance(value, Tile) else isinstance(value, FLOATS)
+
+
+def _member(value: Any) -> types.Type:
+    if isinstance(value, np.ndarray):
+        return types.Array(bfloat16 if value.dtype == BFLOAT16 else numba.from_dtype(value.dtype), value.ndim, "C")
+    if isinstance(value, Tile):
+        return TileType(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return types.BaseTuple.from_types(tuple(map(_number, value)), type(value))
+    return _number(value)
+
+
+def _number(value: Any) -> types.Type:
+    if not isinstance(value, (*FLOATS, int, np.integer, np.bool_)):
+        raise TypeError(f"a kernel takes arrays, numbers, named tuples of numbers, and tiles, not {type(value).__name__}")
+    return types.float64 if isinstance(value, FLOATS) else types.int64
+
+
+def _word(value: Any) -> int:
+    """A number as the table holds it."""
+    return int(np.float64(value).view(np.int64)) if isinstance(value, FLOATS) else int(value)
+
+
+class Kernel:
+    """A compiled-when-needed kernel; its function's first arguments are `band, bands`.
+
+    prepares: whether its first array is a function of the other arrays alone: a plan that knows these to stay as they are runs it once.
+    """
+
+    def __init__(self, function: Callable, prepares: bool = False) -> None:
+        self.function, self.prepares = function, prepares
+        self.label, self.__doc__ = function.__name__.strip("_"), function.__doc__
+        self.body = njit(inline="always", **OPTIONS)(function)
+        self.entries: dict[tuple, Any] = {}  # argument types -> the compiled C function
+
+    def prepare(self, bands: int, arguments: Sequence[Any]) -> tuple[int, np.ndarray]:
+        """The address of the compiled entry for these arguments, and their table."""
+        key = tuple(map(_key, arguments))
+        entry = self.entries.get(key)
+        if entry is None:
+            entry = self.entries[key] = self.compile(tuple(map(_member, arguments)))
+        table: list[int] = [bands]
+        for a in arguments:
+            if isinstance(a, np.ndarray):
+                if not a.flags.c_contiguous:
+                    raise ValueError(f"{self.label} wants C-contiguous arrays, not strides {a.strides} of shape {a.shape}")
+                table += address_of(a), *a.shape
+            elif isinstance(a, tuple):
+                table += map(_word, a)
+            elif not isinstance(a, Tile):
+                table.append(_word(a))
+        return entry.address, np.array(table, np.int64)
+
+    def compile(self, members: tuple[types.Type, ...]) -> Any:
+        # Numba files a compiled function under its file, name and line: lend the shared entry those of this kernel.
+        own = self.function.__code__
+        code = _entry(1 + len(members)).replace(co_filename=own.co_filename, co_name=own.co_name, co_firstlineno=own.co_firstlineno)
+        entry = python_types.FunctionType(code, globals() | {"body": self.body}, own.co_name)
+        entry.__module__ = self.function.__module__
+        entry.__qualname__ = self.function.__qualname__
+        signature = types.void(types.int64, Arguments((types.int64, *members)))
+        return cached(numba.cfunc(signature, cache=True, **OPTIONS), entry)
+
+    def run(self, bands: int, arguments: Sequence[Any]) -> None:
+        """Run all bands now."""
+        address, table = self.prepare(bands, arguments)
+        run_bands(address, bands, address_of(table))
+
+    def __repr__(self) -> str:
+        return f"<kernel {self.function.__module__}.{self.label}>"
+
+
+def kernel(function: Callable) -> Kernel:
+    """Decorator: see the head of this file."""
+    return Kernel(function)
+
+
+def preparation(function: Callable) -> Kernel:
+    """Decorator of a kernel whose first array is a function of the other arrays alone, and is all that it writes."""
+    return Kernel(function, prepares=True)
+
+
+class Calls:
+    """Calls (kernel, bands, arguments) as three arrays, (bands, entry, table) of each. threads: how many share them."""
+
+    def __init__(self, calls: Sequence[tuple[Kernel, int, Sequence[Any]]], threads: int) -> None:
+        self.threads = threads
+        prepared = [(bands, *kernel.prepare(bands, arguments)) for kernel, bands, arguments in calls]
+        self.bands = np.array([p[0] for p in prepared], np.int64)
+        self.entries = np.array([p[1] for p in prepared], np.int64)
+        self.tables = np.concatenate([np.zeros(0, np.int64), *(p[2] for p in prepared)])
+        lengths = np.cumsum([0] + [len(p[2]) for p in prepared])[: len(prepared)]
+        self.addresses = self.tables.ctypes.data + lengths * self.tables.itemsize
+
+    def run(self) -> None:
+        replay(self.entries, self.bands, self.addresses, self.threads)
+
+    def timed_run(self) -> list[float]:
+        """The seconds that each call took, of which some 0.3 µs are Python's."""
+        seconds = []
+        with threads_set(self.threads):
+            for call in zip(self.entries.tolist(), self.bands.tolist(), self.addresses.tolist()):
+                start = perf_counter()
+                run_bands(*call)
+                seconds.append(perf_counter() - start)
+        return seconds

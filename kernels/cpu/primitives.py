@@ -1,0 +1,6 @@
+"""The functions that ops made of other kernels call on a CPU; `cuda/primitives.py` has the same names for a GPU."""
+
+from .gemm import column_sums, gemm, row_sums
+from .strided import astype, combine, convert, copy, fill, sum_into
+
+__all__ = ["astype", "column_sums", "combine", "convert", "copy", "fill", "gemm", "row_sums", "sum_into"]

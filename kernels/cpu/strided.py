@@ -1,0 +1,238 @@
+"""Elements copied, converted, combined and summed, on a CPU: what ops that only move numbers are made of, and others in part.
+
+Copies and arithmetic see their arrays as flat, and the axes as nested loops (`core/strides.py`). A sum along neighbouring axes is one over
+R in (A, R, C), where A and C are what precedes and follows R.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from math import isqrt, prod
+from typing import Any
+
+import numpy as np
+
+from ..core.arrays import empty
+from ..core.dtypes import BFLOAT16
+from ..core.op import Shape
+from ..core.recording import launch
+from ..core.strides import DIVIDE, MULTIPLY, broadcast_strides, nests, reduction, strides
+from .compile import routine
+from .kernel import kernel, preparation
+from .run import threads
+
+CHUNK = 1024  # elements that are summed side by side
+RUN = 128  # elements of a row that are summed before they join the sum of the row
+PARTS = 64  # sums that make a long one, whatever the number of threads
+SMALL = 16384  # elements; fewer are not worth a second thread
+
+
+def bands_for(size: int) -> int:
+    """Into how many bands an element-wise loop is worth splitting."""
+    return threads() if size > SMALL else 1
+
+
+# --------------------------------------------------------------------------------------------------------------- copies
+@routine
+def offset(row, loops, array):
+    """How far the array of that column has stepped in the row-th round of the outer loops."""
+    inner, row = row % loops[2, 0], row // loops[2, 0]
+    return row // loops[1, 0] * loops[0, array] + row % loops[1, 0] * loops[1, array] + inner * loops[2, array]
+
+
+@routine
+def share(band, bands, loops):
+    """A band's part: from and to which round of the outer loops, and from and to which element of the inner one."""
+    rows, inner = loops[0, 0] * loops[1, 0] * loops[2, 0], loops[3, 0]
+    if rows < bands:
+        return 0, rows, band * inner // bands, (band + 1) * inner // bands
+    return band * rows // bands, (band + 1) * rows // bands, 0, inner
+
+
+@kernel
+def _copy(band, bands, y, x, loops, y_start, x_start, scale):
+    factor = y.dtype.type(scale)
+    first, last, start, stop = share(band, bands, loops)
+    y_step, x_step = loops[3, 1], loops[3, 2]
+    for row in range(first, last):
+        to, at = y_start + offset(row, loops, 1), x_start + offset(row, loops, 2)
+        for j in range(start, stop):  # unsigned indices: no test for those that count from the end
+            y[np.uint64(to + j * y_step)] = x[np.uint64(at + j * x_step)] * factor
+
+
+@kernel
+def _fill(band, bands, y, value):
+    for i in range(band * len(y) // bands, (band + 1) * len(y) // bands):
+        y[i] = value
+
+
+def copy(
+    y: np.ndarray, x: np.ndarray, shape: Shape, y_steps: Shape, x_steps: Shape, y_start: int = 0, x_start: int = 0, scale: float = 1.0
+) -> None:
+    """y = scale·x over a shape, each array from its own start and with its own steps."""
+    for loops, (to, at) in nests(shape, y_steps, x_steps):
+        launch(_copy, bands_for(prod(shape)), y.reshape(-1), x.reshape(-1), loops, y_start + to, x_start + at, float(scale))
+
+
+def fill(y: np.ndarray, value: float) -> None:
+    """y = value everywhere."""
+    launch(_fill, bands_for(y.size), y.reshape(-1), float(value))
+
+
+@preparation
+def _convert(band, bands, y, x):
+    first, last = band * len(x) // bands, (band + 1) * len(x) // bands
+    y, x = y[first:last], x[first:last]
+    for i in range(len(x)):
+        y[i] = x[i]
+
+
+def convert(y: np.ndarray, x: np.ndarray) -> None:
+    """y = x, of another floating type."""
+    launch(_convert, bands_for(x.size), y.reshape(-1), x.reshape(-1))
+
+
+def astype(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """x as an array of another floating type, or x itself."""
+    if x.dtype == dtype:
+        return x
+    y = empty(x.shape, dtype)
+    convert(y, x)
+    return y
+
+
+def in_float32(outputs: int) -> Callable:
+    """Decorator of kernels whose sums lie in their outputs, the first `outputs` arguments: bfloat16 arrays are float32 inside."""
+
+    def is_bfloat16(argument: Any) -> bool:
+        return isinstance(argument, np.ndarray) and argument.dtype == BFLOAT16
+
+    def decorate(function: Callable) -> Callable:
+        @wraps(function)
+        def run(*arguments):
+            if not any(map(is_bfloat16, arguments)):
+                return function(*arguments)
+            wide = [
+                a if not is_bfloat16(a) else empty(a.shape, np.float32) if i < outputs else astype(a, np.dtype(np.float32))
+                for i, a in enumerate(arguments)
+            ]
+            function(*wide)
+            for array, sums in zip(arguments[:outputs], wide):
+                if sums is not array:
+                    convert(array, sums)
+            return None
+
+        return run
+
+    return decorate
+
+
+# ----------------------------------------------------------------------------------------------------------- arithmetic
+@kernel
+def _combine(band, bands, y, a, b, loops, y_start, a_start, b_start, operation, sign):
+    factor = y.dtype.type(sign)
+    first, last, start, stop = share(band, bands, loops)
+    a_step, b_step = loops[3, 2], loops[3, 3]
+    times = operation == MULTIPLY
+    for row in range(first, last):
+        to = y_start + offset(row, loops, 1)
+        a_at, b_at = a_start + offset(row, loops, 2), b_start + offset(row, loops, 3)
+        if operation == DIVIDE:
+            for j in range(start, stop):  # unsigned indices: no test for those that count from the end
+                y[np.uint64(to + j)] = a[np.uint64(a_at + j * a_step)] / b[np.uint64(b_at + j * b_step)]
+        elif b_step == 0:
+            v = b[b_at]
+            for j in range(start, stop):
+                u = a[np.uint64(a_at + j * a_step)]
+                y[np.uint64(to + j)] = u * v if times else u + v * factor
+        elif a_step == 0:
+            u = a[a_at]
+            for j in range(start, stop):
+                v = b[np.uint64(b_at + j)]
+                y[np.uint64(to + j)] = u * v if times else u + v * factor
+        else:
+            for j in range(start, stop):
+                u, v = a[np.uint64(a_at + j)], b[np.uint64(b_at + j)]
+                y[np.uint64(to + j)] = u * v if times else u + v * factor
+
+
+def combine(operation: int, y: np.ndarray, a: np.ndarray, b: np.ndarray, sign: float = 1.0) -> None:
+    """y = a + sign·b, a·b or a / b, with NumPy's broadcasting. operation: ADD, MULTIPLY or DIVIDE."""
+    steps = strides(y.shape), broadcast_strides(a.shape, y.shape), broadcast_strides(b.shape, y.shape)
+    for loops, starts in nests(y.shape, *steps):
+        launch(_combine, bands_for(y.size), y.reshape(-1), a.reshape(-1), b.reshape(-1), loops, *starts, operation, sign)
+
+
+# ----------------------------------------------------------------------------------------------------------------- sums
+@kernel
+def _sum_columns(band, bands, y, p, q, product, scale):
+    A, P, C = y.shape  # y[a, part, c] = scale·Σ p[a, r, c]·q[a, r, c] over the part-th of P parts of R
+    R = p.shape[1]
+    factor = p.dtype.type(scale)
+    chunks = (C + CHUNK - 1) // CHUNK
+    for item in range(band * A * P * chunks // bands, (band + 1) * A * P * chunks // bands):
+        a, part, start = item // chunks // P, item // chunks % P, item % chunks * CHUNK
+        stop = min(C, start + CHUNK)
+        for c in range(start, stop):
+            y[a, part, np.uint64(c)] = 0
+        for r in range(part * R // P, (part + 1) * R // P):
+            if product:
+                for c in range(start, stop):
+                    y[a, part, np.uint64(c)] += p[a, r, np.uint64(c)] * q[a, r, np.uint64(c)] * factor
+            else:
+                for c in range(start, stop):
+                    y[a, part, np.uint64(c)] += p[a, r, np.uint64(c)] * factor
+
+
+@kernel
+def _sum_rows(band, bands, y, p, q, product, scale):
+    A, P = y.shape
+    R = p.shape[1]
+    number = p.dtype.type
+    for item in range(band * A * P // bands, (band + 1) * A * P // bands):
+        a, stop = item // P, (item % P + 1) * R // P
+        total = number(0)
+        for start in range(item % P * R // P, stop, RUN):
+            run = number(0)
+            if product:
+                for r in range(start, min(start + RUN, stop)):
+                    run += p[a, np.uint64(r)] * q[a, np.uint64(r)]
+            else:
+                for r in range(start, min(start + RUN, stop)):
+                    run += p[a, np.uint64(r)]
+            total += run
+        y[a, item % P] = total * number(scale)
+
+
+def _sum_axis(y: np.ndarray, p: np.ndarray, q: np.ndarray | None, sizes: tuple[int, int, int], scale: float, split: bool = True) -> None:
+    """y (A, C) = scale·Σ p, or scale·Σ p·q, over R; p, q (A, R, C). A long sum is one of sums, for accuracy and for the threads."""
+    A, R, C = sizes
+    parts = 1
+    if split and C == 1 and A * R > SMALL:
+        parts = max(1, PARTS // A)
+    elif split and C > 1 and R >= PARTS:
+        parts = isqrt(R)
+    sums = y if parts == 1 else empty((A, parts, C), y.dtype)
+    summing, before, after = (_sum_rows, (A, R), (A, parts)) if C == 1 else (_sum_columns, sizes, (A, parts, C))
+    factor = (p if q is None else q).reshape(before)
+    last = 1.0 if parts > 1 else scale
+    launch(summing, bands_for(p.size), sums.reshape(after), p.reshape(before), factor, q is not None, last)
+    if parts > 1:
+        _sum_axis(y, sums, None, (A, parts, C), scale, split=False)
+
+
+def sum_into(y: np.ndarray, p: np.ndarray, q: np.ndarray | None = None, scale: float = 1.0) -> None:
+    """y = scale·Σ p, or scale·Σ p·q with q of p's shape, over the axes along which y is broadcast to p."""
+    if p.size == 0:
+        return fill(y, 0.0)
+    if y.dtype == BFLOAT16:
+        wide = empty(y.shape, np.float32)
+        sum_into(wide, p, q, scale)
+        return convert(y, wide)
+    sizes, left, done = reduction(p.shape, y.shape)
+    if done:
+        return _sum_axis(y, p, q, sizes, float(scale))
+    partial = empty(left, y.dtype)
+    _sum_axis(partial, p, q, sizes, 1.0)
+    return sum_into(y, partial, scale=scale)

@@ -1,0 +1,113 @@
+"""The matrix product of all ops on a GPU, by cuBLASLt, and sums over rows.
+
+cuBLASLt could also apply GELU, but only the form with tanh, and adds no bias a row, as token mixing has. Where these follow, a kernel of
+`epilogue.cu` does them in one more pass.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ..core import epilogue
+from ..core.arrays import empty, empty_like
+from ..core.dtypes import accumulator_dtype, result_dtype
+from ..core.recording import launch
+from ..core.strides import ADD
+from .kernel import Source
+from .product import WORKSPACE, Product
+from .strided import astype, combine, grid_for, sum_into, vector_width
+
+_source = Source("cuda/epilogue")
+
+
+def gemm(
+    c: Any,
+    a: Any,
+    b: Any,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    sum_batch: bool = False,
+    running: Any = None,
+    flags: int = 0,
+    bias: Any = None,
+    pre: Any = None,
+    extra: Any = None,
+) -> None:
+    """c = epilogue(a·b), as `cpu.gemm.gemm` says."""
+    if flags and (sum_batch or running is not None):
+        raise ValueError("gemm: a sum over the batch, or with what runs already, has no epilogue")
+    by_row, tanh = bool(flags & epilogue.BIAS_ROW), bool(flags & epilogue.TANH)
+    residual = extra if flags & epilogue.RESIDUAL else running
+    if sum_batch:
+        total = c if running is None else empty_like(c)
+        _multiply_summed(total, a, b, transpose_a, transpose_b)
+        if running is not None:
+            combine(ADD, c, running, total)
+    elif flags & epilogue.GELU_GRADIENT:
+        _multiply(c, a, b, transpose_a, transpose_b)
+        gelu_gradient(c, extra, c, pre, tanh)
+    elif flags & epilogue.GELU or by_row or (bias is not None and c.dtype == np.float64):  # for which cuBLASLt has no bias
+        after = None if flags & epilogue.GELU and not by_row and c.dtype != np.float64 else bias
+        sums = c if pre is None else pre
+        if after is not None:  # rounded once, when the bias is in it
+            sums = empty(c.shape, accumulator_dtype(c.dtype), "cuda")
+        _multiply(sums, a, b, transpose_a, transpose_b, bias if after is None else None)
+        rows, columns = c.shape[-2:]
+        kept = None if after is None else pre
+        width = vector_width(columns, *(m for m in (c, kept, sums, residual) if m is not None))
+        activation = (2 if tanh else 1) if flags & epilogue.GELU else 0
+        kernel = _source("finish", c.dtype, sums.dtype, width, activation)
+        launch(kernel, grid_for(c.size // width), c, kept, sums, after, residual, c.size, rows, columns, by_row)
+    else:
+        _multiply(c, a, b, transpose_a, transpose_b, bias, residual)
+
+
+def gelu_gradient(dx: Any, a: Any, dy: Any, x: Any, tanh_form: bool) -> None:
+    """dx = dy·gelu'(x), and a = gelu(x) where it is not None; dx may be dy."""
+    width = vector_width(x.size, *(m for m in (dx, a, dy, x) if m is not None))
+    launch(_source("gelu_backward", x.dtype, width, tanh_form), grid_for(x.size // width), dx, a, dy, x, x.size)
+
+
+def _multiply(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool, bias: Any = None, extra: Any = None) -> None:
+    """c = a·b + bias + extra, or of the transposes. Of two types, the narrower is what is multiplied."""
+    dtype = result_dtype([a.dtype, b.dtype])
+    a, b = astype(a, dtype), astype(b, dtype)
+    rows, columns = c.shape[-2:]
+    product = Product(
+        len(c) if c.ndim == 3 else 1,
+        rows,
+        columns,
+        a.shape[-2] if transpose_a else a.shape[-1],
+        _step(a),
+        _step(b),
+        transpose_a,
+        transpose_b,
+    )
+    bias = None if bias is None else astype(bias, c.dtype)
+    launch(product, None, c, a, b, bias, extra, empty((WORKSPACE,), np.uint8, "cuda"))
+
+
+def _multiply_summed(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool) -> None:
+    """The sum of all products of a batch, which cuBLASLt has not: they are summed afterwards."""
+    batch = max(len(m) for m in (a, b) if m.ndim == 3)
+    parts = empty((batch, *c.shape), accumulator_dtype(result_dtype([a.dtype, b.dtype])), "cuda")
+    _multiply(parts, a, b, transpose_a, transpose_b)
+    sum_into(c.reshape(-1), parts.reshape(batch, -1))
+
+
+def _step(m: Any) -> int:
+    return prod(m.shape[-2:]) if m.ndim == 3 and len(m) > 1 else 0
+
+
+def column_sums(out: Any, x: Any) -> None:
+    """out (C,) = the sums of x (..., C) over all rows."""
+    sum_into(out, x.reshape(-1, x.shape[-1]))
+
+
+def row_sums(out: Any, x: Any) -> None:
+    """out (N,) = the sums of x (B, N, C) over samples and channels."""
+    sum_into(out.reshape(1, -1, 1), x)

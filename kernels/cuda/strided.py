@@ -1,0 +1,190 @@
+"""Elements copied, converted, combined and summed, on a GPU; `cpu/strided.py` says what the functions of these names compute.
+
+Each reads vectors of neighbours where lengths, steps and alignment allow it.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from ..core.arrays import empty
+from ..core.devices import runtime
+from ..core.dtypes import BFLOAT16, accumulator_dtype, result_dtype
+from ..core.op import Shape
+from ..core.recording import launch
+from ..core.strides import broadcast_strides, nests, reduction, strides
+from .kernel import Grid, Source, blocks_for
+
+THREADS = 256  # of a block
+TILE = 32  # rows and columns that a block transposes; vectors side by side that it sums
+_source = Source("cuda/strided")
+
+
+# ------------------------------------------------------------------------------------------------------ grids and vectors
+def vector_width(length: int, *arrays: Any) -> int:
+    """How many neighbours may be read at once from each array: at most 16 bytes, of runs of `length` elements, and aligned."""
+    width = min((16 // a.itemsize for a in arrays), default=1)
+    while length % width or any(runtime().allocation(a)[1] % (width * a.itemsize) for a in arrays):
+        width //= 2
+    return width
+
+
+def grid_for(threads: int) -> Grid:
+    """Blocks for so many threads, or fewer that stride over the rest."""
+    return Grid(blocks_for(threads, THREADS), THREADS)
+
+
+def rounds(loops: np.ndarray, width: int) -> list[int]:
+    """The sizes of the loops but the outermost, the inner one's in vectors, and how many vectors there are in all."""
+    sizes = [*loops[:3, 0].tolist(), int(loops[3, 0]) // width]
+    if prod(sizes) >= 2**32:
+        raise ValueError(f"an array of {prod(sizes) * width} elements is too large for a CUDA kernel")
+    return [*sizes[1:], prod(sizes)]
+
+
+def loop_width(loops: np.ndarray, starts: tuple[int, ...], *arrays: Any) -> int:
+    """The vector width of a nest of loops, where the inner one steps through each array by 1, or stands still."""
+    if any(step not in (0, 1) for step in loops[3, 1:]) or not loops[3, 1]:
+        return 1
+    lengths = [int(loops[3, 0])]
+    for array, step in enumerate(loops[3, 1:].tolist()):
+        if step:
+            lengths += [starts[array], *(row[1 + array] for row in loops[:3].tolist() if row[0] > 1)]  # one round takes no step
+    width = vector_width(0, *(a for a, step in zip(arrays, loops[3, 1:]) if step))
+    while any(length % width for length in lengths):
+        width //= 2
+    return min(width, *(16 // a.itemsize for a in arrays))
+
+
+# --------------------------------------------------------------------------------------------------------------- copies
+def copy(y: Any, x: Any, shape: Shape, y_steps: Shape, x_steps: Shape, y_start: int = 0, x_start: int = 0, scale: float = 1.0) -> None:
+    """y = scale·x over a shape, each array from its own start and with its own steps."""
+    for loops, (to, at) in nests(shape, y_steps, x_steps):
+        _copy_loops(y, x, loops, y_start + to, x_start + at, float(scale))
+
+
+def _copy_loops(y: Any, x: Any, loops: np.ndarray, to: int, at: int, scale: float) -> None:
+    """One nest of loops, (size, step of y, step of x) in each row."""
+    across = next((i for i in range(3) if loops[i, 2] == 1 and min(loops[i, 0], loops[3, 0]) >= TILE // 4), None)
+    if across is not None and loops[3, 1] == 1 and loops[3, 2] > 1:  # neighbours in y are far apart in x, and the other way around
+        (J, y_step, _), (columns, _, x_step) = loops[across].tolist(), loops[3].tolist()
+        (A, y_a, x_a), (B, y_b, x_b) = (loops[i].tolist() for i in range(3) if i != across)
+        blocks = A * B * -(-columns // TILE) * -(-J // TILE)
+        launch(
+            _source("transpose", y.dtype, x.dtype),
+            Grid(blocks, THREADS),
+            y,
+            x,
+            columns,
+            J,
+            y_step,
+            x_step,
+            B,
+            y_a,
+            y_b,
+            x_a,
+            x_b,
+            to,
+            at,
+            scale,
+        )
+        return
+    width = loop_width(loops, (to, at), y, x)
+    sizes = rounds(loops, width)
+    repeats = width > 1 and loops[3, 2] == 0
+    launch(
+        _source("copy", y.dtype, x.dtype, width, repeats, scale != 1.0),
+        grid_for(sizes[-1]),
+        y,
+        x,
+        *sizes,
+        *loops[:, 1].tolist(),
+        *loops[:, 2].tolist(),
+        to,
+        at,
+        scale,
+    )
+
+
+def fill(y: Any, value: float) -> None:
+    """y = value everywhere."""
+    width = vector_width(y.size, y)
+    launch(_source("fill", y.dtype, width), grid_for(y.size // width), y, y.size, float(value))
+
+
+def convert(y: Any, x: Any) -> None:
+    """y = x, of another floating type."""
+    width = vector_width(x.size, y, x)
+    launch(_source("convert", y.dtype, x.dtype, width, prepares=True), grid_for(x.size // width), y, x, x.size)
+
+
+def astype(x: Any, dtype: np.dtype) -> Any:
+    """x as an array of another floating type, or x itself."""
+    if x.dtype == dtype:
+        return x
+    y = empty(x.shape, dtype, "cuda")
+    convert(y, x)
+    return y
+
+
+# ----------------------------------------------------------------------------------------------------------- arithmetic
+def combine(operation: int, y: Any, a: Any, b: Any, sign: float = 1.0) -> None:
+    """y = a + sign·b, a·b or a / b, with NumPy's broadcasting. operation: ADD, MULTIPLY or DIVIDE."""
+    steps = strides(y.shape), broadcast_strides(a.shape, y.shape), broadcast_strides(b.shape, y.shape)
+    for loops, starts in nests(y.shape, *steps):
+        width = loop_width(loops, tuple(starts), y, a, b)
+        sizes = rounds(loops, width)
+        repeats = [width > 1 and loops[3, i] == 0 for i in (2, 3)]
+        kernel = _source("combine", y.dtype, a.dtype, b.dtype, width, *repeats)
+        launch(kernel, grid_for(sizes[-1]), y, a, b, *sizes, *loops[:, 1:].T.reshape(-1).tolist(), *starts, operation, sign)
+
+
+# ----------------------------------------------------------------------------------------------------------------- sums
+def _parts(sizes: Shape) -> int:
+    """Into how many parts a sum is cut, so that all multiprocessors have some."""
+    A, R, C = sizes
+    if C == 1:
+        return max(1, min(runtime().multiprocessors * 32 // A, R // 2048))
+    return max(1, min(runtime().multiprocessors * 4 // (A * -(-C // 128)), R // 64))
+
+
+def _launch_sum(sums: Any, p: Any, q: Any, sizes: Shape, parts: int, scale: float) -> None:
+    A, R, C = sizes
+    read = [p] if q is None else [p, q]
+    width = vector_width(R if C == 1 else C, *read)
+    types = sums.dtype, p.dtype, (p if q is None else q).dtype, width
+    if C == 1:
+        grid = Grid(blocks_for(A * parts * 32, THREADS, most=32), THREADS)
+        launch(_source("sum_rows", *types), grid, sums, p, q, A * parts, R, parts, scale)
+    else:
+        blocks = A * parts * -(-C // (width * TILE))
+        launch(_source("sum_columns", *types), Grid(blocks, THREADS), sums, p, q, R, C, parts, scale)
+
+
+def _sum_axis(y: Any, p: Any, q: Any, sizes: tuple[int, int, int], scale: float, split: bool = True) -> None:
+    """y (A, C) = scale·Σ p, or scale·Σ p·q, over R; p, q (A, R, C). A long sum is one of sums, so that all multiprocessors have some."""
+    A, _, C = sizes
+    parts = _parts(sizes) if split else 1
+    sums = y if parts == 1 else empty((A, parts, C), accumulator_dtype(result_dtype([p.dtype, y.dtype])), "cuda")
+    _launch_sum(sums, p, q, sizes, parts, 1.0 if parts > 1 else scale)
+    if parts > 1:
+        _sum_axis(y, sums, None, (A, parts, C), scale, split=False)
+
+
+def sum_into(y: Any, p: Any, q: Any = None, scale: float = 1.0) -> None:
+    """y = scale·Σ p, or scale·Σ p·q with q of p's shape, over the axes along which y is broadcast to p."""
+    if p.size == 0:
+        return fill(y, 0.0)
+    if y.dtype == BFLOAT16:
+        wide = empty(y.shape, np.float32, "cuda")
+        sum_into(wide, p, q, scale)
+        return convert(y, wide)
+    sizes, left, done = reduction(p.shape, y.shape)
+    if done:
+        return _sum_axis(y, p, q, sizes, float(scale))
+    partial = empty(left, y.dtype, "cuda")
+    _sum_axis(partial, p, q, sizes, 1.0)
+    return sum_into(y, partial, scale=scale)

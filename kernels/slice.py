@@ -1,0 +1,62 @@
+"""Every step-th element of a stretch of each axis.
+
+y[i] = x[start + i·step]                along each axis
+dx[start + i·step] = dy[i],  0 elsewhere
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .core.op import Cost, Implementation, Op, Shape
+from .core.strides import strides
+from .cpu import primitives as cpu
+from .cuda import primitives as cuda
+
+
+def _picked(start: Shape, stop: Shape, step: Shape) -> list[range]:
+    return [range(*bounds) for bounds in zip(start, stop, step)]
+
+
+def forward_reference(y, x, start, stop, step):
+    y[...] = x[np.ix_(*_picked(start, stop, step))]
+
+
+def backward_reference(dx, dy, start, stop, step):
+    dx[...] = 0
+    dx[np.ix_(*_picked(start, stop, step))] = dy
+
+
+def _window(shape: Shape, start: Shape, step: Shape) -> tuple[Shape, int]:
+    """The strides and the first element of a slice."""
+    steps = strides(shape)
+    return tuple(a * b for a, b in zip(step, steps)), sum(a * b for a, b in zip(start, steps))
+
+
+def forward(on, y, x, start, stop, step):
+    steps, first = _window(x.shape, start, step)
+    on.copy(y, x, y.shape, strides(y.shape), steps, x_start=first)
+
+
+def backward(on, dx, dy, start, stop, step):
+    steps, first = _window(dx.shape, start, step)
+    if dy.size < dx.size:
+        on.fill(dx, 0.0)
+    on.copy(dx, dy, dy.shape, steps, strides(dy.shape), y_start=first)
+
+
+slicing = Op(
+    "slice",
+    shapes={"x": "B N C"},
+    constants={"start": (), "stop": (), "step": ()},  # an entry an axis, as range() takes them: from slice.indices(size)
+    outputs=lambda x, start, stop, step: {"y": tuple(len(r) for r in _picked(start, stop, step))},
+    forward=Implementation.composed(forward_reference, forward, cpu, cuda),
+    backward=Implementation.composed(backward_reference, backward, cpu, cuda),
+    cases=[
+        dict(B=2, N=5, C=7, start=(0, 0, 0), stop=lambda s: (s["B"], 1, s["C"]), step=(1, 1, 1)),
+        dict(B=3, N=7, C=5, start=lambda s: (s["B"] // 2, s["N"] - 1, s["C"] - 1), stop=lambda s: (s["B"], -1, -1), step=(1, -2, -1)),
+        dict(x="N", N=9, start=lambda s: (s["N"] // 4,), stop=lambda s: (s["N"],), step=(3,)),
+        dict(B=64, N=65, C=192, start=lambda s: (0, min(1, s["N"] - 1), 0), stop=lambda s: (s["B"], s["N"], s["C"]), step=(1, 1, 1)),
+    ],
+    cost=lambda x, start, stop, step: Cost(forward=0),
+)
