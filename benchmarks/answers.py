@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minivit import create_model
-from minivit.profiling import PRODUCT, TINY_PRODUCT
+from minivit.training.profiling import PRODUCT, TINY_PRODUCT
 
 from .measure import percent
 from .sides import REFERENCE, Side

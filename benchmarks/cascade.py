@@ -31,12 +31,13 @@ from tqdm import tqdm
 
 import minivit
 from minivit import UserError
-from minivit.calibrating import calibrate, halves, measured_exits, stage_milliseconds
-from minivit.calibration import CONFIDENCES, Calibration, confidence
-from minivit.cli import assignment
-from minivit.predict import Classifier, Predictor
-from minivit.runs import data_of_run
-from minivit.thresholds import exits_of, outcome, sweep
+from minivit.cli.options import assignment
+from minivit.inference.calibrate import calibrate, halves, measured_exits, stage_milliseconds
+from minivit.inference.classifier import Classifier
+from minivit.inference.predictor import Predictor
+from minivit.inference.run_data import data_of_run
+from minivit.models.cascade.calibration import CONFIDENCES, Calibration, confidence
+from minivit.models.cascade.thresholds import exits_of, outcome, sweep
 
 from .measure import machine, machine_line, option_parser, percent, result_paths, table, write_result
 

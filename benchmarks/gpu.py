@@ -26,7 +26,6 @@ import numpy as np
 
 import minivit
 from minivit import Trainer, create_model
-from minivit.accuracy import Tally, check_accuracy
 from minivit.kernels import OPS
 from minivit.kernels.core import arrays, devices
 from minivit.kernels.core.cases import Sample, input_shapes, letters, make_inputs, shrunk
@@ -35,7 +34,9 @@ from minivit.kernels.core.errors import DeviceError
 from minivit.kernels.core.op import Op
 from minivit.kernels.cuda.gemm import gemm
 from minivit.kernels.cuda.strided import convert
-from minivit.plan import Plan
+from minivit.runtime.plan import Plan
+from minivit.testing.numerics import check_accuracy
+from minivit.testing.result import CheckResult
 
 from .measure import machine, machine_line, milliseconds, option_parser, percent, table, write_result
 
@@ -91,11 +92,11 @@ def wrong_ops(tiny: bool) -> list[str]:
     for op in OPS.values():
         for case in op.cases[:1] if tiny else op.cases:
             for dtype in ("float32", "bfloat16"):
-                rng, tally = np.random.default_rng(0), Tally()
+                rng, result = np.random.default_rng(0), CheckResult()
                 call = Sample(op, *make_inputs(op, shrunk(op, case), dtype, rng))
                 if call.dtype == dtype:
-                    check_accuracy(call, "cuda", rng, tally)
-                    failures += [tally.failure] * bool(tally.failure)
+                    check_accuracy(call, "cuda", rng, result)
+                    failures += [result.failure] * bool(result.failure)
     return failures
 
 

@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from minivit.accuracy import Tally, check_accuracy
 from minivit.errors import nearest
 from minivit.kernels import OPS
 from minivit.kernels.core.cases import Arrays, Sample, input_shapes, make_inputs
 from minivit.kernels.core.op import Op
-from minivit.plan import Plan
-from minivit.precision import PRECISIONS, precision_for
-from minivit.profiling import memory_rate, product_rate, repeat
+from minivit.runtime.plan import Plan
+from minivit.runtime.precision import PRECISIONS, precision_for
+from minivit.testing.numerics import check_accuracy
+from minivit.testing.result import CheckResult
+from minivit.training.profiling import memory_rate, product_rate, repeat
 
 from .measure import Summary, machine, machine_line, milliseconds, option_parser, percent, table, write_result
 
@@ -101,13 +102,13 @@ def run(options: Namespace, dtype: np.dtype, product: float, memory: float) -> t
         call = Sample(op, *make_inputs(op, case, dtype, rng))
         if call.dtype != dtype:
             continue
-        tally = Tally()
-        check_accuracy(call, "cpu", rng, tally, split=options.precision == "bf16x3")
-        if tally.failure:
-            failures.append(tally.failure)
+        result = CheckResult()
+        check_accuracy(call, "cpu", rng, result, split=options.precision == "bf16x3")
+        if result.failure:
+            failures.append(result.failure)
             continue
         for entry in measure(call, 0 if options.tiny else SECONDS):
-            entries.append({"op": name, "case": describe(case, call), "worst_error": tally.worst, **entry})
+            entries.append({"op": name, "case": describe(case, call), "worst_error": result.worst, **entry})
             print(*row(entries[-1], product, memory), sep="  ", file=sys.stderr, flush=True)
     return entries, failures
 

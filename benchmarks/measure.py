@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from minivit import info
 from minivit.files import atomic_file
+from minivit.runtime.machine import describe_machine
 
 RESULTS = Path(__file__).parent / "results"
 RIVALS = ("torch", "onnxruntime", "openvino")  # packages
@@ -38,7 +38,7 @@ class Summary:
 # ----------------------------------------------------------------------------------------------------------------------- machine
 def machine() -> dict[str, Any]:
     """What a result must be read with: processor, threads, versions."""
-    found = info.collect()
+    found = describe_machine()
     kept = {name: found[name] for name in ("cpu", "instructions", "cores", "threads", "threading_layer", "blas", "system", "python")}
     rivals = {name: version for name in RIVALS if (version := _version(name))}
     return kept | {"versions": {"minivit": found["minivit"], **found["versions"], **rivals}}

@@ -12,12 +12,12 @@ import numpy as np
 
 from minivit import Predictor, Tensor, Trainer, create_model
 from minivit.functional import cross_entropy
+from minivit.grad_mode import trace
 from minivit.kernels import OPS
 from minivit.kernels.core.op import Op
-from minivit.layers import Linear
-from minivit.module import Module, evaluating
-from minivit.profiling import memory_rate
-from minivit.tensor import trace
+from minivit.nn.layers import Linear
+from minivit.nn.module import Module, evaluating
+from minivit.training.profiling import memory_rate
 
 from .sides import Side
 from .worker import Problem

@@ -14,7 +14,7 @@ import numpy as np
 
 from minivit import Trainer, create_model
 from minivit.kernels.cpu import run
-from minivit.profiling import repeat
+from minivit.training.profiling import repeat
 
 from .measure import Summary, machine, machine_line, milliseconds, option_parser, table, write_result
 

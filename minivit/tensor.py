@@ -7,14 +7,13 @@ number, so without recursion, lets the op write each gradient where it belongs, 
 from __future__ import annotations
 
 import heapq
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import count
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from .grad_mode import current_tracer, is_grad_enabled
 from .kernels import OPS
 from .kernels.core.arrays import constant, empty, empty_like, to_device, to_numpy
 from .kernels.core.devices import device_of, is_array
@@ -24,52 +23,6 @@ from .kernels.core.op import Op
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 DTYPES = {FLOAT32}, {FLOAT64}, {BFLOAT16}, {BFLOAT16, FLOAT32}  # of an op's floating inputs together
 _numbers = count()
-_state = threading.local()
-
-
-def is_grad_enabled() -> bool:
-    """Whether ops run now are put on the tape."""
-    return getattr(_state, "grad_enabled", True)
-
-
-@contextmanager
-def no_grad() -> Iterator[None]:
-    """Ops run inside (in this thread) are not put on the tape. Works as a decorator too."""
-    before = is_grad_enabled()
-    _state.grad_enabled = False
-    try:
-        yield
-    finally:
-        _state.grad_enabled = before
-
-
-class Tracer(Protocol):
-    """What `trace` reports to."""
-
-    def op(self, op: Op, shapes: list[tuple[int, ...] | None], constants: Mapping[str, Any]) -> None:
-        """An op would have run on inputs of these shapes."""
-
-    def enter(self, module: Any) -> None:
-        """What is reported from here to the matching `leave` belongs to this Module's `forward`."""
-
-    def leave(self) -> None: ...
-
-
-def current_tracer() -> Tracer | None:
-    """What this thread reports to instead of running ops, if anything."""
-    return getattr(_state, "tracer", None)
-
-
-@contextmanager
-def trace(tracer: Tracer) -> Iterator[None]:
-    """Ops called inside (in this thread) do not run: they are reported, and give results of the right shape and dtype without values."""
-    before = current_tracer()
-    _state.tracer = tracer
-    try:
-        with no_grad():
-            yield
-    finally:
-        _state.tracer = before
 
 
 class Node:

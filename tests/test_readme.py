@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 import minivit
-from minivit import checking
 from minivit.kernels.core import devices
 from minivit.kernels.core.cases import Sample, make_inputs, shrunk
 from minivit.kernels.cuda import kernel as cuda
+from minivit.testing.checks import check_op
+from minivit.testing.numerics import check_accuracy
+from minivit.testing.result import CheckResult
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -38,7 +40,7 @@ def test_an_op(tmp_path, monkeypatch):
     name = "minivit.kernels.square"
     module = load(example("op"), name, tmp_path)
     monkeypatch.delitem(sys.modules, name)
-    reports = checking.check_op(module.square)
+    reports = check_op(module.square)
     assert reports and all(report.passed for report in reports)
 
 
@@ -52,13 +54,13 @@ def test_an_op_on_cuda(tmp_path, monkeypatch, cuda_runtime):
     with devices.using(cuda_runtime):
         for case in square.cases:
             for dtype in ("float32", "float64", "bfloat16"):
-                rng, tally = np.random.default_rng(0), checking.Tally()
-                checking.check_accuracy(Sample(square, *make_inputs(square, shrunk(square, case), dtype, rng)), "cuda", rng, tally)
-                assert not tally.failure
+                rng, result = np.random.default_rng(0), CheckResult()
+                check_accuracy(Sample(square, *make_inputs(square, shrunk(square, case), dtype, rng)), "cuda", rng, result)
+                assert not result.failure
 
 
 def test_a_model(tmp_path):
-    from minivit.models import base
+    from minivit.models import registry
 
     name = "minivit.models.patch_mlp"
     try:
@@ -71,8 +73,8 @@ def test_a_model(tmp_path):
         assert losses[-1] < losses[0] / 2
     finally:
         sys.modules.pop(name, None)
-        base.FAMILIES.pop("patch_mlp", None)
-        base.PRESETS.pop("patch_mlp_nano_8", None)
+        registry.FAMILIES.pop("patch_mlp", None)
+        registry.PRESETS.pop("patch_mlp_nano_8", None)
 
 
 def test_the_python_call(tmp_path, monkeypatch, capsys):

@@ -8,10 +8,12 @@ from numbers import Integral
 from typing import Any
 
 from ..errors import UserError, nearest
-from .base import FAMILIES, PRESETS, Config, Model, register
-from .dynamic import DVT, DVTConfig
+from .base import Model
+from .cascade.dynamic import DVT, DVTConfig
+from .config import Config
 from .ff_only import FFOnly, FFOnlyConfig
 from .mixer import Mixer, MixerConfig
+from .registry import FAMILIES, PRESETS, register
 from .vit import ViT, ViTConfig
 
 __all__ = [

@@ -2,86 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from itertools import repeat
-from math import isfinite
-from numbers import Integral, Real
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ..cost import ModelCost, count
-from ..errors import UserError, nearest
-from ..initialisers import Initialiser, initialise
+from ..errors import UserError
 from ..kernels.core.dtypes import BFLOAT16
-from ..layers import Dropout, Linear, Random
-from ..module import Module
+from ..nn.cost import ModelCost, count
+from ..nn.initialisers import Initialiser, initialise
+from ..nn.layers import Dropout, Linear, Random
+from ..nn.module import Module
 from ..tensor import Tensor
-
-
-@dataclass(frozen=True)
-class Config:
-    """The base of each family's configuration: the fields every family has, and the check of all fields against their annotations.
-
-    An int is at least 1 (or the `least` of its metadata), a rate at least 0 and below 1, any other float finite and above 0, a Literal one
-    of its values. Raises UserError.
-    """
-
-    image_size: int = 224  # pixels, both sides
-    in_channels: int = 3  # colours
-    num_classes: int = 1000  # outputs of the head
-    dtype: Literal["float32", "float64"] = "float32"  # of parameters and activations
-
-    def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for entry in fields(self):
-            value = _checked(entry.name, getattr(self, entry.name), hints[entry.name], entry.metadata.get("least", 1))
-            object.__setattr__(self, entry.name, value)
-
-
-@dataclass(frozen=True)
-class BackboneConfig(Config):
-    """The fields of a family that cuts images into patches, and whose blocks can be a stage of a cascade (`models/dynamic.py`)."""
-
-    patch_size: int = 16  # pixels, both sides; divides image_size where there is no patch_stride
-    patch_stride: int | None = None  # pixels from one patch to the next; None: patch_size
-    patch_padding: int = field(default=0, metadata={"least": 0})  # pixels of zeros around the image
-    extra_channels: int = field(default=0, metadata={"least": 0})  # that a cascade appends to the input of each block's channel MLP
-
-
-def _checked(name: str, value: Any, hint: Any, least: int) -> Any:
-    """`value` as plain int, float, bool, str or None."""
-    choices = get_args(hint)
-    if get_origin(hint) is Literal:
-        if value not in choices:
-            raise UserError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}{nearest(str(value), choices)}")
-    elif type(None) in choices:
-        return None if value is None else _checked(name, value, choices[0], least)
-    elif hint is bool:
-        if not isinstance(value, (bool, np.bool_)):
-            raise UserError(f"{name} must be true or false, not {value!r}")
-        return bool(value)
-    elif hint is int:
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-            raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
-        return int(value)
-    elif hint is float:
-        rate = name.endswith("rate")
-        number = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
-        if not number or not (0 <= value < 1 if rate else value > 0):
-            raise UserError(f"{name} must be a number {'of at least 0 and below 1' if rate else 'above 0'}, not {value!r}")
-        return float(value)
-    return value
-
-
-_Config = Config  # inside the class below, Config is its attribute
+from . import config as configs
+from .config import BackboneConfig
 
 
 class Model(Module):
-    """A classifier of images. A family is a subclass with the three class attributes below, whose `__init__` builds the modules and ends
-    with `self.initialise()`, and which defines `features` and `initialisers`. What it answers to an image depends on no other one of the
-    batch: Trainer and Predictor compute batches in parts.
+    """A classifier of images.
+
+    A family is a subclass with the three class attributes below, whose `__init__` builds the modules and ends with `self.initialise()`, and
+    which defines `features` and `initialisers`. Its answer to an image depends on no other one of the batch, unless the family sets
+    `separable` to False: Trainer computes batches in parts.
 
     attends: whether it has attention. config: the family's Config. name: the name it was created by. random: the state of its dropout
     layers.
@@ -89,13 +33,15 @@ class Model(Module):
 
     family: ClassVar[str]
     attends: ClassVar[bool] = False
-    Config: ClassVar[type[_Config]]
+    separable: ClassVar[bool] = True
+    Config: ClassVar[type[configs.Config]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # name -> fields of the configuration
 
     head: Linear
     head_drop: Dropout
+    calibration: Any = None  # a cascade's thresholds (`minivit.calibrate`)
 
-    def __init__(self, config: _Config, seed: int = 0, random: Random | None = None) -> None:
+    def __init__(self, config: configs.Config, seed: int = 0, random: Random | None = None) -> None:
         self.config, self.seed, self.name = config, seed, self.family
         self.random = random or Random(seed)
 
@@ -145,13 +91,63 @@ class Model(Module):
         self.head.train(self.training)
         self.initialise("head.*")
 
-    def own_names(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def astype(self, dtype: np.dtype) -> Model:
+        super().astype(dtype)
+        self.config = replace(self.config, dtype=dtype.name)  # type: ignore[arg-type]
+        return self
+
+    def restart(self, seed: int) -> None:
+        """Begin to train anew, on the CPU: dropout draws by this seed, and what belonged to the weights so far is forgotten."""
+        self.to("cpu")
+        self.random.state[...] = seed, 0
+
+    # ----------------------------------------------------------------------------------------------------------- weights of files
+    def rename_foreign(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`state` under this model's names, where it has those of the authors' code."""
         return state
 
-    def fit_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
+    def google_names(self, names: Collection[str]) -> dict[str, str] | None:
+        """For each parameter its name in Google's .npz files, which hold these `names`; None for a family without such files.
+
+        A name with "{query,key,value}" stands for three arrays that lie in one of the model's.
+        """
+        return None
+
+    def resize_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
         """`state`, a state dict of this family, with its position embeddings resized to this model's grid (`positions.resize`)."""
         return state
+
+    def metadata(self) -> dict[str, str]:
+        """The text that a file of the weights keeps beside them and the configuration, by name."""
+        return {}
+
+    def read_metadata(self, metadata: Mapping[str, str]) -> Any:
+        """What `restore` takes, from the `metadata` of a file. Raises UserError where it is damaged."""
+        return None
+
+    def restore(self, content: Any, own_file: bool) -> None:
+        """Take the content of `read_metadata` after the weights of the file.
+
+        own_file: whether the model was made for this file; otherwise the weights may differ from the file's.
+        """
+
+    # ----------------------------------------------------------------------------------------------------------------- for pictures
+    def backbones(self) -> list[Any]:
+        """The models that one image passes, each with pictures of its own: the stages of a cascade, else the model itself."""
+        return [self]
+
+    def patch_filters(self) -> np.ndarray | None:
+        """The weights (dim, in_channels, P, P) that project patches; None where there are none."""
+        embed = getattr(self, "patch_embed", None)
+        return None if embed is None else embed.proj.weight.numpy()
+
+    def position_embedding(self) -> tuple[np.ndarray, int] | None:
+        """The position embeddings (grid², dim) of the patches, and their grid; None where there are none."""
+        return None
+
+    def token_mixing_weights(self) -> list[np.ndarray]:
+        """For each block the weights (F, grid²) by which the hidden units of its token-mixing MLP see the patches."""
+        return []
 
 
 class Backbone(Model):
@@ -182,8 +178,8 @@ class Backbone(Model):
     ) -> Tensor:
         """The tokens after the last block: images (B, in_channels, S, S) in the model's dtype -> (B, N, dim).
 
-        features, relation: of a cascade, what the stage before hands on (`models/dynamic.py`). logits: a list to which the scaled attention
-        logits (B, H, N, N) of each block are appended, with the bias that the relation adds to them.
+        features, relation: of a cascade, what the stage before hands on (`models/cascade/dynamic.py`). logits: a list to which the scaled
+        attention logits (B, H, N, N) of each block are appended, with the bias that the relation adds to them.
         """
         biases = repeat(None) if relation is None else self.relation_reuse(relation)
         x = self.embed(images)
@@ -204,19 +200,3 @@ class Backbone(Model):
 
     def features(self, images: Any) -> Tensor:
         return self.pool(self.tokens(images))
-
-
-FAMILIES: dict[str, type[Model]] = {}
-PRESETS: dict[str, type[Model]] = {}  # name of a preset -> its family
-
-M = TypeVar("M", bound=type[Model])
-
-
-def register(model: M) -> M:
-    """Class decorator: `create_model` finds the family and its presets from now on. Raises ValueError for a name that is taken."""
-    for name in (model.family, *model.presets):
-        if name in FAMILIES or name in PRESETS:
-            raise ValueError(f"there is a model named {name!r} already")
-    FAMILIES[model.family] = model
-    PRESETS.update(dict.fromkeys(model.presets, model))
-    return model

@@ -13,11 +13,13 @@ import numpy as np
 
 from .. import functional as F
 from ..errors import UserError
-from ..initialisers import Initialiser, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
-from ..layers import Dropout, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Random, TokenLayerNorm, TokenMlp
-from ..module import Module, Parameter
+from ..nn.initialisers import Initialiser, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
+from ..nn.layers import Dropout, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Random, TokenLayerNorm, TokenMlp
+from ..nn.module import Module, Parameter
 from ..tensor import Tensor
-from .base import Backbone, BackboneConfig, register
+from .base import Backbone
+from .config import BackboneConfig
+from .registry import register
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class PositionEncoding(Module):
 
     pos_embed is stored as an image, (1, dim, stored, stored).
     """
+
+    no_decay = (*Module.no_decay, "cls_pos_embed")
 
     def __init__(self, stored: int, grid: int, dim: int, dtype: str) -> None:
         self.stored, self.grid = stored, grid
@@ -147,3 +151,10 @@ class FFOnly(Backbone):
 
     def pool(self, tokens: Tensor) -> Tensor:
         return self.norm(tokens)[:, 0]
+
+    def position_embedding(self) -> tuple[np.ndarray, int]:
+        stored = self.pos_encoding.stored
+        return self.pos_encoding.pos_embed.numpy()[0].reshape(-1, stored**2).T, stored
+
+    def token_mixing_weights(self) -> list[np.ndarray]:
+        return [block.mlp2.fc1.weight.numpy()[:, self.prefix :] for block in self.blocks]

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from .. import functional as F
-from ..initialisers import Initialiser, lecun_normal, normal, xavier_uniform
-from ..layers import Dropout, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Random, TokenMlp
-from ..module import Module
+from ..nn.initialisers import Initialiser, lecun_normal, normal, xavier_uniform
+from ..nn.layers import Dropout, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Random, TokenMlp
+from ..nn.module import Module
 from ..tensor import Tensor
-from .base import Backbone, BackboneConfig, register
+from .base import Backbone
+from .config import BackboneConfig
+from .names import dense, norm
+from .registry import register
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,10 @@ class MixerConfig(BackboneConfig):
     eps: float = 1e-6  # of every layer normalisation
     activation: Literal["gelu", "gelu_tanh"] = "gelu"  # exact, or the tanh form, which Google's weights expect
     init: Literal["timm", "jax", "zeros"] = "timm"  # how weights begin: as in timm, as in Google's code, or not at all
+
+    @classmethod
+    def stage_defaults(cls, decided: Mapping[str, Any]) -> dict[str, Any]:
+        return {"channel_hidden": int(decided["dim"] * decided["mlp_ratio"])}
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -108,3 +118,19 @@ class Mixer(Backbone):
 
     def pool(self, tokens: Tensor) -> Tensor:
         return self.norm(tokens).mean(1)
+
+    def google_names(self, names: Collection[str]) -> dict[str, str]:
+        table = dense("stem.proj", "stem") | norm("norm", "pre_head_layer_norm") | dense("head", "head")
+        for i in range(self.config.depth):
+            ours, theirs = f"blocks.{i}", f"MixerBlock_{i}"
+            table |= norm(f"{ours}.norm1", f"{theirs}/LayerNorm_0") | norm(f"{ours}.norm2", f"{theirs}/LayerNorm_1")
+            for k in (0, 1):
+                table |= dense(f"{ours}.mlp_tokens.fc{k + 1}", f"{theirs}/token_mixing/Dense_{k}")
+                table |= dense(f"{ours}.mlp_channels.fc{k + 1}", f"{theirs}/channel_mixing/Dense_{k}")
+        return table
+
+    def patch_filters(self) -> np.ndarray:
+        return self.stem.proj.weight.numpy()
+
+    def token_mixing_weights(self) -> list[np.ndarray]:
+        return [block.mlp_tokens.fc1.weight.numpy() for block in self.blocks]

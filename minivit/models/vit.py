@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -9,12 +10,15 @@ import numpy as np
 
 from .. import functional as F
 from ..errors import UserError
-from ..initialisers import Initialiser, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
-from ..layers import Attention, Dropout, DropPath, LayerNorm, LayerScale, Linear, Mlp, PatchEmbed, Random
-from ..module import Module, Parameter
+from ..nn.initialisers import Initialiser, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
+from ..nn.layers import Attention, Dropout, DropPath, LayerNorm, LayerScale, Linear, Mlp, PatchEmbed, Random
+from ..nn.module import Module, Parameter
 from ..tensor import Tensor
 from . import positions
-from .base import Backbone, BackboneConfig, register
+from .base import Backbone
+from .config import BackboneConfig
+from .names import dense, norm
+from .registry import register
 
 
 @dataclass(frozen=True)
@@ -185,8 +189,26 @@ class ViT(Backbone):
         self.pos_embed = Parameter(positions.resize(self.pos_embed.numpy(), embed.grid, config.class_token, "bicubic_antialias"))
         self.config, self.patch_embed, self.grid = config, embed, embed.grid
 
-    def fit_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
+    def resize_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
         given = state.get("pos_embed")
         if given is None or given.ndim != 3 or given.shape[1] == self.pos_embed.shape[1]:
             return state
         return state | {"pos_embed": positions.resize(given, self.patch_embed.grid, self.config.class_token, method)}
+
+    def google_names(self, names: Collection[str]) -> dict[str, str]:
+        released = "Transformer/encoderblock_0/LayerNorm_2/scale" in names  # big_vision counts each kind of layer from 0
+        attention, norm2, mlp = (1, 2, 3) if released else (0, 1, 0)
+        position = "pos_embedding" if "pos_embedding" in names else "Transformer/posembed_input/pos_embedding"
+        table = ({"cls_token": "cls"} if self.config.class_token else {}) | {"pos_embed": position}
+        for i in range(self.config.depth):
+            ours, theirs = f"blocks.{i}", f"Transformer/encoderblock_{i}"
+            table |= norm(f"{ours}.norm1", f"{theirs}/LayerNorm_0") | norm(f"{ours}.norm2", f"{theirs}/LayerNorm_{norm2}")
+            table |= dense(f"{ours}.attn.qkv", f"{theirs}/MultiHeadDotProductAttention_{attention}/{{query,key,value}}")
+            table |= dense(f"{ours}.attn.proj", f"{theirs}/MultiHeadDotProductAttention_{attention}/out")
+            for k in (0, 1):
+                table |= dense(f"{ours}.mlp.fc{k + 1}", f"{theirs}/MlpBlock_{mlp}/Dense_{k}")
+        last = "norm" if self.norm else "fc_norm"
+        return table | dense("patch_embed.proj", "embedding") | norm(last, "Transformer/encoder_norm") | dense("head", "head")
+
+    def position_embedding(self) -> tuple[np.ndarray, int]:
+        return self.pos_embed.numpy()[0, self.prefix :], self.grid

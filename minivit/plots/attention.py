@@ -9,10 +9,10 @@ import numpy as np
 
 from .. import functional as F
 from ..errors import UserError
+from ..grad_mode import no_grad
 from ..models.base import Backbone, Model
-from ..module import evaluating
-from ..predict import unwrapped
-from ..tensor import Tensor, no_grad
+from ..nn.module import evaluating
+from ..tensor import Tensor
 from .figure import as_picture, panels, patch_map, spread, titled
 
 if TYPE_CHECKING:
@@ -28,23 +28,24 @@ def attention_probabilities(model: Any, images: Any, stage: int = -1) -> list[np
     images: (B, C, S, S), normalised as in training. stage: of a cascade, from 0; negative ones count from the last. Its logits contain what
     it reuses from the stages before. Raises UserError for a model without attention, and a stage that there is not.
     """
-    model = unwrapped(model)
+    model = model.unwrapped()
     with evaluating(model), no_grad():
         inputs = model.begin(images)
         backbone, state = _stage_of(model, inputs, stage)
         if not (isinstance(backbone, Backbone) and backbone.attends):
             raise UserError(f"{model.name} has no attention to draw: take a ViT, or a cascade of them")
         logits: list[Tensor] = []
-        backbone.encode(inputs, *state, logits)
+        features, relationships = state or (None, None)
+        backbone.encode(inputs, features, relationships, logits)
         return [F.softmax(each).numpy() for each in logits]
 
 
-def _stage_of(model: Any, images: Tensor, stage: int) -> tuple[Model, tuple[Tensor | None, Tensor | None]]:
+def _stage_of(model: Any, images: Tensor, stage: int) -> tuple[Model, tuple[Tensor | None, ...]]:
     """The stage of a cascade and what it reuses; a model that is none is its own and only stage."""
-    stages = getattr(model, "stages", [model])
+    stages = model.backbones() if isinstance(model, Model) else [model]
     if not -len(stages) <= stage < len(stages):
         raise UserError(f"{model.name} has stages 0..{len(stages) - 1}, not {stage}")
-    state = None, None
+    state: tuple[Tensor | None, ...] = ()
     for k in range(stage % len(stages)):
         _, state = model.stage(k, images, state)
     return stages[stage], state

@@ -24,15 +24,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..calibrating import halves, measured_exits, stage_milliseconds
-from ..calibration import Calibration, check, describe_cost
-from ..checkpoint import CURVES, RunFolder, find_model, writing
 from ..data import Dataset, prepare
 from ..errors import UserError
+from ..inference.calibrate import halves, measured_exits, stage_milliseconds
+from ..inference.classifier import Classifier, load
+from ..inference.run_data import data_of_run
+from ..io.run_folder import CURVES, RunFolder, find_model, writing
 from ..models.base import Backbone
-from ..predict import Classifier, load
-from ..runs import data_of_run
-from ..thresholds import outcome
+from ..models.cascade.calibration import Calibration, check, describe_cost
+from ..models.cascade.thresholds import outcome
 from .attention import attention_maps, attention_probabilities, attention_rollout, rollout_maps
 from .curves import accuracy_cost_curve, exit_histogram, learning_curves
 from .figure import save_figure
@@ -73,9 +73,9 @@ def draw_run(
     """
     file = find_model(Path(run))
     classifier = load(file)
-    model: Any = classifier.model
-    stages: list[Backbone] = getattr(model, "stages", [model])
-    calibration: Calibration | None = getattr(model, "calibration", None)
+    model = classifier.model
+    stages: list[Backbone] = model.backbones()
+    calibration: Calibration | None = model.calibration
     if calibration is not None:
         check(calibration, model)
     if budget is not None:
@@ -127,22 +127,13 @@ def _for_each(stages: Sequence[Backbone], name: str) -> Iterator[tuple[Any, str,
 # --------------------------------------------------------------------------------------------------------------------- weights
 def _weights(stages: Sequence[Backbone], name: str) -> Pictures:
     for stage, suffix, title in _for_each(stages, name):
-        embed = getattr(stage, "stem", None) or getattr(stage, "patch_embed", None)
-        if embed is not None:
-            yield f"filters{suffix}.png", patch_filters(embed.proj.weight.data, title=title)
-        if stage.family == "vit":
-            positions, grid = stage.pos_embed.data[0, stage.prefix :], stage.grid  # (grid², C)
-        elif stage.family == "ff_only":
-            encoding = stage.pos_encoding
-            positions, grid = encoding.pos_embed.data[0].reshape(-1, encoding.stored**2).T, encoding.stored
-        else:
-            positions, grid = None, 0
+        filters, positions, mixing = stage.patch_filters(), stage.position_embedding(), stage.token_mixing_weights()[:BLOCKS]
+        if filters is not None:
+            yield f"filters{suffix}.png", patch_filters(filters, title=title)
         if positions is not None:
-            yield f"positions{suffix}.png", position_similarity(positions, grid, title)
-        if stage.family in ("mixer", "ff_only"):
-            mixing = [block.mlp_tokens if stage.family == "mixer" else block.mlp2 for block in stage.blocks[:BLOCKS]]
-            weights = [mlp.fc1.weight.data[:, stage.prefix :] for mlp in mixing]  # (F, grid²) each
-            yield f"token_mixing{suffix}.png", token_mixing_maps(weights, stage.grid, title=title)
+            yield f"positions{suffix}.png", position_similarity(positions[0], positions[1], title=title)
+        if mixing:
+            yield f"token_mixing{suffix}.png", token_mixing_maps(mixing, stage.grid, title=title)
 
 
 # ------------------------------------------------------------------------------------------------------------------- attention

@@ -8,10 +8,10 @@ import pytest
 import minivit
 from minivit import Tensor
 from minivit import functional as F
-from minivit.checking import check_model
 from minivit.kernels.core import arrays
-from minivit.plan import Plan
-from minivit.precision import precision_for
+from minivit.runtime.plan import Plan
+from minivit.runtime.precision import precision_for
+from minivit.testing.checks import check_model
 
 RATES = dict(drop_rate=0.2, proj_drop_rate=0.1, drop_path_rate=0.4)
 CASCADE = dict(patches=((4, 4, 0), (4, 2, 0), (3, 2, 1)))  # 2, 3 and 4 a side of 8 pixels

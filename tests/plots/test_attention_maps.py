@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 import minivit
 from minivit import UserError, plots
-from minivit.tensor import Tensor, no_grad
+from minivit.grad_mode import no_grad
+from minivit.tensor import Tensor
 
 TINY = dict(image_size=8, in_channels=1, num_classes=3, dim=8, depth=2, heads=2, dtype="float64")
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 import minivit
 from minivit import UserError, plots
-from minivit.calibration import Calibration
 from minivit.cli import main
+from minivit.models.cascade.calibration import Calibration
 from minivit.plots import run as drawing
 
 TINY = dict(dim=8, depth=1)

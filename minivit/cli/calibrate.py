@@ -1,0 +1,122 @@
+"""`minivit calibrate`: thresholds by which a cascade stops early."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..inference.calibrate import calibrate, halves, measured_exits
+from ..inference.classifier import load
+from ..io.run_folder import find_model
+from ..models.cascade.calibration import Calibration
+from ..models.cascade.thresholds import Outcome, outcome
+from .options import add_precision, add_threads, test_data
+from .output import print_json, table
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run folder of a cascade, its name below runs/, or a .safetensors file of minivit")
+    parser.add_argument(
+        "--data",
+        metavar="STR",
+        help="test images: a name, folder or .npz file (default: those of the run); half of each class calibrates, the other half tests",
+    )
+    parser.add_argument(
+        "--budgets",
+        type=float,
+        nargs="+",
+        metavar="FLOAT",
+        help="largest mean costs of an image (default: 8, from all images at the first exit to all at the last)",
+    )
+    parser.add_argument(
+        "--unit",
+        default="share",
+        metavar="STR",
+        help="of the budgets: share of the multiply-adds of all exits together, "
+        "macs (multiply-adds), or ms (milliseconds an image on this machine) (default: share)",
+    )
+    parser.add_argument("--method", default="exact", metavar="STR", help="exact, or sweep: the authors' rule (default: exact)")
+    parser.add_argument(
+        "--confidence",
+        default="max",
+        metavar="STR",
+        help="what makes an image stop: max, the largest probability, entropy or margin (default: max)",
+    )
+    parser.add_argument("--batch-size", type=int, default=64, metavar="INT", help="images that are measured together for ms (default: 64)")
+    parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read, and name them")
+    add_precision(parser)
+    add_threads(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+
+
+def run(options: argparse.Namespace) -> int:
+    classifier = load(options.run, options.precision, options.device)
+    dataset = test_data(options, classifier)
+    images, labels = dataset.test_images, dataset.test_labels
+    half, rest = halves(labels)
+    found = calibrate(
+        classifier, images[half], labels[half], options.budgets, options.unit, options.method, options.confidence, options.batch_size
+    )
+    sure, correct = measured_exits(classifier.predictor, classifier.preprocessing.batches(images[rest]), labels[rest], found.confidence)
+    tested = [outcome(thresholds, sure, correct, found.costs) for thresholds in found.thresholds]
+    file = find_model(Path(options.run))
+    classifier.save(file)
+    if options.json:
+        print_json(
+            {
+                "file": str(file),
+                "data": dataset.name,
+                "calibration": found.to_json(),
+                "unseen": {
+                    "images": len(rest),
+                    "exit_accuracies": correct.mean(0).tolist(),
+                    "outcomes": [each._asdict() for each in tested],
+                },
+            }
+        )
+        return 0
+    print(f"{found.images} images of {dataset.name} for calibration, {len(rest)} others for testing; accuracies and shares in %\n")
+    _print_calibration(found, correct.mean(0), tested)
+    print(
+        f"\nsaved with the model: {file}\nuse: minivit predict {options.run} IMAGE ... --budget {found.budgets[0]:.6g}   (any of these: "
+        f"{', '.join(f'{budget:.6g}' for budget in found.budgets)})"
+    )
+    return 0
+
+
+def _print_calibration(found: Calibration, exit_accuracies: np.ndarray, tested: Sequence[Outcome]) -> None:
+    """exit_accuracies, tested: on other images, by exit and by budget."""
+    scale, unit = {"macs": (1e-6, "M"), "ms": (1, "ms"), "share": (100, "%")}[found.unit]
+    alone = zip(found.macs, found.costs, found.exit_accuracies, exit_accuracies)
+    print(
+        table(
+            ["exit alone", "M multiply-adds", f"cost, {unit}", "calibration: accuracy", "testing: accuracy"],
+            [
+                [str(k), f"{macs / 1e6:.3f}", f"{scale * cost:.3f}", f"{100 * calibrated:.2f}", f"{100 * unseen:.2f}"]
+                for k, (macs, cost, calibrated, unseen) in enumerate(alone, 1)
+            ],
+        )
+        + "\n"
+    )
+
+    def cells(accuracy: float, cost: float, shares: Sequence[float]) -> list[str]:
+        return [f"{100 * accuracy:.2f}", f"{scale * cost:.3f}", " ".join(f"{100 * share:4.1f}" for share in shares)]
+
+    columns = ("accuracy", f"cost, {unit}", "by exit")
+    calibrated = map(cells, found.accuracies, found.mean_costs, found.exit_shares)
+    print(
+        table(
+            [f"budget, {unit}", "thresholds", f"calibration: {columns[0]}", *columns[1:], f"testing: {columns[0]}", *columns[1:]],
+            [
+                [f"{scale * budget:.3f}", " ".join(map(_threshold, thresholds)), *before, *cells(*unseen)]
+                for budget, thresholds, before, unseen in zip(found.budgets, found.thresholds, calibrated, tested)
+            ],
+        )
+    )
+
+
+def _threshold(value: float) -> str:
+    return "all" if value <= 0 else "none" if value > 1 else f"{value:.4f}"

@@ -1,0 +1,34 @@
+"""`minivit eval`: test accuracy of a trained model."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..inference.classifier import load
+from ..inference.evaluate import evaluate
+from .options import add_precision, add_threads, test_data
+from .output import by_exit, print_json
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run folder, its name below runs/, or a .safetensors file of minivit")
+    parser.add_argument("--data", metavar="STR", help="test images: a name, folder or .npz file (default: those of the run)")
+    parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read, and name them")
+    add_precision(parser)
+    add_threads(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+
+
+def run(options: argparse.Namespace) -> int:
+    classifier = load(options.run, options.precision, options.device)
+    dataset = test_data(options, classifier)
+    kept = classifier.preprocessing
+    loss, accuracies = evaluate(classifier.predictor, dataset.test_images, dataset.test_labels, kept.mean, kept.std, dataset.num_classes)
+    number = len(dataset.test_images)
+    if options.json:
+        print_json(
+            {"test_accuracy": accuracies[-1], "exit_accuracies": accuracies, "test_loss": loss, "images": number, "data": dataset.name}
+        )
+    else:
+        print(f"test accuracy {100 * accuracies[-1]:.1f} %{by_exit(accuracies)} · test loss {loss:.4f} · {number} images of {dataset.name}")
+    return 0

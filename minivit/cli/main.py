@@ -1,0 +1,89 @@
+"""The command line: minivit train | eval | predict | calibrate | plot | gradcheck | info.
+
+Results go to standard output, progress and errors to standard error. Exit status: 0; 1 where a gradient check fails; 2 for a mistake of
+the user's, told in one line; 130 for an interrupt. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, NoReturn
+
+from .. import __version__
+from ..errors import UserError, nearest
+from ..kernels.core.errors import DeviceError
+
+COMMANDS = {  # what each is for; a command is the module of its name here, with `configure` and `run`
+    "train": "train a model; without options, a small vision transformer on handwritten digits",
+    "eval": "test accuracy of a trained model",
+    "predict": "label images: path, label and probability, a line each; of a cascade also the exit and its million multiply-adds",
+    "calibrate": "thresholds by which a cascade stops early, for budgets; they are saved with the model",
+    "plot": "draw all pictures that fit a run into its folder; the path of each, a line each",
+    "gradcheck": "check the kernels' gradients and accuracy on this machine",
+    "info": "what minivit sees of this machine; of a model, its parameters and multiply-adds",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake as a UserError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help tells more")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line, by default this process's; returns the exit status."""
+    try:
+        options = _parse(sys.argv[1:] if arguments is None else list(arguments))
+        with _on_threads(getattr(options, "threads", None)):
+            return _module(options.command).run(options)
+    except (UserError, DeviceError) as error:
+        print(f"minivit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"minivit: {interrupt or 'interrupted'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `minivit ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+@contextmanager
+def _on_threads(number: int | None) -> Iterator[None]:
+    """Inside, so many threads compute; None changes nothing. Raises UserError."""
+    if number is None:
+        yield
+        return
+    from ..kernels.cpu.run import threads_set
+    from ..runtime.threads import thread_count
+
+    with threads_set(thread_count(number)):
+        yield
+
+
+def _module(command: str) -> Any:
+    """Imported when it is needed, for it imports what the command does."""
+    return import_module(f".{command}", __package__)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser("minivit", description="Train and run small vision transformers and mixers.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"minivit {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    name = arguments[0] if arguments else "--help"
+    if not name.startswith("-") and name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}: choose {', '.join(COMMANDS)}")
+    subparsers = {n: commands.add_parser(n, help=text, description=text, allow_abbrev=False) for n, text in COMMANDS.items()}
+    if name in COMMANDS:  # the others' options need not be known, nor what they import
+        _module(name).configure(subparsers[name])
+        subparsers[name].add_argument("--json", action="store_true", help="print the result as JSON")
+    options, unknown = parser.parse_known_args(arguments or ["--help"])
+    if unknown:
+        known = [option for action in subparsers[name]._actions for option in action.option_strings]
+        raise UserError(f"unknown option {unknown[0]}{nearest(unknown[0], known)}; minivit {name} --help lists them")
+    return options

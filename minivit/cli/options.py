@@ -1,0 +1,37 @@
+"""What commands share: options, and the data that they name."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from ..data import Dataset
+from ..errors import UserError
+from ..inference.classifier import Classifier
+from ..inference.run_data import data_of_run
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", metavar="STR", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--precision", metavar="STR", help="float32, bf16x3, bfloat16, or auto, the fastest here (default: float32)")
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, metavar="INT", help="how many compute (default: as many as there are cores)")
+
+
+def assignment(text: str, option: str = "--model-option") -> tuple[str, Any]:
+    """("depth", 4) from "depth=4"; a value that is no JSON is a string. Raises UserError, naming the option, for another text."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise UserError(f"{option} takes NAME=VALUE, as depth=4, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def test_data(options: argparse.Namespace, classifier: Classifier) -> Dataset:
+    """The data that the options name, or else the run's, at the model's size and with its classes."""
+    return data_of_run(options.run, classifier, options.data, skip_bad_images=options.skip_bad_images, progress=not options.quiet)

@@ -1,0 +1,147 @@
+"""Classifier: a model with its class names and preprocessing, from image files to labels; and `load`, which reads one from a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..data import Batches, Dataset, prepare
+from ..errors import UserError
+from ..io import run_folder
+from ..models.base import Model
+from ..nn.cost import ModelCost
+from ..nn.module import Module, Parameter, dtype_of
+from ..runtime.devices import check_device
+from ..runtime.precision import precision_for
+from ..tensor import Tensor
+from .predictor import LARGEST_BATCH, Prediction, Predictor
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images become a model's input."""
+
+    image_size: int  # pixels: the central square is resized to it
+    in_channels: int  # 1 gray, 3 RGB
+    mean: tuple[float, ...]  # of each channel, on the scale 0..1: subtracted
+    std: tuple[float, ...]  # of each channel: divided by
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Preprocessing:
+        return cls(dataset.image_size, dataset.in_channels, dataset.mean, dataset.std)
+
+    def batches(self, images: Any, batch_size: int = LARGEST_BATCH) -> Iterator[np.ndarray]:
+        """Normalised float32 (B, C, S, S) batches of anything that `data.prepare` takes. Raises UserError."""
+        pixels = prepare(images, image_size=self.image_size, in_channels=self.in_channels)  # (n, S, S, C)
+        batches = Batches(
+            pixels,
+            np.zeros(len(pixels), np.int64),
+            batch_size=min(batch_size, len(pixels)),
+            num_classes=1,
+            mean=self.mean,
+            std=self.std,
+            shuffle=False,
+            drop_last=False,
+        )
+        return (inputs for inputs, _ in batches.epoch(0))
+
+
+class Classifier(Module):
+    """A model with its class names and preprocessing: what training gives and `load` reads.
+
+    Its parameters are the model's, by the same names. precision: that it predicts in, as the Predictor's. training_sketch: of a cascade, by
+    which images of the training set are known again (`data/train_test_overlap.py`).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        class_names: Sequence[str],
+        preprocessing: Preprocessing,
+        training_sketch: Sequence[int] = (),
+        precision: str | None = None,
+    ) -> None:
+        self.model, self.class_names, self.preprocessing = model, tuple(class_names), preprocessing
+        self.training_sketch = tuple(training_sketch)
+        self.precision = precision
+        self._predictor: Predictor | None = None
+
+    def forward(self, images: Any) -> Tensor:
+        return self.model(images)
+
+    def exits(self, images: Any) -> list[Tensor]:
+        return self.model.exits(images)
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+        return self.model.named_parameters(prefix)
+
+    def unwrapped(self) -> Model:
+        return self.model
+
+    def astype(self, dtype: np.dtype) -> Classifier:
+        self.model.astype(dtype)
+        return self
+
+    @property
+    def num_exits(self) -> int:
+        return self.model.num_exits
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self.model.config
+
+    def cost(self) -> ModelCost:
+        """The model's multiply-adds for one image."""
+        return self.model.cost()
+
+    @property
+    def predictor(self) -> Predictor:
+        if self._predictor is None:
+            self._predictor = Predictor(self.model, self.precision)
+        return self._predictor
+
+    def predict(self, images: Any, budget: float | None = None) -> Prediction:
+        """Labels and probabilities of images: uint8 (B, H, W, C) or floats in 0..1, PIL images, paths, or one of these.
+
+        budget: as `Predictor.predict` takes it. Raises UserError for an image that cannot be read.
+        """
+        parts = [self.predictor.predict(inputs, budget) for inputs in self.preprocessing.batches(images)]
+        probabilities, exits, macs = (np.concatenate([getattr(p, name) for p in parts]) for name in ("probabilities", "exits", "macs"))
+        return Prediction(probabilities, exits, macs, self.class_names)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write weights, configuration, thresholds, class names and preprocessing as one safetensors file, which `load` reads.
+
+        Raises UserError.
+        """
+        run_folder.save_model(
+            path,
+            self.model,
+            {"class_names": self.class_names, "preprocessing": asdict(self.preprocessing), "training_sketch": self.training_sketch},
+        )
+
+
+def load(path: str | os.PathLike[str], precision: str | None = None, device: str = "cpu") -> Classifier:
+    """The model of a run folder, or of a .safetensors file that minivit wrote, in evaluation mode.
+
+    path: the folder, its name below runs/, or the file. precision: that it predicts in, as the Predictor's. device: where, "cpu" or "cuda".
+    Raises UserError where there is none (with the nearest names), or it is damaged.
+    """
+    check_device(device)
+    file = run_folder.find_model(Path(path))
+    model, about = run_folder.load_model(file)
+    try:
+        kept = about["preprocessing"]
+        preprocessing = Preprocessing(int(kept["image_size"]), int(kept["in_channels"]), tuple(kept["mean"]), tuple(kept["std"]))
+        names, sketch = tuple(map(str, about["class_names"])), tuple(map(int, about.get("training_sketch", ())))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} does not say how its images are prepared ({error}): load its weights with load_weights") from error
+    precision_for(precision or model.config.dtype, dtype_of(model), device)  # raises
+    model.to(device)
+    return Classifier(model, names, preprocessing, sketch, precision)

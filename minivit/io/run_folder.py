@@ -1,0 +1,156 @@
+"""Run folders and model files, written so that a reader finds the old content or the new, never a part.
+
+config.json         everything needed to repeat the run: each argument of `train` as it was resolved, the versions, the data in one line
+metrics.jsonl       a line an epoch: epoch, train_loss, test_loss, test_accuracy, learning_rate, seconds, images_per_second;
+                    of a cascade also exit_accuracies
+model.safetensors   the weights as they were tested after the last finished epoch; in its metadata, as JSON, the model's
+                    configuration ("model"), "class_names", "preprocessing", "training_sketch" (`data/train_test_overlap.py`),
+                    and a cascade's thresholds ("calibration")
+curves.png          the learning curves
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, nearest
+from ..files import atomic_file
+from ..models import Model, create_model
+from .weights import read_safetensors, save_weights
+
+CONFIG, METRICS, MODEL, CURVES = "config.json", "metrics.jsonl", "model.safetensors", "curves.png"
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns what the disk refuses inside into a UserError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; what was there before is kept") from error
+
+
+# ----------------------------------------------------------------------------------------------------------------------- models
+def save_model(path: str | os.PathLike[str], model: Model, about: Mapping[str, Any]) -> None:
+    """Write a model with its configuration and `about`, values that JSON can hold. Raises UserError."""
+    save_weights(model, path, {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()})
+
+
+def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
+    """(the model, in evaluation mode; `about`) of a file of `save_model`. Raises UserError."""
+    state, metadata = read_safetensors(path)
+    try:
+        config = dict(json.loads(metadata["model"]))
+        family, name = config.pop("family"), config.pop("name")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} does not say which model its weights are of: create that, and use load_weights") from error
+    model = create_model(family, **config)
+    model.name = name
+    try:
+        content = model.read_metadata(metadata)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    model.load_state_dict(state)
+    model.restore(content, own_file=True)
+    others = metadata.keys() - model.metadata().keys() - {"format", "version", "model"}
+    try:
+        return model, {key: json.loads(metadata[key]) for key in others}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: what it says of its model is no JSON ({error})") from error
+
+
+def find_model(path: Path) -> Path:
+    """The model's file for a run folder, a name below runs/, or the file itself. Raises UserError, with the nearest names."""
+    path = path.expanduser()
+    folder = next((p for p in (path, Path("runs") / path) if p.is_dir()), None)
+    if folder:
+        if not (folder / MODEL).is_file():
+            raise UserError(f"{folder} is no run folder: it has no {MODEL}")
+        return folder / MODEL
+    if path.is_file():
+        return path
+    parent = path.parent if path.parent != Path() else Path("runs")
+    runs = sorted(p.parent.name for p in parent.glob(f"*/{MODEL}")) if parent.is_dir() else []
+    raise UserError(f"there is no run {path}{nearest(path.name, runs)}: give a run folder, or a .safetensors file that minivit wrote")
+
+
+# ------------------------------------------------------------------------------------------------------------------ run folders
+class RunFolder:
+    """A folder that holds one run.
+
+    path: where it lies. history: the lines of metrics.jsonl so far.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.history: list[dict[str, Any]] = []
+
+    @classmethod
+    def create(cls, out: str | os.PathLike[str] | None, name: str, overwrite: bool = False) -> RunFolder:
+        """An empty run folder: `out`, or runs/<name>-<n> with the first free number.
+
+        Raises UserError where `check_free` does. With `overwrite`, an earlier run's files go, and all others stay.
+        """
+        if out is None:
+            return cls(_first_free(Path("runs"), name))
+        check_free(out, overwrite)
+        path = Path(out).expanduser()
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            for file in (CONFIG, METRICS, MODEL, CURVES):
+                (path / file).unlink(missing_ok=True)
+        return cls(path)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        self._write(CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+    def read_config(self) -> dict[str, Any]:
+        """Raises UserError where there is none, or it is damaged."""
+        path = self.path / CONFIG
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {path}: {error}") from error
+
+    def add_metrics(self, line: Mapping[str, Any]) -> None:
+        """Append a line to the history and to its file."""
+        self.history.append(dict(line))
+        self._write(METRICS, "".join(json.dumps(entry) + "\n" for entry in self.history))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; none where there is no such file. Raises UserError where it is damaged."""
+        path = self.path / METRICS
+        try:
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {path}: {error}") from error
+
+    def _write(self, name: str, text: str) -> None:
+        with writing(self.path / name), atomic_file(self.path / name) as file:
+            file.write(text.encode())
+
+
+def check_free(out: str | os.PathLike[str] | None, overwrite: bool) -> None:
+    """Raises UserError where `out` exists already, unless it is an empty folder, or with `overwrite` any folder."""
+    path = Path(out).expanduser() if out is not None else None
+    if path and path.exists() and (not path.is_dir() or (any(path.iterdir()) and not overwrite)):
+        also = ", or overwrite=True (--overwrite) to replace its run" if path.is_dir() else ""
+        raise UserError(f"{path} exists already: give another folder as out (--out){also}")
+
+
+def _first_free(parent: Path, name: str) -> Path:
+    number = 1
+    with writing(parent / name):
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = parent / f"{name}-{number}"
+            try:
+                path.mkdir()
+                return path
+            except FileExistsError:
+                number += 1

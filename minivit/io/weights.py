@@ -1,0 +1,192 @@
+"""Weights in and out: safetensors under timm's names, and the npz files Google released for ViT and Mixer.
+
+A file that does not fit is refused before anything is changed, with one UserError that says what differs.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import safetensors
+from safetensors.numpy import save
+
+from .. import __version__
+from ..errors import UserError
+from ..files import atomic_file
+from ..models.base import Model
+
+State = dict[str, np.ndarray]  # parameter name -> array
+
+
+def save_weights(model: Model, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
+    """Write the parameters as a safetensors file, whose metadata holds the model's family, name and configuration as JSON under "model",
+    and what else the model keeps (`Model.metadata`): of a cascade the thresholds, under "calibration".
+
+    metadata: more of it. The file takes its name only when it is complete: what was there stays if the disk is full. Raises UserError.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"weights are saved as .safetensors: {path} has another ending")
+    model_as_json = json.dumps({"family": model.family, "name": model.name, **asdict(model.config)})
+    described = {"format": "minivit", "version": __version__, "model": model_as_json, **(metadata or {}), **model.metadata()}
+    content = save({name: parameter.numpy() for name, parameter in model.named_parameters()}, described)
+    try:
+        with atomic_file(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
+
+
+def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = True) -> None:
+    """Fill a model from a file: `.safetensors` under timm's names, or `.npz` under the names of Google's ViT and Mixer files.
+
+    head=False keeps the model's own head, for another number of classes. A ViT's position embedding is resized to the model's grid as timm
+    does it: bicubic with antialiasing from safetensors, bilinear from npz. A cascade's thresholds are the file's from then on,
+    where all of its weights are. The names of the authors' own code are taken too (`Model.rename_foreign`).
+    Raises UserError for a file that is missing, damaged or does not fit; the model is unchanged then.
+    """
+    path = Path(path)
+    metadata: dict[str, str] = {}
+    if path.suffix == ".safetensors":
+        state, metadata = read_safetensors(path)
+        state, method = model.rename_foreign(state), "bicubic_antialias"
+    elif path.suffix == ".npz":
+        state, method = _from_google(model, _read_npz(path), path), "bilinear"
+    else:
+        raise UserError(f"weights are .safetensors or .npz files: {path} has another ending")
+    own = {name: parameter.numpy() for name, parameter in model.named_parameters() if _of_head(name)}
+    if not head:
+        state = {name: array for name, array in state.items() if not _of_head(name)} | own
+    differing = [f"{n} is {state[n].shape}, not {a.shape}" for n, a in own.items() if n in state and state[n].shape != a.shape]
+    if differing:
+        raise UserError(
+            f"{path}: the head is for other classes than the model's {model.config.num_classes} ({'; '.join(differing)}): "
+            "create the model with its num_classes, or load with head=False to keep the model's own"
+        )
+    try:
+        content = model.read_metadata(metadata)
+        model.load_state_dict(model.resize_positions(state, method))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    model.restore(content, own_file=False)
+
+
+def _of_head(name: str) -> bool:
+    return "head" in name.split(".")[:-1]
+
+
+# ------------------------------------------------------------------------------------------------------------------------ reading
+def read_safetensors(path: str | os.PathLike[str]) -> tuple[State, dict[str, str]]:
+    """The arrays of a file, bfloat16 widened to float32, and its metadata. Raises UserError where it is missing or damaged."""
+    try:
+        content = Path(path).read_bytes()
+        raw = safetensors.deserialize(content)
+        length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is damaged or no safetensors file ({error}): get or make it again") from error
+    return {name: _array(path, name, item["dtype"], item["data"]).reshape(item["shape"]) for name, item in raw}, metadata
+
+
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+
+
+def _array(path: str | os.PathLike[str], name: str, dtype: str, data: bytes) -> np.ndarray:
+    if dtype == "BF16":  # the upper half of a float32
+        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    if dtype not in _DTYPES:
+        raise UserError(f"{path}: {name} has dtype {dtype}: convert it to F32")
+    return np.frombuffer(data, _DTYPES[dtype])
+
+
+# What numpy.load and the modules below it raise for files of every kind of damage, and for files that are none.
+_NPZ_FAULTS = (
+    OSError,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    SyntaxError,
+    MemoryError,
+    OverflowError,
+    lzma.LZMAError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def _read_npz(path: Path) -> State:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: np.asarray(file[name]) for name in file.files}
+    except FileNotFoundError as error:
+        raise _unreadable(path, error) from error
+    except _NPZ_FAULTS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} is damaged or no npz file of plain arrays ({reason}): get or make it again") from error
+    other = [name for name, array in arrays.items() if array.dtype.kind not in "fiu"]
+    if other:
+        raise UserError(f"{path} is damaged or no npz file of plain arrays: {', '.join(other)} hold no numbers")
+    return arrays
+
+
+def _unreadable(path: str | os.PathLike[str], error: OSError) -> UserError:
+    return UserError(f"cannot read {path}: {error.strerror or error}")
+
+
+# --------------------------------------------------------------------------------------------------------------- Google's files
+_PREFIXES = ("opt/target/", "params/img/", "params/")  # of training checkpoints and of big_vision
+
+
+def _from_google(model: Model, arrays: State, path: Path) -> State:
+    """The arrays under the model's own names and in its layout."""
+    prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in arrays)), "")
+    arrays = {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+    names = model.google_names(arrays.keys())
+    if names is None:
+        raise UserError(f"{path}: there is no npz import for {model.family}: use a .safetensors file")
+    table = {
+        ours: [theirs.replace("{query,key,value}", part) for part in ("query", "key", "value")] if "{" in theirs else [theirs]
+        for ours, theirs in names.items()
+    }
+    wanted = [name for parts in table.values() for name in parts]
+    missing, unexpected = [n for n in wanted if n not in arrays], sorted(arrays.keys() - set(wanted))
+    faults = [f"{word}: {', '.join(some)}" for word, some in (("missing", missing), ("unexpected", unexpected)) if some]
+    if faults:
+        raise UserError(f"{path}: names do not fit {model.name}; {'; '.join(faults)}")
+    return {ours: _joined(path, {name: arrays[name] for name in parts}) for ours, parts in table.items()}
+
+
+def _joined(path: Path, parts: State) -> np.ndarray:
+    try:
+        return np.concatenate([_in_our_layout(name, array) for name, array in parts.items()])
+    except (ValueError, IndexError, TypeError):
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in parts.items())
+        raise UserError(f"{path}: shapes that do not fit: {shapes}") from None
+
+
+def _in_our_layout(name: str, array: np.ndarray) -> np.ndarray:
+    kind = name.split("/")[-2:]
+    if kind[0] in ("query", "key", "value"):  # kernel (C, H, D), bias (H, D)
+        return array.reshape(len(array), -1).T if kind[1] == "kernel" else array.reshape(-1)
+    if kind == ["out", "kernel"]:  # (H, D, C)
+        return array.reshape(-1, array.shape[-1]).T
+    if kind[-1] != "kernel":
+        return array
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T  # (P, P, in, out) or (in, out)

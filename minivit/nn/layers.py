@@ -1,0 +1,289 @@
+"""What models are made of.
+
+Letters: B batch, N tokens, C channels, H heads, D head size, S image size, P patch size. A layer's weights are zero (scales of
+normalisations one) until `initialisers.initialise` or `load_state_dict` fills them. Attributes carry timm's names, so parameters do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .. import functional as F
+from ..errors import UserError
+from ..kernels import primitives
+from ..kernels.core.arrays import empty_like, to_device
+from ..kernels.core.devices import device_of
+from ..kernels.random import advance
+from ..tensor import Tensor
+from .module import Module, Parameter
+
+__all__ = [
+    "Attention",
+    "DropPath",
+    "Dropout",
+    "LayerNorm",
+    "LayerScale",
+    "Linear",
+    "Mlp",
+    "PatchEmbed",
+    "Projection",
+    "Random",
+    "Sequential",
+    "TokenLayerNorm",
+    "TokenMlp",
+]
+
+APPROXIMATIONS = {"gelu": "none", "gelu_tanh": "tanh"}  # activation -> the `approximate` of functional.gelu
+
+
+class Random:
+    """The random state of a model: which masks its dropout layers draw.
+
+    state: uint64 (seed, step); a mask depends on seed, step and the number of its layer alone, so these two are all that a resumed run
+    needs. current: the copy that masks are drawn from, in this pass and again in its backward.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.state = np.array([seed, 0], np.uint64)
+        self.current = self.state
+        self.uses = 0
+        self.active = False  # whether any layer drops anything
+
+    def to(self, device: str) -> None:
+        """Keep the state on "cpu" or "cuda"."""
+        self.state = self.current = to_device(self.state, device)
+
+    def register_layer(self, rate: float) -> int:
+        """The number of a layer that drops at this rate."""
+        self.active |= rate > 0
+        self.uses += 1
+        return self.uses - 1
+
+    def advance(self) -> None:
+        """Go to the next step. Kernels do it, so that a recorded plan does too."""
+        advance.on(device_of(self.state))(self.state)
+        self.current = empty_like(self.state)  # a new one: an earlier pass may still await its backward
+        primitives(device_of(self.state)).copy(self.current, self.state, (2,), (1,), (1,))
+
+
+class Sequential(Module):
+    """Modules one after the other, whose parameters are named by position; None stands for what has none."""
+
+    def __init__(self, *layers: Any) -> None:
+        self.layers = list(layers)
+
+    def child_slots(self) -> Iterator[tuple[str, Any, Any, Module | Parameter]]:
+        yield from ((str(i), self.layers, i, layer) for i, layer in enumerate(self.layers) if layer is not None)
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Dropout(Module):
+    """Zero elements with probability `rate` in training, and scale the others by 1 / (1 - rate) (Srivastava et al., 2014)."""
+
+    function = staticmethod(F.dropout)
+
+    def __init__(self, rate: float, random: Random) -> None:
+        self.rate, self.random = rate, random
+        self.use = random.register_layer(rate)
+
+    @property
+    def active(self) -> bool:
+        return self.training and self.rate > 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.rate, self.random.current, self.use) if self.active else x
+
+
+class DropPath(Dropout):
+    """Stochastic depth: `Dropout` of whole samples, for the branch of a residual block (1603.09382)."""
+
+    function = staticmethod(F.drop_path)
+
+
+class Linear(Module):
+    """activation(x @ weight.T + bias) + residual: x (..., inputs) -> (..., outputs)."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True, dtype: str = "float32") -> None:
+        self.weight = Parameter(np.zeros((outputs, inputs), dtype))
+        self.bias = Parameter(np.zeros(outputs, dtype)) if bias else None
+
+    def forward(self, x: Tensor, activation: str = "none", residual: Tensor | None = None, precise: bool = False) -> Tensor:
+        return F.linear(x, self.weight, self.bias, activation=activation, residual=residual, precise=precise)
+
+
+class LayerNorm(Module):
+    """Normalisation over the last axis (1607.06450)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6, dtype: str = "float32") -> None:
+        self.eps = eps
+        self.weight = Parameter(np.ones(dim, dtype))
+        self.bias = Parameter(np.zeros(dim, dtype))
+
+    def forward(self, x: Tensor, branch: Tensor | None = None) -> Any:
+        if branch is None:
+            return F.layer_norm(x, self.weight, self.bias, self.eps)
+        return F.add_layer_norm(x, branch, self.weight, self.bias, self.eps)
+
+    def add(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        """x + branch, and its normalisation, in one pass."""
+        return self(x, branch)
+
+
+class TokenLayerNorm(Module):
+    """Normalisation of each channel over the tokens: (B, tokens, C) -> (B, tokens, C) (2105.02723, section 2)."""
+
+    def __init__(self, tokens: int, eps: float = 1e-6, dtype: str = "float32") -> None:
+        self.eps = eps
+        self.weight = Parameter(np.ones(tokens, dtype))
+        self.bias = Parameter(np.zeros(tokens, dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.token_layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class LayerScale(Module):
+    """x · gamma, a factor a channel that begins at `initial` (2103.17239, section 2)."""
+
+    def __init__(self, dim: int, initial: float, dtype: str = "float32") -> None:
+        self.gamma = Parameter(np.full(dim, initial, dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class PatchEmbed(Module):
+    """Cut images into patches and project each: (B, in_channels, S, S) -> (B, grid², dim) (2010.11929, section 3.1).
+
+    stride: pixels from one patch to the next; None: the patch's own size, which must divide the image then. padding: pixels of zeros
+    around the image. Raises UserError where the image takes no such patches, or images have another shape.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        in_channels: int,
+        dim: int,
+        dtype: str = "float32",
+        stride: int | None = None,
+        padding: int = 0,
+    ) -> None:
+        if stride is None and image_size % patch_size:
+            raise UserError(f"patch_size must divide image_size: {image_size} is not a multiple of {patch_size}")
+        if patch_size > image_size + 2 * padding:
+            raise UserError(f"patches of {patch_size} pixels do not fit into an image of {image_size} pixels with padding {padding}")
+        self.shape = in_channels, image_size, image_size
+        self.stride, self.padding = stride or patch_size, padding
+        self.grid = (image_size + 2 * padding - patch_size) // self.stride + 1
+        self.proj = Projection(in_channels, dim, patch_size, dtype)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1:] != self.shape:
+            raise UserError(
+                f"images have shape {images.shape}, the model takes (B, {', '.join(map(str, self.shape))}): resize them, "
+                "or create the model with their image_size and in_channels"
+            )
+        return F.patch_projection(images, self.proj.weight, self.proj.bias, self.stride, self.padding)
+
+
+class Projection(Module):
+    """The weights of a convolution, which whoever holds them applies as a matrix product."""
+
+    def __init__(self, inputs: int, outputs: int, size: int, dtype: str = "float32") -> None:
+        self.weight = Parameter(np.zeros((outputs, inputs, size, size), dtype))
+        self.bias = Parameter(np.zeros(outputs, dtype))
+
+
+class Attention(Module):
+    """Multi-head self-attention with one projection to q, k and v: (B, N, C) -> (B, N, C) (1706.03762, section 3.2).
+
+    `forward` takes a bias (B, H, N, N) that is added to the scaled logits, and gives back the logits with it, (B, H, N, N), where they are
+    asked for. Raises UserError where `heads` does not divide `dim`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        random: Random,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        dtype: str = "float32",
+    ) -> None:
+        if dim % heads:
+            raise UserError(f"heads must divide dim: {dim} is not a multiple of {heads}")
+        self.heads = heads
+        self.qkv = Linear(dim, 3 * dim, qkv_bias, dtype)
+        self.attn_drop = Dropout(attn_drop, random)
+        self.proj = Linear(dim, dim, dtype=dtype)
+        self.proj_drop = Dropout(proj_drop, random)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None, return_logits: bool = False) -> Any:
+        qkv = self.qkv(x)  # (B, N, 3·C)
+        given = F.attention(qkv, self.heads, bias=bias, return_probabilities=self.attn_drop.active, return_logits=return_logits)
+        context, *squares = given if isinstance(given, tuple) else (given,)
+        if self.attn_drop.active:
+            context = self._dropped_context(qkv, squares.pop(0))
+        y = self.proj_drop(self.proj(context))
+        return (y, squares[0]) if return_logits else y
+
+    def _dropped_context(self, qkv: Tensor, probabilities: Tensor) -> Tensor:
+        B, N, channels = qkv.shape
+        v = qkv.reshape(B, N, 3, self.heads, -1)[:, :, 2].transpose(0, 2, 1, 3)  # (B, H, N, D)
+        return (self.attn_drop(probabilities) @ v).transpose(0, 2, 1, 3).reshape(B, N, channels // 3)
+
+
+class Mlp(Module):
+    """fc2(gelu(fc1(x))) over the channels, dropout after each: (B, N, dim) -> (B, N, out).
+
+    out: None: dim. activation: "gelu" (erf) or "gelu_tanh". `forward` adds `residual` in the same pass where nothing is dropped.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        random: Random,
+        activation: str = "gelu",
+        drop: float = 0.0,
+        dtype: str = "float32",
+        out: int | None = None,
+    ) -> None:
+        self.activation = activation
+        self.fc1 = Linear(dim, hidden, dtype=dtype)
+        self.drop1 = Dropout(drop, random)
+        self.fc2 = Linear(hidden, out or dim, dtype=dtype)
+        self.drop2 = Dropout(drop, random)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self.drop1.active:
+            y = self._dropped(x)
+            return y if residual is None else residual + y
+        return self._fused(x, residual)
+
+    def _weights(self) -> tuple[Any, ...]:
+        return self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
+
+    def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        return F.channel_mixing_mlp(x, *self._weights(), residual=residual, approximate=APPROXIMATIONS[self.activation])
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return self.drop2(self.fc2(self.drop1(self.fc1(x, self.activation))))
+
+
+class TokenMlp(Mlp):
+    """The same over the tokens, alike for every channel: (B, dim, C) -> (B, dim, C) (2105.01601, section 2)."""
+
+    def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        return F.token_mixing_mlp(x, *self._weights(), residual=residual, approximate=APPROXIMATIONS[self.activation])
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return super()._dropped(x.transpose(0, 2, 1)).transpose(0, 2, 1)

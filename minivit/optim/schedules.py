@@ -1,0 +1,22 @@
+"""Learning-rate schedules: functions of the step, found by their names in SCHEDULES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import cos, pi
+
+
+def cosine(step: int, steps: int, lr: float, warmup: int, min_lr: float) -> float:
+    """The learning rate of step 0 ... steps - 1: a linear rise that reaches `lr` at step warmup - 1, then half a cosine down to `min_lr`
+    (SGDR, 1608.03983, without restarts)."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    return min_lr + (lr - min_lr) / 2 * (1 + cos(pi * (step - warmup) / (steps - warmup)))
+
+
+def constant(step: int, steps: int, lr: float, warmup: int, min_lr: float) -> float:
+    """The same rise, then `lr`."""
+    return lr * (step + 1) / warmup if step < warmup else lr
+
+
+SCHEDULES: dict[str, Callable[[int, int, float, int, float], float]] = {"cosine": cosine, "constant": constant}

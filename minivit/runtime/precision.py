@@ -1,0 +1,66 @@
+"""The precisions that training and inference compute in, and which of them is the fastest here.
+
+float32    everything in float32
+bf16x3     float32 in memory; products as the sum of three of bfloat16 halves, whose relative error is about 1e-5
+bfloat16   activations and their gradients in bfloat16, products of bfloat16 that are summed in float32; weights, their gradients,
+           statistics, softmax, the head and the loss in float32
+float64    everything in float64, for checking
+auto       the fastest of the others that trains as well as float32
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import UserError, nearest
+from ..kernels.core.dtypes import BFLOAT16
+from ..kernels.cpu.gemm import split_products
+from ..kernels.cpu.tiles import supported
+
+PRECISIONS = ("float32", "bf16x3", "bfloat16", "float64")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """name: one of PRECISIONS. parameters, activations: the dtypes of weights, and of what is computed from images."""
+
+    name: str
+    parameters: np.dtype
+    activations: np.dtype
+
+    @contextmanager
+    def products(self) -> Iterator[None]:
+        """What runs inside (in this thread) multiplies as this precision says."""
+        with split_products(self.name == "bf16x3"):
+            yield
+
+
+def precision_for(name: str, model: np.dtype, device: str = "cpu") -> Precision:
+    """The precision of this name, or that "auto" is, for a model of this dtype. A float64 model computes in float64 in any case.
+
+    Raises UserError for another name, or one that the device has not.
+    """
+    if device == "cuda" and name == "bf16x3":
+        raise UserError("precision='bf16x3' is for the CPU: choose float32 or bfloat16 on a GPU")
+    if name not in (*PRECISIONS, "auto"):
+        raise UserError(f"precision={name!r} is not available{nearest(name, PRECISIONS)}: choose auto, {', '.join(PRECISIONS)}")
+    name = "float64" if model == np.float64 else fastest(device)[0] if name == "auto" else name
+    if name == "float64":
+        return Precision(name, np.dtype(np.float64), np.dtype(np.float64))
+    return Precision(name, np.dtype(np.float32), BFLOAT16 if name == "bfloat16" else np.dtype(np.float32))
+
+
+def fastest(device: str = "cpu") -> tuple[str, str]:
+    """What "auto" is on this CPU, or on a GPU, and why."""
+    if device == "cuda":
+        return "bfloat16", "the GPU has tensor cores for bfloat16"
+    ways = supported()
+    if ways["amx"]:
+        return "bfloat16", "the CPU has AMX, which multiplies bfloat16 some fifteen times as fast as float32"
+    if ways["avx512bf16"]:
+        return "bfloat16", "the CPU has AVX512-BF16, which multiplies bfloat16 twice as fast as float32"
+    return "float32", "the CPU has no instructions for bfloat16"

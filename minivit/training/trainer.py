@@ -1,0 +1,260 @@
+"""Trainer: one optimizer step after another, recorded once for each batch shape and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from itertools import pairwise
+from math import isfinite, sqrt
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError, nearest
+from ..functional import classes_below, cross_entropy, sum_of
+from ..kernels import primitives
+from ..kernels.core import arrays
+from ..kernels.core.devices import device_of, is_array
+from ..kernels.cpu.run import threads_set
+from ..models.base import Model
+from ..nn.module import Module, dtype_of
+from ..optim import OPTIMIZERS, FlatParameters
+from ..runtime.devices import check_device, explain_out_of_memory
+from ..runtime.plan import Plan
+from ..runtime.precision import Precision, precision_for
+from ..runtime.threads import thread_count
+from ..tensor import Tensor
+
+SHAPES = 4  # of batches whose buffers and plans a Trainer keeps
+# Each part of a batch packs the weights anew and reads their gradients, and twice as many parts save half as much memory again: so their
+# number grows with the root of what backward keeps, in units of so many times the weights' memory, or of so many bytes.
+PART_OF_WEIGHTS, PART_BYTES = 2, 32 << 20
+
+
+class TrainingError(UserError):
+    """Training cannot go on: the loss is not finite."""
+
+
+class Trainer:
+    """Trains a model batch by batch.
+
+    model: a Module that takes images (B, C, H, W) and returns logits (B, K). The loss is the mean cross-entropy, of a cascade's exits
+        summed with equal weights and nothing detached (2105.15075, section 3.2). Its trainable parameters move into one flat buffer.
+    precision: "float32", "bf16x3", "bfloat16", "float64" or "auto", as `minivit.runtime.precision` says; a float32 model is converted
+        to "float64", and a float64 model is trained in float64 in any case. `precision.name` tells which it is.
+    device: "cpu", or "cuda": then the whole model moves there. optimizer: "adamw" or "sgd"; its own options (betas, eps; momentum,
+        nesterov) are taken by keyword too.
+    weight_decay: of all parameters but those of one dimension, biases, class tokens and position embeddings (`Module.decayed_parameters`).
+    clip_norm: the largest norm of the whole gradient; None or 0: no clipping. label_smoothing: 0 ... below 1 (`functional.cross_entropy`).
+    accumulate: parts that a batch is computed in, one after the other, for less memory; the gradient is that of the whole. None: 1 on a
+        GPU and for a Module that is not `separable`; else what `parts` chooses, so that activations take a half to a fourth of the memory
+        for 1 to 2 % more time.
+    ema: decay of a running average of the weights, e.g. 0.999; None or 0: none. `averaged()` puts it into the model.
+    plan: record the first step of each shape of batch, and replay it later (`minivit.runtime.plan`): the same numbers bit for bit, without
+        Python's and the allocator's cost. What the model computes besides ops (a Python `if`) is fixed at the first step then.
+    threads: how many compute; None: as many as there are cores. The results are the same bit for bit.
+
+    lr, weight_decay: may be set between steps. steps: how many were made. gradient_norm: of the last step, before clipping.
+    Raises UserError for values out of range.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        *,
+        precision: str = "float32",
+        device: str = "cpu",
+        optimizer: str = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        clip_norm: float | None = None,
+        label_smoothing: float = 0.0,
+        accumulate: int | None = None,
+        ema: float | None = None,
+        plan: bool = True,
+        threads: int | None = None,
+        **own: Any,
+    ) -> None:
+        check_device(device)
+        self.threads = thread_count(threads)
+        if optimizer not in OPTIMIZERS:
+            raise UserError(f"unknown optimizer {optimizer!r}{nearest(optimizer, OPTIMIZERS)}: choose {', '.join(OPTIMIZERS)}")
+        known = OPTIMIZERS[optimizer].options()
+        for name in own:
+            if name not in known:
+                raise UserError(f"{optimizer} has no option {name!r}{nearest(name, known)}; its own are {', '.join(known)}")
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing must lie in 0 ... below 1, got {label_smoothing}")
+        if accumulate is not None and accumulate < 1:
+            raise UserError(f"accumulate must be 1 or more, got {accumulate}")
+        self.model, self.label_smoothing, self.accumulate, self.plan = model, label_smoothing, accumulate, plan
+        self.precision = precision_for(precision, dtype_of(model), device)
+        with explain_out_of_memory(1):
+            self.flat = FlatParameters(model, self.precision.parameters, device, OPTIMIZERS[optimizer].groups)
+        self._bf16_copy = device == "cuda" and self.precision.name == "bfloat16"  # on the CPU, packing rounds
+        self.optimizer = OPTIMIZERS[optimizer](self.flat, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm, ema=ema, **own)
+        self.steps = 0
+        self._shapes: dict[tuple, _Batch] = {}  # shape and kind of a batch -> its buffers and plan; last used last
+
+    @property
+    def lr(self) -> float:
+        return self.optimizer.lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self.optimizer.lr = value
+
+    @property
+    def weight_decay(self) -> float:
+        return self.optimizer.weight_decay
+
+    @weight_decay.setter
+    def weight_decay(self, value: float) -> None:
+        self.optimizer.weight_decay = value
+
+    @property
+    def gradient_norm(self) -> float:
+        return self.optimizer.gradient_norm
+
+    def step(self, images: Any, labels: Any) -> float:
+        """One optimizer step; returns the mean loss of the batch before it.
+
+        images: (B, C, H, W) floats, normalised. labels: (B,) integers below K, or (B, K) probabilities. Either may lie on the device.
+        Raises UserError for arrays that do not fit, and then nothing is changed; TrainingError where the loss is not finite, and then the
+        weights are lost.
+        """
+        return self.submit(images, labels).value()
+
+    def submit(self, images: Any, labels: Any) -> PendingLoss:
+        """The same without waiting for a GPU, which computes while the next batch is made: ask what it returns for the loss later."""
+        images, labels = (_array(a) for a in (images, labels))
+        key = images.shape, labels.shape
+        batch = self._shapes.get(key) or self._new_batch(images, labels)
+        batch.fill(images, labels)
+        self.flat.check()
+        if batch.plan:
+            batch.plan.replay()
+        else:
+            with threads_set(self.threads), self.precision.products(), explain_out_of_memory(len(batch.parts[-1][0])):
+                if self.plan:
+                    batch.plan = Plan(lambda: self._compute(batch), device=self.flat.device)
+                batch.losses = batch.plan.results if batch.plan else self._compute(batch)
+        self.steps += 1
+        self._shapes.pop(key, None)
+        self._shapes[key] = batch
+        return PendingLoss(self, batch)
+
+    @property
+    def plans(self) -> list[Plan]:
+        """The recorded steps that are kept, one for each shape of batch; last used last."""
+        return [batch.plan for batch in self._shapes.values() if batch.plan]
+
+    def swap_average(self) -> None:
+        """Exchange the model's weights with their running average, where `ema` is on."""
+        self.optimizer.swap_average()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model's weights are their running average, where `ema` is on."""
+        self.swap_average()
+        try:
+            yield
+        finally:
+            self.swap_average()
+
+    def _new_batch(self, images: np.ndarray, labels: np.ndarray) -> _Batch:
+        if len(self._shapes) == SHAPES:
+            del self._shapes[next(iter(self._shapes))]  # the one that has not been used for longest
+        if images.ndim != 4 or 0 in images.shape:
+            raise UserError(f"images must have the shape (B, C, H, W) and hold an image, got {images.shape}")
+        if labels.ndim not in (1, 2) or len(labels) != len(images):
+            raise UserError(f"labels must have the shape ({len(images)},) or ({len(images)}, classes), got {labels.shape}")
+        return _Batch(images.shape, labels.shape, self.parts(len(images)), self.precision, self.flat.device)
+
+    def parts(self, images: int) -> int:
+        """In how many parts a batch of so many images is computed: `accumulate` where that is given; no part is empty.
+
+        Chosen by what a backward would keep if every layer were trained, beside the weights that are.
+        """
+        if self.accumulate:
+            return min(images, self.accumulate)
+        if self.flat.device != "cpu" or not self.model.separable or not isinstance(self.model, Model):
+            return 1
+        kept = images * self.model.cost().activations * self.precision.activations.itemsize
+        return max(1, min(images, round(sqrt(kept / max(PART_BYTES, PART_OF_WEIGHTS * self.flat.data.nbytes)))))
+
+    def _compute(self, batch: _Batch) -> tuple[np.ndarray, ...]:
+        """Forward, backward and update; the loss () of each part."""
+        self.model.train()
+        self.flat.forget_gradients()
+        losses = []
+        with self.flat.with_bf16_copy() if self._bf16_copy else nullcontext():
+            for (images, labels), share in zip(batch.parts, batch.shares):
+                exits = self.model.exits(Tensor(images))
+                batch.check_classes(exits[-1].shape[1])
+                loss = sum_of(cross_entropy(logits, labels, self.label_smoothing) for logits in exits)
+                loss.backward(share)
+                losses.append(loss.data)
+        self.flat.clear_unused_gradients()
+        self.optimizer.step()
+        return tuple(losses)
+
+
+def _array(values: Any) -> Any:
+    values = values.data if isinstance(values, Tensor) else values
+    return values if is_array(values) else np.asarray(values)
+
+
+class PendingLoss:
+    """The loss of a step that may not have ended yet."""
+
+    def __init__(self, trainer: Trainer, batch: _Batch) -> None:
+        self._shares = batch.shares
+        self._parts = [arrays.fetch(loss) for loss in batch.losses]  # for the next step overwrites them
+        self._step, self._lr = trainer.steps, trainer.lr
+
+    def value(self) -> float:
+        """Wait for it. Raises TrainingError where it is not finite."""
+        loss = sum(share * float(part()) for share, part in zip(self._shares, self._parts))
+        if not isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss} at step {self._step} with learning rate {self._lr:g}: lower lr, lengthen the warmup "
+                "or set clip_norm, and see that all images are finite"
+            )
+        return loss
+
+
+class _Batch:
+    """Where batches of one shape are copied to, and the plan that reads them there, in parts that differ by one image at the most."""
+
+    def __init__(self, images: tuple[int, ...], labels: tuple[int, ...], parts: int, precision: Precision, device: str) -> None:
+        kind = np.int64 if len(labels) == 1 else precision.parameters
+        self.images = arrays.empty(images, precision.activations, device)  # (B, C, H, W)
+        self.labels = arrays.empty(labels, kind, device)  # (B,) or (B, K)
+        bounds = [images[0] * i // parts for i in range(parts + 1)]
+        self.parts = [(self.images[start:stop], self.labels[start:stop]) for start, stop in pairwise(bounds)]
+        self.shares = [(stop - start) / images[0] for start, stop in pairwise(bounds)]
+        self.given = np.zeros(0)  # the labels that were copied last
+        self.classes = 0  # of the model; 0 before its first step
+        self.plan: Plan | None = None
+        self.losses: tuple[np.ndarray, ...] = ()  # one a part, ()
+
+    def fill(self, images: Any, labels: Any) -> None:
+        if labels.ndim == 1 and device_of(labels) == "cpu":
+            if labels.dtype.kind not in "iu":
+                raise UserError(f"labels must be integers, or rows of probabilities, got {labels.dtype} of shape {labels.shape}")
+            if self.classes and (labels.min() < 0 or labels.max() >= self.classes):
+                classes_below(labels, self.classes)  # raises
+        self.given = labels
+        for to, values in ((self.images, images), (self.labels, labels)):
+            if device_of(values) == "cpu":
+                arrays.copy_from_numpy(to, values)
+            else:
+                primitives(device_of(to)).convert(to, values)
+
+    def check_classes(self, classes: int) -> None:
+        if self.labels.ndim == 2 and self.labels.shape[1] != classes:
+            raise UserError(f"labels have {self.labels.shape[1]} columns, the model {classes} classes")
+        if self.labels.ndim == 1 and device_of(self.given) == "cpu":
+            classes_below(self.given, classes)  # of the whole batch, so that a message names the right position
+        self.classes = classes
