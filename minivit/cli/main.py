@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NoReturn
 
-from .. import __version__
 from ..errors import UserError, nearest
 from ..kernels.core.errors import DeviceError
+from ..version import __version__
 
 COMMANDS = {  # what each is for; a command is the module of its name here, with `configure` and `run`
     "train": "train a model; without options, a small vision transformer on handwritten digits",

@@ -20,10 +20,10 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save
 
-from .. import __version__
 from ..errors import UserError
 from ..files import atomic_file
 from ..models.base import Model
+from ..version import __version__
 
 State = dict[str, np.ndarray]  # parameter name -> array
 

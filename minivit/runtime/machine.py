@@ -13,9 +13,9 @@ import numba
 import numpy as np
 from llvmlite import binding
 
-from .. import __version__
 from ..kernels.core.cache import cache_folder
 from ..kernels.cpu import run
+from ..version import __version__
 from .precision import fastest
 
 # The instruction sets that decide how fast a product is, as llvmlite names them.

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
 from ..data import Batches, Dataset, load_data
 from ..data.cifar import recognise
 from ..data.idx import holds_idx
@@ -29,6 +28,7 @@ from ..optim import OPTIMIZERS
 from ..runtime.devices import check_device
 from ..runtime.precision import fastest, precision_for
 from ..runtime.threads import thread_count
+from ..version import __version__
 from .loop import Loop, say
 from .options import TrainOptions, takes_options
 from .profiling import profile as profile_step
