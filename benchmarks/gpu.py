@@ -26,11 +26,11 @@ import numpy as np
 
 import minivit
 from minivit import Trainer, create_model
+from minivit.errors import DeviceError
 from minivit.kernels import OPS
 from minivit.kernels.core import arrays, devices
 from minivit.kernels.core.cases import Sample, input_shapes, letters, make_inputs, shrunk
 from minivit.kernels.core.dtypes import BFLOAT16
-from minivit.kernels.core.errors import DeviceError
 from minivit.kernels.core.op import Op
 from minivit.kernels.cuda.gemm import gemm
 from minivit.kernels.cuda.strided import convert

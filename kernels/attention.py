@@ -11,13 +11,15 @@ Letters: B batch, N tokens, H heads, D head size. qkv is (B, N, 3, H, D), in tim
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ..errors import UserError
 from .core.arrays import empty, empty_like
 from .core.dtypes import BFLOAT16
 from .core.epilogue import CONVERT, PADDED
-from .core.op import Cost, Float32Output, Implementation, Op, require
+from .core.op import Cost, Float32Output, Implementation, Op, Shape, require
 from .core.recording import launch
 from .cpu import strided as cpu
 from .cpu.compile import routine
@@ -25,6 +27,7 @@ from .cpu.epilogue import finish_entry
 from .cpu.gemm import tile_of
 from .cpu.kernel import kernel
 from .cpu.math import exp, highest
+from .cpu.operands import Matrix, Method, Size
 from .cpu.product import plain_product, product_entry, scratch_bytes
 from .cpu.run import threads
 from .cpu.views import item_bytes, view, zero_of
@@ -113,31 +116,31 @@ def _add_all(zero, square, from_zero, source, size):
 
 # A square is the (N, N) matrix of one head, in scratch, as sums; and, where activations are narrower, once more as products read it: with
 # rows of W >= N numbers, the last of which are zeros.
+class Squares(NamedTuple):
+    """How a square becomes an operand: the flags of that product, and W."""
+
+    flags: int
+    width: int
+
+
+class Scores(NamedTuple):
+    """What is done to the scores: their scale, the bias's elements from a sample to the next and from a head to the next (-1: no bias),
+    and which of them a kernel writes or adds."""
+
+    scale: float
+    bias_batch: int
+    bias_head: int
+    logits: int
+    probabilities: int
+    dl: int = 0
+
+
 @kernel
-def _forward(
-    band,
-    bands,
-    entry,
-    finish,
-    flags,
-    W,
-    y,
-    logits,
-    probabilities,
-    lse,
-    qkv,
-    bias,
-    scratch,
-    bias_batch,
-    bias_head,
-    scale,
-    keep_logits,
-    keep_probabilities,
-):
+def _forward(band, bands, method, squares, y, logits, probabilities, lse, qkv, bias, scratch, scores):
     B, N, _, H, D = qkv.shape
     zero, number = zero_of(lse), zero_of(qkv)
     item, size = item_bytes(number), item_bytes(zero)
-    row = 3 * H * D
+    row, flags, W = 3 * H * D, squares.flags, squares.width
     room = scratch.ctypes.data + band * scratch.shape[1]
     address = room + scratch.shape[1] - N * N * size - (N * W * item if flags else 0)
     p_address = address + (N * N * size if flags else 0)
@@ -145,10 +148,11 @@ def _forward(
         b, h = head // H, head % H
         q = qkv.ctypes.data + (b * N * row + h * D) * item
         k, v = q + H * D * item, q + 2 * H * D * item
-        plain_product(entry, finish, room, N, N, D, q, row, 1, k, 1, row, address, N, 0)
-        _scale_and_bias(zero, address, N * N, scale, number, bias.ctypes.data + (b * bias_batch + h * bias_head) * item, bias_batch >= 0)
+        plain_product(method, room, Size(N, N, D), Matrix(q, row, 1), Matrix(k, 1, row), Matrix(address, N, 1), 0)
+        added = bias.ctypes.data + (b * scores.bias_batch + h * scores.bias_head) * item
+        _scale_and_bias(zero, address, N * N, scores.scale, number, added, scores.bias_batch >= 0)
         square = head * N * N * item  # where this head's (N, N) begins
-        if keep_logits:
+        if scores.logits:
             _copy_all(number, logits.ctypes.data + square, zero, address, N * N)
         for i in range(N):
             line = view(zero, address + i * N * size)
@@ -168,42 +172,20 @@ def _forward(
                 p[j] = line[j] * inverse
             for j in range(N, W):
                 p[j] = zero
-            if keep_probabilities:
+            if scores.probabilities:
                 out = view(number, probabilities.ctypes.data + square + i * N * item)
                 for j in range(N):
                     out[j] = p[j]
-        out_address = y.ctypes.data + (b * N * H * D + h * D) * item
-        plain_product(entry, finish, room, N, D, N, p_address, W, 1, v, row, 1, out_address, H * D, flags)
+        context = Matrix(y.ctypes.data + (b * N * H * D + h * D) * item, H * D, 1)
+        plain_product(method, room, Size(N, D, N), Matrix(p_address, W, 1), Matrix(v, row, 1), context, flags)
 
 
 @kernel
-def _backward(
-    band,
-    bands,
-    entry,
-    finish,
-    flags,
-    W,
-    dqkv,
-    dl,
-    dy,
-    dlogits,
-    dprobabilities,
-    qkv,
-    bias,
-    lse,
-    scratch,
-    bias_batch,
-    bias_head,
-    scale,
-    write_dl,
-    add_logits,
-    add_probabilities,
-):
+def _backward(band, bands, method, squares, dqkv, dl, dy, dlogits, dprobabilities, qkv, bias, lse, scratch, scores):
     B, N, _, H, D = qkv.shape
     zero, number = zero_of(lse), zero_of(qkv)
     item, size = item_bytes(number), item_bytes(zero)
-    row, factor = 3 * H * D, type(zero_of(lse))(scale)
+    row, factor, flags, W = 3 * H * D, type(zero_of(lse))(scores.scale), squares.flags, squares.width
     room = scratch.ctypes.data + band * scratch.shape[1]
     p_address = room + scratch.shape[1] - 2 * N * N * size - (2 * N * W * item if flags else 0)
     g_address = p_address + N * N * size
@@ -215,8 +197,9 @@ def _backward(
         k, v = q + H * D * item, q + 2 * H * D * item
         dout = dy.ctypes.data + (b * N * H * D + h * D) * item
         square = head * N * N * item  # where this head's (N, N) begins
-        plain_product(entry, finish, room, N, N, D, q, row, 1, k, 1, row, p_address, N, 0)
-        _scale_and_bias(zero, p_address, N * N, scale, number, bias.ctypes.data + (b * bias_batch + h * bias_head) * item, bias_batch >= 0)
+        plain_product(method, room, Size(N, N, D), Matrix(q, row, 1), Matrix(k, 1, row), Matrix(p_address, N, 1), 0)
+        added = bias.ctypes.data + (b * scores.bias_batch + h * scores.bias_head) * item
+        _scale_and_bias(zero, p_address, N * N, scores.scale, number, added, scores.bias_batch >= 0)
         for i in range(N):
             line, top = view(zero, p_address + i * N * size), lse[head * N + i]
             for j in range(N):
@@ -227,9 +210,10 @@ def _backward(
                 line, p = view(zero, p_address + i * N * size), view(number, p_operand + i * W * item)
                 for j in range(N):
                     p[j] = line[j]
-        plain_product(entry, finish, room, N, D, N, p_operand, 1, W, dout, H * D, 1, dq + 2 * H * D * item, row, flags & ~PADDED)
-        plain_product(entry, finish, room, N, N, D, dout, H * D, 1, v, 1, row, g_address, N, 0)
-        if add_probabilities:
+        dv = Matrix(dq + 2 * H * D * item, row, 1)
+        plain_product(method, room, Size(N, D, N), Matrix(p_operand, 1, W), Matrix(dout, H * D, 1), dv, flags & ~PADDED)
+        plain_product(method, room, Size(N, N, D), Matrix(dout, H * D, 1), Matrix(v, 1, row), Matrix(g_address, N, 1), 0)
+        if scores.probabilities:
             _add_all(zero, g_address, number, dprobabilities.ctypes.data + square, N * N)
         for i in range(N):
             line, g = view(zero, p_address + i * N * size), view(zero, g_address + i * N * size)
@@ -238,9 +222,9 @@ def _backward(
                 total += line[j] * g[j]
             for j in range(N):
                 g[j] = line[j] * (g[j] - total)
-        if add_logits:
+        if scores.logits:
             _add_all(zero, g_address, number, dlogits.ctypes.data + square, N * N)
-        if write_dl:
+        if scores.dl:
             _copy_all(number, dl.ctypes.data + square, zero, g_address, N * N)
         for i in range(N):
             g, operand = view(zero, g_address + i * N * size), view(number, g_operand + i * W * item)
@@ -248,24 +232,25 @@ def _backward(
                 operand[j] = g[j] * factor
             for j in range(N, W):
                 operand[j] = zero
-        plain_product(entry, finish, room, N, D, N, g_operand, W, 1, k, row, 1, dq, row, flags)
-        plain_product(entry, finish, room, N, D, N, g_operand, 1, W, q, row, 1, dq + H * D * item, row, flags & ~PADDED)
+        plain_product(method, room, Size(N, D, N), Matrix(g_operand, W, 1), Matrix(k, row, 1), Matrix(dq, row, 1), flags)
+        dk = Matrix(dq + H * D * item, row, 1)
+        plain_product(method, room, Size(N, D, N), Matrix(g_operand, 1, W), Matrix(q, row, 1), dk, flags & ~PADDED)
 
 
-def _products(qkv, squares):
-    """What the kernels need to multiply (entry, epilogue, its flags, length of a row of a square that is an operand), and for each band the
-    scratch of a product and of so many squares."""
+def _products(qkv, number):
+    """What the kernels need to multiply, and for each band the scratch of a product and of so many squares."""
     B, N, _, H, D = qkv.shape
     tile, width = tile_of(qkv.dtype), N
-    needed, finish, flags = scratch_bytes(tile, N, max(N, D), max(N, D)) + squares * N * N * tile.accumulator.itemsize, 0, 0
+    needed, finish, flags = scratch_bytes(tile, N, max(N, D), max(N, D)) + number * N * N * tile.accumulator.itemsize, 0, 0
     if qkv.dtype != tile.accumulator:
         finish, flags = finish_entry(tile.accumulator, qkv.dtype), CONVERT | PADDED
         width = -(-N // (tile.pairs * tile.step)) * tile.pairs * tile.step
-        needed += squares * N * width * qkv.itemsize
-    return (product_entry(tile), finish, flags, width), empty((min(threads(), B * H), -(-needed // 64) * 64), np.uint8)
+        needed += number * N * width * qkv.itemsize
+    scratch = empty((min(threads(), B * H), -(-needed // 64) * 64), np.uint8)
+    return Method(product_entry(tile), finish), Squares(flags, width), scratch
 
 
-def _bias_steps(bias, shape):
+def _bias_steps(bias: np.ndarray | None, shape: Shape) -> tuple[int, int]:
     """Elements from one sample, and one head, of the bias to the next; -1 for both where there is none."""
     if bias is None:
         return -1, -1
@@ -278,23 +263,10 @@ def _flat(array, instead):
 
 
 def forward_cpu(y, logits, probabilities, lse, qkv, bias, scale, keep_logits, keep_probabilities):
-    products, scratch = _products(qkv, 1)
-    launch(
-        _forward,
-        len(scratch),
-        *products,
-        y.reshape(-1),
-        _flat(logits, y),
-        _flat(probabilities, y),
-        lse.reshape(-1),
-        qkv,
-        _flat(bias, y),
-        scratch,
-        *_bias_steps(bias, qkv.shape),
-        float(scale),
-        keep_logits,
-        keep_probabilities,
-    )
+    method, squares, scratch = _products(qkv, 1)
+    scores = Scores(float(scale), *_bias_steps(bias, qkv.shape), keep_logits, keep_probabilities)
+    written = y.reshape(-1), _flat(logits, y), _flat(probabilities, y), lse.reshape(-1)
+    launch(_forward, len(scratch), method, squares, *written, qkv, _flat(bias, y), scratch, scores)
 
 
 def backward_cpu(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale, keep_logits, keep_probabilities):
@@ -305,26 +277,11 @@ def backward_cpu(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale
         cpu.fill(dy, 0.0)
     whole = bias is not None and bias.shape == (B, H, N, N)
     dl = None if dbias is None else dbias if whole else empty((B, H, N, N), qkv.dtype)
-    products, scratch = _products(qkv, 2)
-    launch(
-        _backward,
-        len(scratch),
-        *products,
-        dqkv.reshape(-1),
-        _flat(dl, dqkv),
-        dy.reshape(-1),
-        _flat(dlogits, dy),
-        _flat(dprobabilities, dy),
-        qkv,
-        _flat(bias, dy),
-        lse.reshape(-1),
-        scratch,
-        *_bias_steps(bias, qkv.shape),
-        float(scale),
-        dl is not None,
-        dlogits is not None,
-        dprobabilities is not None,
-    )
+    method, squares, scratch = _products(qkv, 2)
+    scores = Scores(float(scale), *_bias_steps(bias, qkv.shape), dlogits is not None, dprobabilities is not None, dl is not None)
+    arrived = dy.reshape(-1), _flat(dlogits, dy), _flat(dprobabilities, dy)
+    read = qkv, _flat(bias, dy), lse.reshape(-1)
+    launch(_backward, len(scratch), method, squares, dqkv.reshape(-1), _flat(dl, dqkv), *arrived, *read, scratch, scores)
     if dbias is not None and dl is not None and not whole:
         cpu.sum_into(dbias, dl)
 

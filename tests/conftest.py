@@ -8,8 +8,8 @@ import pytest
 from cuda_emulation import emulator, listing
 from hypothesis import HealthCheck, settings
 
+from minivit.errors import DeviceError
 from minivit.kernels.core import arrays, devices
-from minivit.kernels.core.errors import DeviceError
 
 settings.register_profile(
     "minivit",

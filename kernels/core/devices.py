@@ -70,7 +70,7 @@ def register_runtime(create: Callable[[], Runtime]) -> None:
 
 
 def runtime() -> Runtime:
-    """The GPU's runtime. Raises `errors.DeviceError`, in one line, where this machine has no GPU that minivit can use."""
+    """The GPU's runtime. Raises `minivit.errors.DeviceError`, in one line, where this machine has no GPU that minivit can use."""
     global _runtime
     if _runtime is None:
         assert _create is not None, "kernels/__init__.py registers one"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from ..core.dtypes import BFLOAT16
 from ..core.recording import launch
 from .epilogue import finish_entry
 from .kernel import kernel
+from .operands import Epilogue, Matrix, Method, Panels, Size
 from .packing import pack, panel_bytes
 from .product import product, product_entry, scratch_bytes
 from .run import threads
@@ -45,84 +47,57 @@ def tile_of(dtype: np.dtype) -> Tile:
     return host_tile("bf16x3" if split else dtype.name)
 
 
+class Steps(NamedTuple):
+    """Elements from one matrix of a batch to the next (0: all share one), from row to row, from column to column."""
+
+    batch: int
+    row: int
+    column: int
+
+
+class Layout(NamedTuple):
+    """How a product is shared out, and what its arrays are made of."""
+
+    batch: int
+    item: int  # bytes of an element of a and b
+    c_item: int
+    bias_item: int
+    packed: int  # whether b holds panels
+    width: int  # columns of a panel
+    tile_rows: int
+    sums: int  # SUM_BATCH, RUNNING
+    flags: int
+    column_bands: int
+
+
 @kernel
-def _gemm(
-    band,
-    bands,
-    entry,
-    finish,
-    c,
-    a,
-    b,
-    bias,
-    pre,
-    extra,
-    scratch,
-    item,
-    c_item,
-    bias_item,
-    batch,
-    rows,
-    columns,
-    depth,
-    a_batch,
-    a_row,
-    a_column,
-    b_batch,
-    b_row,
-    b_column,
-    panels,
-    width,
-    tall_tile,
-    sums,
-    flags,
-    column_bands,
-):
-    row_bands = bands // column_bands
-    row_band, column_band = band // column_bands, band % column_bands
-    every = (columns + width - 1) // width
-    first = every * column_band // column_bands
-    j = min(columns, first * width)
-    wide = min(columns, every * (column_band + 1) // column_bands * width) - j
-    tall_tiles = (rows + tall_tile - 1) // tall_tile
-    number = tall_tiles if sums & SUM_BATCH else tall_tiles * batch
+def _gemm(band, bands, method, c, a, b, bias, pre, extra, scratch, size, a_steps, b_steps, layout):
+    row_bands = bands // layout.column_bands
+    row_band, column_band = band // layout.column_bands, band % layout.column_bands
+    every = (size.columns + layout.width - 1) // layout.width
+    first = every * column_band // layout.column_bands
+    j = min(size.columns, first * layout.width)
+    wide = min(size.columns, every * (column_band + 1) // layout.column_bands * layout.width) - j
+    tall_tiles = (size.rows + layout.tile_rows - 1) // layout.tile_rows
+    number = tall_tiles if layout.sums & SUM_BATCH else tall_tiles * layout.batch
     tile, stop = number * row_band // row_bands, number * (row_band + 1) // row_bands
     room = scratch.ctypes.data + band * scratch.shape[1]
+    packed = Panels(b.ctypes.data if layout.packed else 0, first, every)
     while tile < stop and wide > 0:
         sample = tile // tall_tiles
         last = min(stop, (sample + 1) * tall_tiles)
-        i = (tile - sample * tall_tiles) * tall_tile
-        tall = min(rows, (last - sample * tall_tiles) * tall_tile) - i
-        out = ((sample * rows + i) * columns + j) * c_item
-        shift = (j if flags & epilogue.BIAS_COLUMN else i) * bias_item
-        for part in range(batch if sums & SUM_BATCH else 1):
-            at = part if sums & SUM_BATCH else sample
-            right, step, leap = b.ctypes.data + (at * b_batch + j * b_column) * item, b_row, b_column
-            if panels:
-                right, step, leap = b.ctypes.data, first, every
-            product(
-                entry,
-                finish,
-                room,
-                tall,
-                wide,
-                depth,
-                a.ctypes.data + (at * a_batch + i * a_row) * item,
-                a_row,
-                a_column,
-                right,
-                step,
-                leap,
-                panels,
-                c.ctypes.data + out,
-                columns,
-                part | sums & RUNNING,
-                flags,
-                bias.ctypes.data + shift,
-                pre.ctypes.data + out,
-                extra.ctypes.data + out,
-                columns,
-            )
+        i = (tile - sample * tall_tiles) * layout.tile_rows
+        tall = min(size.rows, (last - sample * tall_tiles) * layout.tile_rows) - i
+        out = ((sample * size.rows + i) * size.columns + j) * layout.c_item
+        shift = (j if layout.flags & epilogue.BIAS_COLUMN else i) * layout.bias_item
+        after = Epilogue(layout.flags, bias.ctypes.data + shift, pre.ctypes.data + out, extra.ctypes.data + out, size.columns)
+        part_c = Matrix(c.ctypes.data + out, size.columns, 1)
+        for part in range(layout.batch if layout.sums & SUM_BATCH else 1):
+            at = part if layout.sums & SUM_BATCH else sample
+            part_a = Matrix(a.ctypes.data + (at * a_steps.batch + i * a_steps.row) * layout.item, a_steps.row, a_steps.column)
+            part_b = Matrix(b.ctypes.data + (at * b_steps.batch + j * b_steps.column) * layout.item, b_steps.row, b_steps.column)
+            part_size = Size(tall, wide, size.depth)
+            product(method, room, part_size, part_a, part_b, packed, part_c, part | layout.sums & RUNNING, after)
         tile = last
 
 
@@ -143,57 +118,32 @@ def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, runn
     if running is not None and running is not c:
         copy(c, running, (c.size,), (1,), (1,))
     rows, columns = c.shape[-2:]
-    depth = a.shape[-2] if transpose_a else a.shape[-1]
-    batch = max([len(m) for m in (a, b) if m.ndim == 3], default=1)
-    a_row, a_column = (1, rows) if transpose_a else (depth, 1)
-    b_row, b_column = (1, depth) if transpose_b else (columns, 1)
+    size = Size(rows, columns, depth := a.shape[-2] if transpose_a else a.shape[-1])
+    batch, shared = max([len(m) for m in (a, b) if m.ndim == 3], default=1), b.ndim == 2
+    a_steps = Steps(rows * depth if a.ndim == 3 else 0, *((1, rows) if transpose_a else (depth, 1)))
+    b_steps = Steps(0 if shared else depth * columns, *((1, depth) if transpose_b else (columns, 1)))
     bands, column_bands = threads(), 1
     while bands % (2 * column_bands) == 0 and rows * (1 if sum_batch else batch) * column_bands < TALL * bands:
         column_bands *= 2
-    a_batch, b_batch, shared = rows * depth if a.ndim == 3 else 0, depth * columns if b.ndim == 3 else 0, b.ndim == 2
     if tile.precision == "bfloat16":
         a, b = astype(a, BFLOAT16), b if shared else astype(b, BFLOAT16)
     if shared:  # packed once, for all bands
         panels = empty((panel_bytes(tile, columns, depth),), np.uint8)
-        launch(pack, min(threads(), -(-columns // tile.width)), tile, panels, b.reshape(-1), b_row, b_column, depth, columns)
+        source = b.reshape(-1), b_steps.row, b_steps.column
+        launch(pack, min(threads(), -(-columns // tile.width)), tile, panels, *source, depth, columns)
         b = panels
-    finish = 0
     if c.dtype != tile.accumulator:
         flags |= epilogue.CONVERT
-    if flags:
-        finish = finish_entry(tile.accumulator, c.dtype)
+    method = Method(product_entry(tile), finish_entry(tile.accumulator, c.dtype) if flags else 0)
     scratch = empty((bands, scratch_bytes(tile, rows, columns, depth, shared)), np.uint8)
     bias = empty((0,), tile.accumulator) if bias is None else bias
     flags |= epilogue.KEEP if flags & epilogue.GELU and pre is not None else 0
     pre, extra = (c if m is None else m for m in (pre, extra))
     arrays = (m.reshape(-1).view(np.uint8) for m in (c, a, b, bias, pre, extra))  # of any types, compiled once
-    launch(
-        _gemm,
-        bands,
-        product_entry(tile),
-        finish,
-        *arrays,
-        scratch,
-        a.itemsize,
-        c.itemsize,
-        tile.accumulator.itemsize,
-        batch,
-        rows,
-        columns,
-        depth,
-        a_batch,
-        a_row,
-        a_column,
-        b_batch,
-        b_row,
-        b_column,
-        shared,
-        tile.width,
-        tile.rows,
-        SUM_BATCH * sum_batch | RUNNING * (running is not None),
-        flags,
-        column_bands,
-    )
+    sums = SUM_BATCH * sum_batch | RUNNING * (running is not None)
+    items = a.itemsize, c.itemsize, tile.accumulator.itemsize
+    layout = Layout(batch, *items, shared, tile.width, tile.rows, sums, flags, column_bands)
+    launch(_gemm, bands, method, *arrays, scratch, size, a_steps, b_steps, layout)
 
 
 @kernel

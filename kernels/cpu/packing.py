@@ -17,6 +17,7 @@ from .bfloat16 import round_to_bfloat16, widen
 from .compile import routine
 from .kernel import preparation
 from .llvm import F32, I16, I32, I64, Code
+from .operands import Matrix
 from .tiles import Tile, cell_bytes, is_raw, packed_zero, row_bytes, tile_lanes, tile_pairs, tile_rows, tile_step, tile_width
 from .views import item_bytes, view, zero_of
 
@@ -108,17 +109,18 @@ def transpose_cells(typing_context, tile, source_zero, to, to_row, source, sourc
 
 # ------------------------------------------------------------------------------------------------------------ panels and tiles
 @routine
-def _pack_numbers(tile, source_zero, to, cell_step, line_step, source, row, column, first, depth, lines, low):
-    """The cell k of line j, numbers[k·row + j·column] for k = first ... depth - 1, at k·cell_step + j·line_step cells. Any layout."""
-    zero, pairs, numbers = packed_zero(tile), tile_pairs(tile), view(source_zero, source)
+def _pack_numbers(tile, source_zero, to, cell_step, line_step, source, first, depth, lines, low):
+    """The cell k of line j, source[k, j] for k = first ... depth - 1, at k·cell_step + j·line_step cells. Any layout."""
+    zero, pairs, numbers = packed_zero(tile), tile_pairs(tile), view(source_zero, source.address)
     out = view(zero, to)
     for j in range(lines):
         for k in range(first, depth):
-            out[(k // pairs * cell_step + j * line_step) * pairs + k % pairs] = packed_number(zero, numbers[k * row + j * column], low)
+            number = packed_number(zero, numbers[k * source.row + j * source.column], low)
+            out[(k // pairs * cell_step + j * line_step) * pairs + k % pairs] = number
 
 
 @routine
-def _pack_columns(tile, source_zero, panel, source, row, column, depth, columns, padded, low):
+def _pack_columns(tile, source_zero, panel, source, depth, columns, padded, low):
     """panel[k, j] = source[k, j]: `columns` <= width columns, `depth` numbers deep, zeros beyond both; `padded` cells deep."""
     item, pairs, width, line = item_bytes(source_zero), tile_pairs(tile), tile_width(tile), row_bytes(tile)
     whole, done = depth // pairs, 0  # cells without padding; how many of them are moved by vectors
@@ -126,39 +128,29 @@ def _pack_columns(tile, source_zero, panel, source, row, column, depth, columns,
         blank = view(0, panel)
         for i in range(padded * line // 8):
             blank[i] = 0
-    if columns == width and column == 1:
+    if columns == width and source.column == 1:
         done = whole
         for k in range(whole):
-            first = source + pairs * k * row * item
-            move_width(tile, source_zero, panel + k * line, first, first + row * item, low)
-    elif columns == width and row == 1 and cell_bytes(tile) == 4:
+            first = source.address + pairs * k * source.row * item
+            move_width(tile, source_zero, panel + k * line, first, first + source.row * item, low)
+    elif columns == width and source.row == 1 and cell_bytes(tile) == 4:
         lanes = tile_lanes(tile)
         done = whole // lanes * lanes
         for k in range(0, done, lanes):
             for j in range(0, width, lanes):
-                transpose_cells(
-                    tile, source_zero, panel + k * line + 4 * j, line, source + (j * column + pairs * k) * item, column * item, low
-                )
-    _pack_numbers(tile, source_zero, panel, width, 1, source, row, column, done * pairs, depth, columns, low)
+                first = source.address + (j * source.column + pairs * k) * item
+                transpose_cells(tile, source_zero, panel + k * line + 4 * j, line, first, source.column * item, low)
+    _pack_numbers(tile, source_zero, panel, width, 1, source, done * pairs, depth, columns, low)
 
 
 @routine
-def pack_right(tile, source_zero, panels, source, row, column, depth, columns, padded, low):
+def pack_right(tile, source_zero, panels, source, depth, columns, padded, low):
     """Panels of B, `width` columns each, one after the other."""
     width = tile_width(tile)
     for p in range((columns + width - 1) // width):
-        _pack_columns(
-            tile,
-            source_zero,
-            panels + p * padded * row_bytes(tile),
-            source + p * width * column * item_bytes(source_zero),
-            row,
-            column,
-            depth,
-            min(width, columns - p * width),
-            padded,
-            low,
-        )
+        panel = panels + p * padded * row_bytes(tile)
+        begin = Matrix(source.address + p * width * source.column * item_bytes(source_zero), source.row, source.column)
+        _pack_columns(tile, source_zero, panel, begin, depth, min(width, columns - p * width), padded, low)
 
 
 @routine
@@ -168,14 +160,15 @@ def by_rows(tile, a_column):
 
 
 @routine
-def pack_left(tile, source_zero, packed, source, row, column, rows, depth, padded, low):
+def pack_left(tile, source_zero, packed, source, rows, depth, padded, low):
     """Tiles of A by cells, each contiguous; where a tile has steps, its rows are turned through a panel, which is as wide as it is tall."""
     item, pairs, tall, cell, line = item_bytes(source_zero), tile_pairs(tile), tile_rows(tile), cell_bytes(tile), row_bytes(tile)
     zero, whole, tiles = packed_zero(tile), depth // pairs, (rows + tall - 1) // tall
+    row, column = source.row, source.column
     panel = packed + tiles * padded * tall * cell
     for t in range(tiles):
         valid, done = min(tall, rows - t * tall), 0
-        start, block = source + t * tall * row * item, packed + t * padded * tall * cell
+        start, block = source.address + t * tall * row * item, packed + t * padded * tall * cell
         if pairs * padded > depth:
             blank = view(np.uint16(0), block)
             for i in range(padded * tall * cell // 2):
@@ -186,7 +179,7 @@ def pack_left(tile, source_zero, packed, source, row, column, rows, depth, padde
                 for k in range(depth):
                     to[k] = packed_number(zero, numbers[k], low)
         elif tile_step(tile) > 1:
-            _pack_columns(tile, source_zero, panel, start, column, row, depth, valid, padded, low)
+            _pack_columns(tile, source_zero, panel, Matrix(start, column, row), depth, valid, padded, low)
             for k in range(0, padded, tile_lanes(tile)):
                 for r in range(0, tall, tile_lanes(tile)):
                     transpose_cells(tile, zero, block + 4 * (r * padded + k), 4 * padded, panel + k * line + 4 * r, line, 0)
@@ -196,7 +189,7 @@ def pack_left(tile, source_zero, packed, source, row, column, rows, depth, padde
                 for k in range(whole):
                     first = start + pairs * k * column * item
                     move_rows(tile, source_zero, block + k * tall * cell, first, first + column * item, low)
-            _pack_numbers(tile, source_zero, block, tall, 1, start, column, row, done * pairs, depth, valid, low)
+            _pack_numbers(tile, source_zero, block, tall, 1, Matrix(start, column, row), done * pairs, depth, valid, low)
 
 
 @routine
@@ -227,7 +220,7 @@ def pack(band, bands, tile, panels, source, row, column, depth, columns):
         at = panels.ctypes.data + ((part * cells + k) * number + p * padded) * row_bytes(tile)
         start = source.ctypes.data + (k * pairs * row + p * width * column) * item_bytes(zero)
         deep, wide = min(depth - k * pairs, padded * pairs), min(width, columns - p * width)
-        _pack_columns(tile, zero, at, start, row, column, deep, wide, padded, part)
+        _pack_columns(tile, zero, at, Matrix(start, row, column), deep, wide, padded, part)
 
 
 def sizes(tile: Tile, columns: int, depth: int) -> tuple[int, int, int]:

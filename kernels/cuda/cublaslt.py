@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.errors import DeviceError
+from ...errors import DeviceError
 from .product import Product
 
 TYPES = {"float32": 0, "float64": 1, "bfloat16": 14}  # cudaDataType_t

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import DeviceError, OutOfMemoryError
+from ...errors import DeviceError, OutOfMemoryError
 from .compiled import compile_all, compiled
 from .cublaslt import CublasLt
 from .kernel import Grid, Kernel

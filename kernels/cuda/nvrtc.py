@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from ..core.errors import DeviceError
+from ...errors import DeviceError
 from . import kernel as naming
 from .kernel import Kernel
 

@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NoReturn
 
-from ..errors import UserError, nearest
-from ..kernels.core.errors import DeviceError
+from ..errors import DeviceError, UserError, nearest
 from ..version import __version__
 
 COMMANDS = {  # what each is for; a command is the module of its name here, with `configure` and `run`

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..errors import UserError
+from ..errors import DeviceError, OutOfMemoryError, UserError
 from ..kernels.core.devices import DEVICES, runtime
-from ..kernels.core.errors import DeviceError, OutOfMemoryError
 
 
 def check_device(name: str) -> None:

@@ -328,7 +328,7 @@ def test_an_interrupt_is_one_line(capsys, monkeypatch, tmp_path):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minivit.training.Progress.step", interrupt)
+    monkeypatch.setattr("minivit.training.loop.Progress.step", interrupt)
     message = told(capsys, *TRAIN, "--quiet", "--out", tmp_path / "run", status=130)
     assert message == f"interrupted; {tmp_path / 'run'} holds the model after 0 of 2 epochs"
     assert len(minivit.load(tmp_path / "run").class_names) == 10

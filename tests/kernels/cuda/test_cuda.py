@@ -13,9 +13,9 @@ from small_models import MODELS, batches, nano
 import minivit
 from minivit import Predictor, Tensor, Trainer, UserError, create_model
 from minivit.cli import main
+from minivit.errors import DeviceError, OutOfMemoryError
 from minivit.kernels.core import arrays, devices
 from minivit.kernels.core.dtypes import BFLOAT16
-from minivit.kernels.core.errors import DeviceError, OutOfMemoryError
 from minivit.kernels.cuda import kernel as cuda
 from minivit.kernels.cuda import nvrtc
 
