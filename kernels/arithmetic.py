@@ -157,6 +157,7 @@ def _op(name: str, forward: Implementation, backward: Implementation, backward_o
     return Op(
         name,
         shapes={"a": "B N C", "b": "B N C"},
+        accepts={"a": "*", "b": "*"},
         outputs=lambda a, b: {"y": np.broadcast_shapes(a, b)},
         forward=forward,
         backward=backward,

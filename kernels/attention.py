@@ -376,6 +376,7 @@ def _cost(qkv, *_):
 attention = Op(
     "attention",
     shapes={"qkv": "B N 3 H D", "bias": "B H N N"},
+    accepts={"bias": "1|B 1|H N N"},
     constants={"scale": 0.5, "keep_logits": False, "keep_probabilities": False},
     outputs=_outputs,
     forward=Implementation(forward_reference, forward_cpu, forward_cuda),

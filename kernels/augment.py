@@ -142,6 +142,7 @@ def _boxes(rng, shape, sizes):
 augment = Op(
     "augment",
     shapes={"images": "n H W C", "index": "B", "partner": "B", "matrices": "B 2 3", "lam": "B", "boxes": "B 4", "mean": "C", "std": "C"},
+    dtypes={"images": (np.uint8, np.float32, np.float64), "index": (np.int64,), "partner": (np.int64,), "boxes": (np.int64,)},
     outputs=lambda images, index, partner, matrices, lam, boxes, mean, std: {"y": (*index, images[3], images[1], images[2])},
     forward=Implementation(forward_reference, forward_cpu, forward_cuda),
     results=(),

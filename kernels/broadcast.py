@@ -34,11 +34,18 @@ def backward(on, dx, dy, shape):
     on.sum_into(dx, dy)
 
 
+def _outputs(x, shape):
+    if np.broadcast_shapes(x, shape) != tuple(shape):
+        raise ValueError(f"broadcast: {x} does not repeat to {shape}")
+    return {"y": tuple(shape)}
+
+
 broadcast = Op(
     "broadcast",
     shapes={"x": "1 N C"},
+    accepts={"x": "*"},
     constants={"shape": ()},
-    outputs=lambda x, shape: {"y": np.broadcast_shapes(x, shape)},
+    outputs=_outputs,
     forward=Implementation.composed(forward_reference, forward, cpu, cuda),
     backward=Implementation.composed(backward_reference, backward, cpu, cuda),
     cases=[

@@ -63,6 +63,8 @@ def concatenation(number: int) -> Op:
 
     def outputs(*shapes_and_constants):
         *shapes, lengths, axis = shapes_and_constants
+        if len(lengths) != number or not -len(shapes[0]) <= axis < len(shapes[0]):
+            raise ValueError(f"concatenate: {lengths} along axis {axis} are not {number} lengths along an axis of {shapes[0]}")
         require("concatenate", **{n: (s, _resized(shapes[0], axis, length)) for n, s, length in zip(names, shapes, lengths)})
         return {"y": _resized(shapes[0], axis, sum(lengths))}
 
@@ -73,6 +75,7 @@ def concatenation(number: int) -> Op:
     return Op(
         "concatenate" if number == 2 else f"concatenate_{number}",
         shapes={name: f"B {symbol} C" for name, symbol in zip(names, symbols)},
+        accepts=dict.fromkeys(names, "*"),
         constants={"lengths": (), "axis": 1},  # of each array along the axis
         outputs=outputs,
         forward=Implementation.composed(forward_reference, forward, cpu, cuda),
@@ -112,13 +115,19 @@ def splitting(number: int) -> Op:
     def lengths(sizes):
         return tuple(sizes[symbol] for symbol in symbols)
 
+    def outputs(x, lengths, axis):
+        if len(lengths) != number or not -len(x) <= axis < len(x) or sum(lengths) != x[axis] or min(lengths) < 0:
+            raise ValueError(f"split: {lengths} along axis {axis} are not {number} lengths of {x}")
+        return {name: _resized(x, axis, length) for name, length in zip(names, lengths)}
+
     sizes = {symbol: 1 + 4 * i for i, symbol in enumerate(symbols)}
     total = "+".join(symbols)
     return Op(
         "split" if number == 2 else f"split_{number}",
         shapes={"x": f"B {total} C"},
+        accepts={"x": "*"},
         constants={"lengths": (), "axis": 1},  # of each part along the axis
-        outputs=lambda x, lengths, axis: {name: _resized(x, axis, length) for name, length in zip(names, lengths)},
+        outputs=outputs,
         forward=Implementation.composed(forward_reference, forward, cpu, cuda),
         backward=Implementation.composed(backward_reference, backward, cpu, cuda),
         results=names,

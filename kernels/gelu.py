@@ -87,6 +87,7 @@ gelu_backward = Implementation(gelu_backward_reference, backward_cpu, backward_c
 gelu = Op(
     "gelu",
     shapes={"x": "B N C"},
+    accepts={"x": "*"},
     constants={"approximate": "none"},  # or "tanh"
     outputs=lambda x, approximate: {"y": x},
     forward=Implementation(gelu_reference, forward_cpu, forward_cuda),

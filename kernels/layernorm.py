@@ -231,6 +231,7 @@ def _add_outputs(x, branch, w, b, eps):
 layernorm = Op(
     "layernorm",
     shapes={"x": "B N C", "w": "C", "b": "C"},
+    accepts={"x": "... C"},
     constants={"eps": 1e-6},
     outputs=_outputs,
     forward=Implementation(forward_reference, forward_cpu, forward_cuda),
@@ -245,6 +246,7 @@ layernorm = Op(
 add_layernorm = Op(
     "add_layernorm",
     shapes={"x": "B N C", "branch": "B N C", "w": "C", "b": "C"},
+    accepts={"x": "... C", "branch": "... C"},
     constants={"eps": 1e-6},
     outputs=_add_outputs,
     forward=Implementation(add_forward_reference, add_forward_cpu, add_forward_cuda),

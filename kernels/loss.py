@@ -182,6 +182,7 @@ def _outputs(logits, targets, wanted):
 cross_entropy = Op(
     "cross_entropy",
     shapes={"logits": "B K", "targets": "B"},
+    dtypes={"targets": (np.int64,)},
     constants={"label_smoothing": 0.0},
     outputs=lambda logits, targets, label_smoothing: _outputs(logits, targets, logits[:1]),
     results=("loss",),

@@ -55,6 +55,7 @@ def _matmul_outputs(a, b):
 matmul = Op(
     "matmul",
     shapes={"a": "B M K", "b": "B K N"},
+    accepts={"a": "*", "b": "*"},
     outputs=_matmul_outputs,
     forward=Implementation.composed(matmul_forward_reference, matmul_forward, cpu, cuda),
     backward=Implementation.composed(matmul_backward_reference, matmul_backward, cpu, cuda),

@@ -157,6 +157,7 @@ def _cost(x, w1, b1, w2, *_):
 channel_mixing = Op(
     "channel_mixing",
     shapes={"x": "B N C", "w1": "F C", "b1": "F", "w2": "O F", "b2": "O", "residual": "B N O"},
+    accepts={"x": "... C", "residual": "... O"},
     constants={"approximate": "none"},
     outputs=_channel_outputs,
     forward=Implementation.composed(channel_forward_reference, channel_forward, cpu, cuda),

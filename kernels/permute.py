@@ -31,11 +31,18 @@ def backward(on, dx, dy, order):
     forward(on, dx, dy, tuple(int(axis) for axis in np.argsort(np.array(order) % dx.ndim)))
 
 
+def _outputs(x, order):
+    if sorted(axis % max(len(x), 1) for axis in order) != list(range(len(x))) or any(not -len(x) <= axis < len(x) for axis in order):
+        raise ValueError(f"permute: {order} is no permutation of the axes of {x}")
+    return {"y": tuple(x[axis] for axis in order)}
+
+
 permute = Op(
     "permute",
     shapes={"x": "B N C"},
+    accepts={"x": "*"},
     constants={"order": ()},
-    outputs=lambda x, order: {"y": tuple(x[axis] for axis in order)},
+    outputs=_outputs,
     forward=Implementation.composed(forward_reference, forward, cpu, cuda),
     backward=Implementation.composed(backward_reference, backward, cpu, cuda),
     cases=[

@@ -183,13 +183,22 @@ def advance_cuda(state):
 # ------------------------------------------------------------------------------------------------------------------- spec
 advance = Implementation(advance_reference, advance_cpu, advance_cuda)  # go to the next step: state uint64 (seed, step), in place
 
+
+def _outputs(x, state, rate, use):
+    if not 0 <= rate <= 1:
+        raise ValueError(f"dropout: rate must lie in 0 ... 1, not {rate}")
+    return {"y": x}
+
+
 VALUES = {"state": lambda rng, shape, sizes: rng.integers(0, 2**64, shape, np.uint64)}
 
 dropout = Op(
     "dropout",
     shapes={"x": "B N C", "state": "2"},
+    accepts={"x": "*"},
+    dtypes={"state": (np.uint64,)},
     constants={"rate": 0.5, "use": 0},
-    outputs=lambda x, state, rate, use: {"y": x},
+    outputs=_outputs,
     forward=Implementation(dropout_reference, dropout_cpu, dropout_cuda),
     backward=Implementation(dropout_backward_reference, dropout_backward_cpu, dropout_backward_cuda),
     gradients=("x",),
@@ -207,8 +216,10 @@ dropout = Op(
 drop_path = Op(
     "drop_path",
     shapes={"x": "B N C", "state": "2"},
+    accepts={"x": "B ..."},
+    dtypes={"state": (np.uint64,)},
     constants={"rate": 0.5, "use": 0},
-    outputs=lambda x, state, rate, use: {"y": x},
+    outputs=_outputs,
     forward=Implementation(drop_path_reference, drop_path_cpu, drop_path_cuda),
     backward=Implementation(drop_path_backward_reference, drop_path_backward_cpu, drop_path_backward_cuda),
     gradients=("x",),

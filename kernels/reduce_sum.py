@@ -43,11 +43,18 @@ def backward(on, dx, dy, axes, keepdims, scale):
     on.copy(dx, dy, dx.shape, strides(dx.shape), broadcast_strides(_kept_shape(dx.shape, axes), dx.shape), scale=scale)
 
 
+def _outputs(x, axes, keepdims, scale):
+    if axes is not None and any(not -len(x) <= axis < len(x) for axis in axes):
+        raise ValueError(f"reduce_sum: {x} has no axes {axes}")
+    return {"y": _sum_shape(x, axes, keepdims)}
+
+
 reduce_sum = Op(
     "reduce_sum",
     shapes={"x": "B N C"},
+    accepts={"x": "*"},
     constants={"axes": None, "keepdims": False, "scale": 1.0},  # a mean has scale 1/n
-    outputs=lambda x, axes, keepdims, scale: {"y": _sum_shape(x, axes, keepdims)},
+    outputs=_outputs,
     forward=Implementation.composed(forward_reference, forward, cpu, cuda),
     backward=Implementation.composed(backward_reference, backward, cpu, cuda),
     cases=[

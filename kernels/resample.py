@@ -215,6 +215,8 @@ def backward_cuda(dx, dy, old, new, method, class_token):
 def _outputs(x: Shape, old: int, new: int, method: str, class_token: str) -> dict[str, Shape]:
     if class_token not in CLASS_TOKENS:
         raise ValueError(f"resample: class_token must be one of {', '.join(CLASS_TOKENS)}, not {class_token!r}")
+    if min(old, new) < 1:
+        raise ValueError(f"resample: grids of {old} and {new} a side")
     prefix = CLASS_TOKENS[class_token]
     require("resample", x=(x, (x[0], prefix + old * old, x[-1])))
     return {"y": (x[0], prefix + new * new, x[2])}
@@ -229,6 +231,7 @@ def _cost(x: Shape, old: int, new: int, method: str, class_token: str) -> Cost:
 resample = Op(
     "resample",
     shapes={"x": "A old**2 C"},
+    accepts={"x": "A N C"},
     constants={"old": 2, "new": 3, "method": "upsample", "class_token": "none"},
     outputs=_outputs,
     forward=Implementation(forward_reference, forward_cpu, forward_cuda),

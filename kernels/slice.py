@@ -45,11 +45,19 @@ def backward(on, dx, dy, start, stop, step):
     on.copy(dx, dy, dy.shape, steps, strides(dy.shape), y_start=first)
 
 
+def _outputs(x, start, stop, step):
+    picked = _picked(start, stop, step)
+    if not len(x) == len(start) == len(stop) == len(step) or any(r and not 0 <= min(r) <= max(r) < size for r, size in zip(picked, x)):
+        raise ValueError(f"slice: {start}, {stop}, {step} do not lie in {x}")
+    return {"y": tuple(map(len, picked))}
+
+
 slicing = Op(
     "slice",
     shapes={"x": "B N C"},
+    accepts={"x": "*"},
     constants={"start": (), "stop": (), "step": ()},  # an entry an axis, as range() takes them: from slice.indices(size)
-    outputs=lambda x, start, stop, step: {"y": tuple(len(r) for r in _picked(start, stop, step))},
+    outputs=_outputs,
     forward=Implementation.composed(forward_reference, forward, cpu, cuda),
     backward=Implementation.composed(backward_reference, backward, cpu, cuda),
     cases=[

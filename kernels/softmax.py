@@ -81,6 +81,7 @@ def softmax_backward_cuda(dx, dy, y):
 softmax = Op(
     "softmax",
     shapes={"x": "B N C"},
+    accepts={"x": "... C"},
     outputs=lambda x: {"y": x},
     forward=Implementation(softmax_reference, softmax_cpu, softmax_cuda),
     backward=Implementation(softmax_backward_reference, softmax_backward_cpu, softmax_backward_cuda),

@@ -26,8 +26,12 @@ Pair = tuple[int, int]
 
 
 def _shape(images: Shape, kernel: Pair, stride: Pair, padding: Pair) -> Shape:
+    if min(*kernel, *stride) < 1 or min(padding) < 0:
+        raise ValueError(f"unfold: kernel {kernel} and stride {stride} must be at least 1, padding {padding} at least 0")
     B, C, *size = images
     grid = [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, kernel, stride, padding)]
+    if min(grid) < 1:
+        raise ValueError(f"unfold: patches of {kernel} do not fit into images of {tuple(size)} with padding {padding}")
     return B, *grid, C * prod(kernel)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from .errors import UserError
 from .kernels import OPS
 from .kernels.concatenate import concatenation, splitting
-from .tensor import Tensor, apply
+from .tensor import Tensor, apply, axis_in
 
 
 def linear(
@@ -65,7 +65,10 @@ def attention(
     for heads of more than 128 channels.
     Source: 1706.03762, section 3.2; order of qkv as timm.
     """
+    _check_rank("attention", "qkv", qkv, "(B, N, 3·C)")
     B, N, channels = qkv.shape
+    if heads < 1:
+        raise UserError(f"attention: heads must be 1 or more, not {heads}")
     if channels % (3 * heads):
         raise UserError(f"attention: heads must divide the channels: {channels // 3} is not a multiple of {heads}")
     size = channels // (3 * heads)
@@ -94,6 +97,7 @@ def patch_projection(
 
     stride: the patch's own size by default, so that patches do not overlap. Source: 2010.11929, section 3.1 (a convolution).
     """
+    _check_rank("patch_projection", "weight", weight, "(O, C, P, Q)")
     patches = unfold(images, weight.shape[2:], weight.shape[2:] if stride is None else stride, padding)
     B, rows, columns, size = patches.shape
     return linear(patches.reshape(B, rows * columns, size), weight.reshape(len(weight), size), bias)
@@ -102,6 +106,7 @@ def patch_projection(
 def unfold(images: Tensor, kernel: int | Sequence[int], stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0) -> Tensor:
     """Patches of images (B, C, H, W) as rows: -> (B, rows, columns, C·kh·kw), zero padded. Raises UserError where none fits."""
     size, step, frame = ((v, v) if isinstance(v, int) else tuple(v) for v in (kernel, stride, padding))
+    _check_rank("unfold", "images", images, "(B, C, H, W)")
     for axis, name in ((0, "height"), (1, "width")):
         if images.shape[2 + axis] + 2 * frame[axis] < size[axis]:
             raise UserError(f"patch size {size[axis]} does not fit into image {name} {images.shape[2 + axis]} with padding {frame[axis]}")
@@ -149,6 +154,11 @@ def broadcast(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def concatenate(*tensors: Tensor, axis: int) -> Tensor:
     """Join tensors along an axis."""
+    if not tensors:
+        raise UserError("concatenate takes one tensor or more")
+    axis = axis_in(axis, tensors[0].ndim)
+    if any(t.ndim != tensors[0].ndim for t in tensors):
+        raise UserError(f"concatenate: tensors must have as many axes, not shapes {', '.join(str(t.shape) for t in tensors)}")
     if len(tensors) == 1:
         return tensors[0]
     return apply(concatenation(len(tensors)), *tensors, lengths=tuple(t.shape[axis] for t in tensors), axis=axis)
@@ -156,7 +166,8 @@ def concatenate(*tensors: Tensor, axis: int) -> Tensor:
 
 def split(x: Tensor, parts: int, axis: int) -> tuple[Tensor, ...]:
     """Cut a tensor into parts of equal length along an axis. Raises UserError where `parts` does not divide it."""
-    if x.shape[axis] % parts:
+    axis = axis_in(axis, x.ndim)
+    if parts < 1 or x.shape[axis] % parts:
         raise UserError(f"split: {parts} parts do not divide axis {axis} of shape {x.shape}")
     return (x,) if parts == 1 else apply(splitting(parts), x, lengths=(x.shape[axis] // parts,) * parts, axis=axis)
 
@@ -164,6 +175,11 @@ def split(x: Tensor, parts: int, axis: int) -> tuple[Tensor, ...]:
 def sum_of(tensors: Iterable[Tensor]) -> Tensor:
     """The sum of tensors of one shape, at least one."""
     return reduce(Tensor.__add__, tensors)
+
+
+def _check_rank(function: str, name: str, value: Tensor, shape: str) -> None:
+    if value.ndim != shape.count(",") + 1:
+        raise UserError(f"{function}: {name} must have the shape {shape}, not {value.shape}")
 
 
 def cross_entropy(logits: Tensor, targets: Any, label_smoothing: float = 0.0) -> Tensor:
@@ -174,6 +190,11 @@ def cross_entropy(logits: Tensor, targets: Any, label_smoothing: float = 0.0) ->
     outside makes the loss NaN.
     """
     targets = targets if logits.device == "cuda" else np.asarray(targets)
+    _check_rank("cross_entropy", "logits", logits, "(B, K)")
+    if not 0 <= label_smoothing < 1:
+        raise UserError(f"label_smoothing must lie in 0 ... below 1, got {label_smoothing}")
+    if targets.ndim not in (1, 2):
+        raise UserError(f"cross_entropy: targets must have the shape (B,) or (B, K), not {targets.shape}")
     if len(targets) != len(logits):
         raise UserError(f"cross_entropy: {len(targets)} targets for {len(logits)} rows of logits")
     if targets.ndim == 2:
@@ -184,7 +205,9 @@ def cross_entropy(logits: Tensor, targets: Any, label_smoothing: float = 0.0) ->
 
 
 def classes_below(labels: np.ndarray, number: int) -> np.ndarray:
-    """The labels as int64; raises UserError naming the first outside 0 … number - 1."""
+    """The labels as int64; raises UserError for labels that are no whole numbers, and naming the first outside 0 … number - 1."""
+    if labels.dtype.kind not in "iu":
+        raise UserError(f"labels must be whole numbers, got {labels.dtype}")
     outside = np.flatnonzero((labels < 0) | (labels >= number))
     if len(outside):
         raise UserError(f"label {labels[outside[0]]} at position {outside[0]} is outside 0 … {number - 1}")

@@ -7,16 +7,17 @@ number, so without recursion, lets the op write each gradient where it belongs, 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
+from operator import index
 from typing import Any
 
 import numpy as np
 
 from .grad_mode import current_tracer, is_grad_enabled
 from .kernels import OPS
-from .kernels.core.arrays import constant, empty, empty_like, to_device, to_numpy
-from .kernels.core.devices import device_of, is_array
+from .kernels.core.arrays import as_array, constant, empty, empty_like, to_device, to_numpy
+from .kernels.core.devices import device_of
 from .kernels.core.dtypes import BFLOAT16, is_floating
 from .kernels.core.op import Op
 
@@ -41,18 +42,16 @@ class Tensor:
     data: a C-contiguous array of float32, float64 or bfloat16: NumPy's on the CPU (any array-like is accepted; integers become float32),
         CuPy's on a GPU.
     requires_grad: whether `backward` puts a gradient into `.grad`, a Tensor of the same shape (None before).
+    NumPy's arithmetic of tensors is that of the operators; its other functions take tensors that require no gradient, and give arrays.
+    Raises TypeError for data that are no numbers, and where a function of NumPy's would lose a gradient.
     """
 
     __slots__ = ("__weakref__", "bf16_copy", "data", "grad", "grad_home", "node", "requires_grad", "result")
-    __array_priority__ = 1000  # array + tensor asks the tensor
 
     def __init__(self, data: Any, requires_grad: bool = False) -> None:
-        array = data.data if isinstance(data, Tensor) else data
-        if not is_array(array) or device_of(array) == "cpu":
-            array = np.asarray(array)
-            if array.dtype not in (np.float32, np.float64, BFLOAT16):
-                array = array.astype(np.float32)
-            array = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+        array = data.data if isinstance(data, Tensor) else as_array(data)
+        if device_of(array) == "cpu":
+            array = np.asarray(array, _dtype_of_data(array.dtype), order="C")
         self.data: Any = array
         self.requires_grad = requires_grad
         self.grad: Tensor | None = None
@@ -95,7 +94,23 @@ class Tensor:
         return Tensor(to_device(self.data, device))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self.requires_grad:
+            raise TypeError("an array of a Tensor that requires a gradient would lose the gradient: take x.detach().numpy()")
         return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __array_ufunc__(self, function: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        op = UFUNCS.get(function)
+        if op is not None and method == "__call__" and not options:
+            a, *rest = (value if isinstance(value, Tensor) else self._other(value) for value in inputs)
+            return op(a, *rest)
+        if any(_wants(value) for value in inputs):
+            raise TypeError(f"numpy.{function.__name__} of a Tensor that requires a gradient would lose it: {WITHOUT_GRADIENT}")
+        return getattr(function, method)(*(_as_numpy(value) for value in inputs), **options)
+
+    def __array_function__(self, function: Any, types: Any, arguments: tuple, options: dict) -> Any:
+        if any(map(_wants, _leaves((arguments, options)))):
+            raise TypeError(f"numpy.{function.__name__} of a Tensor that requires a gradient would lose it: {WITHOUT_GRADIENT}")
+        return function(*_mapped(arguments), **_mapped(options))
 
     def __dlpack__(self, **options: Any) -> Any:
         return self.data.__dlpack__(**options)
@@ -148,7 +163,16 @@ class Tensor:
         return self * -1.0
 
     def __matmul__(self, other: Any) -> Tensor:
-        return apply(OPS["matmul"], self, self._other(other))
+        a, b = self, self._other(other)
+        if not (a.ndim and b.ndim):
+            raise ValueError(f"matmul: shapes {a.shape} and {b.shape}: a number is no matrix, multiply by *")
+        if a.ndim > 1 and b.ndim > 1:
+            return apply(OPS["matmul"], a, b)
+        if a.ndim == 1 and b.ndim > 2:
+            raise ValueError(f"matmul: shapes {a.shape} and {b.shape}: a vector takes a matrix, not a batch of them")
+        shape = a.shape[:-1] + (b.shape[-1:] if b.ndim > 1 else ())  # NumPy's: a vector is a row on the left, a column on the right
+        rows, columns = a.reshape(1, -1) if a.ndim == 1 else a, b.reshape(-1, 1) if b.ndim == 1 else b
+        return apply(OPS["matmul"], rows, columns).reshape(shape)
 
     def __rmatmul__(self, other: Any) -> Tensor:
         return self._other(other) @ self
@@ -164,18 +188,24 @@ class Tensor:
             out.requires_grad, out.node = True, Node(None, (self,))
         return out
 
-    def transpose(self, *order: int) -> Tensor:
-        """Axes in another order, reversed where none is given; a copy."""
-        axes = order or tuple(range(self.ndim))[::-1]
-        return apply(OPS["permute"], self, order=tuple(a % self.ndim for a in axes))
+    def transpose(self, *order: Any) -> Tensor:
+        """Axes in another order, reversed where none is given; a copy. Raises ValueError where the order is no permutation of all axes."""
+        axes = order[0] if len(order) == 1 and isinstance(order[0], Sequence) else order
+        axes = tuple(axis_in(a, self.ndim) for a in axes) or tuple(range(self.ndim))[::-1]
+        if sorted(axes) != list(range(self.ndim)):
+            raise ValueError(f"transpose: {order} is no permutation of the {self.ndim} axes of shape {self.shape}")
+        return apply(OPS["permute"], self, order=axes)
 
     @property
     def T(self) -> Tensor:
         return self.transpose()
 
     def _axes(self, axis: int | Sequence[int] | None) -> tuple[int, ...]:
-        axes = range(self.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-        return tuple(sorted({a % self.ndim for a in axes}))
+        axes = range(self.ndim) if axis is None else axis if isinstance(axis, Sequence) else (axis,)
+        wanted = [axis_in(a, max(self.ndim, 1)) for a in axes]
+        if len(set(wanted)) < len(wanted):
+            raise ValueError(f"duplicate value in 'axis': {axis}")
+        return tuple(sorted(wanted)) if self.ndim else ()  # NumPy takes axis 0 of a number, too
 
     def sum(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
         return apply(OPS["reduce_sum"], self, axes=self._axes(axis), keepdims=keepdims)
@@ -219,6 +249,57 @@ class Tensor:
         if seed.shape != self.shape:
             raise RuntimeError(f"backward: the gradient has shape {seed.shape}, the tensor {self.shape}")
         _walk(self, seed.data)
+
+
+WITHOUT_GRADIENT = "take x.detach().numpy(), or the operators and functions of minivit"
+UFUNCS: dict[np.ufunc, Callable[..., Tensor]] = {
+    np.add: Tensor.__add__,
+    np.subtract: Tensor.__sub__,
+    np.multiply: Tensor.__mul__,
+    np.divide: Tensor.__truediv__,
+    np.negative: Tensor.__neg__,
+    np.positive: lambda a: a,
+    np.matmul: Tensor.__matmul__,
+}
+
+
+def _dtype_of_data(dtype: np.dtype) -> np.dtype:
+    """The dtype that a Tensor keeps an array of numbers in."""
+    if dtype in (FLOAT32, FLOAT64, BFLOAT16):
+        return dtype
+    if dtype.kind not in "biuf":
+        raise TypeError(f"a Tensor holds real numbers, not {dtype}")
+    return FLOAT64 if dtype.kind == "f" and dtype.itemsize >= 8 else FLOAT32
+
+
+def axis_in(axis: Any, ndim: int) -> int:
+    """The axis, counted from 0, of an array with so many. Raises NumPy's AxisError (an IndexError and ValueError) where there is none."""
+    number = index(axis)
+    if not -ndim <= number < ndim:
+        raise np.exceptions.AxisError(number, ndim)
+    return number % ndim
+
+
+def _as_numpy(value: Any) -> Any:
+    return value.numpy() if isinstance(value, Tensor) else value
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What the arguments of a function of NumPy's hold, in lists, tuples and dicts of any depth."""
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _leaves(each)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))
+    else:
+        yield value
+
+
+def _mapped(value: Any) -> Any:
+    """The same arguments with arrays in place of tensors."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_mapped, value))
+    return {name: _mapped(each) for name, each in value.items()} if isinstance(value, dict) else _as_numpy(value)
 
 
 def _bounds(key: Any, length: int) -> tuple[int, int, int]:

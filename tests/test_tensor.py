@@ -174,3 +174,77 @@ def test_a_gradient_that_has_a_home_is_added_to_there(shape, function):
         assert home is None or np.shares_memory(p.grad.data, home)
         gradients.append(p.grad.numpy())
     np.testing.assert_allclose(*gradients, rtol=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------------------------- NumPy's functions
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda a, x: np.exp(x),
+        lambda a, x: a.dot(x),
+        lambda a, x: np.concatenate([x, x]),
+        lambda a, x: a.__setitem__(slice(None), x),
+        lambda a, x: np.add(a, x, out=a),
+        lambda a, x: np.add.reduce(x),
+        lambda a, x: np.maximum(a, x),
+        lambda a, x: np.array([x, x]),
+        lambda a, x: np.asarray(x),
+        lambda a, x: np.stack((a, x)),
+        lambda a, x: np.where(a > 0, x, a),
+    ],
+)
+def test_a_function_of_numpy_does_not_lose_a_gradient(call):
+    a, x = np.ones(2), Tensor(np.array([1.0, 2.0]), requires_grad=True)
+    with pytest.raises(TypeError, match=r"detach\(\)"):
+        call(a, x)
+    call(a, x.detach())
+
+
+@pytest.mark.parametrize("call", [np.add, np.subtract, np.multiply, np.divide])
+def test_numpys_arithmetic_of_tensors_is_on_the_tape(call):
+    a, x = np.array([3.0, 4.0]), Tensor(np.array([1.0, 2.0]), requires_grad=True)
+    for one, other in ((a, x), (x, a), (x, x), (np.float64(2), x)):
+        y = call(one, other)
+        assert isinstance(y, Tensor) and y.requires_grad
+        np.testing.assert_array_equal(y.numpy(), call(*(v.numpy() if isinstance(v, Tensor) else v for v in (one, other))))
+    assert isinstance(np.negative(x), Tensor) and isinstance(np.matmul(a, x), Tensor)
+
+
+def test_vectors_multiply_as_numpys():
+    rng = np.random.default_rng(0)
+    for one, other in (((3,), (3,)), ((2, 3), (3,)), ((2,), (2, 3)), ((4, 2, 3), (3,))):
+        a, b = rng.standard_normal(one), rng.standard_normal(other)
+        np.testing.assert_allclose((Tensor(a) @ Tensor(b)).numpy(), a @ b, rtol=1e-12)
+        assert gradcheck(lambda x, y: x @ y, (a, b))
+
+
+@pytest.mark.parametrize(
+    "dtype, expected", [(">f8", "float64"), ("longdouble", "float64"), (">f4", "float32"), ("float16", "float32"), ("int64", "float32")]
+)
+def test_the_dtype_of_what_is_given(dtype, expected):
+    x = Tensor(np.array([1, 2, 3], np.dtype(dtype)))
+    assert x.dtype == expected and x.numpy().tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("data", [["a"], [1j], np.array(["2020-01-01"], "M8[D]"), np.array([None])])
+def test_no_numbers_no_tensor(data):
+    with pytest.raises(TypeError, match="real numbers"):
+        Tensor(data)
+
+
+class OtherLibrarys:
+    """An array of a library that minivit does not know: NumPy can see it."""
+
+    dtype, shape, ndim = "float32", (3,), 1
+
+    def reshape(self, *shape):
+        raise NotImplementedError
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array([1, 2, 3], dtype or np.float32)
+
+
+def test_what_numpy_can_see_is_an_array_of_the_cpu():
+    x = Tensor(OtherLibrarys())
+    assert (x.device, x.shape, repr(x)) == ("cpu", (3,), "Tensor([1., 2., 3.], dtype=float32)")
+    np.testing.assert_array_equal((Tensor(np.ones(3, np.float32)) + OtherLibrarys()).numpy(), [2, 3, 4])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .devices import device_of, runtime
+from .devices import device_of, is_array, runtime
 from .dtypes import BFLOAT16
 from .recording import current_recording
 
@@ -17,6 +17,11 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 # Bytes after an array that stay free: where two begin closer together than a few vectors, a compiled loop over both takes them to overlap
 # and sums in another order; so results would depend on where the allocator happened to put small arrays.
 GUARD = 512
+
+
+def as_array(values: Any) -> Any:
+    """A NumPy array of whatever NumPy can see, tensors and arrays of other libraries on the CPU too; an array on a GPU as it is."""
+    return values if is_array(values) else np.asarray(values)
 
 
 def empty(shape: tuple[int, ...], dtype: Any, device: str = "cpu") -> Any:

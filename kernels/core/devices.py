@@ -90,8 +90,8 @@ def using(other: Any) -> Iterator[Any]:
 
 
 def is_array(value: Any) -> bool:
-    """Whether a kernel's argument is an array, of either device."""
-    return isinstance(value, np.ndarray) or (hasattr(value, "dtype") and hasattr(value, "reshape") and not isinstance(value, np.generic))
+    """Whether a value is an array that kernels take: NumPy's, or one on a GPU, which speaks CUDA's array protocol."""
+    return isinstance(value, np.ndarray) or hasattr(value, "__cuda_array_interface__")
 
 
 def device_of(array: Any) -> str:

@@ -12,6 +12,10 @@ recorded plan, every test and the kernel benchmark read nothing else.
                                           symbolic shape instead of its own. Constants may stand in expressions ("(G-1)*stride+P",
                                           "kernel[0]"), which hold no spaces; "" is a scalar's shape
 
+    accepts = {"x": "... C"}              where an input may have other shapes than that of `shapes`, which tests draw: "..." stands for any
+                                          axes, the same ones for every input, "1|B" for either length, and "*" for any shape at all, which
+                                          `outputs` checks then
+
     forward(*outputs, *inputs, *constants)
     backward(*d<gradients>, *d<results>, *<accumulates>_sum, *saves, *constants)
 
@@ -25,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -109,6 +113,8 @@ class Op:
     bf16_parameters: tuple[str, ...] = ()  # those of them that products round to bfloat16: they may be given in it, too
     gradient_aliases: Mapping[str, str] = field(default_factory=dict)  # {"residual": "dy"}: that gradient is another one; nothing runs
     accumulates: tuple[str, ...] = ()  # inputs to whose running gradient backward adds at no cost
+    accepts: Mapping[str, str] = field(default_factory=dict)  # the shapes that inputs may have, where `shapes` names one of several
+    dtypes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # of the inputs that are neither activations nor parameters
     # input -> (rng, shape, sizes) -> array, where standard normal draws do not do; `sizes` holds letters and constants
     values: Mapping[str, Callable] = field(default_factory=dict)
 
@@ -120,8 +126,33 @@ class Op:
     def differentiable(self) -> tuple[str, ...]:
         return self.inputs if self.gradients is None else self.gradients
 
+    @cached_property
+    def optional(self) -> frozenset[str]:
+        """The inputs that may be absent: those that are None in a case."""
+        return frozenset(name for case in self.cases for name, value in case.items() if name in self.shapes and value is None)
+
+    def check(self, inputs: Sequence, constants: Mapping[str, Any]) -> None:
+        """Raises TypeError for an input of another dtype, ValueError for one of another rank or length, or none: kernels do not look."""
+        sizes: dict[str, Any] = {}
+        for (name, symbolic), array in zip(self.shapes.items(), inputs):
+            if array is None:
+                if name not in self.optional:
+                    raise TypeError(f"{self.name}: {name} is missing")
+                continue
+            allowed = self.dtypes.get(name)
+            if array.dtype not in allowed if allowed else not is_floating(array.dtype):
+                wanted = " or ".join(str(np.dtype(each)) for each in allowed or (np.float32,))
+                raise TypeError(f"{self.name}: {name} is {array.dtype}, not {wanted}")
+            if 0 in array.shape:
+                raise ValueError(f"{self.name}: {name} has shape {tuple(array.shape)}, and nothing is computed of no elements")
+            symbolic = self.accepts.get(name, symbolic)
+            if symbolic != "*" and not _fits(array.shape, symbolic.split(), sizes, constants):
+                where = ", ".join(f"{letter} = {size}" for letter, size in sizes.items() if letter in symbolic)
+                raise ValueError(f"{self.name}: {name} has shape {tuple(array.shape)}, not ({symbolic}){where and ' with '}{where}")
+
     def describe(self, inputs: Sequence, constants: Mapping[str, Any]) -> dict[str, Array | None]:
-        """Shape and dtype of each output for these input arrays (or None) and constants; nothing runs."""
+        """Shape and dtype of each output for these input arrays (or None) and constants; nothing runs. Raises as `check` does."""
+        self.check(inputs, constants)
         dtype = result_dtype([a.dtype for a in inputs if a is not None and is_floating(a.dtype)])
         shapes = [None if a is None else a.shape for a in inputs]
         described = self.outputs(*shapes, *constants.values())
@@ -179,6 +210,28 @@ class OpCall(NamedTuple):
         cost = self.op.cost(*(None if a is None else a.shape for a in self.inputs), *self.constants)
         forward, backward = self.op.least_bytes(self.inputs, dict(zip(self.op.constants, self.constants)))
         return (cost.forward, forward) if self.direction == "forward" else (cost.backward, backward)
+
+
+def _fits(shape: Shape, tokens: list[str], sizes: dict[str, Any], constants: Mapping[str, Any]) -> bool:
+    """Whether a shape is as its tokens say; the lengths of letters that are met for the first time are added to `sizes`."""
+    if "..." in tokens:
+        at = tokens.index("...")
+        after = len(tokens) - 1 - at
+        if len(shape) < at + after:
+            return False
+        axes = tuple(shape[at : len(shape) - after])
+        if sizes.setdefault("...", axes) != axes:
+            return False
+        tokens, shape = tokens[:at] + tokens[at + 1 :], (*shape[:at], *shape[len(shape) - after :])
+    return len(shape) == len(tokens) and all(_is_length(n, token, sizes, constants) for n, token in zip(shape, tokens))
+
+
+def _is_length(length: int, token: str, sizes: dict[str, Any], constants: Mapping[str, Any]) -> bool:
+    if "|" in token:
+        return any(_is_length(length, each, sizes, constants) for each in token.split("|"))
+    if token.isdigit():
+        return length == int(token)
+    return sizes.setdefault(token, length) == length if token.isidentifier() else length == eval(token, {}, {**constants, **sizes})
 
 
 def require(op: str, **shapes: tuple[Shape | None, Shape]) -> None:

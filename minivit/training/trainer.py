@@ -14,7 +14,7 @@ from ..errors import UserError, nearest
 from ..functional import classes_below, cross_entropy, sum_of
 from ..kernels import primitives
 from ..kernels.core import arrays
-from ..kernels.core.devices import device_of, is_array
+from ..kernels.core.devices import device_of
 from ..kernels.cpu.run import threads_set
 from ..models.base import Model
 from ..nn.module import Module, dtype_of
@@ -201,8 +201,7 @@ class Trainer:
 
 
 def _array(values: Any) -> Any:
-    values = values.data if isinstance(values, Tensor) else values
-    return values if is_array(values) else np.asarray(values)
+    return values.data if isinstance(values, Tensor) else arrays.as_array(values)
 
 
 class PendingLoss:
