@@ -60,6 +60,15 @@ class Tensor:
         self.node: Node | None = None  # None: a leaf
         self.result = 0  # which of the node's results this is
 
+    def __getstate__(self) -> tuple[np.ndarray, bool, Any]:
+        """What a pickle or a copy holds: the values and the gradient, on the CPU; not the tape."""
+        return np.array(self.numpy()), self.requires_grad, None if self.grad is None else np.array(self.grad.numpy())
+
+    def __setstate__(self, state: tuple[np.ndarray, bool, Any]) -> None:
+        values, requires_grad, gradient = state
+        Tensor.__init__(self, values, requires_grad)
+        self.grad = None if gradient is None else Tensor(gradient)
+
     # ------------------------------------------------------------------------------------------------------------- as an array
     @property
     def shape(self) -> tuple[int, ...]:

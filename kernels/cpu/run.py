@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from threading import Lock
+from typing import Any
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import get_num_threads, njit, prange, set_num_threads, types
 from numba.core import cgutils
@@ -53,8 +56,19 @@ def _run(address, bands, table):
 def _replay(addresses, bands, tables, number):
     before = _exchange_threads(number)  # here, for it takes nanoseconds, from Python microseconds
     for i in range(len(addresses)):
-        run_bands(addresses[i], bands[i], tables[i])
+        _run_in_parallel(addresses[i], bands[i], tables[i])
     _exchange_threads(before)
+
+
+def _run_alone(address, bands, table):
+    for band in range(bands):
+        call_entry(address, band, table)
+
+
+def _replay_alone(addresses, bands, tables, number):
+    for i in range(len(addresses)):
+        for band in range(bands[i]):
+            call_entry(addresses[i], band, tables[i])
 
 
 @contextmanager
@@ -71,9 +85,64 @@ def _short_spin() -> Iterator[None]:
         del os.environ["GOMP_SPINCOUNT"]
 
 
+RUN, REPLAY = "void(int64, int64, int64)", "void(int64[::1], int64[::1], int64[::1], int64)"
+
 with _short_spin():  # Numba loads the threading layer with the first parallel function
-    run_bands = cached(njit("void(int64, int64, int64)", parallel=True, nogil=True, cache=True), _run)
-replay = cached(njit("void(int64[::1], int64[::1], int64[::1], int64)", nogil=True, cache=True), _replay)
+    _run_in_parallel = cached(njit(RUN, parallel=True, nogil=True, cache=True), _run)
+_replay_in_parallel = cached(njit(REPLAY, nogil=True, cache=True), _replay)
+
+
+class _Loops:
+    """The loops that run kernels in this process.
+
+    A child of fork has no threads of its own, and GNU OpenMP ends it at the first parallel loop: there, one thread runs all bands, with the
+    same results. Numba's own layer "workqueue" takes one caller at a time.
+    """
+
+    def __init__(self) -> None:
+        self.run, self.replay = _run_in_parallel, _replay_in_parallel
+        self.lock: Any = Lock() if numba.threading_layer() == "workqueue" else nullcontext()
+
+    def after_fork(self) -> None:
+        self.run = cached(njit(RUN, nogil=True, cache=True), _run_alone)
+        self.replay = cached(njit(REPLAY, nogil=True, cache=True), _replay_alone)
+        self.lock = nullcontext()
+
+
+_loops = _Loops()
+_forked = False
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
+
+
+def loops() -> _Loops:
+    """The loops that run kernels in this process; in a child of fork they are compiled when they are first needed."""
+    global _forked
+    if _forked:
+        _forked = False
+        _loops.after_fork()
+    return _loops
+
+
+def run_bands(address: int, bands: int, table: int) -> None:
+    """Run all bands of a compiled kernel now: address of its entry, and of the table of its arguments."""
+    here = loops()
+    with here.lock:
+        here.run(address, bands, table)
+
+
+def replay(entries: np.ndarray, bands: np.ndarray, addresses: np.ndarray, number: int) -> None:
+    """Run a list of calls, each with its entry, bands and table, shared among so many threads."""
+    here = loops()
+    with here.lock:
+        here.replay(entries, bands, addresses, number)
 
 
 def threads() -> int:

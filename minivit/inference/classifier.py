@@ -100,6 +100,10 @@ class Classifier(Module):
         """The model's multiply-adds for one image."""
         return self.model.cost()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle or a copy holds: its Predictor is made anew."""
+        return {**vars(self), "_predictor": None}
+
     @property
     def predictor(self) -> Predictor:
         if self._predictor is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from threading import BoundedSemaphore, RLock
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from ..errors import UserError
 from ..grad_mode import no_grad
 from ..kernels.core.arrays import array_on, copy_from_numpy, to_numpy
 from ..kernels.cpu.changes import change_detector
-from ..kernels.cpu.run import threads_set
+from ..kernels.cpu.run import most_threads, threads_set
 from ..models.base import Model
 from ..models.cascade.calibration import Calibration, check, confidence
 from ..nn.module import Module, Parameter, device_of, dtype_of, evaluating
@@ -64,6 +65,7 @@ class Predictor:
     "float32", "bf16x3", "bfloat16" or "auto", as `minivit.precision` says; None: the model's own. device: "cpu" or "cuda", where the model
     moves; None: where it is. batch_size: of the largest plan; larger batches are split; None fits it to the images.
     threads: how many compute; None: as many as there are cores.
+    Any number of threads may call it at once; `threads` of one call and the number of cores say how many are computed side by side.
     A cascade has plans of each stage by itself: with a budget, images that exit leave the batch, and the others go on without them
     (2105.15075, section 3.1). A few plans are kept; a batch a little smaller than one of them is padded for it.
     """
@@ -87,12 +89,28 @@ class Predictor:
             raise UserError(f"batch_size must be 1 or more, got {batch_size}")
         self.model, self.batch_size, self.threads = model.unwrapped(), batch_size, thread_count(threads)
         self.stages = self.model.num_exits
-        self._plans: list[dict[tuple[int, ...], _StagePlan]] = []  # of each stage, by input shape; last used last
+        self._begin()
+
+    def _begin(self) -> None:
+        """Without any plan yet."""
+        self._lock = RLock()  # over the attributes below, and while a plan is recorded
+        self._slots = BoundedSemaphore(max(1, most_threads() // self.threads))  # as many plans run at once as there are cores for
+        self._plans: list[
+            dict[tuple[int, ...], list[_StagePlan]]
+        ] = []  # of each stage, those that are free, by input shape; last used last
         self._recorded: tuple[Any, list[Parameter], list[np.ndarray]] = None, [], []  # configuration, parameters, their arrays
         self._changed: Callable[[], bool] = lambda: False  # whether the weights have, since it was asked last
         self._version = 0  # of the weights: how often they have
         self._costs = np.full(self.stages, np.nan)  # multiply-adds by exit
         self._checked: tuple[Calibration, bytes] | None = None  # what was found to fit the weights, and a sign of these
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle or a copy holds: plans are recorded anew."""
+        return {name: getattr(self, name) for name in ("precision", "model", "batch_size", "threads", "stages")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
 
     def __call__(self, images: Any, budget: float | None = None) -> np.ndarray:
         """Logits (B, classes) float32 of images (B, C, H, W), normalised as in training.
@@ -128,14 +146,15 @@ class Predictor:
     @property
     def plans(self) -> list[Plan]:
         """The recorded plans that are kept, of all stages."""
-        return [stage.plan for plans in self._plans for stage in plans.values()]
+        return [stage.plan for plans in self._plans for free in plans.values() for stage in free]
 
     def _parts(self, images: Any) -> list[np.ndarray]:
         """The images in batches that plans take; plans of parameters that lie elsewhere by now are dropped."""
         images = images.data if isinstance(images, Tensor) else np.asarray(images)
         if images.ndim != 4 or 0 in images.shape:
             raise UserError(f"images must have the shape (B, C, H, W) and hold an image, got {images.shape}")
-        self._follow()
+        with self._lock:
+            self._follow()
         largest = self.batch_size or min(LARGEST_BATCH, max(1, ELEMENTS // images[0].size))
         return [images[start : start + largest] for start in range(0, len(images), largest)]
 
@@ -205,21 +224,38 @@ class Predictor:
 
     def _run(self, k: int, images: np.ndarray, state: Arrays, whole: int) -> tuple[np.ndarray, Arrays]:
         """(logits, what the next stage reuses) of stage k. state: what stage k - 1 gave. whole: images of the batch that set out."""
-        plans, number = self._plans[k], len(images)
+        with self._slots:
+            plans = self._plans[k]
+            key, plan = self._take(plans, k, images, state, whole)
+            try:
+                return plan(images, state)
+            finally:
+                self._give_back(plans, k, key, plan)
+
+    def _take(
+        self, plans: dict[tuple[int, ...], list[_StagePlan]], k: int, images: np.ndarray, state: Arrays, whole: int
+    ) -> tuple[tuple[int, ...], _StagePlan]:
+        """A plan that nobody else uses meanwhile, and its input shape."""
+        number = len(images)
         least = number if number == whole else _padded(number, whole)
-        fitting = [s for s in plans if s[1:] == images.shape[1:] and least <= s[0] <= 1.25 * number]
-        key = min(fitting, default=(least, *images.shape[1:]))
-        plan = plans.pop(key, None)
-        if plan is None:
-            with threads_set(self.threads), self.precision.products(), explain_out_of_memory(least):
-                plan = _StagePlan(self.model, k, key, state, self.precision.activations)
-        elif plan.version != self._version:
-            plan.plan.prepare()
-        plan.version = self._version
-        plans[key] = plan
-        if len(plans) > (FIRST_PLANS if k == 0 else LATER_PLANS):
-            del plans[next(iter(plans))]  # the one that has not been used for longest
-        return plan(images, state)
+        with self._lock:
+            fitting = [s for s, free in plans.items() if free and s[1:] == images.shape[1:] and least <= s[0] <= 1.25 * number]
+            key = min(fitting, default=(least, *images.shape[1:]))
+            if key in fitting:
+                plan = plans[key].pop()
+                if plan.version != self._version:
+                    plan.plan.prepare()
+            else:
+                with threads_set(self.threads), self.precision.products(), explain_out_of_memory(least):
+                    plan = _StagePlan(self.model, k, key, state, self.precision.activations)
+            plan.version = self._version
+            return key, plan
+
+    def _give_back(self, plans: dict[tuple[int, ...], list[_StagePlan]], k: int, key: tuple[int, ...], plan: _StagePlan) -> None:
+        with self._lock:
+            plans[key] = [*plans.pop(key, ()), plan]
+            if len(plans) > (FIRST_PLANS if k == 0 else LATER_PLANS):
+                del plans[next(iter(plans))]  # those that have not been used for longest
 
 
 def _padded(number: int, whole: int) -> int:

@@ -14,6 +14,8 @@ from .optimizer import Optimizer, check_between, register, zeros_like
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (1711.05101), in PyTorch's form. Raises UserError for values out of range."""
 
+    buffers = ("m", "v")
+
     def __init__(
         self,
         flat: FlatParameters,

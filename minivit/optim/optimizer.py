@@ -7,7 +7,7 @@ the arguments of `Optimizer` are its own options, which `Trainer` and `train` ha
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any, ClassVar, TypeVar
 
@@ -35,6 +35,14 @@ class StepScalars:
         self.array = arrays.array_on(device, np.zeros(SCALARS))
         self._known = np.zeros(SCALARS)
 
+    def values(self) -> np.ndarray:
+        """A copy of all of them."""
+        return np.array(arrays.to_numpy(self.array))
+
+    def load(self, values: np.ndarray) -> None:
+        self._known[:] = values
+        arrays.copy_from_numpy(self.array, values)
+
     def value(self, which: int) -> float:
         return float(self._known[which])
 
@@ -53,6 +61,7 @@ class Optimizer:
     """
 
     name: ClassVar[str]
+    buffers: ClassVar[tuple[str, ...]] = ()  # the attributes that hold its state, arrays of the flat buffer's size
     groups: ClassVar[Groups] = staticmethod(by_decay)
 
     def __init__(self, flat: FlatParameters, lr: float, weight_decay: float, clip_norm: float | None, ema: float | None) -> None:
@@ -98,6 +107,18 @@ class Optimizer:
     @property
     def gradient_norm(self) -> float:
         return float(np.sqrt(arrays.to_numpy(self._squares).sum()))
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """A copy of all that a step depends on besides the parameters: the buffers, the average if there is one, and the scalars."""
+        present = [name for name in (*self.buffers, "average") if getattr(self, name) is not None]
+        return {name: np.array(arrays.to_numpy(getattr(self, name))) for name in present} | {"scalars": self.scalars.values()}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take what `state_dict` gave of an optimizer of the same class and options, for the same parameters."""
+        self.scalars.load(state["scalars"])
+        for name in (*self.buffers, "average"):
+            if name in state:
+                arrays.copy_from_numpy(getattr(self, name), state[name])
 
     def step(self) -> None:
         """Move the parameters by the gradients that lie in the flat buffer, and their average after them."""

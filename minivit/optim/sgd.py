@@ -11,6 +11,8 @@ from .optimizer import Optimizer, check_between, register, zeros_like
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum, in PyTorch's form: weight decay is a part of the gradient."""
 
+    buffers = ("velocity",)
+
     def __init__(
         self,
         flat: FlatParameters,

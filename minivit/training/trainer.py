@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from math import isfinite, sqrt
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,13 @@ class Trainer:
         self.optimizer = OPTIMIZERS[optimizer](self.flat, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm, ema=ema, **own)
         self.steps = 0
         self._shapes: dict[tuple, _Batch] = {}  # shape and kind of a batch -> its buffers and plan; last used last
+        self._lock = Lock()  # held during a step
+        self._arguments = dict(precision=precision, device=device, optimizer=optimizer, weight_decay=weight_decay, clip_norm=clip_norm)
+        self._arguments |= dict(label_smoothing=label_smoothing, accumulate=accumulate, ema=ema, plan=plan, threads=threads, **own)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a pickle or a copy holds: the model and the optimizer's state; steps are recorded anew."""
+        return _restored, (self.model, self._arguments, self.optimizer.state_dict(), self.steps)
 
     @property
     def lr(self) -> float:
@@ -127,7 +135,14 @@ class Trainer:
 
     def submit(self, images: Any, labels: Any) -> PendingLoss:
         """The same without waiting for a GPU, which computes while the next batch is made: ask what it returns for the loss later."""
-        images, labels = (_array(a) for a in (images, labels))
+        if not self._lock.acquire(blocking=False):
+            raise UserError("a Trainer makes one step at a time, and another thread is in one: give each thread a Trainer of its own")
+        try:
+            return self._submit(_array(images), _array(labels))
+        finally:
+            self._lock.release()
+
+    def _submit(self, images: Any, labels: Any) -> PendingLoss:
         key = images.shape, labels.shape
         batch = self._shapes.get(key) or self._new_batch(images, labels)
         batch.fill(images, labels)
@@ -198,6 +213,14 @@ class Trainer:
         self.flat.clear_unused_gradients()
         self.optimizer.step()
         return tuple(losses)
+
+
+def _restored(model: Module, arguments: dict[str, Any], optimizer: dict[str, np.ndarray], steps: int) -> Trainer:
+    """A Trainer that goes on where another one was."""
+    trainer = Trainer(model, **arguments)
+    trainer.optimizer.load_state_dict(optimizer)
+    trainer.steps = steps
+    return trainer
 
 
 def _array(values: Any) -> Any:
