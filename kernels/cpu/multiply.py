@@ -1,4 +1,4 @@
-"""The innermost loop of a product, on the registers of a tile: `cpu/tiles.py` says what it computes."""
+"""The microkernel of the matrix product, on one register tile: `cpu/tiles.py` defines what it computes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .tiles import AMX_CELLS, Tile
 
 
 def _multiply_add(code: Code, tile: Tile, left: ir.Value, right: ir.Value, total: ir.Value) -> ir.Value:
-    """total + left·right, of vectors of cells."""
+    """total + left·right, for vectors of cells."""
     b, lanes = code.b, total.type.count
     fma = f"llvm.fmuladd.v{lanes}f{8 * tile.cell_bytes}"
     if tile.multiply == "fma":
@@ -34,7 +34,7 @@ def _multiply_add(code: Code, tile: Tile, left: ir.Value, right: ir.Value, total
 def _multiplier(generate_registers: Any) -> Any:
     @intrinsic
     def multiply(typing_context, tile, depth, a, a_row, a_step, last, panel, c, c_row, add):
-        """c[0:rows, 0:width] (+)= a · panel over `depth` cells; rows of a beyond `last` repeat it. Addresses and strides are in bytes."""
+        """c[0:rows, 0:width] (+)= a · panel over `depth` cells; rows beyond `last` repeat row `last` of a. Strides are in bytes."""
 
         def generate(context, builder, signature, values):
             shape = signature.args[0].tile
@@ -67,9 +67,9 @@ def _generate_registers(
     def store(accumulate: bool) -> None:
         for i in range(height):
             for v in range(vectors):
-                place = code.at(c, b.mul(c_row, code.number(i)), v * tile.lane_bytes)
+                address = code.at(c, b.mul(c_row, code.number(i)), v * tile.lane_bytes)
                 value = new[i * vectors + v]
-                code.store(b.fadd(value, code.load(place, vector)) if accumulate else value, place)
+                code.store(b.fadd(value, code.load(address, vector)) if accumulate else value, address)
 
     with b.if_else(b.icmp_signed("!=", add, code.number(0))) as (then, otherwise):
         with then:
@@ -79,13 +79,13 @@ def _generate_registers(
 
 
 multiply_tile = _multiplier(_generate_registers)
-multiply_one_vector = _multiplier(partial(_generate_registers, vectors=1))  # of the first vector's columns alone
-multiply_half_rows = _multiplier(partial(_generate_registers, half=True))  # of the upper half of the rows
+multiply_one_vector = _multiplier(partial(_generate_registers, vectors=1))  # computes only the columns of the first vector
+multiply_half_rows = _multiplier(partial(_generate_registers, half=True))  # computes only the upper half of the rows
 
 
 # --------------------------------------------------------------------------------------------------------------------------- AMX
 class Amx:
-    """The instructions on tile registers 0 ... 7, each of 16 rows of 64 bytes."""
+    """The instructions on tile registers 0 ... 7, each with 16 rows of 64 bytes."""
 
     def configure(self, code: Code) -> None:
         content = bytearray(64)
@@ -111,11 +111,11 @@ class Amx:
         code.call("llvm.x86.tdpbf16ps", ir.VoidType(), *(ir.Constant(I8, t) for t in (total, left, right)))
 
 
-TILE_INSTRUCTIONS: dict[str, Any] = {"amx": Amx()}  # tests add a simulation
+TILE_INSTRUCTIONS: dict[str, Any] = {"amx": Amx()}  # tests add a simulator
 
 
 def _generate_amx(code: Code, tile: Tile, depth, a, a_row, a_step, last, panel, c, c_row, add) -> None:
-    """Tiles 0 to 3 hold C, 4 and 5 sixteen rows of A each, 6 and 7 sixteen columns of the panel each."""
+    """Registers 0 to 3 hold C, 4 and 5 sixteen rows of A each, 6 and 7 sixteen columns of the panel each."""
     b, amx, half = code.b, TILE_INSTRUCTIONS[tile.multiply], tile.lane_bytes
     parts = [(2 * i + j, code.at(c, b.mul(c_row, code.number(16 * i)), half * j)) for i in range(2) for j in range(2)]
     with b.if_else(b.icmp_signed("!=", add, code.number(0))) as (then, otherwise):
@@ -152,5 +152,5 @@ def _of_instructions(name: str) -> Any:
     return run
 
 
-configure_tiles = _of_instructions("configure")  # before the first `multiply_tile` on a thread, where the tile needs it
+configure_tiles = _of_instructions("configure")  # before the first `multiply_tile` on a thread, if the tile needs it
 release_tiles = _of_instructions("release")  # after the last
