@@ -101,8 +101,8 @@ def _exp_all(zero, square, size):
 
 
 @routine
-def _copy_all(to_zero, to, zero, square, size):
-    out, scores = view(to_zero, to), view(zero, square)
+def _copy_all(target_zero, target, zero, square, size):
+    out, scores = view(target_zero, target), view(zero, square)
     for j in range(size):
         out[j] = scores[j]
 
@@ -241,12 +241,12 @@ def _products(qkv, squares):
     """The method and operand format of the products, and per band the scratch memory of a product and of `squares` squares."""
     B, N, _, H, D = qkv.shape
     tile, width = tile_of(qkv.dtype), N
-    needed, finish, flags = scratch_bytes(tile, N, max(N, D), max(N, D)) + squares * N * N * tile.accumulator.itemsize, 0, 0
+    scratch_size, finish, flags = scratch_bytes(tile, N, max(N, D), max(N, D)) + squares * N * N * tile.accumulator.itemsize, 0, 0
     if qkv.dtype != tile.accumulator:
         finish, flags = finish_entry(tile.accumulator, qkv.dtype), CONVERT | PADDED
         width = -(-N // (tile.pairs * tile.step)) * tile.pairs * tile.step
-        needed += squares * N * width * qkv.itemsize
-    scratch = empty((min(threads(), B * H), -(-needed // 64) * 64), np.uint8)
+        scratch_size += squares * N * width * qkv.itemsize
+    scratch = empty((min(threads(), B * H), -(-scratch_size // 64) * 64), np.uint8)
     return Method(product_entry(tile), finish), Squares(flags, width), scratch
 
 
@@ -265,8 +265,8 @@ def _flat(array, placeholder):
 def forward_cpu(y, logits, probabilities, lse, qkv, bias, scale, keep_logits, keep_probabilities):
     method, squares, scratch = _products(qkv, 1)
     scores = Scores(float(scale), *_bias_steps(bias, qkv.shape), keep_logits, keep_probabilities)
-    written = y.reshape(-1), _flat(logits, y), _flat(probabilities, y), lse.reshape(-1)
-    launch(_forward, len(scratch), method, squares, *written, qkv, _flat(bias, y), scratch, scores)
+    outputs = y.reshape(-1), _flat(logits, y), _flat(probabilities, y), lse.reshape(-1)
+    launch(_forward, len(scratch), method, squares, *outputs, qkv, _flat(bias, y), scratch, scores)
 
 
 def backward_cpu(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale, keep_logits, keep_probabilities):

@@ -56,11 +56,11 @@ def sample_reference(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 def forward_reference(y, images, index, partner, matrices, lam, boxes, mean, std):
     B, _, H, W = y.shape
-    own = np.stack([sample_reference(images[k], m) for k, m in zip(index, matrices)]) * y.dtype.type(unit(images))  # (B, H, W, C)
+    samples = np.stack([sample_reference(images[k], m) for k, m in zip(index, matrices)]) * y.dtype.type(unit(images))  # (B, H, W, C)
     weight = np.broadcast_to(lam[:, None, None], (B, H, W)).copy()
     for b, (top, left, bottom, right) in enumerate(boxes):
         weight[b, top:bottom, left:right] = 0
-    mixed = weight[..., None] * own + (1 - weight[..., None]) * own[partner]
+    mixed = weight[..., None] * samples + (1 - weight[..., None]) * samples[partner]
     y[...] = ((mixed - mean) / std).transpose(0, 3, 1, 2)
 
 

@@ -3,7 +3,7 @@
     squares  = Σ g² over each of PARTS equal stretches of the flat buffer of gradients,      STEP = STEP + 1
 
     norm     = sqrt(Σ squares)
-    g'       = g·min(1, CLIP_NORM / (norm + 1e-6))                        (g' = g where CLIP_NORM is 0)
+    g'       = g·min(1, CLIP_NORM / (norm + 1e-6))                        (g' = g if CLIP_NORM is 0)
 
 and, if an average of the weights is maintained (Polyak and Juditsky, 1992; 1803.05407), with TensorFlow's warmup:
 

@@ -106,11 +106,11 @@ def taps(old: int, new: int, method: str, class_token: str, transposed: bool, dt
     weights = np.multiply.outer(matrix[i, k], matrix[i, k]).reshape(-1)
     if class_token == "keep":
         rows, columns, weights = np.append(rows, 0), np.append(columns, 0), np.append(weights, 1.0)
-    number = prefix + new * new
+    row_count = prefix + new * new
     if transposed:
-        rows, columns, number = columns, rows, prefix + old * old
+        rows, columns, row_count = columns, rows, prefix + old * old
     order = np.lexsort((columns, rows))
-    starts = np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=number))))
+    starts = np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=row_count))))
     return Taps(starts, columns[order], weights[order].astype(dtype))
 
 

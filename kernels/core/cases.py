@@ -35,7 +35,7 @@ def input_shapes(op: Op, case: Mapping[str, Any]) -> dict[str, Shape | None]:
 
 
 def shrunk(op: Op, case: Mapping[str, Any], elements: int = 300_000, operations: int = 100_000_000) -> dict[str, Any]:
-    """The case with its first letter, usually the batch, halved until it has at most so many elements and operations."""
+    """The case with its first letter, usually the batch, halved until it has at most `elements` and `operations`."""
     case = dict(case)
     first = next(iter(letters(op, case)), None)
     while first and case[first] > 1:

@@ -183,6 +183,6 @@ class OpCall(NamedTuple):
 
 def require(op: str, **shapes: tuple[Shape | None, Shape]) -> None:
     """Raises ValueError for the first (shape or None, expected shape) that differ; kernels themselves do not check shapes."""
-    for name, (given, wanted) in shapes.items():
-        if given is not None and tuple(given) != tuple(wanted):
-            raise ValueError(f"{op}: {name} has shape {tuple(given)}, not {tuple(wanted)}")
+    for name, (shape, expected) in shapes.items():
+        if shape is not None and tuple(shape) != tuple(expected):
+            raise ValueError(f"{op}: {name} has shape {tuple(shape)}, not {tuple(expected)}")

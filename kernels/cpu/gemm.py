@@ -31,10 +31,10 @@ _thread = threading.local()  # .split: see `split_products`
 
 
 @contextmanager
-def split_products(wanted: bool = True) -> Iterator[None]:
+def split_products(enabled: bool = True) -> Iterator[None]:
     """Context manager: in this thread, products of float32 arrays are computed as "bf16x3" (`cpu/tiles.py`)."""
     previous = getattr(_thread, "split", False)
-    _thread.split = wanted
+    _thread.split = enabled
     try:
         yield
     finally:

@@ -51,18 +51,18 @@ def _generate_registers(
 ) -> None:
     vectors, height = vectors or tile.vectors, tile.rows // 2 if half else tile.rows
     b, lanes = code.b, tile.lane_bytes // tile.cell_bytes
-    number = F64 if tile.precision == "float64" else F32
-    cell = I32 if tile.pairs == 2 else number
-    vector, cells = ir.VectorType(number, lanes), ir.VectorType(cell, lanes)
+    scalar = F64 if tile.precision == "float64" else F32
+    cell = I32 if tile.pairs == 2 else scalar
+    vector, cells = ir.VectorType(scalar, lanes), ir.VectorType(cell, lanes)
     rows = [code.at(a, b.mul(b.select(b.icmp_signed("<", code.number(i), last), code.number(i), last), a_row)) for i in range(height)]
     zero = ir.Constant(vector, [0.0] * lanes)
-    _, (offset, line, *sums), end = code.loop(depth, [code.number(0), panel, *[zero] * height * vectors])
-    right = [code.load(code.at(line, v * tile.lane_bytes), cells, tile.cell_bytes) for v in range(vectors)]
+    _, (offset, panel_row, *sums), end = code.loop(depth, [code.number(0), panel, *[zero] * height * vectors])
+    right = [code.load(code.at(panel_row, v * tile.lane_bytes), cells, tile.cell_bytes) for v in range(vectors)]
     new = []
     for i in range(height):
         left = code.splat(code.load(code.at(rows[i], offset), cell, min(tile.cell_bytes, 4) if tile.pairs == 1 else 2), lanes)
         new += [_multiply_add(code, tile, left, right[v], sums[i * vectors + v]) for v in range(vectors)]
-    _, _, *new = end([b.add(offset, a_step), code.at(line, tile.row_bytes), *new])
+    _, _, *new = end([b.add(offset, a_step), code.at(panel_row, tile.row_bytes), *new])
 
     def store(accumulate: bool) -> None:
         for i in range(height):
@@ -126,14 +126,14 @@ def _generate_amx(code: Code, tile: Tile, depth, a, a_row, a_step, last, panel, 
             for number, _ in parts:
                 amx.zero(code, number)
     lower = code.at(a, b.mul(a_row, code.number(16)))
-    _, (offset, line), end = code.loop(b.sdiv(depth, code.number(AMX_CELLS)), [code.number(0), panel])
+    _, (offset, panel_row), end = code.loop(b.sdiv(depth, code.number(AMX_CELLS)), [code.number(0), panel])
     amx.load(code, 4, code.at(a, offset), a_row)
-    amx.load(code, 6, line, code.number(tile.row_bytes))
+    amx.load(code, 6, panel_row, code.number(tile.row_bytes))
     amx.load(code, 5, code.at(lower, offset), a_row)
-    amx.load(code, 7, code.at(line, half), code.number(tile.row_bytes))
+    amx.load(code, 7, code.at(panel_row, half), code.number(tile.row_bytes))
     for number in range(4):
         amx.multiply(code, number, 4 + number // 2, 6 + number % 2)
-    end([code.at(offset, 64), code.at(line, AMX_CELLS * tile.row_bytes)])
+    end([code.at(offset, 64), code.at(panel_row, AMX_CELLS * tile.row_bytes)])
     for number, place in parts:
         amx.store(code, number, place, c_row)
 

@@ -214,10 +214,10 @@ def _sum_axis(y: np.ndarray, p: np.ndarray, q: np.ndarray | None, sizes: tuple[i
     elif split and C > 1 and R >= PARTS:
         parts = isqrt(R)
     sums = y if parts == 1 else empty((A, parts, C), y.dtype)
-    summing, before, after = (_sum_rows, (A, R), (A, parts)) if C == 1 else (_sum_columns, sizes, (A, parts, C))
-    factor = (p if q is None else q).reshape(before)
+    summing, input_shape, output_shape = (_sum_rows, (A, R), (A, parts)) if C == 1 else (_sum_columns, sizes, (A, parts, C))
+    factor = (p if q is None else q).reshape(input_shape)
     last = 1.0 if parts > 1 else scale
-    launch(summing, bands_for(p.size), sums.reshape(after), p.reshape(before), factor, q is not None, last)
+    launch(summing, bands_for(p.size), sums.reshape(output_shape), p.reshape(input_shape), factor, q is not None, last)
     if parts > 1:
         _sum_axis(y, sums, None, (A, parts, C), scale, split=False)
 

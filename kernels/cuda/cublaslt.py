@@ -38,7 +38,7 @@ class _Result(ctypes.Structure):  # cublasLtMatmulHeuristicResult_t
     _fields_ = (("algorithm", c_uint64 * 8), ("workspace", c_size_t), ("state", c_int), ("waves", c_float), ("reserved", c_int * 4))
 
 
-class _Ready(NamedTuple):
+class _Matmul(NamedTuple):
     """The cuBLASLt objects for a product of certain types, reused by each call."""
 
     description: c_void_p
@@ -55,7 +55,7 @@ class CublasLt:
         self._library = ctypes.CDLL(path)
         self._handle = c_void_p()
         self._call("cublasLtCreate", byref(self._handle))
-        self._ready: dict[tuple, _Ready] = {}
+        self._matmuls: dict[tuple, _Matmul] = {}
 
     def run(self, product: Product, arrays: tuple, addresses: tuple[int, ...], workspace: int, stream: int) -> None:
         """c = a·b + bias + extra, on `stream`.
@@ -65,33 +65,33 @@ class CublasLt:
         c, a, b, bias, extra, workspace_address = addresses
         alignments = tuple(min(address & -address, MAX_ALIGNMENT) for address in (b, a, extra or c, c, bias))
         key = product, tuple(None if a is None else a.dtype.char for a in arrays[:5]), alignments
-        ready = self._ready.get(key)
-        if ready is None:
-            ready = self._ready[key] = self._make_ready(product, arrays, bias, workspace, alignments[:4])
+        matmul = self._matmuls.get(key)
+        if matmul is None:
+            matmul = self._matmuls[key] = self._make_matmul(product, arrays, bias, workspace, alignments[:4])
         if bias:
-            self._set("Desc", ready.description, BIAS_POINTER, c_uint64(bias))
-        layout_a, layout_b, layout_c, layout_d = ready.layouts
+            self._set("Desc", matmul.description, BIAS_POINTER, c_uint64(bias))
+        layout_a, layout_b, layout_c, layout_d = matmul.layouts
         self._call(
             "cublasLtMatmul",
             self._handle,
-            ready.description,
-            byref(ready.one),
+            matmul.description,
+            byref(matmul.one),
             c_void_p(b),
             layout_a,
             c_void_p(a),
             layout_b,
-            byref(ready.beta),
+            byref(matmul.beta),
             c_void_p(extra or c),
             layout_c,
             c_void_p(c),
             layout_d,
-            byref(ready.algorithm),
+            byref(matmul.algorithm),
             c_void_p(workspace_address),
             c_size_t(workspace),
             c_void_p(stream),
         )
 
-    def _make_ready(self, product: Product, arrays: tuple, bias: int, workspace: int, alignments: tuple[int, ...]) -> _Ready:
+    def _make_matmul(self, product: Product, arrays: tuple, bias: int, workspace: int, alignments: tuple[int, ...]) -> _Matmul:
         c, a, b, _, extra = arrays[:5]
         number, compute, scale = (c_double, COMPUTE_64F, "float64") if a.dtype == np.float64 else (c_float, COMPUTE_32F, "float32")
         description = c_void_p()
@@ -107,7 +107,9 @@ class CublasLt:
             self._layout(a, (M, K) if product.transpose_a else (K, M), product, product.a_step),
             *(self._layout(c, (N, M), product, M * N) for _ in range(2)),
         )
-        return _Ready(description, layouts, self._choose(description, layouts, workspace, alignments), number(1), number(extra is not None))
+        return _Matmul(
+            description, layouts, self._choose(description, layouts, workspace, alignments), number(1), number(extra is not None)
+        )
 
     def _layout(self, array: Any, size: tuple[int, int], product: Product, step: int) -> c_void_p:
         """The layout of a matrix of (rows, columns) in cuBLASLt's column-major order."""
