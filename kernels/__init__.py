@@ -1,7 +1,7 @@
-"""The list of ops. They work on plain arrays and know no Tensor.
+"""The list of ops, which work on plain arrays and do not depend on Tensor.
 
-One op is one file here, or a few that share a derivation, with its CUDA kernels in a .cu beside it. An op is imported, and with it Numba,
-when it is first asked for. Below them lie `core`, which every op stands on, and `cpu` and `cuda`, which run kernels.
+Each file defines one op, or a few that share a derivation; its CUDA kernels are in a .cu file of the same name. An op, and with it Numba,
+is imported when it is first looked up. The ops are built on `core`, common to all devices, and on `cpu` and `cuda`, which run kernels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from .core.devices import Runtime, register_runtime
 from .core.op import Op
 
-NAMES = {  # of the ops, by the module that defines them
+NAMES = {  # the names of the ops defined by each module
     "matmul": ("matmul",),
     "linear": ("linear",),
     "attention": ("attention",),
@@ -40,7 +40,7 @@ NAMES = {  # of the ops, by the module that defines them
 
 
 class Ops(Mapping[str, Op]):
-    """The ops by name; each is imported when it is first looked up."""
+    """The ops by name; each is imported on first access."""
 
     def __init__(self) -> None:
         self._modules = {name: module for module, names in NAMES.items() for name in names}
@@ -63,7 +63,7 @@ OPS = Ops()
 
 
 def primitives(device: str) -> Any:
-    """The copies, sums and products of a device, "cpu" or "cuda": its module `primitives`."""
+    """The module `primitives` of a device, "cpu" or "cuda": copies, sums and matrix products."""
     return import_module(f".{device}.primitives", __name__)
 
 

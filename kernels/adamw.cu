@@ -1,10 +1,10 @@
-// AdamW over one flat buffer: adamw.py has the formulas. Outputs may be the inputs of their kind.
+// AdamW over one flat buffer; the formulas are in adamw.py. Outputs may be the same arrays as the corresponding inputs.
 #include <update.cuh>
 
 template <class T, class N, class H, int W>
 __global__ void __launch_bounds__(256) adamw(T* new_p, T* new_m, T* new_v, T* new_average, const T* p, const T* g, const T* m, const T* v,
                                              const T* average, const N* squares, int parts, const H* scalars, long decayed, long size) {
-    __shared__ T shared[7];                                             // what needs double precision, and a power, once a block
+    __shared__ T shared[7];                                             // coefficients, computed in double precision once per block
     const T clip = T(clipping(squares, parts, scalars));
     if (threadIdx.x == 0) {
         const double first = 1 - pow(double(scalars[BETA1]), double(scalars[STEP])), second = 1 - pow(double(scalars[BETA2]), double(scalars[STEP]));

@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov and Hutter, 1711.05101, algorithm 2, as PyTorch scales it) over one flat buffer; `begin_update.py` has g' and t.
+"""AdamW (Loshchilov and Hutter, 1711.05101, algorithm 2, with PyTorch's scaling) over one flat buffer; `begin_update.py` defines g' and t.
 
     m        = BETA1·m + (1 - BETA1)·g',      v = BETA2·v + (1 - BETA2)·g'²
     p        = (1 - LR·WEIGHT_DECAY)·p - LR·(m / (1 - BETA1ᵗ)) / (sqrt(v / (1 - BETA2ᵗ)) + EPS)
@@ -45,8 +45,8 @@ def forward_reference(new_parameters, new_m, new_v, new_average, parameters, gra
     new_v[...] = scalars[BETA2] * v + (1 - scalars[BETA2]) * g * g
     first = new_m / (1 - scalars[BETA1] ** scalars[STEP])
     second = new_v / (1 - scalars[BETA2] ** scalars[STEP])
-    kept = 1 - scalars[LR] * decay_of(parameters, scalars, decayed)
-    new_parameters[...] = kept * parameters - scalars[LR] * first / (np.sqrt(second) + scalars[EPS])
+    shrinkage = 1 - scalars[LR] * decay_of(parameters, scalars, decayed)
+    new_parameters[...] = shrinkage * parameters - scalars[LR] * first / (np.sqrt(second) + scalars[EPS])
     average_reference(new_average, average, new_parameters, scalars)
 
 
@@ -65,8 +65,8 @@ def _adamw(band, bands, parameters, m, v, average, gradients, squares, scalars, 
     last = (band + 1) * P // bands
     for start in range(band * P // bands, last, BLOCK):
         stop = min(start + BLOCK, last)
-        for decays in range(2):  # the block's parameters that do not decay, and those that do
-            kept = number(1 - scalars[LR] * scalars[WEIGHT_DECAY] * decays)
+        for decays in range(2):  # the parameters of the block without weight decay, and those with it
+            shrinkage = number(1 - scalars[LR] * scalars[WEIGHT_DECAY] * decays)
             low, high = (start, min(stop, decayed)) if decays else (max(start, decayed), stop)
             for k in range(low, high):
                 i = np.uint64(k)
@@ -75,7 +75,7 @@ def _adamw(band, bands, parameters, m, v, average, gradients, squares, scalars, 
                 b = beta2 * v[i] + rest2 * g * g
                 m[i] = a
                 v[i] = b
-                parameters[i] = kept * parameters[i] - rate * a / (np.sqrt(b) * root + eps)
+                parameters[i] = shrinkage * parameters[i] - rate * a / (np.sqrt(b) * root + eps)
         if len(average):
             take_average(average, parameters, scalars, start, stop)
 

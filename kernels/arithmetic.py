@@ -5,7 +5,7 @@
     multiply  y = a·b         da = dy·b            db = dy·a
     divide    y = a / b       da = dy / b          db = -dy·y / b
 
-each gradient summed over the axes along which its input was repeated; in the last, b is constant over them, so that db = -(Σ dy·y) / b.
+Each gradient is summed over the axes along which its input was repeated. For divide, b is constant along them: db = -(Σ dy·y) / b.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .cuda import primitives as cuda
 
 
 def _unbroadcast(gradient: np.ndarray, shape: Shape) -> np.ndarray:
-    """The sum of a gradient over the axes along which an array of this shape was repeated."""
+    """A gradient summed over the axes along which an array of this shape was repeated."""
     repeated = tuple(range(gradient.ndim - len(shape)))
     gradient = gradient.sum(repeated)
     return gradient.sum(tuple(i for i, size in enumerate(shape) if size == 1), keepdims=True)
@@ -77,7 +77,7 @@ def divide_backward_reference(da, db, dy, b, y):
 
 # ---------------------------------------------------------------------------------------------------------------------- kernels
 def _gradient(on, d, operation, dy, other):
-    """d = Σ dy·other or Σ dy / other, over the axes along which d is broadcast; nothing where d is None."""
+    """d = Σ dy·other or Σ dy / other, over the axes along which d is broadcast; does nothing if d is None."""
     if d is None:
         return
     if d.shape == dy.shape:
@@ -128,7 +128,7 @@ def divide_forward(on, y, a, b):
 def divide_backward(on, da, db, dy, b, y):
     _gradient(on, da, DIVIDE, dy, b)
     if db is not None:
-        sums = empty(db.shape, accumulator_dtype(db.dtype), device_of(db))  # -Σ dy·y, not rounded before it is divided
+        sums = empty(db.shape, accumulator_dtype(db.dtype), device_of(db))  # -Σ dy·y, not rounded before the division
         on.sum_into(sums, dy, y, scale=-1.0)
         on.combine(DIVIDE, db, sums, b)
 
@@ -148,7 +148,7 @@ BROADCASTS: list[dict[str, Any]] = [
 
 
 def _op(name: str, forward: Implementation, backward: Implementation, backward_operations: int = 1, **more: Any) -> Op:
-    """backward_operations: for each element of y."""
+    """An op; backward_operations: per element of y."""
 
     def cost(a: Shape, b: Shape) -> Cost:
         elements = prod(np.broadcast_shapes(a, b))

@@ -1,24 +1,24 @@
-// Multi-head attention: the formulas are in attention.py. A warp owns 16 rows of the (N, N) square of one head, and walks through its
-// columns a tile at a time, as FlashAttention-2 does (Dao, 2307.08691): the square itself is only written where it is asked for. D is
-// the head size in shared memory, the next multiple of 16.
+// Multi-head attention; the formulas are in attention.py. A warp owns 16 rows of the (N, N) square of one head, and loops over tiles of its
+// columns, as in FlashAttention-2 (Dao, 2307.08691): the square is written to memory only on request. D is the head size in shared memory,
+// the smallest of HEAD_SIZES (attention.py) that is large enough.
 #include <fragments.cuh>
 
-#ifndef INFINITY                                                        // NVRTC has none
+#ifndef INFINITY                                                        // not defined by NVRTC
 #define INFINITY __int_as_float(0x7f800000)
 #endif
 
-// Columns a tile. 80 hold an image of 8x8 patches and its class token at once.
+// Columns per tile. One tile of 80 holds all tokens of an image with 8x8 patches and a class token.
 template <class T, int D> constexpr int TILE = sizeof(T) == 2 ? (D > 64 ? 32 : 80) : D > 64 || sizeof(T) == 8 ? 16 : 32;
 
-__device__ __forceinline__ float power(float x, bf16) { return __expf(x); }            // the last is only there for its type
+__device__ __forceinline__ float power(float x, bf16) { return __expf(x); }            // the last argument only selects the type
 __device__ __forceinline__ float power(float x, float) { return exp(x); }
 __device__ __forceinline__ double power(double x, double) { return exp(x); }
 
-// Which rows of which head a block and a warp own, and where the head lies in qkv (B, N, 3, H, size), y (B, N, H, size), lse (B, H, N) and
+// The rows of a head that a block and a warp own, and the offsets of the head in qkv (B, N, 3, H, size), y (B, N, H, size), lse (B, H, N) and
 // squares (B, H, N, N).
 struct Place {
-    int b, h, first, own, row;                                          // first row of the block, of the warp in it, in all
-    long part, stride, qkv, y, lse, square;                             // elements from q to k to v, and to the next row; where it begins
+    int b, h, first, own, row;                                          // first row of the block; of the warp, in the block and in total
+    long part, stride, qkv, y, lse, square;                             // strides from q to k to v and between rows of qkv; offsets
 
     __device__ __forceinline__ Place(int N, int H, int size) : part(long(H) * size), stride(3 * part) {
         const int rows = blockDim.x / 2, tiles = (N + rows - 1) / rows;
@@ -32,8 +32,8 @@ struct Place {
     }
 };
 
-// y (B, N, H, size), logits, probabilities (B, H, N, N) or null, lse (B, H, N), qkv (B, N, 3, H, size), bias (N, N) a head or null. The
-// softmax is online: `highest` and `total` are of the columns so far. Probabilities take a second walk, when both are known.
+// y (B, N, H, size), logits, probabilities (B, H, N, N) or null, lse (B, H, N), qkv (B, N, 3, H, size), bias (N, N) per head or null. The
+// softmax is online: `highest` and `total` are those of the columns so far. Probabilities need a second pass, when both are final.
 template <class T, int D>
 __global__ void __launch_bounds__(256, sizeof(T) == 4 && D < 96 ? 2 : 1)
 attention_forward(T* y, T* logits, T* probabilities, Sum<T>* lse, const T* qkv, const T* bias, long bias_batch, long bias_head, int N,
@@ -76,7 +76,7 @@ attention_forward(T* y, T* logits, T* probabilities, Sum<T>* lse, const T* qkv, 
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             top[half] = quad_max(top[half]);
-            shift[half] = top[half] == S(-INFINITY) ? S(0) : top[half];                // all masked so far: no inf - inf
+            shift[half] = top[half] == S(-INFINITY) ? S(0) : top[half];                // all masked so far: avoids inf - inf
             shrink[half] = power(highest[half] - shift[half], T(0));
             highest[half] = top[half];
             total[half] *= shrink[half];
@@ -115,7 +115,7 @@ attention_forward(T* y, T* logits, T* probabilities, Sum<T>* lse, const T* qkv, 
                          min(N - place.row, 16), size);
 }
 
-// What both backward kernels read beside their tiles; any but qkv and lse may be null.
+// Inputs of the backward kernels besides their tiles; all but lse may be null.
 template <class T> struct Given {
     const T *bias, *dlogits, *dprobabilities;
     const Sum<T>* lse;
@@ -129,7 +129,7 @@ template <class T> struct Given {
         this->dlogits = dlogits ? dlogits + place.square : nullptr;
         this->dprobabilities = dprobabilities ? dprobabilities + place.square : nullptr;
     }
-    // From q·kᵀ and dy·vᵀ to p and dp; both 0 outside of the square.
+    // Turns q·kᵀ and dy·vᵀ into p and dp; both are 0 outside of the square.
     __device__ __forceinline__ void complete(Sum<T>& p, Sum<T>& dp, int query, int key, Sum<T> row_lse) const {
         if (query < N && key < N) {
             const long at = long(query) * N + key;
@@ -143,8 +143,8 @@ template <class T> struct Given {
     }
 };
 
-// dq (in dqkv, or null), dl (B, H, N, N) or null, delta (B, H, N) = Σ p·dp over keys. A warp owns 16 queries. The first walk through the
-// keys finds delta, the second the rest; where all keys fit into one tile, p and dp stay in registers between the two.
+// dq (in dqkv, or null), dl (B, H, N, N) or null, delta (B, H, N) = Σ p·dp over keys. A warp owns 16 queries. The first pass over the keys
+// computes delta, the second the rest; if all keys fit into one tile, p and dp stay in registers between the two.
 template <class T, int D>
 __global__ void __launch_bounds__(256, 1)
 attention_backward_queries(T* dqkv, T* dl, Sum<T>* delta, const T* dy, const T* dlogits, const T* dprobabilities, const T* qkv,
@@ -208,14 +208,14 @@ attention_backward_queries(T* dqkv, T* dl, Sum<T>* delta, const T* dy, const T* 
                          min(N - place.row, 16), size);
 }
 
-// dk and dv (in dqkv). A warp owns 16 keys, and walks through the queries: its squares are transposed. Where registers do not hold both
-// results (wide heads in double), it walks once for each.
+// dk and dv (in dqkv). A warp owns 16 keys and loops over the queries: its squares are transposed. If the registers cannot hold both results
+// (large heads in double), it makes one pass for each.
 template <class T, int D>
 __global__ void __launch_bounds__(256, 1)
 attention_backward_keys(T* dqkv, const Sum<T>* delta, const T* dy, const T* dlogits, const T* dprobabilities, const T* qkv, const T* bias,
                         const Sum<T>* lse, long bias_batch, long bias_head, int N, int H, int size, double scale) {
     typedef Sum<T> S;
-    constexpr int C = D > 64 || sizeof(T) == 8 ? 16 : 32;               // keeps nothing between tiles: registers go to dk and dv
+    constexpr int C = D > 64 || sizeof(T) == 8 ? 16 : 32;               // smaller than TILE, as dk and dv take most registers
     DYNAMIC_SHARED(memory);
     const int rows = blockDim.x / 2;
     T *k = reinterpret_cast<T*>(memory), *v = k + rows * LINE<T, D>, *q = v + rows * LINE<T, D>, *g = q + C * LINE<T, D>;
@@ -226,7 +226,7 @@ attention_backward_keys(T* dqkv, const Sum<T>* delta, const T* dy, const T* dlog
     read_rows<T, D>(v, from + 2 * place.part, place.stride, place.first, rows, N, size);
 
     constexpr bool APART = sizeof(T) * D > 512;
-    T *to = dqkv + place.qkv + place.row * place.stride, *staging = v + place.own * LINE<T, D>;              // dv needs no v
+    T *to = dqkv + place.qkv + place.row * place.stride, *staging = v + place.own * LINE<T, D>;              // v is not needed any more
     S p[C / 8][4], dp[C / 8][4], dk[D / 8][4], dv[D / 8][4];
 #pragma unroll
     for (int walk = 0; walk < (APART ? 2 : 1); walk++) {
@@ -257,8 +257,8 @@ attention_backward_keys(T* dqkv, const Sum<T>* delta, const T* dy, const T* dlog
     }
 }
 
-// All of the above at once, in bf16, for N of at most TILE: a block takes a head, reads it once and makes p and dl once, which pass from
-// the warps that own queries to those that own keys in shared memory.
+// The whole backward pass in bf16 for N of at most TILE: a block reads one head and computes p and dl once; these pass through shared memory
+// from the warps that own queries to those that own keys.
 template <class T, int D>
 __global__ void __launch_bounds__(256, D > 16 ? 2 : 1)
 attention_backward_head(T* dqkv, T* dl, const T* dy, const T* dlogits, const T* dprobabilities, const T* qkv, const T* bias,
@@ -299,7 +299,7 @@ attention_backward_head(T* dqkv, T* dl, const T* dy, const T* dlogits, const T* 
         });
     }
     if (!dqkv) return;
-    __syncthreads();                                                    // now v has been read, and is free
+    __syncthreads();                                                    // v is no longer needed; its memory can be reused
     T *to = dqkv + place.qkv + place.row * place.stride, *staging = v + place.own * LINE<T, D>;
     const int count = min(N - place.row, 16);
     float part[D / 8][4];

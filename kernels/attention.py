@@ -1,12 +1,12 @@
-"""Multi-head attention from packed q, k, v (Vaswani et al., 1706.03762, section 3.2), one head at a time within a thread's cache.
+"""Multi-head attention from packed q, k, v (Vaswani et al., 1706.03762, section 3.2); on a CPU, a thread computes one head at a time.
 
     l = scale·q·kᵀ + bias,   p = softmax(l) over keys,   y = p·v
 
-Backward recomputes p = exp(l - lse) from the saved log-sum-exp of each row. With dp = dy·vᵀ (+ what arrives at p itself):
+Backward recomputes p = exp(l - lse) from the saved log-sum-exp of each row. With dp = dy·vᵀ (+ the gradient of the output p, if any):
 
-    dv = pᵀ·dy,   dl = p·(dp - Σ p·dp) (+ what arrives at l itself),   dbias = dl,   dq = scale·dl·k,   dk = scale·dlᵀ·q
+    dv = pᵀ·dy,   dl = p·(dp - Σ p·dp) (+ the gradient of the output l),   dbias = dl,   dq = scale·dl·k,   dk = scale·dlᵀ·q
 
-Letters: B batch, N tokens, H heads, D head size. qkv is (B, N, 3, H, D), in timm's order; bias is (B, H, N, N) or has 1 for B or H.
+Letters: B batch, N tokens, H heads, D head size. qkv is (B, N, 3, H, D), as in timm; bias is (B, H, N, N), with 1 for B or H if shared.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def backward_reference(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse,
 # -------------------------------------------------------------------------------------------------------------------------- CPU
 @routine
 def _scale_and_bias(zero, square, size, scale, bias_zero, bias, biased):
-    """square = scale·square + bias, both of `size` numbers from these addresses on."""
+    """square = scale·square + bias; square and bias are addresses of `size` numbers."""
     scores, added, factor = view(zero, square), view(bias_zero, bias), type(zero)(scale)
     if biased:
         for j in range(size):
@@ -94,15 +94,15 @@ def _scale_and_bias(zero, square, size, scale, bias_zero, bias, biased):
 
 @routine
 def _exp_all(zero, square, size):
-    """In one loop over all rows: a row by itself is too short for its remainder not to count."""
+    """exp of all elements in one loop: a loop per row would be too short, with too large a scalar remainder."""
     scores = view(zero, square)
     for j in range(size):
         scores[j] = exp(scores[j])
 
 
 @routine
-def _copy_all(to_zero, to, zero, square, size):
-    out, scores = view(to_zero, to), view(zero, square)
+def _copy_all(target_zero, target, zero, square, size):
+    out, scores = view(target_zero, target), view(zero, square)
     for j in range(size):
         out[j] = scores[j]
 
@@ -114,18 +114,18 @@ def _add_all(zero, square, from_zero, source, size):
         scores[j] += added[j]
 
 
-# A square is the (N, N) matrix of one head, in scratch, as sums; and, where activations are narrower, once more as products read it: with
-# rows of W >= N numbers, the last of which are zeros.
+# A square is the (N, N) matrix of one head in scratch memory, in the accumulator's type; if activations are narrower, also in their type,
+# as an operand of products with rows of W >= N numbers, padded with zeros.
 class Squares(NamedTuple):
-    """How a square becomes an operand: the flags of that product, and W."""
+    """A square as an operand of a product: the flags of the product, and W."""
 
     flags: int
     width: int
 
 
 class Scores(NamedTuple):
-    """What is done to the scores: their scale, the bias's elements from a sample to the next and from a head to the next (-1: no bias),
-    and which of them a kernel writes or adds."""
+    """The scale of the scores, the strides of the bias between samples and between heads (-1: no bias), and whether logits, probabilities
+    and dl are written or, in backward, the gradients of logits and probabilities added."""
 
     scale: float
     bias_batch: int
@@ -141,16 +141,16 @@ def _forward(band, bands, method, squares, y, logits, probabilities, lse, qkv, b
     zero, number = zero_of(lse), zero_of(qkv)
     item, size = item_bytes(number), item_bytes(zero)
     row, flags, W = 3 * H * D, squares.flags, squares.width
-    room = scratch.ctypes.data + band * scratch.shape[1]
-    address = room + scratch.shape[1] - N * N * size - (N * W * item if flags else 0)
+    scratch_address = scratch.ctypes.data + band * scratch.shape[1]
+    address = scratch_address + scratch.shape[1] - N * N * size - (N * W * item if flags else 0)
     p_address = address + (N * N * size if flags else 0)
     for head in range(B * H * band // bands, B * H * (band + 1) // bands):
         b, h = head // H, head % H
         q = qkv.ctypes.data + (b * N * row + h * D) * item
         k, v = q + H * D * item, q + 2 * H * D * item
-        plain_product(method, room, Size(N, N, D), Matrix(q, row, 1), Matrix(k, 1, row), Matrix(address, N, 1), 0)
-        added = bias.ctypes.data + (b * scores.bias_batch + h * scores.bias_head) * item
-        _scale_and_bias(zero, address, N * N, scores.scale, number, added, scores.bias_batch >= 0)
+        plain_product(method, scratch_address, Size(N, N, D), Matrix(q, row, 1), Matrix(k, 1, row), Matrix(address, N, 1), 0)
+        bias_address = bias.ctypes.data + (b * scores.bias_batch + h * scores.bias_head) * item
+        _scale_and_bias(zero, address, N * N, scores.scale, number, bias_address, scores.bias_batch >= 0)
         square = head * N * N * item  # where this head's (N, N) begins
         if scores.logits:
             _copy_all(number, logits.ctypes.data + square, zero, address, N * N)
@@ -177,7 +177,7 @@ def _forward(band, bands, method, squares, y, logits, probabilities, lse, qkv, b
                 for j in range(N):
                     out[j] = p[j]
         context = Matrix(y.ctypes.data + (b * N * H * D + h * D) * item, H * D, 1)
-        plain_product(method, room, Size(N, D, N), Matrix(p_address, W, 1), Matrix(v, row, 1), context, flags)
+        plain_product(method, scratch_address, Size(N, D, N), Matrix(p_address, W, 1), Matrix(v, row, 1), context, flags)
 
 
 @kernel
@@ -186,8 +186,8 @@ def _backward(band, bands, method, squares, dqkv, dl, dy, dlogits, dprobabilitie
     zero, number = zero_of(lse), zero_of(qkv)
     item, size = item_bytes(number), item_bytes(zero)
     row, factor, flags, W = 3 * H * D, type(zero_of(lse))(scores.scale), squares.flags, squares.width
-    room = scratch.ctypes.data + band * scratch.shape[1]
-    p_address = room + scratch.shape[1] - 2 * N * N * size - (2 * N * W * item if flags else 0)
+    scratch_address = scratch.ctypes.data + band * scratch.shape[1]
+    p_address = scratch_address + scratch.shape[1] - 2 * N * N * size - (2 * N * W * item if flags else 0)
     g_address = p_address + N * N * size
     p_operand, g_operand = (g_address + N * N * size, g_address + N * N * size + N * W * item) if flags else (p_address, g_address)
     for head in range(B * H * band // bands, B * H * (band + 1) // bands):
@@ -197,9 +197,9 @@ def _backward(band, bands, method, squares, dqkv, dl, dy, dlogits, dprobabilitie
         k, v = q + H * D * item, q + 2 * H * D * item
         dout = dy.ctypes.data + (b * N * H * D + h * D) * item
         square = head * N * N * item  # where this head's (N, N) begins
-        plain_product(method, room, Size(N, N, D), Matrix(q, row, 1), Matrix(k, 1, row), Matrix(p_address, N, 1), 0)
-        added = bias.ctypes.data + (b * scores.bias_batch + h * scores.bias_head) * item
-        _scale_and_bias(zero, p_address, N * N, scores.scale, number, added, scores.bias_batch >= 0)
+        plain_product(method, scratch_address, Size(N, N, D), Matrix(q, row, 1), Matrix(k, 1, row), Matrix(p_address, N, 1), 0)
+        bias_address = bias.ctypes.data + (b * scores.bias_batch + h * scores.bias_head) * item
+        _scale_and_bias(zero, p_address, N * N, scores.scale, number, bias_address, scores.bias_batch >= 0)
         for i in range(N):
             line, top = view(zero, p_address + i * N * size), lse[head * N + i]
             for j in range(N):
@@ -211,8 +211,8 @@ def _backward(band, bands, method, squares, dqkv, dl, dy, dlogits, dprobabilitie
                 for j in range(N):
                     p[j] = line[j]
         dv = Matrix(dq + 2 * H * D * item, row, 1)
-        plain_product(method, room, Size(N, D, N), Matrix(p_operand, 1, W), Matrix(dout, H * D, 1), dv, flags & ~PADDED)
-        plain_product(method, room, Size(N, N, D), Matrix(dout, H * D, 1), Matrix(v, 1, row), Matrix(g_address, N, 1), 0)
+        plain_product(method, scratch_address, Size(N, D, N), Matrix(p_operand, 1, W), Matrix(dout, H * D, 1), dv, flags & ~PADDED)
+        plain_product(method, scratch_address, Size(N, N, D), Matrix(dout, H * D, 1), Matrix(v, 1, row), Matrix(g_address, N, 1), 0)
         if scores.probabilities:
             _add_all(zero, g_address, number, dprobabilities.ctypes.data + square, N * N)
         for i in range(N):
@@ -232,41 +232,41 @@ def _backward(band, bands, method, squares, dqkv, dl, dy, dlogits, dprobabilitie
                 operand[j] = g[j] * factor
             for j in range(N, W):
                 operand[j] = zero
-        plain_product(method, room, Size(N, D, N), Matrix(g_operand, W, 1), Matrix(k, row, 1), Matrix(dq, row, 1), flags)
+        plain_product(method, scratch_address, Size(N, D, N), Matrix(g_operand, W, 1), Matrix(k, row, 1), Matrix(dq, row, 1), flags)
         dk = Matrix(dq + H * D * item, row, 1)
-        plain_product(method, room, Size(N, D, N), Matrix(g_operand, 1, W), Matrix(q, row, 1), dk, flags & ~PADDED)
+        plain_product(method, scratch_address, Size(N, D, N), Matrix(g_operand, 1, W), Matrix(q, row, 1), dk, flags & ~PADDED)
 
 
-def _products(qkv, number):
-    """What the kernels need to multiply, and for each band the scratch of a product and of so many squares."""
+def _products(qkv, squares):
+    """The method and operand format of the products, and per band the scratch memory of a product and of `squares` squares."""
     B, N, _, H, D = qkv.shape
     tile, width = tile_of(qkv.dtype), N
-    needed, finish, flags = scratch_bytes(tile, N, max(N, D), max(N, D)) + number * N * N * tile.accumulator.itemsize, 0, 0
+    scratch_size, finish, flags = scratch_bytes(tile, N, max(N, D), max(N, D)) + squares * N * N * tile.accumulator.itemsize, 0, 0
     if qkv.dtype != tile.accumulator:
         finish, flags = finish_entry(tile.accumulator, qkv.dtype), CONVERT | PADDED
         width = -(-N // (tile.pairs * tile.step)) * tile.pairs * tile.step
-        needed += number * N * width * qkv.itemsize
-    scratch = empty((min(threads(), B * H), -(-needed // 64) * 64), np.uint8)
+        scratch_size += squares * N * width * qkv.itemsize
+    scratch = empty((min(threads(), B * H), -(-scratch_size // 64) * 64), np.uint8)
     return Method(product_entry(tile), finish), Squares(flags, width), scratch
 
 
 def _bias_steps(bias: np.ndarray | None, shape: Shape) -> tuple[int, int]:
-    """Elements from one sample, and one head, of the bias to the next; -1 for both where there is none."""
+    """Strides of the bias between samples and between heads, in elements; -1 for both if there is no bias."""
     if bias is None:
         return -1, -1
     N = shape[1]
     return (0 if bias.shape[0] == 1 else bias.shape[1] * N * N), (0 if bias.shape[1] == 1 else N * N)
 
 
-def _flat(array, instead):
-    return (instead if array is None else array).reshape(-1)
+def _flat(array, placeholder):
+    return (placeholder if array is None else array).reshape(-1)
 
 
 def forward_cpu(y, logits, probabilities, lse, qkv, bias, scale, keep_logits, keep_probabilities):
     method, squares, scratch = _products(qkv, 1)
     scores = Scores(float(scale), *_bias_steps(bias, qkv.shape), keep_logits, keep_probabilities)
-    written = y.reshape(-1), _flat(logits, y), _flat(probabilities, y), lse.reshape(-1)
-    launch(_forward, len(scratch), method, squares, *written, qkv, _flat(bias, y), scratch, scores)
+    outputs = y.reshape(-1), _flat(logits, y), _flat(probabilities, y), lse.reshape(-1)
+    launch(_forward, len(scratch), method, squares, *outputs, qkv, _flat(bias, y), scratch, scores)
 
 
 def backward_cpu(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale, keep_logits, keep_probabilities):
@@ -275,42 +275,42 @@ def backward_cpu(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale
     if dy is None:
         dy = empty((B, N, H, D), qkv.dtype)
         cpu.fill(dy, 0.0)
-    whole = bias is not None and bias.shape == (B, H, N, N)
-    dl = None if dbias is None else dbias if whole else empty((B, H, N, N), qkv.dtype)
+    unbroadcast = bias is not None and bias.shape == (B, H, N, N)
+    dl = None if dbias is None else dbias if unbroadcast else empty((B, H, N, N), qkv.dtype)
     method, squares, scratch = _products(qkv, 2)
     scores = Scores(float(scale), *_bias_steps(bias, qkv.shape), dlogits is not None, dprobabilities is not None, dl is not None)
-    arrived = dy.reshape(-1), _flat(dlogits, dy), _flat(dprobabilities, dy)
-    read = qkv, _flat(bias, dy), lse.reshape(-1)
-    launch(_backward, len(scratch), method, squares, dqkv.reshape(-1), _flat(dl, dqkv), *arrived, *read, scratch, scores)
-    if dbias is not None and dl is not None and not whole:
+    gradients = dy.reshape(-1), _flat(dlogits, dy), _flat(dprobabilities, dy)
+    inputs = qkv, _flat(bias, dy), lse.reshape(-1)
+    launch(_backward, len(scratch), method, squares, dqkv.reshape(-1), _flat(dl, dqkv), *gradients, *inputs, scratch, scores)
+    if dbias is not None and dl is not None and not unbroadcast:
         cpu.sum_into(dbias, dl)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- CUDA
 _source = Source("attention")
-HEAD_SIZES = (16, 32, 48, 64, 96, 128)  # that kernels exist for; one between two takes the larger
-BLOCK_BYTES = 99 * 1024  # of shared memory: what every GPU since compute capability 8.0 has, but for 8.7
-BLOCK_WARPS = 8
+HEAD_SIZES = (16, 32, 48, 64, 96, 128)  # of the kernels; other head sizes use the next larger one
+BLOCK_BYTES = 99 * 1024  # shared memory per block, available on every GPU since compute capability 8.0
+BLOCK_WARPS = 8  # at most, per block
 
 
 def _tile(dtype, padded):
-    """TILE of attention.cu."""
+    """The constant TILE of attention.cu."""
     if dtype.itemsize == 2:
         return 32 if padded > 64 else 80
     return 16 if padded > 64 or dtype.itemsize == 8 else 32
 
 
 def _grid(qkv, owned):
-    """(D of the kernels, Grid) where a block keeps so many of a head's four matrices whole for its own rows, and tiles of two others."""
+    """(D of the kernels, Grid) for blocks that hold their rows of `owned` of a head's four matrices, and tiles of two others."""
     B, N, _, H, D = qkv.shape
     if HEAD_SIZES[-1] < D:
         raise UserError(f"attention: on a GPU a head has at most {HEAD_SIZES[-1]} channels, not {D}: take more heads")
     padded = next(size for size in HEAD_SIZES if size >= D)
     line = padded * qkv.itemsize + 16
     tile = _tile(qkv.dtype, padded)
-    most = min(BLOCK_WARPS, (BLOCK_BYTES - 2 * tile * line) // (16 * owned * line))
-    groups = -(-N // 16)  # of the rows that a warp owns
-    blocks = -(-groups // most)  # of a head
+    max_warps = min(BLOCK_WARPS, (BLOCK_BYTES - 2 * tile * line) // (16 * owned * line))
+    groups = -(-N // 16)  # groups of 16 rows, one per warp
+    blocks = -(-groups // max_warps)  # per head
     warps = -(-groups // blocks)
     return padded, Grid(B * H * -(-N // (16 * warps)), 32 * warps, (16 * warps * owned + 2 * tile) * line)
 
@@ -337,20 +337,20 @@ def forward_cuda(y, logits, probabilities, lse, qkv, bias, scale, keep_logits, k
 
 def backward_cuda(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scale, keep_logits, keep_probabilities):
     B, N, _, H, D = qkv.shape
-    whole = bias is not None and bias.shape == (B, H, N, N)
-    dl = None if dbias is None else dbias if whole else empty((B, H, N, N), qkv.dtype, "cuda")
+    unbroadcast = bias is not None and bias.shape == (B, H, N, N)
+    dl = None if dbias is None else dbias if unbroadcast else empty((B, H, N, N), qkv.dtype, "cuda")
     padded, grid = _grid(qkv, 2)
-    given = dy, dlogits, dprobabilities, qkv, bias, lse, *_bias_steps(bias, qkv.shape), N, H, D, float(scale)
+    inputs = dy, dlogits, dprobabilities, qkv, bias, lse, *_bias_steps(bias, qkv.shape), N, H, D, float(scale)
     if qkv.dtype == BFLOAT16 and _tile(qkv.dtype, padded) >= N:
         rows = -(-N // 16) * 16
         shared = 4 * rows * (2 * padded + 16) + 2 * rows * (2 * rows + 16)  # of q, k, v, dy; of p, dl
-        launch(_source("attention_backward_head", qkv.dtype, padded), Grid(B * H, 2 * rows, shared), dqkv, dl, *given)
+        launch(_source("attention_backward_head", qkv.dtype, padded), Grid(B * H, 2 * rows, shared), dqkv, dl, *inputs)
     else:
         delta = empty_like(lse)
-        launch(_source("attention_backward_queries", qkv.dtype, padded), grid, dqkv, dl, delta, *given)
+        launch(_source("attention_backward_queries", qkv.dtype, padded), grid, dqkv, dl, delta, *inputs)
         if dqkv is not None:
-            launch(_source("attention_backward_keys", qkv.dtype, padded), grid, dqkv, delta, *given)
-    if dbias is not None and dl is not None and not whole:
+            launch(_source("attention_backward_keys", qkv.dtype, padded), grid, dqkv, delta, *inputs)
+    if dbias is not None and dl is not None and not unbroadcast:
         cuda.sum_into(dbias, dl)
 
 

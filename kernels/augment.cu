@@ -1,7 +1,7 @@
-// Training images from stored ones: augment.py has the formulas. A thread makes one pixel in all channels.
+// Training images from stored images; the formulas are in augment.py. A thread computes all channels of one pixel.
 #include <common.cuh>
 
-template <class S> struct Axis {                                        // the two pixels around a place, and their weights
+template <class S> struct Axis {                                        // the two pixels around a position, and their weights
     int low, high;
     S w_low, w_high;
 };

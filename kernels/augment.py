@@ -1,17 +1,17 @@
-"""Training images from stored ones: geometry, mixing, normalisation and the move to channels first, in one pass.
+"""Training images from stored images: geometry, mixing, normalisation and the change to channels first, in one pass.
 
-Every crop, flip and affine warp is an affine map from an output pixel (j, i) to the place (u, v) it is read from in the stored image,
-where pixel centres are the integers:
+Every crop, flip and affine warp is an affine map from an output pixel (j, i) to the position (u, v) in the stored image, in coordinates
+whose integers are the pixel centres:
 
     (u, v) = M · (j, i, 1),     S(image, M)[i, j] = Σ over the four pixels (q, p) around (u, v) of (1 - |u - q|)·(1 - |v - p|)·image[p, q]
 
-Pixels outside the image are 0 (black). An integer (u, v) reads one pixel with weight 1: such a map copies exactly. Two images then mix:
+Pixels outside the image are 0 (black). For integers (u, v), one pixel has weight 1: such a map copies exactly. Then two images are mixed:
 
     y[b] = (w·S(own) + (1 - w)·S(partner) - mean) / std,     w = 0 inside the sample's box, lam[b] elsewhere
 
-so that mixup (Zhang et al., 1710.09412) is an empty box, CutMix (Yun et al., 1905.04899) is lam = 1, and neither is both. Stored bytes
-count as 0..1. The partner of b is another sample of the batch, seen as that sample itself sees it (its image, its M); boxes are
-(top, left, bottom, right), the last two exclusive. Nothing here has a gradient.
+so that mixup (Zhang et al., 1710.09412) is an empty box, CutMix (Yun et al., 1905.04899) is lam = 1, and no mixing is both. Stored bytes
+are scaled to 0..1. The partner of b is another sample of the batch, with its own image and M; boxes are (top, left, bottom, right), where
+bottom and right are exclusive. There are no gradients.
 
 Letters: n stored images, B batch, H, W height and width, C channels.
 """
@@ -32,15 +32,15 @@ from .cuda.strided import grid_for
 
 
 def unit(images: np.ndarray) -> float:
-    """What one step of a stored value is worth on the scale 0..1."""
+    """The factor that scales stored values to 0..1."""
     return 1 / 255 if images.dtype == np.uint8 else 1.0
 
 
 # ---------------------------------------------------------------------------------------------------------------- reference
-def sample_reference(image, matrix):
+def sample_reference(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """S(image, M) of one image (H, W, C)."""
     H, W, C = image.shape
-    padded = np.zeros((H + 2, W + 2, C), matrix.dtype)  # a black frame stands for everything outside
+    padded = np.zeros((H + 2, W + 2, C), matrix.dtype)  # a black border represents everything outside
     padded[1:-1, 1:-1] = image
     i, j = np.mgrid[:H, :W]
     u, v = np.einsum("rk,khw->rhw", matrix, np.stack([j, i, np.ones_like(i)]).astype(matrix.dtype))
@@ -56,23 +56,23 @@ def sample_reference(image, matrix):
 
 def forward_reference(y, images, index, partner, matrices, lam, boxes, mean, std):
     B, _, H, W = y.shape
-    own = np.stack([sample_reference(images[k], m) for k, m in zip(index, matrices)]) * y.dtype.type(unit(images))  # (B, H, W, C)
+    samples = np.stack([sample_reference(images[k], m) for k, m in zip(index, matrices)]) * y.dtype.type(unit(images))  # (B, H, W, C)
     weight = np.broadcast_to(lam[:, None, None], (B, H, W)).copy()
     for b, (top, left, bottom, right) in enumerate(boxes):
         weight[b, top:bottom, left:right] = 0
-    mixed = weight[..., None] * own + (1 - weight[..., None]) * own[partner]
+    mixed = weight[..., None] * samples + (1 - weight[..., None]) * samples[partner]
     y[...] = ((mixed - mean) / std).transpose(0, 3, 1, 2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- CPU
 @routine
-def _axis(place, size):
-    """The two pixels around a place on an axis, and their weights: 0 outside the image."""
-    zero = place * 0
-    if not -1 < place < size:  # also NaN
+def _axis(position, size):
+    """The two pixels around a position on an axis, and their weights: 0 outside the image."""
+    zero = position * 0
+    if not -1 < position < size:  # also NaN
         return 0, 0, zero, zero
-    below = int(np.floor(place))
-    part = place - np.floor(place)
+    below = int(np.floor(position))
+    part = position - np.floor(position)
     return max(below, 0), min(below + 1, size - 1), (1 - part if below >= 0 else zero), (part if below + 1 < size else zero)
 
 
@@ -82,15 +82,15 @@ def _forward(band, bands, y, images, index, partner, matrices, lam, boxes, mean,
     number = y.dtype.type
     for row in range(band * B * H // bands, (band + 1) * B * H // bands):
         b, i = row // H, row % H
-        banded = boxes[b, 0] <= i < boxes[b, 2]
+        in_box_rows = boxes[b, 0] <= i < boxes[b, 2]
         for j in range(W):
             for c in range(C):
                 y[b, c, i, j] = 0
-            inside = banded and boxes[b, 1] <= j < boxes[b, 3]
+            inside = in_box_rows and boxes[b, 1] <= j < boxes[b, 3]
             weight = number(0) if inside else lam[b]
-            for turn in range(2):
-                s = partner[b] if turn else b
-                share = number(1) - weight if turn else weight
+            for source in range(2):
+                s = partner[b] if source else b
+                share = number(1) - weight if source else weight
                 if share != 0:
                     m, k = matrices[s], index[s]
                     left, right, w_left, w_right = _axis(m[0, 0] * number(j) + m[0, 1] * number(i) + m[0, 2], W)

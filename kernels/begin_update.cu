@@ -1,7 +1,7 @@
-// The beginning of an optimizer's step: begin_update.py has the formulas. N, H: types of squares and scalars.
+// The beginning of an optimizer step; the formulas are in begin_update.py. N, H: types of squares and scalars.
 #include <update.cuh>
 
-// Block k: squares[k] = the sum of squares of the k-th stretch.
+// Block k: squares[k] = the sum of squares over the k-th stretch of gradients.
 template <class T, class N, class H, int W>
 __global__ void __launch_bounds__(512) begin_update(N* squares, H* new_scalars, const T* g, const H* scalars, long stretch, long size) {
     __shared__ double shares[32];

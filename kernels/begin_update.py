@@ -1,29 +1,30 @@
-"""The beginning of every optimizer's step: the square of the gradient's norm in parts, and the step's number. And what they share.
+"""The beginning of every optimizer step: the squared gradient norm in parts, and the step number; and functions that optimizers share.
 
     squares  = Σ g² over each of PARTS equal stretches of the flat buffer of gradients,      STEP = STEP + 1
 
     norm     = sqrt(Σ squares)
-    g'       = g·min(1, CLIP_NORM / (norm + 1e-6))                        (g' = g where CLIP_NORM is 0)
+    g'       = g·min(1, CLIP_NORM / (norm + 1e-6))                        (g' = g if CLIP_NORM is 0)
 
-and, where there is an average of the weights (Polyak and Juditsky, 1992; 1803.05407), with TensorFlow's warmup:
+and, if an average of the weights is maintained (Polyak and Juditsky, 1992; 1803.05407), with TensorFlow's warmup:
 
     average  = d·average + (1 - d)·p,         d = min(EMA_DECAY, (1 + t) / (10 + t)),        t = STEP
 
-Weights decay among the first `decayed` parameters only. The kernels work in place, on outputs that are the inputs of their kind or begin
-as copies of them: give one array for both, and nothing is copied. The numbers that a schedule changes lie in memory, in `scalars`, so that
-a recorded step sees them. Sums and coefficients are in float64.
+Only the first `decayed` parameters have weight decay. The kernels update their outputs in place; these are the same arrays as the
+corresponding inputs, or are first copied from them. The numbers that a schedule changes are in an array, `scalars`, so that a recorded step
+reads their current values. Sums and coefficients are in float64.
 
 Letters: P parameters.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from .core.arrays import empty
-from .core.op import Array, Cost, Implementation, Op
+from .core.op import Array, Cost, Implementation, Op, Shape
 from .core.recording import launch
 from .cpu.compile import routine
 from .cpu.kernel import kernel
@@ -32,12 +33,12 @@ from .cpu.strided import copy
 from .cuda.kernel import Grid, Source
 from .cuda.strided import grid_for, vector_width
 
-# Where a number lies in `scalars`, a float64 array of SCALARS elements.
+# Indices into `scalars`, a float64 array of SCALARS elements.
 LR, BETA1, BETA2, EPS, WEIGHT_DECAY, CLIP_NORM, STEP, MOMENTUM, EMA_DECAY = range(9)
 SCALARS = 9
-PARTS = 512  # sums of squares: fixed, so that no result depends on the threads
-LINE = 16  # elements; a stretch holds whole lines, so that vectors do not cross its ends
-BLOCK = 2048  # elements that are updated and then averaged, while they lie in a cache
+PARTS = 512  # partial sums of squares: a constant, so that no result depends on the number of threads
+LINE = 16  # elements; a stretch consists of whole lines, so that vectors do not cross its ends
+BLOCK = 2048  # elements that are updated and then averaged while they are in a cache
 
 
 def _stretch(size: int) -> int:
@@ -47,6 +48,7 @@ def _stretch(size: int) -> int:
 
 # ------------------------------------------------------------------------------------------------------------- reference
 def clipped(gradients: np.ndarray, squares: np.ndarray, scalars: np.ndarray) -> np.ndarray:
+    """g': the gradients with their norm clipped."""
     norm = np.sqrt(squares.sum())
     return gradients * min(1.0, scalars[CLIP_NORM] / (norm + 1e-6)) if scalars[CLIP_NORM] > 0 else gradients
 
@@ -63,9 +65,9 @@ def average_reference(new_average, average, parameters, scalars):
 
 
 def forward_reference(squares, new_scalars, gradients, scalars):
-    wide = np.zeros(PARTS * _stretch(len(gradients)), np.promote_types(gradients.dtype, np.float64))
-    wide[: len(gradients)] = gradients
-    squares[...] = (wide**2).reshape(PARTS, -1).sum(1)
+    padded = np.zeros(PARTS * _stretch(len(gradients)), np.promote_types(gradients.dtype, np.float64))
+    padded[: len(gradients)] = gradients
+    squares[...] = (padded**2).reshape(PARTS, -1).sum(1)
     new_scalars[...] = scalars
     new_scalars[STEP] += 1
 
@@ -97,20 +99,21 @@ def clip_factor(squares, scalars):
 @routine
 def take_average(average, parameters, scalars, start, stop):
     decay = min(scalars[EMA_DECAY], (1 + scalars[STEP]) / (10 + scalars[STEP]))
-    kept, rest = parameters.dtype.type(decay), parameters.dtype.type(1 - decay)
+    keep, rest = parameters.dtype.type(decay), parameters.dtype.type(1 - decay)
     for k in range(start, stop):
         i = np.uint64(k)
-        average[i] = kept * average[i] + rest * parameters[i]
+        average[i] = keep * average[i] + rest * parameters[i]
 
 
 def copy_unless_in_place(*pairs: tuple[np.ndarray | None, np.ndarray | None]) -> None:
-    """Copy the old values where an output is another array than the input of its kind."""
+    """Copy each input to the corresponding output unless both are the same array."""
     for new, old in pairs:
         if new is not None and old is not None and new.ctypes.data != old.ctypes.data:
             copy(new, old, old.shape, (1,), (1,))
 
 
 def or_nothing(average: np.ndarray | None, parameters: np.ndarray) -> np.ndarray:
+    """The average, or an empty array if there is none."""
     return empty((0,), parameters.dtype) if average is None else average
 
 
@@ -139,7 +142,7 @@ def forward_cuda(squares, new_scalars, gradients, scalars):
 
 
 def update_cuda(source: Source, name: str, arrays: tuple[Any, ...], squares: Any, scalars: Any, *constants: Any) -> None:
-    """Launch an optimizer's kernel. arrays: all of P elements, or None."""
+    """Launch the kernel of an optimizer. arrays: of P elements each, or None."""
     size = arrays[0].size
     width = vector_width(size, *(a for a in arrays if a is not None))
     launch(
@@ -155,14 +158,14 @@ def update_cuda(source: Source, name: str, arrays: tuple[Any, ...], squares: Any
 
 
 # ------------------------------------------------------------------------------------------------------------------ spec
-def make_scalars(rng, shape, sizes):
+def make_scalars(rng: np.random.Generator, shape: Shape, sizes: Mapping[str, Any]) -> np.ndarray:
     scalars = np.zeros(SCALARS)
     scalars[[LR, BETA1, BETA2, EPS, WEIGHT_DECAY, CLIP_NORM]] = 0.01, 0.9, 0.99, 1e-8, 0.1, rng.choice([0.0, 1.0, 1e6])
     scalars[[STEP, MOMENTUM, EMA_DECAY]] = rng.integers(1, 10), 0.9, rng.choice([0.1, 0.99])
     return scalars
 
 
-def make_positive(rng, shape, sizes):
+def make_positive(rng: np.random.Generator, shape: Shape, sizes: Mapping[str, Any]) -> np.ndarray:
     return rng.uniform(0.1, 2, shape)
 
 

@@ -1,7 +1,7 @@
-"""An array repeated to a shape, by NumPy's rules.
+"""Broadcasting to a shape, by NumPy's rules.
 
-y = x repeated
-dx = Σ dy over the axes of repetition
+y = x, repeated
+dx = Σ dy over the repeated axes
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Arrays concatenated along an axis, and split again. There is an op for each number of parts; each is the other's transpose.
+"""Concatenation along an axis, and splitting. There is one op per number of parts; the two are each other's transpose.
 
 concatenate  y = a, then b, ...                     da, db, ... = the parts of dy
 split        y0, y1, ... = the parts of x           dx = dy0, then dy1, ...
@@ -45,7 +45,7 @@ def _resized(shape: Shape, axis: int, length: int) -> Shape:
 
 @cache
 def concatenation(number: int) -> Op:
-    """The op that joins so many arrays: forward(y, *parts, lengths, axis), backward(*dparts, dy, lengths, axis)."""
+    """The op that concatenates `number` arrays: forward(y, *parts, lengths, axis), backward(*dparts, dy, lengths, axis)."""
     names = tuple("abcdefghijklmnopqrstuvwxyz"[:number]) if number <= 26 else tuple(f"a{i}" for i in range(number))
     symbols = [f"N{i}" for i in range(number)]
 
@@ -92,7 +92,7 @@ def concatenation(number: int) -> Op:
 
 @cache
 def splitting(number: int) -> Op:
-    """The op that cuts an array into so many: forward(*parts, x, lengths, axis), backward(dx, *dparts, lengths, axis)."""
+    """The op that splits an array into `number` parts: forward(*parts, x, lengths, axis), backward(dx, *dparts, lengths, axis)."""
     names = tuple(f"y{i}" for i in range(number))
     symbols = [f"N{i}" for i in range(number)]
 

@@ -1,4 +1,4 @@
-// GELU: gelu.py has the formulas, gelu.cuh the functions; backward is in cuda/epilogue.cu, for products need it too.
+// GELU: the formulas are in gelu.py, the functions in gelu.cuh; backward is in cuda/epilogue.cu, as matrix products need it too.
 #include <gelu.cuh>
 
 template <class T, int W, bool TANH> __global__ void __launch_bounds__(256) gelu_forward(T* y, const T* x, long size) {

@@ -1,4 +1,4 @@
-"""The Gaussian error linear unit (Hendrycks and Gimpel, 1606.08415): Φ is the normal distribution, whose forms are in cpu/math.py.
+"""The Gaussian error linear unit (Hendrycks and Gimpel, 1606.08415); Φ is the normal CDF (`cpu/math.py`).
 
 y = x·Φ(x)
 dx = dy·(Φ(x) + x·Φ'(x))
@@ -24,7 +24,7 @@ _source = Source("gelu")
 
 
 def gelu_terms(x: np.ndarray, approximate: str) -> tuple[np.ndarray, np.ndarray]:
-    """Φ(x) and Φ'(x), or their approximations by tanh."""
+    """Φ(x) and Φ'(x), or their tanh approximations."""
     if approximate == "tanh":
         t = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
         return (1 + t) / 2, (1 - t * t) / 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x**2)

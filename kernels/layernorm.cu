@@ -1,7 +1,7 @@
-// Layer normalisation, alone and after a residual addition: the formulas are in layernorm.py. A warp takes a row.
+// Layer normalisation, alone and fused with a residual addition; the formulas are in layernorm.py. One warp per row.
 #include <common.cuh>
 
-// The part of a row that a lane holds: V vectors of W elements, the lane-th of every 32; elements beyond the row are 0.
+// A lane's part of a row: V vectors of W elements, the lane-th of every 32 vectors; elements beyond the end of the row are 0.
 template <class T, int W, int V> struct Row {
     Sum<T> e[V * W];
 
@@ -31,7 +31,7 @@ template <class T, int W, int V> struct Row {
             }
         }
     }
-    template <class F> __device__ __forceinline__ void each(int C, F f) {               // f(place in the row, element)
+    template <class F> __device__ __forceinline__ void each(int C, F f) {               // f(index in the row, element)
 #pragma unroll
         for (int v = 0; v < V; v++)
 #pragma unroll
@@ -42,7 +42,7 @@ template <class T, int W, int V> struct Row {
     }
 };
 
-// y, s, x, branch (R, C), mean, rstd (R,), w, b (C,). s, branch: null, or s = x + branch is what is normalised.
+// y, s, x, branch (R, C), mean, rstd (R,), w, b (C,). If branch is not null, s = x + branch is normalised instead of x.
 template <class T, int W, int V>
 __global__ void __launch_bounds__(128) layernorm_forward(T* y, T* s, Sum<T>* mean, Sum<T>* rstd, const T* x, const T* branch,
                                                          const Sum<T>* w, const Sum<T>* b, long R, int C, double eps) {
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(128) layernorm_forward(T* y, T* s, Sum<T>* mea
                 Row<T, W, V> other;
                 other.read(branch + r * C, C);
 #pragma unroll
-                for (int i = 0; i < V * W; i++) row.e[i] = S(T(row.e[i] + other.e[i]));          // normalised as it is stored
+                for (int i = 0; i < V * W; i++) row.e[i] = S(T(row.e[i] + other.e[i]));          // rounded as stored
                 row.write(s + r * C, C);
             }
             S total = 0, squares = 0;
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(128) layernorm_forward(T* y, T* s, Sum<T>* mea
             S total = 0, squares = 0;
             for (int at = threadIdx.x % 32; at < C; at += 32) {
                 if (branch) s[r * C + at] = T(S(x[r * C + at]) + S(branch[r * C + at]));
-                total += S(from[at]);                                   // what this lane wrote, this lane reads
+                total += S(from[at]);                                   // reads only elements written by the same lane
             }
             const S m = warp_sum(total) / C;
             for (int at = threadIdx.x % 32; at < C; at += 32) squares += (S(from[at]) - m) * (S(from[at]) - m);
@@ -84,8 +84,8 @@ __global__ void __launch_bounds__(128) layernorm_forward(T* y, T* s, Sum<T>* mea
     }
 }
 
-// dx, dy, running, x (R, C); partial (warps, 2, C): of each warp its share of dw and db. dx, dy, running and partial may be null: dx is
-// not wanted, dy is 0, nothing is added to dx, dw and db are not wanted.
+// dx, dy, running, x (R, C); partial (warps, 2, C): each warp's part of dw and db. dx, dy, running and partial may be null: dx is not
+// needed, dy is 0, nothing is added to dx, dw and db are not needed.
 template <class T, int W, int V>
 __global__ void __launch_bounds__(128, 1) layernorm_backward(T* dx, Sum<T>* partial, const T* dy, const T* running, const T* x,
                                                           const Sum<T>* w, const Sum<T>* mean, const Sum<T>* rstd, long R, int C) {
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(128, 1) layernorm_backward(T* dx, Sum<T>* part
     const long warps = long(gridDim.x) * (blockDim.x / 32), first = (long(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
     S* mine = partial ? partial + first * 2 * C : nullptr;
     if constexpr (V > 0) {
-        Row<T, W, V> h, g, scale, bias;                                 // of dw and db, this lane's sums
+        Row<T, W, V> h, g, scale, bias;                                 // scale, bias: this lane's sums for dw and db
 #pragma unroll
         for (int i = 0; i < V * W; i++) scale.e[i] = bias.e[i] = 0;
         for (long r = first; r < R; r += warps) {
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(128, 1) layernorm_backward(T* dx, Sum<T>* part
         }
     } else {
         for (int at = threadIdx.x % 32; mine && at < 2 * C; at += 32) mine[at] = 0;
-        __syncwarp();                                                   // what one lane cleared, another adds to
+        __syncwarp();                                                   // a lane adds to elements that another lane cleared
         for (long r = first; r < R; r += warps) {
             const S m = mean[r], inverse = rstd[r];
             S total = 0, product = 0;
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(128, 1) layernorm_backward(T* dx, Sum<T>* part
     }
 }
 
-// dw, db (C,) = the sums of partial (parts, 2, C), either may be null. Eight sums a block: 32 lanes side by side add every 32nd part.
+// dw, db (C,) = the sums of partial (parts, 2, C); either may be null. One warp per sum, eight per block: each lane adds every 32nd part.
 template <class S> __global__ void __launch_bounds__(256) layernorm_parameters(S* dw, S* db, const S* partial, long parts, int C) {
     const long warps = long(gridDim.x) * (blockDim.x / 32);
     for (long c = (long(blockIdx.x) * blockDim.x + threadIdx.x) / 32; c < 2 * C; c += warps) {

@@ -1,4 +1,4 @@
-"""Layer normalisation over the last axis, alone and fused with the residual addition before it (Ba et al., 1607.06450).
+"""Layer normalisation over the last axis, alone and fused with a preceding residual addition (Ba et al., 1607.06450).
 
     m = mean(x),  r = 1 / sqrt(mean((x - m)²) + eps),  h = (x - m)·r,  y = h·w + b
 
@@ -6,8 +6,8 @@ With g = dy·w, since h depends on x directly, through m and through r:
 
     dx = r·(g - mean(g) - h·mean(g·h)),     dw = Σ dy·h,     db = Σ dy       (sums over rows)
 
-`layernorm` adds dx to the gradient that already runs to x, which is the skip connection's. `add_layernorm` computes s = x + branch and
-y = LN(s) in one pass; s carries a gradient ds of its own, so dx = dbranch = ds + the dx above.
+`layernorm` adds dx to the running gradient of x, which comes from the skip connection. `add_layernorm` computes s = x + branch and
+y = LN(s) in one pass; s is also a result, with gradient ds, so dx = dbranch = ds + the dx above.
 
 Letters: R rows, C channels.
 """
@@ -27,7 +27,7 @@ from .cpu.strided import fill
 from .cuda.kernel import Grid, Source, blocks_for
 from .cuda.strided import vector_width
 
-BLOCKS = 64  # parts of the sums over rows: fixed, so that no result depends on the threads
+BLOCKS = 64  # partial sums over rows: a constant, so that no result depends on the number of threads
 
 
 # ---------------------------------------------------------------------------------------------------------------- reference
@@ -42,8 +42,8 @@ def backward_reference(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
     g = dy * w
     rows = tuple(range(x.ndim - 1))
     if dx is not None:
-        own = rstd[..., None] * (g - g.mean(-1, keepdims=True) - h * (g * h).mean(-1, keepdims=True))
-        dx[...] = own if dx_sum is None else own + dx_sum
+        gradient = rstd[..., None] * (g - g.mean(-1, keepdims=True) - h * (g * h).mean(-1, keepdims=True))
+        dx[...] = gradient if dx_sum is None else gradient + dx_sum
     if dw is not None:
         dw[...] = (dy * h).sum(rows)
     if db is not None:
@@ -88,7 +88,7 @@ def _forward(band, bands, y, s, mean, rstd, x, branch, w, b, eps, add):
 def _backward(band, bands, dx, partial, dy, dx_sum, x, w, mean, rstd, add):
     R, C = x.shape
     number = x.dtype.type
-    dw, db = partial[band, 0], partial[band, 1]  # this band's share
+    dw, db = partial[band, 0], partial[band, 1]  # this band's partial sums
     dw[:] = 0
     db[:] = 0
     for i in range(band * R // bands, (band + 1) * R // bands):
@@ -177,12 +177,12 @@ def add_backward_cpu(dx, dw, db, ds, dy, s, w, mean, rstd, eps):
 
 # --------------------------------------------------------------------------------------------------------------------- CUDA
 _source = Source("layernorm")
-ROW_WARPS = 4  # of a block: each takes rows of its own
-LANE_ELEMENTS = 32  # of a row that a lane keeps in registers, at most
+ROW_WARPS = 4  # warps per block, each with its own rows
+LANE_ELEMENTS = 32  # maximal number of elements of a row that a lane holds in registers
 
 
 def _tiling(C, *arrays):
-    """(elements of a vector, vectors a lane keeps of a row; 0: more than fit, so that it reads the row again)."""
+    """(elements per vector, vectors of a row per lane; 0: they do not fit into registers, and the row is read again)."""
     width = vector_width(C, *(a for a in arrays if a is not None))
     vectors = -(-C // (32 * width))
     return width, vectors if vectors * width <= LANE_ELEMENTS else 0

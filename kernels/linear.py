@@ -1,4 +1,4 @@
-"""A fully connected layer, with what follows it.
+"""A fully connected layer with fused bias, activation and residual addition.
 
     y = residual + f(x·wᵀ + bias)           with p = x·wᵀ + bias and f the identity or GELU
     dp = dy·f'(p),  dx = dp·w,  dw = dpᵀ·x,  dbias = Σ dp,  dresidual = dy
@@ -44,8 +44,8 @@ def backward_reference(dx, dweight, dbias, dy, weight_sum, x, weight, pre, activ
     if dx is not None:
         dx[...] = dp @ weight
     if dweight is not None:
-        own = rows.T @ x.reshape(-1, x.shape[-1])
-        dweight[...] = own if weight_sum is None else own + weight_sum
+        gradient = rows.T @ x.reshape(-1, x.shape[-1])
+        dweight[...] = gradient if weight_sum is None else gradient + weight_sum
     if dbias is not None:
         dbias[...] = rows.sum(0)
 

@@ -1,7 +1,7 @@
-// Softmax cross-entropy: loss.py has the formulas. A warp a row of K classes.
+// Softmax cross-entropy; the formulas are in loss.py. One warp per row of K classes.
 #include <common.cuh>
 
-// losses, lse (B,), logits (B, K); SOFT: targets (B, K), else classes (B,).
+// losses, lse (B,), logits (B, K); targets (B, K) if SOFT, otherwise classes (B,).
 template <class T, bool SOFT>
 __global__ void __launch_bounds__(128) cross_entropy(Sum<T>* losses, Sum<T>* lse, const T* logits, const long* classes, const T* targets,
                                                      long B, int K, double smoothing) {

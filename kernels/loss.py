@@ -2,11 +2,11 @@
 
     t_k = (1 - s)·target_k + s / K,      lse = log Σ_k exp(x_k),      loss = mean over rows of Σ_k t_k·(lse - x_k)
 
-target is 1 at the class and 0 elsewhere, or the given probabilities. With T = Σ_k t_k, which need not be 1 for given ones,
+target is 1 at the class and 0 elsewhere, or a vector of probabilities. With T = Σ_k t_k, which need not be 1 for probabilities,
 
     dx_k = dloss / B · (T·exp(x_k - lse) - t_k)
 
-The row's largest x is taken off before exp. The sum over the batch runs in float64, row after row.
+The maximum of each row is subtracted before exp. The sum over the batch is in float64 and sequential.
 
 Letters: B rows, K classes. A class outside 0 ... K - 1 makes the loss NaN.
 """
@@ -24,7 +24,7 @@ from .cpu.run import threads
 from .cpu.strided import in_float32
 from .cuda.kernel import Grid, Source, blocks_for
 
-NONE = np.zeros(1, np.int64)  # stands in for the classes where targets are probabilities
+NONE = np.zeros(1, np.int64)  # placeholder for the classes if targets are probabilities
 
 
 # -------------------------------------------------------------------------------------------------------------- reference
@@ -67,8 +67,8 @@ def _forward(band, bands, losses, lse, logits, classes, targets, soft, smoothing
                 weight += targets[i, k]
                 weighted += targets[i, k] * (logits[i, k] - largest)
         else:
-            known = 0 <= classes[i] < K
-            weighted = logits[i, classes[i]] - largest if known else number(np.nan)
+            valid = 0 <= classes[i] < K
+            weighted = logits[i, classes[i]] - largest if valid else number(np.nan)
         log_total = np.log(total)
         lse[i] = largest + log_total
         losses[i] = (rest * weight + everywhere * number(K)) * log_total - rest * weighted - everywhere * all_classes
@@ -132,7 +132,7 @@ def soft_backward_cpu(dlogits, dloss, logits, targets, lse, label_smoothing):
 
 # -------------------------------------------------------------------------------------------------------------------- CUDA
 _source = Source("loss")
-ROW_WARPS = 4  # of a block: each takes rows of its own
+ROW_WARPS = 4  # warps per block, each with its own rows
 
 
 def _grid(B):
@@ -174,8 +174,8 @@ def _probabilities(rng, shape, sizes):
     return rng.dirichlet(np.ones(shape[1]), shape[0]) * rng.uniform(0.5, 1, (shape[0], 1))  # rows that do not sum to 1
 
 
-def _outputs(logits, targets, wanted):
-    require("cross_entropy", targets=(targets, wanted))
+def _outputs(logits, targets, expected):
+    require("cross_entropy", targets=(targets, expected))
     return {"loss": Float32Output(()), "lse": Float32Output(logits[:1])}
 
 

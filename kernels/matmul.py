@@ -1,9 +1,9 @@
-"""Products of matrices, or of batches of them.
+"""Products of matrices, or of batches of matrices.
 
     y = a·b
     da = dy·bᵀ,  db = aᵀ·dy
 
-Letters: B batch, M rows of y, N columns, K the inner length.
+Letters: B batch, M rows of y, N columns of y, K inner dimension.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def matmul_backward_reference(da, db, dy, a, b):
 
 
 def _flat(x, b):
-    """A batch of matrices as one matrix where b is one, as a plain batch otherwise."""
+    """x reshaped to one matrix if b is one, otherwise to a batch with a single leading axis."""
     return x.reshape(-1, x.shape[-1]) if b.ndim == 2 else x.reshape(-1, *x.shape[-2:])
 
 

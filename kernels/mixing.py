@@ -1,17 +1,17 @@
-"""The MLPs of a transformer and of a mixer, each one op (2105.01601, equation 1; 2010.11929, equation 3).
+"""The MLPs of transformers and mixers, one op each (2105.01601, equation 1; 2010.11929, equation 3).
 
     channel mixing:  h = x·w1ᵀ + b1,   y = residual + gelu(h)·w2ᵀ + b2            over the channels of each token
-    token mixing:    h = w1·x + b1,    y = residual + w2·gelu(h) + b2             over the tokens of each channel, a sample at a time
+    token mixing:    h = w1·x + b1,    y = residual + w2·gelu(h) + b2             over the tokens of each channel, per sample
 
-y has as many channels (tokens) as w2 has rows: O of them. A token mixing is a convolution of 1×1 too, with N the channels of the image;
-so a token-mixing product reads x where it lies: a weight times a matrix, no transpose. Backward, with a = gelu(h):
+y has O channels (tokens), as w2 has rows. Token mixing is also a 1×1 convolution of an image with N channels, and its products read x in
+place: a weight times a matrix, without a transpose. Backward, with a = gelu(h):
 
     channel:  dh = (dy·w2)·gelu'(h),   dw2 = dyᵀ·a,   dw1 = dhᵀ·x,   dx = dh·w1,   db = Σ over rows
     token:    dh = (w2ᵀ·dy)·gelu'(h),  dw2 = Σ dy·aᵀ, dw1 = Σ dh·xᵀ, dx = w1ᵀ·dh,  db = Σ over samples and channels
 
-Only h is kept: the product that makes dh writes a again on its way, at no cost beyond the store. dresidual = dy.
+Only h is saved: the epilogue of the product for dh recomputes a, at no cost beyond the store. dresidual = dy.
 
-Letters: B batch, N tokens, C channels, F hidden length, O outputs.
+Letters: B batch, N tokens, C channels, F hidden size, O outputs.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def token_forward_reference(y, h, x, w1, b1, w2, b2, residual, approximate):
 
 
 def _set(gradients, values, running):
-    for gradient, value, before in zip(gradients, values, running):
+    for gradient, value, accumulated in zip(gradients, values, running):
         if gradient is not None:
-            gradient[...] = value if before is None else before + value
+            gradient[...] = value if accumulated is None else accumulated + value
 
 
 def channel_backward_reference(dx, dw1, db1, dw2, db2, dy, w1_sum, w2_sum, x, w1, w2, h, approximate):

@@ -1,7 +1,7 @@
-"""Axes in another order.
+"""Permutation of the axes.
 
 y[i_order[0], i_order[1], ...] = x[i_0, i_1, ...]
-dx = dy in the inverse order
+dx = dy, permuted by the inverse of order
 """
 
 from __future__ import annotations

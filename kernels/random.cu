@@ -1,4 +1,4 @@
-// Philox4x32-10, and what draws from it: random.py says how counters are made. The words are the CPU's.
+// Philox4x32-10, and the kernels that use it: random.py defines the counters. The words are the same as on the CPU.
 #include <common.cuh>
 
 struct Words {
@@ -20,7 +20,7 @@ __device__ __forceinline__ Words philox(u32 block, u32 use, u64 step, u64 seed) 
     return {{a, b, c, d}};
 }
 
-// A thread takes the four elements of one block of words, at once where W is 4.
+// A thread processes the four elements of one block of words, as one vector if W is 4.
 template <class T, int W>
 __global__ void __launch_bounds__(256) dropout(T* y, const T* x, const u64* state, long size, u32 use, u64 threshold, double scale) {
     GRID_STRIDE(block, (size + 3) / 4) {
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(256) dropout(T* y, const T* x, const u64* stat
     }
 }
 
-// x, y (B, size): `parts` blocks a sample, which is kept or dropped as a whole.
+// x, y (B, size): `parts` blocks per sample; a sample is kept or dropped as a whole.
 template <class T, int W>
 __global__ void __launch_bounds__(256) drop_path(T* y, const T* x, const u64* state, int parts, long size, u32 use, u64 threshold,
                                                  double scale) {

@@ -1,18 +1,18 @@
-"""Random numbers from a counter (Philox4x32-10; Salmon et al., SC 2011), and the two operations that draw them.
+"""Counter-based random numbers (Philox4x32-10; Salmon et al., SC 2011), and the two ops that use them.
 
-A block of four 32-bit words is a function of a 64-bit key and a 128-bit counter alone: ten rounds of
+A block of four 32-bit words depends only on a 64-bit key and a 128-bit counter, through ten rounds of
 
     (a, b, c, d) -> (high(M1·c) ^ b ^ k0,  low(M1·c),  high(M0·a) ^ d ^ k1,  low(M0·a)),     k0 += W0, k1 += W1
 
-Here the key is the seed, and the counter (block, use, low half of step, high half of step): the same on every device, whatever the number
-of threads, after a resume, and in a recorded step. `use` numbers the call site. Word i % 4 of block i // 4 belongs to element i.
+Here the key is the seed, and the counter (block, use, low half of step, high half of step): the numbers are the same on every device, with
+any number of threads, after a resume, and in a recorded step. `use` numbers the call site. Word i % 4 of block i // 4 is for element i.
 
     dropout    y_i = m_i·x_i / (1 - rate),   m_i = 1 where word i < (1 - rate)·2³², else 0       (Srivastava et al., JMLR 2014)
-    drop_path  the same with one m for all of a sample                                           (1603.09382; scaled as in timm)
+    drop_path  the same with one m for each sample                                               (1603.09382; scaled as in timm)
 
-Backward is the same function of dy. It draws m again: the state must not change in between.
+Backward is the same function of dy. It computes m again, so the state must not change in between.
 
-state: uint64 (seed, step), in memory, so that `advance` can change it in a recorded step.
+state: uint64 (seed, step), in an array, so that `advance` can change it in a recorded step.
 """
 
 from __future__ import annotations
@@ -48,25 +48,25 @@ def _round(counter, seed, index):
 @register_jitable(forceinline=True)
 def philox(block, use, step, seed):
     """The four words, each below 2³², of one block; all uint64, or arrays of them."""
-    w = block, use, step & LOW, step >> HALF  # ten rounds, not a loop of them: so a loop over blocks vectorises
+    w = block, use, step & LOW, step >> HALF  # ten rounds, unrolled so that a loop over blocks vectorises
     w = _round(_round(_round(_round(_round(w, seed, ZERO), seed, ONE), seed, TWO), seed, THREE), seed, FOUR)
     return _round(_round(_round(_round(_round(w, seed, FIVE), seed, SIX), seed, SEVEN), seed, EIGHT), seed, NINE)
 
 
 def words(number: int, use: int, state: np.ndarray) -> np.ndarray:
-    """The first words of a use: uint64 (number,), each below 2³²."""
+    """The first `number` words of a use: uint64 (number,), each below 2³²."""
     seed, step = np.asarray(state, np.uint64)
     blocks = np.arange((number + 3) // 4, dtype=np.uint64)
     return np.stack(philox(blocks, np.uint64(use), step, seed), axis=-1).reshape(-1)[:number]
 
 
 def threshold(rate: float) -> int:
-    """The words below this keep their element."""
+    """Elements whose word is below this threshold are kept."""
     return round((1 - rate) * 2**32)
 
 
 def scale(rate: float) -> float:
-    """What is kept is multiplied by this."""
+    """The factor by which kept elements are multiplied."""
     return 1 / (1 - rate) if rate < 1 else 0.0
 
 
@@ -181,7 +181,7 @@ def advance_cuda(state):
 
 
 # ------------------------------------------------------------------------------------------------------------------- spec
-advance = Implementation(advance_reference, advance_cpu, advance_cuda)  # go to the next step: state uint64 (seed, step), in place
+advance = Implementation(advance_reference, advance_cpu, advance_cuda)  # increments the step: state uint64 (seed, step), in place
 
 
 def _outputs(x, state, rate, use):

@@ -1,7 +1,7 @@
-"""The sum over axes, scaled: a mean has scale 1/n.
+"""Scaled sum over axes; a mean has scale 1/n.
 
 y = scale·Σ x over axes
-dx = scale·dy, repeated along them
+dx = scale·dy, repeated along the axes
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ def _summed(shape: Shape, axes: Shape | None) -> Shape:
     return tuple(range(len(shape))) if axes is None else tuple(axis % len(shape) for axis in axes)
 
 
-def _kept_shape(shape: Shape, axes: Shape | None) -> Shape:
-    """The shape of a sum over these axes (None: all) that keeps them with size 1."""
+def _keepdims_shape(shape: Shape, axes: Shape | None) -> Shape:
+    """The shape of a sum over these axes (None: all) with keepdims."""
     return tuple(1 if i in _summed(shape, axes) else size for i, size in enumerate(shape))
 
 
 def _sum_shape(shape: Shape, axes: Shape | None, keepdims: bool) -> Shape:
-    return _kept_shape(shape, axes) if keepdims else tuple(size for i, size in enumerate(shape) if i not in _summed(shape, axes))
+    return _keepdims_shape(shape, axes) if keepdims else tuple(size for i, size in enumerate(shape) if i not in _summed(shape, axes))
 
 
 def forward_reference(y, x, axes, keepdims, scale):
@@ -32,15 +32,15 @@ def forward_reference(y, x, axes, keepdims, scale):
 
 
 def backward_reference(dx, dy, axes, keepdims, scale):
-    dx[...] = scale * dy.reshape(_kept_shape(dx.shape, axes))
+    dx[...] = scale * dy.reshape(_keepdims_shape(dx.shape, axes))
 
 
 def forward(on, y, x, axes, keepdims, scale):
-    on.sum_into(y.reshape(_kept_shape(x.shape, axes)), x, scale=scale)
+    on.sum_into(y.reshape(_keepdims_shape(x.shape, axes)), x, scale=scale)
 
 
 def backward(on, dx, dy, axes, keepdims, scale):
-    on.copy(dx, dy, dx.shape, strides(dx.shape), broadcast_strides(_kept_shape(dx.shape, axes), dx.shape), scale=scale)
+    on.copy(dx, dy, dx.shape, strides(dx.shape), broadcast_strides(_keepdims_shape(dx.shape, axes), dx.shape), scale=scale)
 
 
 def _outputs(x, axes, keepdims, scale):

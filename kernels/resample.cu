@@ -1,7 +1,7 @@
-// A sparse linear map along one axis: resample.py says how it is kept. A thread makes W neighbours along C.
+// A sparse linear map along one axis, in the CSR format of resample.py. A thread computes W adjacent elements along C.
 #include <common.cuh>
 
-// y (A, M, C), x (A, N, C); row i of the map holds weights[starts[i]] up to weights[starts[i + 1]], of the tokens `indices`.
+// y (A, M, C), x (A, N, C); row i of the map has the weights [starts[i], starts[i + 1]), for the tokens in `indices`.
 template <class T, int W>
 __global__ void __launch_bounds__(256) resample(T* y, const T* x, const long* starts, const long* indices, const Sum<T>* weights, long vectors,
                                                 int N, int M, int C) {

@@ -1,17 +1,17 @@
-"""Tokens of a square grid on another grid, a sparse linear map along one axis; and the weights it is made of, one axis of the grid.
+"""Resampling the tokens of a square grid to another grid, as a sparse linear map along the token axis.
 
-With R (new, old) the weights along one axis, row and column of the grid apart,
+With R (new, old) the weights along one axis of the grid, applied to its rows and columns separately,
 
     y[a, (i, j), c] = Σ over k, l of R[i, k]·R[j, l]·x[a, (k, l), c],       so y = S·x with S = R ⊗ R,       dx = Sᵀ·dy
 
-A row of R has from one to four weights that are not zero, so S is kept by rows, as (starts, indices, weights): row i holds the weights
-from starts[i] up to starts[i + 1], of the tokens `indices`. Sᵀ is kept likewise, and the same kernels run backward. A class token before
-the patches is one more row and column: of zeros ("zero": x's is not read, y's is zero), or with a single 1 ("keep").
+A row of R has few nonzero weights, so S is stored in CSR format, as (starts, indices, weights): row i has the weights from starts[i] up to
+starts[i + 1], for the tokens `indices`. Sᵀ is stored likewise, and the same kernels run backward. A class token before the patches is one
+more row and column: of zeros ("zero": that of x is not read, that of y is zero), or with a single 1 ("keep").
 
-Where the axis is the last one (C = 1: the keys of an attention map, a channel-first position grid), a block of LANES rows is transposed, so
-that each weight meets whole vectors there too.
+If the axis is the last one (C = 1: the keys of an attention map, a channel-first position grid), a block of LANES rows is transposed, so
+that each weight multiplies whole vectors there too.
 
-Letters: A what precedes the axis, N old tokens, M new ones, C what follows.
+Letters: A size before the axis, N old tokens, M new tokens, C size after the axis.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from .cuda.kernel import Source
 from .cuda.strided import grid_for, vector_width
 
 METHODS = ("bicubic_antialias", "bicubic", "bilinear", "upsample")
-CLASS_TOKENS = {"none": 0, "zero": 1, "keep": 1}  # before the patches, of x and of y
-LANES = 64  # rows side by side: 16 kB of 65 tokens in float32
+CLASS_TOKENS = {"none": 0, "zero": 1, "keep": 1}  # number of class tokens before the patches
+LANES = 64  # rows in a block: 16 kB for 65 tokens in float32
 
 
 # ------------------------------------------------------------------------------------------------------------------ weights
@@ -47,16 +47,16 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
 
 
 def axis_matrix(old: int, new: int, method: str) -> np.ndarray:
-    """R (new, old): along one axis, the resampled row is R @ row.
+    """R (new, old): a row of the grid is resampled by R @ row.
 
-    "bicubic_antialias"   Keys' cubic, a = -1/2, widened by the factor of a reduction, cut and normalised at the border: timm's
-    "bicubic"             Keys' cubic, a = -3/4, never widened, positions beyond the border taken from it: DeiT's, T2T's
-    "bilinear"            the triangle, likewise: timm's import of Google's files, and 2105.02723's in every forward
-    "upsample"            twice the size, each repeated, then the means of new bins, from ⌊2·old·i / new⌋ up to ⌈2·old·(i + 1) / new⌉:
-                          2105.15075's
+    "bicubic_antialias"   Keys' cubic, a = -1/2, widened when downsampling, truncated and normalised at the border: timm
+    "bicubic"             Keys' cubic, a = -3/4, never widened, positions clamped to the border: DeiT, T2T
+    "bilinear"            the triangle filter, likewise: timm's import of Google's checkpoints, and 2105.02723 in every forward
+    "upsample"            each pixel repeated twice, then the mean of each new bin, from ⌊2·old·i / new⌋ up to ⌈2·old·(i + 1) / new⌉:
+                          2105.15075
 
     The first three have the weights of PyTorch's `interpolate(align_corners=False)`, "upsample" those of `Upsample(scale_factor=2)` and
-    `adaptive_avg_pool2d`. Raises ValueError for another method.
+    `adaptive_avg_pool2d` in sequence. Raises ValueError for any other method.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
@@ -81,23 +81,23 @@ def axis_matrix(old: int, new: int, method: str) -> np.ndarray:
 
 
 def resample_grid(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """x (A, old², C), mapped along both axes of its grid by matrix (new, old): (A, new², C)."""
+    """x (A, old², C) resampled along both axes of its grid by matrix (new, old): (A, new², C)."""
     new, old = matrix.shape
     square = x.reshape(len(x), old, old, -1)
     return np.einsum("ik,jl,aklc->aijc", matrix, matrix, square, optimize=True).reshape(len(x), new * new, -1)
 
 
 class Taps(NamedTuple):
-    """A sparse matrix by rows."""
+    """A sparse matrix in CSR format."""
 
     starts: np.ndarray  # (rows + 1,), int64
-    indices: np.ndarray  # (weights that are not zero,), int64: their columns
+    indices: np.ndarray  # (nonzero weights,), int64: their columns
     weights: np.ndarray
 
 
 @cache
 def taps(old: int, new: int, method: str, class_token: str, transposed: bool, dtype: str) -> Taps:
-    """S, or Sᵀ, with its class token; see the head of this file."""
+    """S or Sᵀ, including the class token; see the module docstring."""
     prefix = CLASS_TOKENS[class_token]
     matrix = axis_matrix(old, new, method)
     i, k = np.nonzero(matrix)
@@ -106,11 +106,11 @@ def taps(old: int, new: int, method: str, class_token: str, transposed: bool, dt
     weights = np.multiply.outer(matrix[i, k], matrix[i, k]).reshape(-1)
     if class_token == "keep":
         rows, columns, weights = np.append(rows, 0), np.append(columns, 0), np.append(weights, 1.0)
-    number = prefix + new * new
+    row_count = prefix + new * new
     if transposed:
-        rows, columns, number = columns, rows, prefix + old * old
+        rows, columns, row_count = columns, rows, prefix + old * old
     order = np.lexsort((columns, rows))
-    starts = np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=number))))
+    starts = np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=row_count))))
     return Taps(starts, columns[order], weights[order].astype(dtype))
 
 
@@ -146,7 +146,7 @@ def _map_columns(band, bands, y, x, starts, indices, weights):
 @kernel
 def _map_rows(band, bands, y, x, blocks, sums, starts, indices, weights):
     A, M = y.shape
-    block, total = blocks[band], sums[band]  # (N, lanes), (lanes,); lanes beyond the last row hold anything
+    block, total = blocks[band], sums[band]  # (N, lanes), (lanes,); lanes beyond the last row are undefined
     N, lanes = block.shape
     parts = (A + lanes - 1) // lanes
     for part in range(band * parts // bands, (band + 1) * parts // bands):
@@ -190,7 +190,7 @@ _source = Source("resample")
 
 
 @cache
-def _taps_there(runtime: Any, *which: Any) -> tuple[Any, ...]:
+def _device_taps(runtime: Any, *which: Any) -> tuple[Any, ...]:
     """`taps` on a GPU."""
     return tuple(constant(table, "cuda") for table in taps(*which))
 
@@ -199,8 +199,8 @@ def _map_cuda(y: Any, x: Any, *which: Any) -> None:
     _, M, C = y.shape
     width = vector_width(C, y, x)
     gpu: Any = runtime()
-    there = _taps_there(gpu, *which, accumulator_dtype(x.dtype).name)
-    launch(_source("resample", x.dtype, width), grid_for(y.size // width), y, x, *there, y.size // width, x.shape[1], M, C)
+    device_taps = _device_taps(gpu, *which, accumulator_dtype(x.dtype).name)
+    launch(_source("resample", x.dtype, width), grid_for(y.size // width), y, x, *device_taps, y.size // width, x.shape[1], M, C)
 
 
 def forward_cuda(y, x, old, new, method, class_token):
@@ -224,7 +224,7 @@ def _outputs(x: Shape, old: int, new: int, method: str, class_token: str) -> dic
 
 def _cost(x: Shape, old: int, new: int, method: str, class_token: str) -> Cost:
     operations = 2 * x[0] * len(taps(old, new, method, class_token, False, "float64").indices) * x[2]
-    # As 2105.15075 counts: the output of the repetition, and the input of the mean, which are the same.
+    # As counted by 2105.15075: the output of the repetition and the input of the mean, which have the same size.
     return Cost(operations, operations, macs=2 * x[0] * (2 * old) ** 2 * x[2] if method == "upsample" else 0)
 
 

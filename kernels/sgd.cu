@@ -1,4 +1,4 @@
-// SGD with momentum over one flat buffer: sgd.py has the formulas. Outputs may be the inputs of their kind.
+// SGD with momentum over one flat buffer; the formulas are in sgd.py. Outputs may be the same arrays as the corresponding inputs.
 #include <update.cuh>
 
 template <class T, class N, class H, int W>

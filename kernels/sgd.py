@@ -1,6 +1,6 @@
-"""Stochastic gradient descent with momentum over one flat buffer; `begin_update.py` has g'.
+"""Stochastic gradient descent with momentum over one flat buffer; `begin_update.py` defines g'.
 
-In PyTorch's form (Sutskever et al., ICML 2013), velocity from 0:
+In PyTorch's form (Sutskever et al., ICML 2013), with velocity initially 0:
 
     g"       = g' + WEIGHT_DECAY·p,           velocity = MOMENTUM·velocity + g"
     p        = p - LR·velocity,               or, with Nesterov's look-ahead, p - LR·(g" + MOMENTUM·velocity)

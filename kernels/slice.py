@@ -1,4 +1,4 @@
-"""Every step-th element of a stretch of each axis.
+"""Slices with a step along each axis.
 
 y[i] = x[start + i·step]                along each axis
 dx[start + i·step] = dy[i],  0 elsewhere
@@ -56,7 +56,7 @@ slicing = Op(
     "slice",
     shapes={"x": "B N C"},
     accepts={"x": "*"},
-    constants={"start": (), "stop": (), "step": ()},  # an entry an axis, as range() takes them: from slice.indices(size)
+    constants={"start": (), "stop": (), "step": ()},  # one entry per axis, from slice.indices(size), as for range()
     outputs=_outputs,
     forward=Implementation.composed(forward_reference, forward, cpu, cuda),
     backward=Implementation.composed(backward_reference, backward, cpu, cuda),

@@ -1,7 +1,7 @@
-// Softmax over the last axis: softmax.py has the formulas.
+// Softmax over the last axis; the formulas are in softmax.py.
 #include <common.cuh>
 
-// A warp a row of (R, C); what it reads again lies in its cache.
+// One warp per row of (R, C); repeated reads of the row hit the cache.
 template <class T> __global__ void __launch_bounds__(256) softmax_forward(T* y, const T* x, long R, int C) {
     typedef Sum<T> S;
     const long warps = long(gridDim.x) * (blockDim.x / 32);

@@ -1,5 +1,5 @@
-// Layer normalisation over tokens: token_layernorm.py has the formulas. A block takes 32 vectors of channels of one sample: its lanes one
-// each, its 8 warps every eighth token; what it reads again lies in its cache.
+// Layer normalisation over tokens; the formulas are in token_layernorm.py. A block processes 32 vectors of channels of one sample: one per
+// lane, and every eighth token per warp; repeated reads hit the cache.
 #include <common.cuh>
 
 const int WARPS = 8;
@@ -22,7 +22,7 @@ template <class S, int W> __device__ __forceinline__ void sum_warps(S (&sums)[W]
     __syncthreads();
 }
 
-// x, y (B, N, C), mean, rstd (B, C), w, b (N,); `across` blocks a sample.
+// x, y (B, N, C), mean, rstd (B, C), w, b (N,); `across` blocks per sample.
 template <class T, int W>
 __global__ void __launch_bounds__(256) token_layernorm_forward(T* y, Sum<T>* mean, Sum<T>* rstd, const T* x, const Sum<T>* w, const Sum<T>* b,
                                                                int across, int N, int C, double eps) {
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(256) token_layernorm_forward(T* y, Sum<T>* mea
     }
 }
 
-// dw, db (blocks, N): of each block its share. dx, running and dw (with db) may be null: not wanted, and nothing is added to dx.
+// dw, db (blocks, N): each block's part. dx and dw (with db) may be null if not needed; running, if nothing is added to dx.
 template <class T, int W>
 __global__ void __launch_bounds__(256) token_layernorm_backward(T* dx, Sum<T>* dw, Sum<T>* db, const T* dy, const T* running, const T* x,
                                                                 const Sum<T>* w, const Sum<T>* mean, const Sum<T>* rstd, int across, int N,

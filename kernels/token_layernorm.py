@@ -1,13 +1,13 @@
-"""Layer normalisation over the tokens of each channel, where `layernorm` goes over the channels of each token (2105.02723, section 2).
+"""Layer normalisation over the tokens of each channel, unlike `layernorm`, over the channels of each token (2105.02723, section 2).
 
-    m = mean(x),  r = 1 / sqrt(mean((x - m)²) + eps),  h = (x - m)·r,  y = h·w + b         means over N; w, b an entry a token
+    m = mean(x),  r = 1 / sqrt(mean((x - m)²) + eps),  h = (x - m)·r,  y = h·w + b         means over N; w, b one entry per token
 
 With g = dy·w:
 
     dx = r·(g - mean(g) - h·mean(g·h)),     dw = Σ dy·h,     db = Σ dy                     dw, db: sums over samples and channels
 
-All of it runs along channels, which lie side by side, WIDTH at a time: nothing is transposed, and what a block of channels needs stays in
-the nearest cache. dx is added to the gradient that already runs to x, which is the skip connection's.
+All loops run along WIDTH adjacent channels: nothing is transposed, and the data of a block of channels stays in the L1 cache. dx is added
+to the running gradient of x, which comes from the skip connection.
 
 Letters: B batch, N tokens, C channels.
 """
@@ -28,8 +28,8 @@ from .cuda import strided as cuda
 from .cuda.kernel import Grid, Source
 from .cuda.strided import vector_width
 
-WIDTH = 64  # channels of a block
-BLOCKS = 64  # parts of dw and db: fixed, so that no result depends on the threads
+WIDTH = 64  # channels in a block
+BLOCKS = 64  # partial sums of dw and db: a constant, so that no result depends on the number of threads
 
 
 # ---------------------------------------------------------------------------------------------------------------- reference
@@ -43,8 +43,8 @@ def backward_reference(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
     h = (x - mean[:, None]) * rstd[:, None]  # (B, N, C)
     g = dy * w[:, None]
     if dx is not None:
-        own = rstd[:, None] * (g - g.mean(1, keepdims=True) - h * (g * h).mean(1, keepdims=True))
-        dx[...] = own if dx_sum is None else own + dx_sum
+        gradient = rstd[:, None] * (g - g.mean(1, keepdims=True) - h * (g * h).mean(1, keepdims=True))
+        dx[...] = gradient if dx_sum is None else gradient + dx_sum
     if dw is not None:
         dw[...] = (dy * h).sum((0, 2))
     if db is not None:
@@ -68,7 +68,7 @@ def _forward(band, bands, y, mean, rstd, x, w, b, eps):
                 mean[s, np.uint64(c)] += x[s, n, np.uint64(c)]
         for c in range(start, stop):
             mean[s, np.uint64(c)] /= number(N)
-        for n in range(N):  # rstd holds the sum of squares first
+        for n in range(N):  # rstd temporarily holds the sum of squares
             for c in range(start, stop):
                 rstd[s, np.uint64(c)] += (x[s, n, np.uint64(c)] - mean[s, np.uint64(c)]) ** 2
         for c in range(start, stop):
@@ -100,7 +100,7 @@ def _backward(band, bands, dx, dw, db, totals, products, dy, dx_sum, x, w, mean,
                 total[np.uint64(j)] += g
                 product[np.uint64(j)] += g * (x[s, n, c] - mean[s, c])
             weight, bias = number(0), number(0)
-            for j in range(width):  # apart from the loop above, which then needs fewer tests that no two arrays overlap
+            for j in range(width):  # separate from the loop above, which then needs fewer tests for overlapping arrays
                 c = np.uint64(start + j)
                 weight += dy[s, n, c] * (x[s, n, c] - mean[s, c]) * rstd[s, c]
                 bias += dy[s, n, c]
@@ -114,13 +114,13 @@ def _backward(band, bands, dx, dw, db, totals, products, dy, dx_sum, x, w, mean,
             if add:
                 for j in range(width):
                     c = np.uint64(start + j)
-                    own = dy[s, n, c] * scale - total[np.uint64(j)] - (x[s, n, c] - mean[s, c]) * product[np.uint64(j)]
-                    dx[s, n, c] = dx_sum[s, n, c] + rstd[s, c] * own
+                    centred = dy[s, n, c] * scale - total[np.uint64(j)] - (x[s, n, c] - mean[s, c]) * product[np.uint64(j)]
+                    dx[s, n, c] = dx_sum[s, n, c] + rstd[s, c] * centred
             else:
                 for j in range(width):
                     c = np.uint64(start + j)
-                    own = dy[s, n, c] * scale - total[np.uint64(j)] - (x[s, n, c] - mean[s, c]) * product[np.uint64(j)]
-                    dx[s, n, c] = rstd[s, c] * own
+                    centred = dy[s, n, c] * scale - total[np.uint64(j)] - (x[s, n, c] - mean[s, c]) * product[np.uint64(j)]
+                    dx[s, n, c] = rstd[s, c] * centred
 
 
 def forward_cpu(y, mean, rstd, x, w, b, eps):
@@ -156,7 +156,7 @@ _source = Source("token_layernorm")
 
 
 def _tiling(*arrays):
-    """(elements of a vector, blocks a sample, the grid)."""
+    """(elements per vector, blocks per sample, the grid)."""
     B, _, C = arrays[0].shape
     width = vector_width(C, *(a for a in arrays if a is not None))
     across = -(-C // (32 * width))

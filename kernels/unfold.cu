@@ -1,11 +1,11 @@
-// Patches of images as rows, and the adjoint: unfold.py has the formulas.
+// Patches of images as rows, and the adjoint; the formulas are in unfold.py.
 #include <common.cuh>
 
-// W neighbours of a line of a patch a thread.
+// A thread copies W adjacent elements of a line of a patch.
 template <class T, int W>
 __global__ void __launch_bounds__(256) unfold(T* y, const T* x, int B, int C, int H, int width, int U, int V, int kh, int kw, int sh, int sw,
                                               int ph, int pw) {
-    const int across = kw / W;                                          // vectors of a line
+    const int across = kw / W;                                          // vectors per line
     GRID_STRIDE(i, long(B) * U * V * C * kh * across) {
         long rest = i / across;
         const int j = i % across * W, line = rest % (C * kh);
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(256) unfold(T* y, const T* x, int B, int C, in
     }
 }
 
-// A thread gathers what arrives at a pixel: from the patches whose lines cross it, in their order.
+// A thread sums the gradient of one pixel over the patches that contain it, in a fixed order.
 template <class T>
 __global__ void __launch_bounds__(256) fold(T* dx, const T* dy, int B, int C, int H, int width, int U, int V, int kh, int kw, int sh, int sw,
                                             int ph, int pw) {

@@ -1,10 +1,10 @@
-"""Patches of images as rows, and its adjoint: what makes a patch projection a matrix product (2010.11929, section 3.1).
+"""Patches of images as rows, and the adjoint; with it a patch projection is a matrix product (2010.11929, section 3.1).
 
     y[b, u, v, (c, i, j)] = x[b, c, u·sh + i - ph, v·sw + j - pw],  0 outside the image
 
     dx[b, c, h, w] = Σ dy[b, u, v, (c, i, j)]  over u·sh + i = h + ph,  v·sw + j = w + pw
 
-Both walk the rows of the image: a band owns rows, so that overlapping patches meet in one thread.
+Backward loops over rows of the image, and a band owns whole rows, so that overlapping patches are summed by one thread.
 
 Letters: B batch, C channels, (H, W) image, (U, V) grid, kernel (kh, kw), stride (sh, sw), padding (ph, pw).
 """
@@ -68,14 +68,14 @@ def _unfold(band, bands, y, x, kh, kw, sh, sw, ph, pw):
             c, h = line // kh, u * sh + line % kh - ph
             inside = 0 <= h < H
             for v in range(V):
-                first, at = v * sw - pw, line * kw
+                first, y_start = v * sw - pw, line * kw
                 if inside and first >= 0 and first + kw <= W:
                     for j in range(kw):
-                        y[b, u, v, np.uint64(at + j)] = x[b, c, h, np.uint64(first + j)]
+                        y[b, u, v, np.uint64(y_start + j)] = x[b, c, h, np.uint64(first + j)]
                 else:
                     for j in range(kw):
                         w = first + j
-                        y[b, u, v, at + j] = x[b, c, h, w] if inside and 0 <= w < W else 0
+                        y[b, u, v, y_start + j] = x[b, c, h, w] if inside and 0 <= w < W else 0
 
 
 @kernel
@@ -87,13 +87,13 @@ def _fold(band, bands, dx, dy, kh, kw, sh, sw, ph, pw):
         for c in range(C):
             for w in range(W):
                 dx[b, c, h, w] = 0
-            for i in range((h + ph) % sh, kh, sh):  # the lines of a patch that can lie here
+            for i in range((h + ph) % sh, kh, sh):  # the lines of a patch that can coincide with row h
                 u = (h + ph - i) // sh
                 if 0 <= u < U:
                     for v in range(V):
-                        first, at = v * sw - pw, (c * kh + i) * kw
+                        first, y_start = v * sw - pw, (c * kh + i) * kw
                         for j in range(max(0, -first), min(kw, W - first)):
-                            dx[b, c, h, np.uint64(first + j)] += dy[b, u, v, np.uint64(at + j)]
+                            dx[b, c, h, np.uint64(first + j)] += dy[b, u, v, np.uint64(y_start + j)]
 
 
 def forward_cpu(y, images, kernel, stride, padding):

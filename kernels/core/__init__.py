@@ -1,1 +1,1 @@
-"""What every op stands on, whatever runs it: data types, arrays, devices, recordings, the declaration of an op. Nothing here compiles."""
+"""What every op is built on, on any device: data types, arrays, devices, recordings, the declaration of an op. Nothing is compiled here."""

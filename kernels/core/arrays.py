@@ -1,4 +1,4 @@
-"""Arrays on the CPU or a GPU: their allocation, and copies between the two. The one file that knows NumPy's arrays from the GPU's."""
+"""Arrays on the CPU or a GPU: allocation, and copies between the two. The only file that distinguishes NumPy arrays from GPU arrays."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .devices import device_of, is_array, runtime
 from .dtypes import BFLOAT16
 from .recording import current_recording
 
-ALIGNMENT = 64  # bytes: a cache line, and the widest vector
-# Bytes after an array that stay free: where two begin closer together than a few vectors, a compiled loop over both takes them to overlap
-# and sums in another order; so results would depend on where the allocator happened to put small arrays.
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
+# Unused bytes after each array: if two arrays start less than a few vectors apart, a compiled loop over both treats them as overlapping
+# and sums in a different order, so results would depend on where the allocator happened to place small arrays.
 GUARD = 512
 
 
@@ -25,13 +25,13 @@ def as_array(values: Any) -> Any:
 
 
 def empty(shape: tuple[int, ...], dtype: Any, device: str = "cpu") -> Any:
-    """An uninitialised C-contiguous array; on the CPU its data starts on a cache line."""
+    """An uninitialised C-contiguous array; on the CPU its data is aligned to a cache line."""
     dtype = np.dtype(dtype)
     recording = current_recording()
     if device == "cpu":
         size = prod(shape) * dtype.itemsize
-        room = size + ALIGNMENT + GUARD
-        owner = np.empty(room, np.uint8) if recording is None else np.frombuffer(mmap(-1, room), np.uint8)
+        allocated = size + ALIGNMENT + GUARD
+        owner = np.empty(allocated, np.uint8) if recording is None else np.frombuffer(mmap(-1, allocated), np.uint8)
         start = -owner.ctypes.data % ALIGNMENT
         array = owner[start : start + size].view(dtype).reshape(shape)
     else:
@@ -42,26 +42,26 @@ def empty(shape: tuple[int, ...], dtype: Any, device: str = "cpu") -> Any:
 
 
 def empty_like(array: Any) -> Any:
-    """An uninitialised array of the shape and dtype of `array`, on its device."""
+    """An uninitialised array with the shape, dtype and device of `array`."""
     return empty(array.shape, array.dtype, device_of(array))
 
 
 def array_on(device: str, values: np.ndarray) -> Any:
-    """A new array on a device with these values of the CPU."""
+    """A new array on a device, with values copied from the CPU."""
     copy = empty(values.shape, values.dtype, device)
     copy_from_numpy(copy, values)
     return copy
 
 
 def to_device(array: Any, device: str) -> Any:
-    """The array itself where it lies on that device, else a copy there."""
+    """The array itself if it is on that device, otherwise a copy there."""
     if device_of(array) == device:
         return array
     return to_numpy(array) if device == "cpu" else array_on(device, array)
 
 
 def constant(values: np.ndarray, device: str) -> Any:
-    """Values on a device, copied at once even while a step is recorded, for whose kernels they are an array from outside."""
+    """Values on a device, copied immediately even while a step is recorded; the recording treats them as an external array."""
     if device == "cpu":
         return values
     copy = runtime().empty(values.shape, values.dtype)
@@ -69,25 +69,25 @@ def constant(values: np.ndarray, device: str) -> Any:
     return copy
 
 
-def copy_from_numpy(to: Any, values: np.ndarray) -> None:
-    """to[...] = values of the CPU, where NumPy's rule of "same_kind" allows it for float32 and float64; for bfloat16 it has no rule."""
-    if to.dtype == BFLOAT16 and values.dtype != BFLOAT16:
+def copy_from_numpy(target: Any, values: np.ndarray) -> None:
+    """target[...] = values from the CPU, under NumPy's "same_kind" casting rule; bfloat16, which has no such rule, takes any float."""
+    if target.dtype == BFLOAT16 and values.dtype != BFLOAT16:
         values = values.astype(np.float32, casting="same_kind", copy=False)
-    casting: Any = "unsafe" if to.dtype == BFLOAT16 else "same_kind"
-    if isinstance(to, np.ndarray):
-        np.copyto(to, values, casting=casting)
+    casting: Any = "unsafe" if target.dtype == BFLOAT16 else "same_kind"
+    if isinstance(target, np.ndarray):
+        np.copyto(target, values, casting=casting)
     else:
-        whole = np.broadcast_to(values.astype(to.dtype, casting=casting, copy=False), to.shape)
-        runtime().from_numpy(to, np.ascontiguousarray(whole).reshape(to.shape))
+        broadcast = np.broadcast_to(values.astype(target.dtype, casting=casting, copy=False), target.shape)
+        runtime().from_numpy(target, np.ascontiguousarray(broadcast).reshape(target.shape))
 
 
 def to_numpy(array: Any) -> np.ndarray:
-    """An array's values on the CPU: an array that lies there, itself."""
+    """An array's values on the CPU; an array already there is returned itself."""
     return array if isinstance(array, np.ndarray) else runtime().to_numpy(array)
 
 
 def fetch(array: Any) -> Callable[[], np.ndarray]:
-    """A function that gives the array's present values on the CPU: it waits for these alone, while kernels launched later go on."""
+    """A function that returns the array's current values on the CPU; it waits for them only, not for kernels launched later."""
     if isinstance(array, np.ndarray):
         copy = array.copy()
         return lambda: copy
@@ -95,7 +95,7 @@ def fetch(array: Any) -> Callable[[], np.ndarray]:
 
 
 def subarray(buffer: Any, offset: int, shape: tuple[int, ...], dtype: Any) -> Any:
-    """An array that lies in a buffer of bytes, from `offset` on."""
+    """An array view into a buffer of bytes, starting at `offset`."""
     if isinstance(buffer, np.ndarray):
         return np.ndarray(shape, dtype, buffer, offset)
     return runtime().subarray(buffer, offset, shape, dtype)

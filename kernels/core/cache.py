@@ -1,4 +1,4 @@
-"""Where files that can be made again are kept."""
+"""The location of cached files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for minivit, by the platform's convention; it may not exist yet."""
+    """The user's cache folder for minivit, following the platform's convention; it may not exist yet."""
     if sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
     elif sys.platform == "win32":

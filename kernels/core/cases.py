@@ -1,4 +1,4 @@
-"""An op on arguments: random ones made for its cases, its two directions run on them. What checks, tests and benchmarks stand on."""
+"""Calling an op: random arguments for its cases, and running both directions on them. Used by checks, tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from . import dtypes
 from .arrays import empty, to_device, to_numpy
 from .op import Array, Op, Shape
 
-Arrays = dict[str, Any]  # by name; None where absent
+Arrays = dict[str, Any]  # by name; None if absent
 
 
 def input_shapes(op: Op, case: Mapping[str, Any]) -> dict[str, Shape | None]:
-    """The shape of each input of `op` for a case, None where it is absent; `Op` says what a case may hold.
+    """The shape of each input of `op` for a case, None if it is absent; `op.py` describes what a case may contain.
 
-    Raises ValueError where a length comes out below 1.
+    Raises ValueError if a length is below 1.
     """
     names = _names(op, case)
     shapes: dict[str, Shape | None] = {}
@@ -28,14 +28,14 @@ def input_shapes(op: Op, case: Mapping[str, Any]) -> dict[str, Shape | None]:
         if symbolic is None:
             shapes[name] = None
             continue
-        shapes[name] = shape = tuple(eval(length, {"__builtins__": {}}, names) for length in symbolic.split())  # the op's own text
+        shapes[name] = shape = tuple(eval(length, {"__builtins__": {}}, names) for length in symbolic.split())  # trusted: from the op
         if min(shape, default=1) < 1:
             raise ValueError(f"{op.name}: {name} ({symbolic}) would have shape {shape}")
     return shapes
 
 
 def shrunk(op: Op, case: Mapping[str, Any], elements: int = 300_000, operations: int = 100_000_000) -> dict[str, Any]:
-    """The case with its first letter, as a rule the batch, halved until inputs, outputs and arithmetic are at most this much."""
+    """The case with its first letter, usually the batch, halved until it has at most `elements` and `operations`."""
     case = dict(case)
     first = next(iter(letters(op, case)), None)
     while first and case[first] > 1:
@@ -53,7 +53,7 @@ def make_inputs(
 ) -> tuple[Arrays, dict[str, Any]]:
     """Random inputs of `op` for a case, by name, and all its constants.
 
-    dtype: of the floating inputs. sizes: letters to use instead of the case's. Raises ValueError where a length comes out below 1.
+    dtype: of the floating-point inputs. sizes: letters that override those of the case. Raises ValueError if a length is below 1.
     """
     case = {**case, **(sizes or {})}
     names = _names(op, case)
@@ -69,20 +69,20 @@ def make_inputs(
 
 
 def letters(op: Op, case: Mapping[str, Any]) -> dict[str, int]:
-    """The sizes that a case gives."""
+    """The size of each letter in a case."""
     return {n: v for n, v in case.items() if n not in op.shapes and n not in op.constants}
 
 
 def _names(op: Op, case: Mapping[str, Any]) -> dict[str, Any]:
-    """What expressions may name: the letters and all constants."""
+    """The names available to expressions: letters and constants."""
     sizes = letters(op, case)
-    given = {n: v(sizes) if callable(v) else v for n, v in case.items() if n in op.constants}
-    return sizes | op.complete(given)
+    constants = {n: v(sizes) if callable(v) else v for n, v in case.items() if n in op.constants}
+    return sizes | op.complete(constants)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An op, with arrays and constants to call it on."""
+    """An op, with the arrays and constants to call it with."""
 
     op: Op
     inputs: Arrays
@@ -105,19 +105,19 @@ class Sample:
         return self.op.describe(tuple(self.inputs.values()), self.constants)
 
     def outputs(self) -> Arrays:
-        """Outputs to write into, full of NaN, so that an element no kernel writes shows."""
+        """Outputs to write into, filled with NaN so that unwritten elements are noticed."""
         return {n: _blank(a) for n, a in self.describe().items()}
 
     def weights(self, rng: np.random.Generator) -> Arrays:
-        """A random gradient for each result that this call has."""
+        """A random gradient for each result of this call."""
         return {n: _normal(rng, a) for n, a in self.describe().items() if n in self.op.results}
 
     def running(self, rng: np.random.Generator) -> Arrays:
-        """A random gradient that runs already to each input the op can add to."""
+        """A random running gradient for each input that the op accumulates."""
         return {n: _normal(rng, self.inputs[n]) for n in self.op.accumulates}
 
     def forward(self, implementation: str, absent: Sequence[str] = ()) -> Arrays:
-        """The outputs by name, but for those that are `absent`: None."""
+        """The outputs by name; those listed in `absent` are None."""
         outputs = self.outputs() | dict.fromkeys(absent)
         self._run("forward", implementation, (*outputs.values(), *self.inputs.values(), *self.constants.values()))
         return outputs
@@ -131,17 +131,17 @@ class Sample:
         running: Arrays | None = None,
         in_place: bool = False,
     ) -> Arrays:
-        """The gradients of Σ weights·results by input.
+        """The gradients of Σ weights·results, by input.
 
-        outputs: what forward gave. wanted: the inputs whose gradient is computed, by default all; the others' are None.
-        running: for inputs that the op accumulates, the gradient to add to; in_place: a copy of which the result is written over.
+        outputs: those of forward. wanted: the inputs whose gradient is computed, all by default; the other gradients are None.
+        running: the running gradients of accumulated inputs. in_place: write the results over a copy of the running gradients.
         """
         op = self.op
         wanted = self.differentiable if wanted is None else wanted
         needed = {op.gradient_aliases.get(n, "d" + n)[1:] for n in wanted}
         written = [n for n in op.differentiable if n not in op.gradient_aliases]
         gradients = {n: _blank(self.inputs[n] if n in needed else None) for n in written}
-        known = self.inputs | outputs
+        arrays = self.inputs | outputs
         if in_place:
             running = {n: None if a is None else a.copy() for n, a in (running or {}).items()}
             gradients |= {n: a for n, a in running.items() if n in wanted}
@@ -149,38 +149,38 @@ class Sample:
         self._run(
             "backward",
             implementation,
-            (*gradients.values(), *(weights[n] for n in op.results), *sums, *(known[n] for n in op.saves), *self.constants.values()),
+            (*gradients.values(), *(weights[n] for n in op.results), *sums, *(arrays[n] for n in op.saves), *self.constants.values()),
         )
-        given = weights | gradients
-        return {n: given[op.gradient_aliases.get(n, "d" + n)[1:]] for n in wanted}
+        results = weights | gradients
+        return {n: results[op.gradient_aliases.get(n, "d" + n)[1:]] for n in wanted}
 
     def _run(self, direction: str, implementation: str, arguments: Sequence) -> None:
-        """Arrays on the CPU in and out. On a GPU the kernels run on copies, and all come back: what was not to be written shows."""
+        """Takes and writes CPU arrays. On a GPU the kernels run on copies; all are copied back, which reveals stray writes."""
         function = getattr(getattr(self.op, direction), implementation)
         if implementation != "cuda":
             function(*arguments)
             return
-        moved = {id(a): to_device(a, "cuda") for a in arguments if isinstance(a, np.ndarray)}
-        there = [moved.get(id(a), a) for a in arguments]
-        function(*there)
-        for array, copy in zip(arguments, there):
+        copies = {id(a): to_device(a, "cuda") for a in arguments if isinstance(a, np.ndarray)}
+        on_device = [copies.get(id(a), a) for a in arguments]
+        function(*on_device)
+        for array, copy in zip(arguments, on_device):
             if isinstance(array, np.ndarray):
                 array[...] = to_numpy(copy)
 
     def run(self, implementation: str, weights: Arrays, running: Arrays | None = None) -> Arrays:
-        """Forward, and backward where there is one: the outputs by name, and the gradients as "d" + name."""
+        """Forward, and backward if the op has one: the outputs by name, and the gradients as "d" + name."""
         outputs = self.forward(implementation)
         gradients = self.backward(implementation, outputs, weights, running=running) if self.op.backward else {}
         return outputs | {"d" + n: a for n, a in gradients.items()}
 
 
 def is_floating(array: Any) -> bool:
-    """Whether there is an array, and it is of floats."""
+    """Whether `array` is not None and has a floating-point dtype."""
     return array is not None and dtypes.is_floating(array.dtype)
 
 
 def cast(arrays: Arrays, dtype: Any) -> Arrays:
-    """The arrays with those of floats converted."""
+    """The arrays, with the floating-point ones converted."""
     return {n: a.astype(dtype) if is_floating(a) else a for n, a in arrays.items()}
 
 
@@ -189,7 +189,7 @@ def _normal(rng: np.random.Generator, like: Any) -> np.ndarray | None:
 
 
 def _dtype_of(op: Op, name: str, dtype: Any) -> np.dtype:
-    """Of a floating input, where activations have this dtype."""
+    """The dtype of a floating-point input if activations have this dtype."""
     return dtypes.accumulator_dtype(np.dtype(dtype)) if name in op.parameters else np.dtype(dtype)
 
 

@@ -1,4 +1,4 @@
-"""The devices that arrays lie on, and the runtime of the GPU, which registers itself here: nothing below knows what it is made of."""
+"""The devices that hold arrays, and the GPU runtime, which is registered here so that this package does not depend on its library."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ DEVICES = ("cpu", "cuda")
 
 
 class Runtime(Protocol):
-    """The holder of arrays on a GPU, which also runs kernels there.
+    """Owns the arrays on a GPU and runs kernels there.
 
-    Its arrays have CuPy's `shape`, `dtype`, `ndim`, `size`, `nbytes`, `itemsize`, `reshape`, len() and slices of the first axis; kernels,
-    copies and the methods below do the rest.
+    Its arrays support CuPy's `shape`, `dtype`, `ndim`, `size`, `nbytes`, `itemsize`, `reshape`, len() and slices of the first axis; all
+    other work is done by kernels, copies and the methods below.
     """
 
     name: str  # of the GPU
     architecture: str  # "sm_90", ...
-    multiprocessors: int  # blocks that run side by side
+    multiprocessors: int  # number of streaming multiprocessors (SMs)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        """A new array, without values."""
+        """A new uninitialised array."""
 
     def placeholder(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         """An array without memory, for a recording."""
 
     def subarray(self, buffer: Any, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        """An array that lies in a buffer of bytes, from `offset` on."""
+        """An array view into a buffer of bytes, starting at `offset`."""
 
     def allocation(self, array: Any) -> tuple[Any, int]:
-        """The owner of an array's memory, and how many bytes into it the array begins."""
+        """The owner of an array's memory, and the array's offset in it in bytes."""
 
     def address(self, array: Any) -> int:
-        """Of its first element."""
+        """The address of the array's first element."""
 
     def to_numpy(self, array: Any) -> np.ndarray:
-        """A copy; waits for the kernels before it."""
+        """A copy on the CPU; waits for the kernels launched before."""
 
     def fetch(self, array: Any) -> Callable[[], np.ndarray]:
-        """A function that waits for the kernels launched so far alone, and gives the array's values after them."""
+        """A function that waits only for the kernels launched so far, and returns the array's values after them."""
 
     def from_numpy(self, array: Any, values: np.ndarray) -> None:
         """Copy values of the same dtype and shape into an array."""
 
     def launch(self, kernel: Any, grid: Any, arguments: Sequence[Any]) -> None:
-        """Run a `cuda.kernel.Kernel` after those before it."""
+        """Run a `cuda.kernel.Kernel` after the kernels launched before."""
 
     def multiply(self, product: Any, arguments: Sequence[Any]) -> None:
-        """Run a matrix product (`cuda.product.Product`) after the kernels before it."""
+        """Run a matrix product (`cuda.product.Product`) after the kernels launched before."""
 
     def prepare(self, calls: Sequence[tuple[Any, Any, Sequence[Any]]]) -> Any:
-        """Calls (kernel, grid, arguments) as one thing to run: it has run() and timed_run() -> seconds of each call."""
+        """Calls (kernel, grid, arguments) as one object with run() and timed_run(), which returns the seconds of each call."""
 
     def synchronize(self) -> None:
         """Wait for all kernels."""
@@ -64,13 +64,13 @@ _create: Callable[[], Runtime] | None = None
 
 
 def register_runtime(create: Callable[[], Runtime]) -> None:
-    """Name the function that makes the GPU's runtime when it is first needed."""
+    """Register the function that creates the GPU runtime when it is first needed."""
     global _create
     _create = create
 
 
 def runtime() -> Runtime:
-    """The GPU's runtime. Raises `minivit.errors.DeviceError`, in one line, where this machine has no GPU that minivit can use."""
+    """The GPU runtime. Raises `minivit.errors.DeviceError`, with a one-line message, if this machine has no usable GPU."""
     global _runtime
     if _runtime is None:
         assert _create is not None, "kernels/__init__.py registers one"
@@ -80,13 +80,13 @@ def runtime() -> Runtime:
 
 @contextmanager
 def using(other: Any) -> Iterator[Any]:
-    """Inside, the runtime `other`, which it gives, stands for the GPU."""
+    """Context manager: the runtime `other`, which it yields, replaces the GPU's."""
     global _runtime
-    before, _runtime = _runtime, other
+    previous, _runtime = _runtime, other
     try:
         yield other
     finally:
-        _runtime = before
+        _runtime = previous
 
 
 def is_array(value: Any) -> bool:
@@ -95,17 +95,17 @@ def is_array(value: Any) -> bool:
 
 
 def device_of(array: Any) -> str:
-    """The device that an array lies on."""
+    """The device that holds an array."""
     return "cpu" if isinstance(array, np.ndarray) else "cuda"
 
 
 def address_of(array: Any) -> int:
-    """Where an array's elements begin."""
+    """The address of an array's first element."""
     return array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else runtime().address(array)
 
 
 def allocation_of(array: Any) -> tuple[Any, int]:
-    """The owner of an array's memory, and where the array begins, in bytes from a point that all arrays of one owner share."""
+    """The owner of an array's memory, and the array's position in bytes, relative to an origin common to all arrays of that owner."""
     if not isinstance(array, np.ndarray):
         return runtime().allocation(array)
     owner = array

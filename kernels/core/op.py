@@ -1,16 +1,16 @@
-"""What an operation is.
+"""The declaration of an operation.
 
-An `Op` says everything about one operation: the symbolic shapes of its inputs, its constants, the shapes of its outputs, its forward and
-backward in every implementation, what backward needs, the sizes to test and benchmark it with, and its arithmetic. The tape, the
-recorded plan, every test and the kernel benchmark read nothing else.
+An `Op` is the complete description of one operation: the symbolic shapes of its inputs, its constants, the shapes of its outputs, the
+implementations of forward and backward, what backward needs, the sizes to test and benchmark it with, and its cost. The tape, the
+recorded plan, the tests and the kernel benchmark read nothing else.
 
-    shapes = {"x": "B N C", "w": "C"}     an entry an input, in the order of the kernels' arguments; letters are sizes, and an
-                                          expression of letters and constants is one too ("3*C")
+    shapes = {"x": "B N C", "w": "C"}     one entry per input, in the order of the kernels' arguments; a length is a letter, or an
+                                          expression of letters and constants ("3*C")
     cases = [{"B": 2, "N": 5, "C": 8}, {"B": 2, "N": 5, "C": 8, "w": None, "eps": 1e-3}, {"B": 2, "N": 5, "C": 8, "w": "1"}]
-                                          a case gives each letter a size; a constant by name another value than its default, or a function
-                                          from letters to one (lambda s: (4, s["N"])); an input by name None where it is absent, or a
-                                          symbolic shape instead of its own. Constants may stand in expressions ("(G-1)*stride+P",
-                                          "kernel[0]"), which hold no spaces; "" is a scalar's shape
+                                          a case assigns a size to each letter. It may override the default of a constant, by a value or a
+                                          function of the letters (lambda s: (4, s["N"])), and the shape of an input: None if it is absent.
+                                          Expressions may use constants ("(G-1)*stride+P", "kernel[0]") and contain no spaces; "" is the
+                                          shape of a scalar
 
     accepts = {"x": "... C"}              where an input may have other shapes than that of `shapes`, which tests draw: "..." stands for any
                                           axes, the same ones for every input, "1|B" for either length, and "*" for any shape at all, which
@@ -19,10 +19,10 @@ recorded plan, every test and the kernel benchmark read nothing else.
     forward(*outputs, *inputs, *constants)
     backward(*d<gradients>, *d<results>, *<accumulates>_sum, *saves, *constants)
 
-Backward is not handed the gradients that are another one's (`gradient_aliases`). A gradient that nobody needs is None, in and out; so is an
-optional input or output that is absent. <x>_sum is the gradient that runs to x already, which backward adds to; it may be the very array
-that d<x> is. A kernel writes every element of what it is given to write, allocates nothing but through
-`arrays.empty`, never synchronises, and is handed C-contiguous arrays.
+Gradients that are equal to another gradient (`gradient_aliases`) are not passed to backward. A gradient that is not needed is None, as
+input and as output; so is an optional input or output that is absent. <x>_sum is the running gradient of x, which backward adds to; it may
+be the same array as d<x>. A kernel writes every element of its outputs, allocates memory only through `arrays.empty`, never synchronises,
+and receives C-contiguous arrays.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Array:
-    """An output whose dtype is not that of the op's floating inputs, which is bfloat16 where any of them is."""
+    """An output whose dtype is not the result dtype of the op's floating-point inputs (`dtypes.result_dtype`)."""
 
     shape: Shape
     dtype: Any
@@ -52,14 +52,14 @@ class Array:
 
 @dataclass(frozen=True)
 class Float32Output:
-    """An output that is float32 where the inputs are bfloat16: statistics, losses, logits."""
+    """An output that is float32 if the inputs are bfloat16: statistics, losses, logits."""
 
     shape: Shape
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One direction of an op: the NumPy specification, and the kernels held against it."""
+    """One direction of an op: the NumPy specification, and the kernels that are tested against it."""
 
     reference: Callable
     cpu: Callable
@@ -67,11 +67,11 @@ class Implementation:
 
     @classmethod
     def composed(cls, reference: Callable, function: Callable, cpu: Any, cuda: Any) -> Implementation:
-        """Of one function for both devices, made of other kernels: its first argument is the device's `primitives` module."""
+        """An implementation by one function for both devices that calls other kernels: its first argument is the device's `primitives`."""
         return cls(reference, partial(function, cpu), partial(function, cuda))
 
     def on(self, device: str) -> Callable:
-        """The kernels for a device, "cpu" or "cuda", or the "reference". Raises NotImplementedError where there are none."""
+        """The function for a device, "cpu" or "cuda", or the "reference". Raises NotImplementedError if there is none."""
         function = getattr(self, device)
         if function is None:
             raise NotImplementedError(f"not available on {device}")
@@ -80,9 +80,9 @@ class Implementation:
 
 @dataclass(frozen=True)
 class Cost:
-    """Floating-point operations of an op (a multiply-add is two); the least bytes follow from the arrays it touches.
+    """Floating-point operations of an op (a multiply-add counts as two); the minimal memory traffic follows from its arrays.
 
-    macs: of the forward, as papers count a model's cost: the multiply-adds of products, 5 an element normalised, 0 for most else.
+    macs: of forward, as papers count the cost of a model: the multiply-adds of products, 5 per normalised element, mostly 0 otherwise.
     """
 
     forward: int
@@ -91,7 +91,7 @@ class Cost:
 
     @classmethod
     def of_products(cls, macs: int) -> Cost:
-        """Of matrix products alone, whose backward has two products for one."""
+        """The cost of matrix products alone; backward has two products for each one."""
         return cls(forward=2 * macs, backward=4 * macs, macs=macs)
 
 
@@ -101,21 +101,21 @@ class Op:
     shapes: Mapping[str, str]  # the inputs, in order, with their symbolic shapes
     outputs: Callable  # (*input shapes, *constants) -> {name: shape | Float32Output | Array | None}
     forward: Implementation
-    cases: Sequence[Mapping[str, Any]]  # letters to sizes; also constants, and inputs that are None
+    cases: Sequence[Mapping[str, Any]]  # see the module docstring
     cost: Callable  # (*input shapes, *constants) -> Cost
     backward: Implementation | None = None
-    constants: Mapping[str, Any] = field(default_factory=dict)  # with their defaults, in order
+    constants: Mapping[str, Any] = field(default_factory=dict)  # names to defaults, in order
     results: tuple[str, ...] = ("y",)  # the outputs that carry a gradient; they come first
-    gradients: tuple[str, ...] | None = None  # the inputs that have one; None: all
+    gradients: tuple[str, ...] | None = None  # the differentiable inputs; None: all
     saves: tuple[str, ...] = ()  # inputs and outputs that backward reads
-    backward_only: tuple[str, ...] = ()  # outputs that nothing else reads: None where there will be no backward
-    parameters: tuple[str, ...] = ()  # inputs that stay float32 where the others are bfloat16
-    bf16_parameters: tuple[str, ...] = ()  # those of them that products round to bfloat16: they may be given in it, too
-    gradient_aliases: Mapping[str, str] = field(default_factory=dict)  # {"residual": "dy"}: that gradient is another one; nothing runs
-    accumulates: tuple[str, ...] = ()  # inputs to whose running gradient backward adds at no cost
+    backward_only: tuple[str, ...] = ()  # outputs that only backward reads: None if there will be no backward
+    parameters: tuple[str, ...] = ()  # inputs that remain float32 if the others are bfloat16
+    bf16_parameters: tuple[str, ...] = ()  # those of them that products round to bfloat16: they may also be passed as bfloat16
+    gradient_aliases: Mapping[str, str] = field(default_factory=dict)  # {"residual": "dy"}: dresidual = dy, without computation
+    accumulates: tuple[str, ...] = ()  # inputs whose running gradient backward can add to at no cost
     accepts: Mapping[str, str] = field(default_factory=dict)  # the shapes that inputs may have, where `shapes` names one of several
     dtypes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # of the inputs that are neither activations nor parameters
-    # input -> (rng, shape, sizes) -> array, where standard normal draws do not do; `sizes` holds letters and constants
+    # input -> (rng, shape, sizes) -> array, if standard normal values are not suitable; `sizes` contains letters and constants
     values: Mapping[str, Callable] = field(default_factory=dict)
 
     @property
@@ -151,7 +151,7 @@ class Op:
                 raise ValueError(f"{self.name}: {name} has shape {tuple(array.shape)}, not ({symbolic}){where and ' with '}{where}")
 
     def describe(self, inputs: Sequence, constants: Mapping[str, Any]) -> dict[str, Array | None]:
-        """Shape and dtype of each output for these input arrays (or None) and constants; nothing runs. Raises as `check` does."""
+        """Shape and dtype of each output for these input arrays (or None) and constants, without running the op. Raises as `check` does."""
         self.check(inputs, constants)
         dtype = result_dtype([a.dtype for a in inputs if a is not None and is_floating(a.dtype)])
         shapes = [None if a is None else a.shape for a in inputs]
@@ -166,14 +166,14 @@ class Op:
         }
 
     def complete(self, constants: Mapping[str, Any]) -> dict[str, Any]:
-        """All constants in their order, defaults filled in."""
+        """All constants in order, with defaults filled in."""
         unknown = constants.keys() - self.constants.keys()
         if unknown:
             raise TypeError(f"{self.name} has no constant {', '.join(sorted(unknown))}")
         return {name: constants.get(name, default) for name, default in self.constants.items()}
 
     def least_bytes(self, inputs: Sequence, constants: Mapping[str, Any]) -> tuple[int, int]:
-        """(forward, backward) bytes when every array that must be read or written is so once."""
+        """(forward, backward) bytes if every array is read or written exactly once."""
         size = {n: prod(a.shape) * np.dtype(a.dtype).itemsize for n, a in zip(self.inputs, inputs) if a is not None}
         size |= {n: prod(a.shape) * np.dtype(a.dtype).itemsize for n, a in self.describe(inputs, constants).items() if a is not None}
         read = [n for n in self.results + self.saves if n in size]
@@ -181,10 +181,10 @@ class Op:
         return sum(size.values()), sum(size[n] for n in read + written)
 
     def run(self, direction: str, arguments: Sequence, inputs: Iterable, constants: Iterable, phase: str | None = None) -> None:
-        """Run the kernels of a direction, "forward" or "backward", on their arguments, as the head of this file lists them.
+        """Run a direction, "forward" or "backward", on its arguments in the order given in the module docstring.
 
-        inputs, constants: the op's own, arrays or Tensors; a recording notes them with the launches. phase: of the step, that the
-        launches belong to, "forward", "backward" or "update"; None: as the direction.
+        inputs, constants: those of the op, as arrays or Tensors; a recording stores them with the launches. phase: the phase of the step
+        that the launches belong to, "forward", "backward" or "update"; None: same as the direction.
         """
         recording = current_recording()
         if recording is not None:
@@ -197,7 +197,7 @@ class Op:
 
 
 class OpCall(NamedTuple):
-    """One call of an op, which recorded launches belong to. It holds none of the op's arrays."""
+    """One call of an op, to which recorded launches belong. It holds no references to the op's arrays."""
 
     op: Op
     direction: str  # forward, backward
@@ -206,7 +206,7 @@ class OpCall(NamedTuple):
     constants: tuple[Any, ...]
 
     def least(self) -> tuple[int, int]:
-        """(floating-point operations, bytes) that it takes at least, where every input wants its gradient."""
+        """The minimal (floating-point operations, bytes) of the call, if every input needs its gradient."""
         cost = self.op.cost(*(None if a is None else a.shape for a in self.inputs), *self.constants)
         forward, backward = self.op.least_bytes(self.inputs, dict(zip(self.op.constants, self.constants)))
         return (cost.forward, forward) if self.direction == "forward" else (cost.backward, backward)
@@ -235,7 +235,7 @@ def _is_length(length: int, token: str, sizes: dict[str, Any], constants: Mappin
 
 
 def require(op: str, **shapes: tuple[Shape | None, Shape]) -> None:
-    """Raises ValueError for the first input, (its shape or None, the wanted one), that has another shape: kernels do not look."""
-    for name, (given, wanted) in shapes.items():
-        if given is not None and tuple(given) != tuple(wanted):
-            raise ValueError(f"{op}: {name} has shape {tuple(given)}, not {tuple(wanted)}")
+    """Raises ValueError for the first (shape or None, expected shape) that differ; kernels themselves do not check shapes."""
+    for name, (shape, expected) in shapes.items():
+        if shape is not None and tuple(shape) != tuple(expected):
+            raise ValueError(f"{op}: {name} has shape {tuple(shape)}, not {tuple(expected)}")

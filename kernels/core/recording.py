@@ -1,4 +1,4 @@
-"""The recording of a step: which kernels run, on which buffers. Every launch passes one gate, `launch`, that runs a kernel or notes it."""
+"""Recording a training step: which kernels run, on which buffers. All launches go through `launch`, which runs or records a kernel."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .devices import allocation_of, is_array
 
 
 class View(NamedTuple):
-    """A part of a buffer that was allocated during the recording, by the buffer's serial number."""
+    """A view into a buffer that was allocated during the recording."""
 
-    serial: int
+    serial: int  # number of the buffer
     offset: int  # bytes
     shape: tuple[int, ...]
     dtype: Any
@@ -25,29 +25,30 @@ class View(NamedTuple):
 class Recording:
     """The kernel calls of one step, in order, and the buffers they use.
 
-    While it is made no kernel runs: memory that `arrays.empty` gives out is never touched, and so takes none. (It is mapped for each array
-    by itself: the C library's allocator writes between its arrays, on pages that may have 2 MB.) The recording holds no reference to it.
+    No kernel runs during the recording, so memory returned by `arrays.empty` is never touched and occupies no physical pages. (Each array
+    is mapped separately: the C library's allocator writes its headers between arrays, and a page may have 2 MB.) The recording holds no
+    reference to the arrays.
     """
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, Any, tuple]] = []  # (kernel, bands or grid, arguments)
         self.sizes: list[int] = []  # bytes of each buffer, by serial number
         self.kept: set[int] = set()  # buffers that are read after the step
-        self.permanent: set[int] = set()  # buffers that are not written again in each replay
-        self.op_call: Any = None  # the call of an op that the next launches belong to, if an op has said so (`op.OpCall`)
-        self.op_calls: list[Any] = []  # that of each launch
-        self._alive: dict[int, tuple[Callable, int, int]] = {}  # id of an owner -> (function that gives it, serial number, its beginning)
+        self.permanent: set[int] = set()  # buffers that a replay does not write again
+        self.op_call: Any = None  # the call of an op to which the next launches belong (`op.OpCall`), if any
+        self.op_calls: list[Any] = []  # the op_call of each launch
+        self._alive: dict[int, tuple[Callable, int, int]] = {}  # id of an owner -> (reference to it, serial number, its start)
 
     def register(self, array: Any) -> None:
-        """Count the buffer that a new array is."""
+        """Assign the next serial number to the buffer of a new array."""
         owner, offset = allocation_of(array)
-        # An owner on a GPU has no memory, and takes no weak reference.
+        # The owner of a GPU placeholder has no memory and does not support weak references.
         reference = weakref.ref(owner) if isinstance(owner, np.ndarray) else lambda: owner
         self._alive[id(owner)] = reference, len(self.sizes), offset
         self.sizes.append(array.nbytes)
 
     def describe(self, value: Any) -> Any:
-        """A View where `value` lies in a buffer of this step, `value` itself where it is anything else."""
+        """A View if `value` is an array in a buffer of this step, otherwise `value` itself."""
         if not is_array(value):
             return value
         owner, offset = allocation_of(value)
@@ -57,7 +58,7 @@ class Recording:
         return View(serial, offset - start, value.shape, value.dtype)
 
     def add(self, kernel: Any, grid: Any, arguments: tuple) -> None:
-        """Note a launch."""
+        """Record a launch."""
         self.calls.append((kernel, grid, tuple(map(self.describe, arguments))))
         self.op_calls.append(self.op_call)
 
@@ -69,17 +70,17 @@ class Recording:
         return view
 
 
-_thread = threading.local()  # .recording: where launch() and empty() report to, in the thread that records
+_thread = threading.local()  # .recording: the recording that launch() and empty() of this thread add to
 
 
 def current_recording() -> Recording | None:
-    """The recording that this thread makes, if any."""
+    """The recording in progress in this thread, if any."""
     return getattr(_thread, "recording", None)
 
 
 @contextmanager
 def record() -> Iterator[Recording]:
-    """Inside, everything that is allocated and launched is recorded, and nothing runs."""
+    """Context manager: allocations and launches are recorded, and no kernel runs."""
     if current_recording() is not None:
         raise RuntimeError("a step is being recorded already")
     _thread.recording = Recording()
@@ -90,9 +91,9 @@ def record() -> Iterator[Recording]:
 
 
 def launch(kernel: Any, grid: Any, *arguments: Any) -> None:
-    """Run a kernel, or only note it in this thread's recording.
+    """Run a kernel, or only add it to this thread's recording.
 
-    kernel, grid: a `cpu.kernel.Kernel` and the number of its independent parts, or a `cuda.kernel.Kernel` and its `Grid`.
+    kernel, grid: a `cpu.kernel.Kernel` and its number of bands, or a `cuda.kernel.Kernel` and its `Grid`.
     """
     recording = current_recording()
     if recording is None:

@@ -1,6 +1,6 @@
-"""A copy or a sum over arrays of any axes as nested loops: each loop has a size, and a step in every array.
+"""Copies and sums over arrays with any number of axes, as nested loops: each loop has a size, and a stride in every array.
 
-Arrays are flat here, and neighbouring axes that every array steps through as through one are joined.
+Arrays are treated as flat, and adjacent axes that are contiguous in every array are merged into one loop.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import numpy as np
 
 from .op import Shape
 
-ADD, MULTIPLY, DIVIDE = range(3)  # what `combine` does with two numbers, on either device
-LOOPS = 4  # in a kernel, the innermost among them; more are rare, and become several launches
+ADD, MULTIPLY, DIVIDE = range(3)  # the operations of `combine`, on either device
+LOOPS = 4  # nested loops in a kernel, including the innermost; more are rare and become several launches
 
 
 def strides(shape: Shape) -> Shape:
-    """The steps, in elements, of a C-contiguous array along its axes."""
+    """The strides of a C-contiguous array, in elements."""
     return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def broadcast_strides(shape: Shape, target: Shape) -> Shape:
-    """The steps of a C-contiguous array that is broadcast to a shape: 0 where it repeats."""
+    """The strides, in elements, of a C-contiguous array broadcast to a shape: 0 along repeated axes."""
     shape = (1,) * (len(target) - len(shape)) + shape
     return tuple(0 if size == 1 else step for size, step in zip(shape, strides(shape)))
 
 
 @cache
 def nests(shape: Shape, *steps: Shape) -> list[tuple[np.ndarray, list[int]]]:
-    """The loops over a shape for arrays with these steps: rows of (size, step in each array), and where each array starts."""
+    """The loop nests over a shape for arrays with these strides: a table with rows (size, stride in each array), and each array's start."""
     loops: list[Shape] = []
     for loop in zip(shape, *steps):
         if loops and all(outer == loop[0] * inner for outer, inner in zip(loops[-1][1:], loop[1:])):
@@ -43,16 +43,16 @@ def nests(shape: Shape, *steps: Shape) -> list[tuple[np.ndarray, list[int]]]:
 
 
 def reduction(shape: Shape, result: Shape) -> tuple[tuple[int, int, int], Shape, bool]:
-    """How to sum an array of a shape over the axes along which a result is broadcast to it: the last run of neighbouring ones first.
+    """How to sum an array over the axes along which a result is broadcast to its shape, beginning with the last run of adjacent axes.
 
-    Returns the sizes (A, R, C) before, along and after that run of axes, the shape that is left, and whether it is the result's already.
+    Returns the sizes (A, R, C) before, along and after that run of axes, the remaining shape, and whether this is the shape of the result.
     """
-    kept = (1,) * (len(shape) - len(result)) + result
-    stop = len(shape)  # behind the last axis of size > 1 that is summed; then `start`, before the axes that are summed with it
-    while stop and kept[stop - 1] == shape[stop - 1]:
+    target = (1,) * (len(shape) - len(result)) + result
+    stop = len(shape)  # after the last summed axis of size > 1; `start` is the first of the axes that are summed together with it
+    while stop and target[stop - 1] == shape[stop - 1]:
         stop -= 1
     start = stop
-    while start and kept[start - 1] == 1:
+    while start and target[start - 1] == 1:
         start -= 1
-    left = shape[:start] + (1,) * (stop - start) + shape[stop:]
-    return (prod(shape[:start]), prod(shape[start:stop]), prod(shape[stop:])), left, left == kept
+    remaining = shape[:start] + (1,) * (stop - start) + shape[stop:]
+    return (prod(shape[:start]), prod(shape[start:stop]), prod(shape[stop:])), remaining, remaining == target

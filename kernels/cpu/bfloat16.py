@@ -1,10 +1,12 @@
 """bfloat16 inside kernels: two bytes in memory, float32 in a register.
 
-A kernel that is handed a bfloat16 array needs no other source: reading an element widens it to float32 and writing one rounds it to
-nearest even, so that all arithmetic is float32's. A bfloat16 is the upper half of a float32: sign, 8 bits of exponent, 7 of fraction.
+Kernels need no separate source for bfloat16 arrays: reading an element widens it to float32 and writing rounds to nearest even, so that
+all arithmetic is in float32. A bfloat16 is the upper half of a float32: sign, 8 bits of exponent, 7 bits of fraction.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -17,11 +19,11 @@ from numba.extending import box, intrinsic, unbox
 
 from .llvm import F32, I16, I32
 
-NATIVE = bool(llvm.get_host_cpu_features().get("avx512bf16"))  # whether this CPU rounds to bfloat16 by one instruction
+NATIVE = bool(llvm.get_host_cpu_features().get("avx512bf16"))  # whether this CPU rounds to bfloat16 in one instruction
 
 
 class LLVMBFloat(ir.types.Type):
-    """LLVM's `bfloat`, which llvmlite does not name."""
+    """LLVM's type `bfloat`, which llvmlite does not define."""
 
     def _to_string(self) -> str:
         return "bfloat"
@@ -37,16 +39,16 @@ BFLOAT = LLVMBFloat()
 
 
 class BFloat16(types.Float):
-    """The Numba type of an element."""
+    """The Numba type of a bfloat16 element."""
 
     def __init__(self) -> None:
         types.Number.__init__(self, name="bfloat16")
         self.bitwidth = 16
 
     def __str__(self) -> str:
-        return "float16"  # by which Numba asks NumPy what it promotes to
+        return "float16"  # the name under which Numba asks NumPy for type promotion
 
-    def cast_python_value(self, value):
+    def cast_python_value(self, value: Any) -> np.float32:
         return np.float32(value)
 
 
@@ -54,7 +56,7 @@ bfloat16 = BFloat16()
 
 
 def _like(value: ir.Value, type_: ir.Type) -> ir.Type:
-    """A vector of the type where `value` is a vector."""
+    """`type_`, or a vector of it if `value` is a vector."""
     return ir.VectorType(type_, value.type.count) if isinstance(value.type, ir.VectorType) else type_
 
 
@@ -64,12 +66,12 @@ def _constant_like(value: ir.Value, number: int) -> ir.Constant:
 
 
 def widen(builder: ir.IRBuilder, bits: ir.Value) -> ir.Value:
-    """The float32 of an i16, or of a vector of them."""
+    """bfloat16 bits (i16, or a vector of them) converted to float32."""
     return builder.bitcast(builder.shl(builder.zext(bits, _like(bits, I32)), _constant_like(bits, 16)), _like(bits, F32))
 
 
 def round_to_bfloat16(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    """The i16 nearest to a float32, or of a vector of them; ties go to the even one, NaN stays NaN."""
+    """A float32, or a vector of them, rounded to bfloat16 bits (i16): to nearest even; NaN stays NaN."""
     if NATIVE:
         return builder.bitcast(builder.fptrunc(value, _like(value, BFLOAT)), _like(value, I16))
     bits, sixteen = builder.bitcast(value, _like(value, I32)), _constant_like(value, 16)
@@ -132,5 +134,5 @@ def _constant(context, builder, type_, value):
 
 @intrinsic
 def rounded(typing_context, x):
-    """The float32 that a float32 becomes as a bfloat16."""
+    """A float32 rounded to bfloat16, as float32."""
     return types.float32(types.float32), lambda context, b, signature, values: widen(b, round_to_bfloat16(b, values[0]))

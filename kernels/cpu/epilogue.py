@@ -1,6 +1,6 @@
-"""What is done to a block of a product's rows while they are in L2: bias, GELU or its derivative, residual, rounding to a narrower type.
+"""The epilogue of a block of rows while they are in L2: bias, GELU or its derivative, residual, rounding to a narrower type.
 
-`core/epilogue.py` lists the flags, in the order in which they act.
+`core/epilogue.py` lists the flags in the order in which they are applied.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .views import item_bytes, view, zero_of
 
 
 class Block(NamedTuple):
-    """The rows of C, from `first` on, that an epilogue is for."""
+    """The size of a block of C, and its first row."""
 
     first: int
     rows: int
@@ -29,82 +29,82 @@ class Block(NamedTuple):
 
 @kernel
 def _epilogue(band, bands, sums, outs, block, values, c, epilogue):
-    """The epilogue over a block of C's rows: from sums at `values` to C at c; `pre` and `extra` are of C's type and begin at its rows.
+    """Apply the epilogue to a block of C's rows, from the sums in `values` to c; `pre` and `extra` have C's type and start at the block.
 
-    sums, outs: empty arrays of the two types.
+    sums, outs: empty arrays that carry the two dtypes.
     """
     zero, out_zero = zero_of(sums), zero_of(outs)
     item, size = item_bytes(zero), item_bytes(out_zero)
     flags, first, columns = epilogue.flags, block.first, block.columns
     biases = view(zero, epilogue.bias)
-    rounding = flags & (GELU | CONVERT | TANH | RESIDUAL) == GELU | CONVERT  # by far the commonest GELU in bfloat16
+    rounding = flags & (GELU | CONVERT | TANH | RESIDUAL) == GELU | CONVERT  # the usual GELU in bfloat16
     for i in range(block.rows):
-        line = view(zero, values.address + i * values.row * item)
+        row = view(zero, values.address + i * values.row * item)
         out = view(out_zero, c.address + i * c.row * size)
-        before = view(out_zero, epilogue.pre + i * epilogue.row * size)
-        others = view(out_zero, epilogue.extra + i * epilogue.row * size)
+        pre = view(out_zero, epilogue.pre + i * epilogue.row * size)
+        extra = view(out_zero, epilogue.extra + i * epilogue.row * size)
         if flags & BIAS_COLUMN:
             for j in range(columns):
-                line[j] += biases[j]
+                row[j] += biases[j]
         if flags & BIAS_ROW:
             for j in range(columns):
-                line[j] += biases[first + i]
+                row[j] += biases[first + i]
         if flags & GELU:
             if rounding and flags & KEEP:
                 for j in range(columns):
-                    before[j] = line[j]
-                    out[j] = gelu_rounded(line[j])
+                    pre[j] = row[j]
+                    out[j] = gelu_rounded(row[j])
             elif rounding:
                 for j in range(columns):
-                    out[j] = gelu_rounded(line[j])
+                    out[j] = gelu_rounded(row[j])
             elif flags & TANH and flags & KEEP:
                 for j in range(columns):
-                    before[j] = line[j]
-                    line[j] = gelu_tanh(line[j])[0]
+                    pre[j] = row[j]
+                    row[j] = gelu_tanh(row[j])[0]
             elif flags & TANH:
                 for j in range(columns):
-                    line[j] = gelu_tanh(line[j])[0]
+                    row[j] = gelu_tanh(row[j])[0]
             elif flags & KEEP:
                 for j in range(columns):
-                    before[j] = line[j]
-                    line[j] = gelu_erf(line[j])[0]
+                    pre[j] = row[j]
+                    row[j] = gelu_erf(row[j])[0]
             else:
                 for j in range(columns):
-                    line[j] = gelu_erf(line[j])[0]
+                    row[j] = gelu_erf(row[j])[0]
         if flags & GELU_GRADIENT:
             if flags & TANH:
                 for j in range(columns):
-                    activated, slope = gelu_tanh(zero + before[j])
-                    line[j] *= slope
-                    others[j] = activated
+                    activated, slope = gelu_tanh(zero + pre[j])
+                    row[j] *= slope
+                    extra[j] = activated
             else:
                 for j in range(columns):
-                    activated, slope = gelu_erf(zero + before[j])
-                    line[j] *= slope
-                    others[j] = activated
+                    activated, slope = gelu_erf(zero + pre[j])
+                    row[j] *= slope
+                    extra[j] = activated
         if flags & RESIDUAL:
             for j in range(columns):
-                line[j] += others[j]
+                row[j] += extra[j]
         if flags & CONVERT and not rounding:
             for j in range(columns):
-                out[j] = line[j]
+                out[j] = row[j]
 
 
 @routine
-def finish(entry, room, block, values, c, epilogue):
-    """Call the epilogue of `finish_entry`, with a table of 19 int64 at `room`."""
-    table = view(0, room)
+def finish(entry, table_address, block, values, c, epilogue):
+    """Call the epilogue compiled by `finish_entry`; `table_address` has space for 19 int64."""
+    table = view(0, table_address)
     table[0], table[1], table[2], table[3], table[4] = 1, 0, 0, 0, 0
     table[5], table[6], table[7] = block.first, block.rows, block.columns
     table[8], table[9], table[10] = values.address, values.row, values.column
     table[11], table[12], table[13] = c.address, c.row, c.column
     table[14], table[15], table[16], table[17], table[18] = epilogue.flags, epilogue.bias, epilogue.pre, epilogue.extra, epilogue.row
-    call_entry(entry, 0, room)
+    call_entry(entry, 0, table_address)
 
 
 @cache
 def finish_entry(accumulator: np.dtype, dtype: np.dtype) -> int:
-    """The address of the compiled epilogue from sums of the first type to an output of the second."""
+    """The address of the compiled epilogue for sums and outputs of these dtypes."""
     matrix = Matrix(0, 0, 0)
     arguments = np.empty(0, accumulator), np.empty(0, dtype), Block(0, 0, 0), matrix, matrix, Epilogue(0, 0, 0, 0, 0)
     return _epilogue.prepare(1, arguments)[0]

@@ -1,6 +1,6 @@
-"""The matrix product of all ops on a CPU, where `gemm` is the one place that chooses how one is computed; and sums over rows.
+"""The matrix product of all ops on a CPU, and sums over rows. `gemm` alone decides how a product is computed.
 
-Letters: M rows, N columns, K the inner length.
+Letters: M rows, N columns, K inner dimension.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from .run import threads
 from .strided import astype, copy
 from .tiles import Tile, host_tile
 
-TALL = 48  # rows below which a thread's share is cut by columns rather
-SUM_BATCH, RUNNING = 1, 2  # what a product is a part of: the sum over the batch; what C holds already
-_thread = threading.local()  # .split: whether products of float32 are made of bfloat16 (`splitting`)
+MIN_BAND_ROWS = 48  # with fewer rows per thread, the columns are divided among the threads
+SUM_BATCH, RUNNING = 1, 2  # a product is summed over the batch; it is added to the values in C
+_thread = threading.local()  # .split: see `split_products`
 
 
 @contextmanager
-def split_products(wanted: bool = True) -> Iterator[None]:
-    """Inside (in this thread), products of float32 arrays are computed as "bf16x3": `cpu/tiles.py`."""
-    before = getattr(_thread, "split", False)
-    _thread.split = wanted
+def split_products(enabled: bool = True) -> Iterator[None]:
+    """Context manager: in this thread, products of float32 arrays are computed as "bf16x3" (`cpu/tiles.py`)."""
+    previous = getattr(_thread, "split", False)
+    _thread.split = enabled
     try:
         yield
     finally:
-        _thread.split = before
+        _thread.split = previous
 
 
 def tile_of(dtype: np.dtype) -> Tile:
-    """How this CPU multiplies arrays of a dtype now."""
+    """The tile with which this thread currently multiplies arrays of a dtype."""
     split = dtype == np.float32 and getattr(_thread, "split", False)
     return host_tile("bf16x3" if split else dtype.name)
 
 
 class Steps(NamedTuple):
-    """Elements from one matrix of a batch to the next (0: all share one), from row to row, from column to column."""
+    """Strides in elements: from one matrix of a batch to the next (0: all share one), between rows, and between columns."""
 
     batch: int
     row: int
@@ -56,16 +56,16 @@ class Steps(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How a product is shared out, and what its arrays are made of."""
+    """How a product is divided among bands, and the element sizes of its arrays."""
 
     batch: int
-    item: int  # bytes of an element of a and b
+    item: int  # bytes per element of a and b
     c_item: int
     bias_item: int
-    packed: int  # whether b holds panels
+    packed: int  # whether b is packed into panels
     width: int  # columns of a panel
     tile_rows: int
-    sums: int  # SUM_BATCH, RUNNING
+    sums: int  # flags SUM_BATCH, RUNNING
     flags: int
     column_bands: int
 
@@ -74,45 +74,60 @@ class Layout(NamedTuple):
 def _gemm(band, bands, method, c, a, b, bias, pre, extra, scratch, size, a_steps, b_steps, layout):
     row_bands = bands // layout.column_bands
     row_band, column_band = band // layout.column_bands, band % layout.column_bands
-    every = (size.columns + layout.width - 1) // layout.width
-    first = every * column_band // layout.column_bands
+    panel_count = (size.columns + layout.width - 1) // layout.width
+    first = panel_count * column_band // layout.column_bands
     j = min(size.columns, first * layout.width)
-    wide = min(size.columns, every * (column_band + 1) // layout.column_bands * layout.width) - j
-    tall_tiles = (size.rows + layout.tile_rows - 1) // layout.tile_rows
-    number = tall_tiles if layout.sums & SUM_BATCH else tall_tiles * layout.batch
-    tile, stop = number * row_band // row_bands, number * (row_band + 1) // row_bands
-    room = scratch.ctypes.data + band * scratch.shape[1]
-    packed = Panels(b.ctypes.data if layout.packed else 0, first, every)
-    while tile < stop and wide > 0:
-        sample = tile // tall_tiles
-        last = min(stop, (sample + 1) * tall_tiles)
-        i = (tile - sample * tall_tiles) * layout.tile_rows
-        tall = min(size.rows, (last - sample * tall_tiles) * layout.tile_rows) - i
-        out = ((sample * size.rows + i) * size.columns + j) * layout.c_item
-        shift = (j if layout.flags & epilogue.BIAS_COLUMN else i) * layout.bias_item
-        after = Epilogue(layout.flags, bias.ctypes.data + shift, pre.ctypes.data + out, extra.ctypes.data + out, size.columns)
-        part_c = Matrix(c.ctypes.data + out, size.columns, 1)
+    columns = min(size.columns, panel_count * (column_band + 1) // layout.column_bands * layout.width) - j
+    row_tiles = (size.rows + layout.tile_rows - 1) // layout.tile_rows
+    tiles = row_tiles if layout.sums & SUM_BATCH else row_tiles * layout.batch
+    tile, stop = tiles * row_band // row_bands, tiles * (row_band + 1) // row_bands
+    scratch_address = scratch.ctypes.data + band * scratch.shape[1]
+    packed = Panels(b.ctypes.data if layout.packed else 0, first, panel_count)
+    while tile < stop and columns > 0:
+        sample = tile // row_tiles
+        last = min(stop, (sample + 1) * row_tiles)
+        i = (tile - sample * row_tiles) * layout.tile_rows
+        rows = min(size.rows, (last - sample * row_tiles) * layout.tile_rows) - i
+        c_offset = ((sample * size.rows + i) * size.columns + j) * layout.c_item
+        bias_offset = (j if layout.flags & epilogue.BIAS_COLUMN else i) * layout.bias_item
+        part_epilogue = Epilogue(
+            layout.flags, bias.ctypes.data + bias_offset, pre.ctypes.data + c_offset, extra.ctypes.data + c_offset, size.columns
+        )
+        part_c = Matrix(c.ctypes.data + c_offset, size.columns, 1)
         for part in range(layout.batch if layout.sums & SUM_BATCH else 1):
-            at = part if layout.sums & SUM_BATCH else sample
-            part_a = Matrix(a.ctypes.data + (at * a_steps.batch + i * a_steps.row) * layout.item, a_steps.row, a_steps.column)
-            part_b = Matrix(b.ctypes.data + (at * b_steps.batch + j * b_steps.column) * layout.item, b_steps.row, b_steps.column)
-            part_size = Size(tall, wide, size.depth)
-            product(method, room, part_size, part_a, part_b, packed, part_c, part | layout.sums & RUNNING, after)
+            index = part if layout.sums & SUM_BATCH else sample
+            part_a = Matrix(a.ctypes.data + (index * a_steps.batch + i * a_steps.row) * layout.item, a_steps.row, a_steps.column)
+            part_b = Matrix(b.ctypes.data + (index * b_steps.batch + j * b_steps.column) * layout.item, b_steps.row, b_steps.column)
+            part_size = Size(rows, columns, size.depth)
+            product(method, scratch_address, part_size, part_a, part_b, packed, part_c, part | layout.sums & RUNNING, part_epilogue)
         tile = last
 
 
-def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, running=None, flags=0, bias=None, pre=None, extra=None):
-    """c = epilogue(a·b), or of the transposes. Each of a and b is a matrix or a batch of them, c likewise.
+def gemm(
+    c: np.ndarray,
+    a: np.ndarray,
+    b: np.ndarray,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    sum_batch: bool = False,
+    running: np.ndarray | None = None,
+    flags: int = 0,
+    bias: np.ndarray | None = None,
+    pre: np.ndarray | None = None,
+    extra: np.ndarray | None = None,
+) -> None:
+    """c = epilogue(a·b), optionally with a or b transposed. Each of a, b and c is a matrix or a batch of matrices.
 
-    a and b of float32, where the other one is bfloat16, are rounded. c is of either type, and pre and extra are of its shape and type.
-    sum_batch: c is one matrix, the sum over the batch, and not bfloat16. running: an array like c, or c itself, to which the product is
-    added. flags and bias, pre, extra: the epilogue of `core/epilogue.py`, but not with sum_batch or running. Raises ValueError.
+    If one of a and b is bfloat16, the other is rounded to it. c has either type; pre and extra have its shape and type. sum_batch: c is
+    one matrix, the sum over the batch, and not bfloat16. running: an array like c, or c itself, to which the product is added. flags, bias,
+    pre, extra: the epilogue (`core/epilogue.py`). Raises ValueError if flags are combined with sum_batch or running.
     """
     if flags and (sum_batch or running is not None):
         raise ValueError("gemm: a sum over the batch, or with what runs already, has no epilogue")
     if c.dtype == BFLOAT16 and sum_batch:
         raise ValueError("gemm: sums over the batch are not in bfloat16")
-    if running is not None and c.dtype == BFLOAT16:  # in which sums cannot begin
+    if running is not None and c.dtype == BFLOAT16:  # partial sums are not in bfloat16, so add it in the epilogue
         flags, extra, running = epilogue.RESIDUAL, running, None
     tile = tile_of(BFLOAT16 if BFLOAT16 in (a.dtype, b.dtype) else a.dtype)
     if running is not None and running is not c:
@@ -123,11 +138,11 @@ def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, runn
     a_steps = Steps(rows * depth if a.ndim == 3 else 0, *((1, rows) if transpose_a else (depth, 1)))
     b_steps = Steps(0 if shared else depth * columns, *((1, depth) if transpose_b else (columns, 1)))
     bands, column_bands = threads(), 1
-    while bands % (2 * column_bands) == 0 and rows * (1 if sum_batch else batch) * column_bands < TALL * bands:
+    while bands % (2 * column_bands) == 0 and rows * (1 if sum_batch else batch) * column_bands < MIN_BAND_ROWS * bands:
         column_bands *= 2
     if tile.precision == "bfloat16":
         a, b = astype(a, BFLOAT16), b if shared else astype(b, BFLOAT16)
-    if shared:  # packed once, for all bands
+    if shared:  # packed once for all bands
         panels = empty((panel_bytes(tile, columns, depth),), np.uint8)
         source = b.reshape(-1), b_steps.row, b_steps.column
         launch(pack, min(threads(), -(-columns // tile.width)), tile, panels, *source, depth, columns)
@@ -139,7 +154,7 @@ def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, runn
     bias = empty((0,), tile.accumulator) if bias is None else bias
     flags |= epilogue.KEEP if flags & epilogue.GELU and pre is not None else 0
     pre, extra = (c if m is None else m for m in (pre, extra))
-    arrays = (m.reshape(-1).view(np.uint8) for m in (c, a, b, bias, pre, extra))  # of any types, compiled once
+    arrays = (m.reshape(-1).view(np.uint8) for m in (c, a, b, bias, pre, extra))  # as bytes: one compilation for all types
     sums = SUM_BATCH * sum_batch | RUNNING * (running is not None)
     items = a.itemsize, c.itemsize, tile.accumulator.itemsize
     layout = Layout(batch, *items, shared, tile.width, tile.rows, sums, flags, column_bands)
@@ -150,18 +165,18 @@ def gemm(c, a, b, *, transpose_a=False, transpose_b=False, sum_batch=False, runn
 def _column_sums(band, bands, out, part, x):
     R, C = x.shape
     first, last = C * band // bands, C * (band + 1) // bands
-    sums, some = out[first:last], part[first:last]
+    sums, block_sums = out[first:last], part[first:last]
     for j in range(last - first):
         sums[j] = 0
-    for start in range(0, R, 64):  # rows at a time, so that roundings grow with the root of R
+    for start in range(0, R, 64):  # blocks of rows, so that the rounding error grows with √R
         for j in range(last - first):
-            some[j] = 0
+            block_sums[j] = 0
         for i in range(start, min(start + 64, R)):
             row = x[i, first:last]
             for j in range(last - first):
-                some[j] += row[j]
+                block_sums[j] += row[j]
         for j in range(last - first):
-            sums[j] += some[j]
+            sums[j] += block_sums[j]
 
 
 def column_sums(out: np.ndarray, x: np.ndarray) -> None:
@@ -174,14 +189,14 @@ def _row_sums(band, bands, out, x):
     B, N, C = x.shape
     for i in range(N * band // bands, N * (band + 1) // bands):
         total = x.dtype.type(0)
-        for start in range(0, B, 16):  # samples at a time, so that roundings grow with the root of B
-            some = x.dtype.type(0)
+        for start in range(0, B, 16):  # blocks of samples, so that the rounding error grows with √B
+            block_sum = x.dtype.type(0)
             for b in range(start, min(start + 16, B)):
-                part = x.dtype.type(0)
+                row_sum = x.dtype.type(0)
                 for j in range(C):
-                    part += x[b, i, j]
-                some += part
-            total += some
+                    row_sum += x[b, i, j]
+                block_sum += row_sum
+            total += block_sum
         out[i] = total
 
 

@@ -1,18 +1,18 @@
-"""How a CPU kernel is compiled, cached and run.
+"""CPU kernels: declaration, compilation, cache and execution.
 
     @kernel
-    def _scale(band, bands, y, x, factor):              # one of `bands` equal parts of the work, all independent
+    def _scale(band, bands, y, x, factor):              # band: index of one of `bands` independent parts of the work
         for i in range(band * len(x) // bands, (band + 1) * len(x) // bands):
             y[i] = x[i] * factor
 
-    launch(_scale, bands, y, x, 2.0)                    # core.recording.launch: the bands are shared among the threads, as a CUDA grid is
+    launch(_scale, bands, y, x, 2.0)                    # core.recording.launch: distributes the bands among the threads
 
-Every kernel is compiled to the one C signature `void(int64 band, int64 *table)`; the table holds the number of bands, then address and
-shape of every array and the value of every number. So one small parallel loop, `run_bands`, drives all kernels, a recorded step is an
-array of such calls that `replay` executes without Python, and a kernel costs a third of the compile time of its own `prange`.
+All kernels are compiled to the same C signature `void(int64 band, int64 *table)`; the table holds the number of bands, then the address
+and shape of each array and the value of each number. So one parallel loop, `run_bands`, runs all kernels, a recorded step is an array of
+such calls that `replay` executes without Python, and a kernel compiles in a third of the time that a `prange` of its own would take.
 
-Kernels are compiled for the argument types they first meet, and cached (`compile.py`). Besides arrays and numbers they take tiles, and
-named tuples of numbers, which stand in the table one number after the other.
+Kernels are compiled at the first call with each combination of argument types, and cached (`compile.py`). Besides arrays and numbers they
+take tiles, and named tuples of numbers, which are stored in the table one number after the other.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FLOATS = float, np.floating
 
 # ------------------------------------------------------------------------------------------------------- the table of arguments
 class Arguments(types.Type):
-    """The address of a table that holds arguments of these Numba types."""
+    """The Numba type of the address of a table with arguments of these types."""
 
     def __init__(self, members: tuple[types.Type, ...]) -> None:
         self.members = members
@@ -59,13 +59,13 @@ class _ArgumentsModel(models.PrimitiveModel):
 
 @intrinsic
 def _arguments(typing_context, table):
-    """The tuple of arguments that a table describes: arrays without an owner, int64 and float64, and named tuples of these numbers."""
+    """The tuple of arguments stored in a table: arrays that own no memory, int64 and float64, and named tuples of these numbers."""
 
     def generate(context, builder, signature, values):
         address = builder.inttoptr(values[0], I64.as_pointer())
         position = 0
 
-        def following():
+        def next_word():
             nonlocal position
             position += 1
             return builder.load(builder.gep(address, [ir.Constant(I64, position - 1)]))
@@ -74,20 +74,20 @@ def _arguments(typing_context, table):
             if isinstance(member, TileType):
                 return context.get_dummy_value()
             if isinstance(member, types.Array):
-                return _array(context, builder, member, following)
+                return _array(context, builder, member, next_word)
             if isinstance(member, types.BaseTuple):
                 return context.make_tuple(builder, member, [read(each) for each in member])
-            return builder.bitcast(following(), context.get_value_type(member))
+            return builder.bitcast(next_word(), context.get_value_type(member))
 
         return context.make_tuple(builder, signature.return_type, [read(member) for member in table.members])
 
     return types.Tuple(table.members)(table), generate
 
 
-def _array(context: Any, builder: ir.IRBuilder, member: types.Array, following: Callable[[], ir.Value]) -> ir.Value:
-    """A C-contiguous array, whose address and shape are the following numbers of the table."""
-    data = builder.inttoptr(following(), context.get_data_type(member.dtype).as_pointer())
-    shape = [following() for _ in range(member.ndim)]
+def _array(context: Any, builder: ir.IRBuilder, member: types.Array, next_word: Callable[[], ir.Value]) -> ir.Value:
+    """A C-contiguous array, whose address and shape are the next words of the table."""
+    data = builder.inttoptr(next_word(), context.get_data_type(member.dtype).as_pointer())
+    shape = [next_word() for _ in range(member.ndim)]
     item = context.get_abi_sizeof(context.get_data_type(member.dtype))
     strides = [ir.Constant(I64, item)]
     for length in shape[:0:-1]:
@@ -106,13 +106,13 @@ def _array(context: Any, builder: ir.IRBuilder, member: types.Array, following: 
 
 @cache
 def _entry(number: int) -> python_types.CodeType:
-    """A function that calls `body`, a global of its, with so many arguments from a table; without a star, so that Numba can inline it."""
+    """Code that calls its global `body` with `number` arguments from a table; without a starred call, so that Numba can inline it."""
     source = f"def entry(band, table):\n    a = _arguments(table)\n    body(band, {', '.join(f'a[{i}]' for i in range(number))})"
     return next(c for c in compile(source, __file__, "exec").co_consts if isinstance(c, python_types.CodeType))
 
 
 def _key(value: Any) -> Any:
-    """Whatever of an argument decides how a kernel is compiled."""
+    """The part of an argument that determines how a kernel is compiled."""
     if isinstance(value, np.ndarray):
         return value.dtype.char, value.ndim
     if isinstance(value, tuple):
@@ -137,14 +137,15 @@ def _number(value: Any) -> types.Type:
 
 
 def _word(value: Any) -> int:
-    """A number as the table holds it."""
+    """A number as stored in the table."""
     return int(np.float64(value).view(np.int64)) if isinstance(value, FLOATS) else int(value)
 
 
 class Kernel:
-    """A compiled-when-needed kernel; its function's first arguments are `band, bands`.
+    """A kernel that is compiled when needed; the first arguments of its function are `band, bands`.
 
-    prepares: whether its first array is a function of the other arrays alone: a plan that knows these to stay as they are runs it once.
+    prepares: whether its first array is its only output and depends on the other arrays alone: a plan in which these are constant runs it
+    only once.
     """
 
     def __init__(self, function: Callable, prepares: bool = False) -> None:
@@ -154,7 +155,7 @@ class Kernel:
         self.entries: dict[tuple, Any] = {}  # argument types -> the compiled C function
 
     def prepare(self, bands: int, arguments: Sequence[Any]) -> tuple[int, np.ndarray]:
-        """The address of the compiled entry for these arguments, and their table."""
+        """The address of the compiled entry point for these arguments, and their table."""
         key = tuple(map(_key, arguments))
         entry = self.entries.get(key)
         if entry is None:
@@ -172,17 +173,17 @@ class Kernel:
         return entry.address, np.array(table, np.int64)
 
     def compile(self, members: tuple[types.Type, ...]) -> Any:
-        # Numba files a compiled function under its file, name and line: lend the shared entry those of this kernel.
-        own = self.function.__code__
-        code = _entry(1 + len(members)).replace(co_filename=own.co_filename, co_name=own.co_name, co_firstlineno=own.co_firstlineno)
-        entry = python_types.FunctionType(code, globals() | {"body": self.body}, own.co_name)
+        # Numba's cache identifies a function by file, name and line: give the shared entry point those of this kernel.
+        like = self.function.__code__
+        code = _entry(1 + len(members)).replace(co_filename=like.co_filename, co_name=like.co_name, co_firstlineno=like.co_firstlineno)
+        entry = python_types.FunctionType(code, globals() | {"body": self.body}, like.co_name)
         entry.__module__ = self.function.__module__
         entry.__qualname__ = self.function.__qualname__
         signature = types.void(types.int64, Arguments((types.int64, *members)))
         return cached(numba.cfunc(signature, cache=True, **OPTIONS), entry)
 
     def run(self, bands: int, arguments: Sequence[Any]) -> None:
-        """Run all bands now."""
+        """Run all bands immediately."""
         address, table = self.prepare(bands, arguments)
         run_bands(address, bands, address_of(table))
 
@@ -191,17 +192,17 @@ class Kernel:
 
 
 def kernel(function: Callable) -> Kernel:
-    """Decorator: see the head of this file."""
+    """Decorator: see the module docstring."""
     return Kernel(function)
 
 
 def preparation(function: Callable) -> Kernel:
-    """Decorator of a kernel whose first array is a function of the other arrays alone, and is all that it writes."""
+    """Decorator for a kernel whose first array is its only output and depends on the other arrays alone (`Kernel.prepares`)."""
     return Kernel(function, prepares=True)
 
 
 class Calls:
-    """Calls (kernel, bands, arguments) as three arrays, (bands, entry, table) of each. threads: how many share them."""
+    """Calls (kernel, bands, arguments) as three arrays: number of bands, entry and table of each. threads: number of threads to run on."""
 
     def __init__(self, calls: Sequence[tuple[Kernel, int, Sequence[Any]]], threads: int) -> None:
         self.threads = threads
@@ -216,7 +217,7 @@ class Calls:
         replay(self.entries, self.bands, self.addresses, self.threads)
 
     def timed_run(self) -> list[float]:
-        """The seconds that each call took, of which some 0.3 µs are Python's."""
+        """The seconds that each call took, including about 0.3 µs of Python overhead."""
         seconds = []
         with threads_set(self.threads):
             for call in zip(self.entries.tolist(), self.bands.tolist(), self.addresses.tolist()):

@@ -1,4 +1,4 @@
-"""Writing LLVM's code with addresses as int64: what the intrinsics of tiles and packing are written with."""
+"""Generating LLVM IR with addresses as int64, for the intrinsics of the matrix product."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ I8, I16, I32, I64, F32, F64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.
 
 
 class Code:
-    """LLVM's builder, with addresses as int64."""
+    """LLVM's IR builder, with addresses as int64."""
 
     def __init__(self, builder: ir.IRBuilder) -> None:
         self.b = builder
@@ -38,18 +38,18 @@ class Code:
         one = self.b.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(I32, 0))
         return self.b.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
 
-    def loop(self, count: ir.Value, starts: list[ir.Value]) -> Any:
-        """Begin a loop of `count` >= 1 turns over values that it carries; gives (index, values, end(new values) -> last values)."""
-        before = self.b.block
+    def loop(self, count: ir.Value, initial: list[ir.Value]) -> Any:
+        """Begin a loop of `count` >= 1 iterations with loop-carried values; returns (index, values, end(new values) -> final values)."""
+        preceding = self.b.block
         body, after = self.b.append_basic_block("tile.loop"), self.b.append_basic_block("tile.after")
         self.b.branch(body)
         self.b.position_at_end(body)
-        index, carried = self.b.phi(I64), [self.b.phi(s.type) for s in starts]
+        index, carried = self.b.phi(I64), [self.b.phi(s.type) for s in initial]
 
         def end(values: list[ir.Value]) -> list[ir.Value]:
             following = self.b.add(index, self.number(1))
-            for phi, start, value in zip([index, *carried], [self.number(0), *starts], [following, *values]):
-                phi.add_incoming(start, before)
+            for phi, start, value in zip([index, *carried], [self.number(0), *initial], [following, *values]):
+                phi.add_incoming(start, preceding)
                 phi.add_incoming(value, self.b.block)
             self.b.cbranch(self.b.icmp_signed("<", following, count), body, after)
             self.b.position_at_end(after)

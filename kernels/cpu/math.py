@@ -1,12 +1,12 @@
 """exp, erf, and GELU with its derivative, for use inside kernels.
 
-Numba's own call the C library for every element. In float32 these have neither branches nor calls, so that a loop over them vectorises;
-their relative error is about 1e-7. In float64 they are the C library's, to full accuracy. NaN stays NaN.
+Numba's own versions call the C library for every element. In float32 these have no branches or calls, so that loops over them vectorise;
+their relative error is about 1e-7. In float64 they are the C library's, with full accuracy. NaN stays NaN.
 
     exp(x)  = 2ⁿ·exp(r),  n = round(x / ln 2),  |r| <= ln(2)/2,  exp(r) = 1 + r + r²·E(r)
     erf(x)  = x·P(x²) / Q(x²)  for |x| < 4, beyond which it is 1
 
-The coefficients are minimax fits: relative error 2.5e-8 at most, before rounding; those of `gelu_rounded` are coarser.
+The coefficients are minimax fits with a relative error of at most 2.5e-8 before rounding; those of `gelu_rounded` are less accurate.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numba.extending import intrinsic, overload
 
 from .bfloat16 import bfloat16
 
-# No `reassoc`: the reduction of exp's argument must be computed as written. Only what is inlined can vectorise.
+# No `reassoc`: the argument reduction of exp must be computed as written. Only inlined functions vectorise.
 OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy", "forceinline": True}
 
 
@@ -50,14 +50,14 @@ CDF_END = np.float32(4.5)
 ZERO, ONE, HALF, ROOT_HALF = _singles(0, 1, 0.5, math.sqrt(0.5))
 EXP_LOWEST, EXP_HIGHEST = _singles(-104, 89)  # beyond these the result is 0, and infinity
 LOG2_E, LN2_HIGH, LN2_LOW = _singles(1 / math.log(2), 0.693359375, math.log(2) - 0.693359375)  # n·LN2_HIGH is exact: 10 bits
-ROUNDER = np.float32(1.5 * 2**23)  # the low bits of x + ROUNDER are round(x)
+ROUNDER = np.float32(1.5 * 2**23)  # the low bits of x + ROUNDER contain round(x)
 ERF_END = np.float32(4)
-GELU_END, GELU_TANH_END = 40.0, 9.0  # beyond these the derivative is 0 or 1, and within nothing overflows
+GELU_END, GELU_TANH_END = 40.0, 9.0  # beyond these the derivative is 0 or 1; below them nothing overflows
 
 
 @intrinsic
 def _scaled(typing_context, x, rounded):
-    """x·2ⁿ where `rounded` is n + ROUNDER: two factors, so that neither overflows and small results round once."""
+    """x·2ⁿ, where `rounded` is n + ROUNDER, in two factors, so that neither overflows and denormal results are rounded once."""
 
     def generate(context, builder, signature, values):
         i32, f32 = ir.IntType(32), ir.FloatType()
@@ -74,7 +74,7 @@ def _scaled(typing_context, x, rounded):
 
 @njit(**OPTIONS)
 def _clip(x, lowest, highest):
-    return max(min(x, highest), lowest)  # x as the first argument: so NaN passes
+    return max(min(x, highest), lowest)  # x is the first argument so that NaN propagates
 
 
 @njit(**OPTIONS)
@@ -86,7 +86,7 @@ def _polynomial(x, coefficients):
 
 
 def _single(single: Callable) -> Callable:
-    """Decorator: inside kernels the function is `single` where its arguments are float32, and itself where they are float64."""
+    """Decorator: inside kernels, calls with float32 arguments use `single`, and calls with float64 arguments the function itself."""
 
     def decorate(function: Callable) -> Callable:
         def choose(*arguments):
@@ -130,13 +130,13 @@ def _normal_cdf(x):
 
 @_single(_normal_cdf)
 def normal_cdf(x):
-    """Φ(x), the share of a standard normal distribution below x."""
+    """Φ(x), the cumulative distribution function of the standard normal distribution."""
     return 0.5 * math.erfc(-x * math.sqrt(0.5))
 
 
 @njit(**OPTIONS)
 def gelu_erf(x):
-    """GELU(x) = x·Φ(x), and its derivative Φ(x) + x·Φ'(x)."""
+    """(GELU(x), its derivative): x·Φ(x) and Φ(x) + x·Φ'(x)."""
     number = type(x)
     z = _clip(x, number(-GELU_END), number(GELU_END))
     cdf = normal_cdf(x)
@@ -145,9 +145,10 @@ def gelu_erf(x):
 
 @njit(**OPTIONS)
 def gelu_rounded(x):
-    """GELU(x) where the result is rounded to bfloat16: off by 6e-5 at most, or by 2e-5 of it beyond x = 3; 0 below -CDF_END.
+    """GELU(x) for results rounded to bfloat16: absolute error at most 6e-5, relative error 2e-5 beyond x = 3; 0 below -CDF_END.
 
-    Φ(x) = 1/2 + x·P(x²): no division. P errs upwards at CDF_END, so that rounding cannot leave Φ above 0 there, which x would magnify.
+    Φ(x) = 1/2 + x·P(x²), without a division. P is slightly too large at CDF_END, so that rounding cannot make Φ positive at -CDF_END, an
+    error that the factor x would amplify.
     """
     z = _clip(x, -CDF_END, CDF_END)
     return x * max(HALF + z * _polynomial(z * z, CDF), ZERO)
@@ -155,7 +156,7 @@ def gelu_rounded(x):
 
 @njit(**OPTIONS)
 def gelu_tanh(x):
-    """The same with Φ(x) ≈ (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), u = √(2/π)·(x + 0.044715 x³)."""
+    """As `gelu_erf`, with Φ(x) ≈ (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), u = √(2/π)·(x + 0.044715 x³)."""
     number = type(x)
     one, linear, cubic = number(1), number(2 * math.sqrt(2 / math.pi)), number(2 * math.sqrt(2 / math.pi) * 0.044715)
     z = _clip(x, number(-GELU_TANH_END), number(GELU_TANH_END))
@@ -166,7 +167,7 @@ def gelu_tanh(x):
 
 @njit(fastmath={"contract", "reassoc", "nsz", "nnan"}, error_model="numpy")
 def highest(x, start, stop):
-    """The largest of x[start:stop]. nnan lets it vectorise; a NaN may be passed over, and is for the caller's sum to show."""
+    """The maximum of x[start:stop]. With nnan it vectorises, but may skip a NaN, which the caller's sum then propagates."""
     value = x[np.uint64(start)]
     for i in range(start, stop):
         value = max(value, x[np.uint64(i)])

@@ -1,4 +1,4 @@
-"""The innermost loop of a product, on the registers of a tile: `cpu/tiles.py` says what it computes."""
+"""The microkernel of the matrix product, on one register tile: `cpu/tiles.py` defines what it computes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .tiles import AMX_CELLS, Tile
 
 
 def _multiply_add(code: Code, tile: Tile, left: ir.Value, right: ir.Value, total: ir.Value) -> ir.Value:
-    """total + left·right, of vectors of cells."""
+    """total + left·right, for vectors of cells."""
     b, lanes = code.b, total.type.count
     fma = f"llvm.fmuladd.v{lanes}f{8 * tile.cell_bytes}"
     if tile.multiply == "fma":
@@ -34,7 +34,7 @@ def _multiply_add(code: Code, tile: Tile, left: ir.Value, right: ir.Value, total
 def _multiplier(generate_registers: Any) -> Any:
     @intrinsic
     def multiply(typing_context, tile, depth, a, a_row, a_step, last, panel, c, c_row, add):
-        """c[0:rows, 0:width] (+)= a · panel over `depth` cells; rows of a beyond `last` repeat it. Addresses and strides are in bytes."""
+        """c[0:rows, 0:width] (+)= a · panel over `depth` cells; rows beyond `last` repeat row `last` of a. Strides are in bytes."""
 
         def generate(context, builder, signature, values):
             shape = signature.args[0].tile
@@ -51,25 +51,25 @@ def _generate_registers(
 ) -> None:
     vectors, height = vectors or tile.vectors, tile.rows // 2 if half else tile.rows
     b, lanes = code.b, tile.lane_bytes // tile.cell_bytes
-    number = F64 if tile.precision == "float64" else F32
-    cell = I32 if tile.pairs == 2 else number
-    vector, cells = ir.VectorType(number, lanes), ir.VectorType(cell, lanes)
+    scalar = F64 if tile.precision == "float64" else F32
+    cell = I32 if tile.pairs == 2 else scalar
+    vector, cells = ir.VectorType(scalar, lanes), ir.VectorType(cell, lanes)
     rows = [code.at(a, b.mul(b.select(b.icmp_signed("<", code.number(i), last), code.number(i), last), a_row)) for i in range(height)]
     zero = ir.Constant(vector, [0.0] * lanes)
-    _, (offset, line, *sums), end = code.loop(depth, [code.number(0), panel, *[zero] * height * vectors])
-    right = [code.load(code.at(line, v * tile.lane_bytes), cells, tile.cell_bytes) for v in range(vectors)]
+    _, (offset, panel_row, *sums), end = code.loop(depth, [code.number(0), panel, *[zero] * height * vectors])
+    right = [code.load(code.at(panel_row, v * tile.lane_bytes), cells, tile.cell_bytes) for v in range(vectors)]
     new = []
     for i in range(height):
         left = code.splat(code.load(code.at(rows[i], offset), cell, min(tile.cell_bytes, 4) if tile.pairs == 1 else 2), lanes)
         new += [_multiply_add(code, tile, left, right[v], sums[i * vectors + v]) for v in range(vectors)]
-    _, _, *new = end([b.add(offset, a_step), code.at(line, tile.row_bytes), *new])
+    _, _, *new = end([b.add(offset, a_step), code.at(panel_row, tile.row_bytes), *new])
 
     def store(accumulate: bool) -> None:
         for i in range(height):
             for v in range(vectors):
-                place = code.at(c, b.mul(c_row, code.number(i)), v * tile.lane_bytes)
+                address = code.at(c, b.mul(c_row, code.number(i)), v * tile.lane_bytes)
                 value = new[i * vectors + v]
-                code.store(b.fadd(value, code.load(place, vector)) if accumulate else value, place)
+                code.store(b.fadd(value, code.load(address, vector)) if accumulate else value, address)
 
     with b.if_else(b.icmp_signed("!=", add, code.number(0))) as (then, otherwise):
         with then:
@@ -79,13 +79,13 @@ def _generate_registers(
 
 
 multiply_tile = _multiplier(_generate_registers)
-multiply_one_vector = _multiplier(partial(_generate_registers, vectors=1))  # of the first vector's columns alone
-multiply_half_rows = _multiplier(partial(_generate_registers, half=True))  # of the upper half of the rows
+multiply_one_vector = _multiplier(partial(_generate_registers, vectors=1))  # computes only the columns of the first vector
+multiply_half_rows = _multiplier(partial(_generate_registers, half=True))  # computes only the upper half of the rows
 
 
 # --------------------------------------------------------------------------------------------------------------------------- AMX
 class Amx:
-    """The instructions on tile registers 0 ... 7, each of 16 rows of 64 bytes."""
+    """The instructions on tile registers 0 ... 7, each with 16 rows of 64 bytes."""
 
     def configure(self, code: Code) -> None:
         content = bytearray(64)
@@ -111,11 +111,11 @@ class Amx:
         code.call("llvm.x86.tdpbf16ps", ir.VoidType(), *(ir.Constant(I8, t) for t in (total, left, right)))
 
 
-TILE_INSTRUCTIONS: dict[str, Any] = {"amx": Amx()}  # tests add a simulation
+TILE_INSTRUCTIONS: dict[str, Any] = {"amx": Amx()}  # tests add a simulator
 
 
 def _generate_amx(code: Code, tile: Tile, depth, a, a_row, a_step, last, panel, c, c_row, add) -> None:
-    """Tiles 0 to 3 hold C, 4 and 5 sixteen rows of A each, 6 and 7 sixteen columns of the panel each."""
+    """Registers 0 to 3 hold C, 4 and 5 sixteen rows of A each, 6 and 7 sixteen columns of the panel each."""
     b, amx, half = code.b, TILE_INSTRUCTIONS[tile.multiply], tile.lane_bytes
     parts = [(2 * i + j, code.at(c, b.mul(c_row, code.number(16 * i)), half * j)) for i in range(2) for j in range(2)]
     with b.if_else(b.icmp_signed("!=", add, code.number(0))) as (then, otherwise):
@@ -126,14 +126,14 @@ def _generate_amx(code: Code, tile: Tile, depth, a, a_row, a_step, last, panel, 
             for number, _ in parts:
                 amx.zero(code, number)
     lower = code.at(a, b.mul(a_row, code.number(16)))
-    _, (offset, line), end = code.loop(b.sdiv(depth, code.number(AMX_CELLS)), [code.number(0), panel])
+    _, (offset, panel_row), end = code.loop(b.sdiv(depth, code.number(AMX_CELLS)), [code.number(0), panel])
     amx.load(code, 4, code.at(a, offset), a_row)
-    amx.load(code, 6, line, code.number(tile.row_bytes))
+    amx.load(code, 6, panel_row, code.number(tile.row_bytes))
     amx.load(code, 5, code.at(lower, offset), a_row)
-    amx.load(code, 7, code.at(line, half), code.number(tile.row_bytes))
+    amx.load(code, 7, code.at(panel_row, half), code.number(tile.row_bytes))
     for number in range(4):
         amx.multiply(code, number, 4 + number // 2, 6 + number % 2)
-    end([code.at(offset, 64), code.at(line, AMX_CELLS * tile.row_bytes)])
+    end([code.at(offset, 64), code.at(panel_row, AMX_CELLS * tile.row_bytes)])
     for number, place in parts:
         amx.store(code, number, place, c_row)
 
@@ -152,5 +152,5 @@ def _of_instructions(name: str) -> Any:
     return run
 
 
-configure_tiles = _of_instructions("configure")  # before the first `multiply_tile` on a thread, where the tile needs it
+configure_tiles = _of_instructions("configure")  # before the first `multiply_tile` on a thread, if the tile needs it
 release_tiles = _of_instructions("release")  # after the last

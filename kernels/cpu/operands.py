@@ -1,4 +1,4 @@
-"""The arguments of a product, in groups: named tuples of numbers, which kernels take like numbers."""
+"""The arguments of a product, grouped into named tuples of numbers, which kernels accept as arguments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Size(NamedTuple):
-    """Of a product c = a · b: a (rows, depth), b (depth, columns), c (rows, columns)."""
+    """The size of a product c = a · b: a (rows, depth), b (depth, columns), c (rows, columns)."""
 
     rows: int
     columns: int
@@ -14,33 +14,33 @@ class Size(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """A matrix in memory; the steps count elements."""
+    """A matrix in memory; strides are in elements."""
 
     address: int
-    row: int  # from one row to the next
-    column: int  # from one column to the next
+    row: int  # stride between rows
+    column: int  # stride between columns
 
 
 class Panels(NamedTuple):
-    """All of B as `packing.pack` lays it out, and where in it a product's columns begin."""
+    """The whole of B as packed by `packing.pack`, and the first panel of a product."""
 
     address: int  # 0: B is not packed
-    first: int  # panel
-    number: int  # of all panels
+    first: int  # index of the first panel
+    number: int  # of panels in total
 
 
 class Epilogue(NamedTuple):
-    """What follows a product (`core/epilogue.py`); pre and extra share a row step, and are of C's type."""
+    """The epilogue of a product (`core/epilogue.py`); pre and extra have the same row stride, and C's type."""
 
     flags: int
-    bias: int  # addresses
+    bias: int  # addresses of bias, pre and extra
     pre: int
     extra: int
-    row: int
+    row: int  # stride between rows of pre and extra
 
 
 class Method(NamedTuple):
-    """Addresses of compiled functions: the product of a tile (`product_entry`), and its epilogue (`finish_entry`; 0 where none follows)."""
+    """Addresses of compiled functions: the product with a tile (`product_entry`), and the epilogue (`finish_entry`; 0 if there is none)."""
 
     product: int
     finish: int

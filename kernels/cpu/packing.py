@@ -1,7 +1,7 @@
-"""Operands of a product as its innermost loop reads them: panels of B, `width` columns side by side, and tiles of A.
+"""Packing the operands of a product into the layout of the microkernel: panels of B with `width` columns, and tiles of A.
 
-All is in cells, one number or a pair of bfloat16 along the inner dimension. Numbers are moved as they are, or become bfloat16 on their way,
-or the lower half of a split float32 (`low`). Vectors of them move where a tile's width is whole; the rest goes one by one.
+The unit is a cell: one number, or a pair of bfloat16 along the inner dimension. Numbers are copied unchanged, or rounded to bfloat16, or
+replaced by the low part of a split float32 (`low`). Full tile widths are moved as vectors, the remainder one number at a time.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .operands import Matrix
 from .tiles import Tile, cell_bytes, is_raw, packed_zero, row_bytes, tile_lanes, tile_pairs, tile_rows, tile_step, tile_width
 from .views import item_bytes, view, zero_of
 
-KDEPTH = 256  # cells of a slice of the inner dimension, at most
+KDEPTH = 256  # maximal number of cells in a slice of the inner dimension
 
 
 # ----------------------------------------------------------------------------------------------------------------- moving cells
 def _packed(b: ir.IRBuilder, number: ir.Value, low: ir.Value) -> ir.Value:
-    """The bits of the bfloat16 nearest to a float32, or with `low` != 0 to what that one leaves of it; vectors of them too."""
+    """The bits of a float32 rounded to bfloat16 or, with `low` != 0, of the rounded remainder. Also for vectors."""
     bits = round_to_bfloat16(b, number)
     rest = round_to_bfloat16(b, b.fsub(number, widen(b, bits)))
     return b.select(b.icmp_signed("!=", low, ir.Constant(I64, 0)), rest, bits)
@@ -34,17 +34,17 @@ def _packed(b: ir.IRBuilder, number: ir.Value, low: ir.Value) -> ir.Value:
 
 @intrinsic
 def packed_number(typing_context, zero, x, low):
-    """A number as panels hold it: itself, or as `_packed` says."""
+    """A number in its packed form: unchanged, or converted by `_packed`."""
 
     def generate(context, b, signature, values):
-        given, wanted = signature.args[1], signature.args[0]
-        return values[1] if given == wanted else _packed(b, context.cast(b, values[1], given, types.float32), values[2])
+        source, target = signature.args[1], signature.args[0]
+        return values[1] if source == target else _packed(b, context.cast(b, values[1], source, types.float32), values[2])
 
     return zero(zero, x, types.int64), generate
 
 
 def _numbers(code: Code, tile: Tile, source: Any, address: ir.Value, count: int, low: ir.Value) -> ir.Value:
-    """So many numbers as panels hold them, of a Numba type in memory."""
+    """Load `count` numbers of the Numba type `source`, in packed form."""
     if tile.pairs == 1:
         return code.load(address, ir.VectorType(ir.IntType(8 * tile.cell_bytes), count))
     if source == types.float32:
@@ -53,19 +53,19 @@ def _numbers(code: Code, tile: Tile, source: Any, address: ir.Value, count: int,
 
 
 def _mover(count: Any) -> Any:
-    """An intrinsic that writes `count(tile)` cells in a row, made of numbers that lie in a row, or for pairs in two."""
+    """An intrinsic that writes `count(tile)` contiguous cells from one run of contiguous numbers, or from two runs for pairs."""
 
     @intrinsic
-    def move(typing_context, tile, source_zero, to, first, second, low):
+    def move(typing_context, tile, source_zero, target, first, second, low):
         def generate(context, b, signature, values):
-            code, (_, _, to, first, second, low), shape, source = Code(b), values, signature.args[0].tile, signature.args[1]
-            number = count(shape)
-            one = _numbers(code, shape, source, first, number, low)
+            code, (_, _, target, first, second, low), shape, source = Code(b), values, signature.args[0].tile, signature.args[1]
+            lanes = count(shape)
+            cells = _numbers(code, shape, source, first, lanes, low)
             if shape.pairs == 2:
-                two = _numbers(code, shape, source, second, number, low)
-                order = [j // 2 + number * (j % 2) for j in range(2 * number)]
-                one = b.shuffle_vector(one, two, ir.Constant(ir.VectorType(I32, 2 * number), order))
-            code.store(one, to)
+                others = _numbers(code, shape, source, second, lanes, low)
+                order = [j // 2 + lanes * (j % 2) for j in range(2 * lanes)]
+                cells = b.shuffle_vector(cells, others, ir.Constant(ir.VectorType(I32, 2 * lanes), order))
+            code.store(cells, target)
             return context.get_dummy_value()
 
         return types.void(tile, source_zero, *[types.int64] * 4), generate
@@ -78,19 +78,19 @@ move_rows = _mover(lambda tile: tile.rows)
 
 
 @intrinsic
-def transpose_cells(typing_context, tile, source_zero, to, to_row, source, source_row, low):
-    """to[j, i] = source[i, j] over a square of as many 32-bit cells as a vector has; strides in bytes."""
+def transpose_cells(typing_context, tile, source_zero, target, target_row, source, source_row, low):
+    """target[j, i] = source[i, j] for a square of 32-bit cells whose side is the length of a vector; strides in bytes."""
 
     def generate(context, b, signature, values):
-        code, (_, _, to, to_row, source, source_row, low), shape = Code(b), values, signature.args[0].tile
-        if shape.cell_bytes != 4:  # never called, but compiled
+        code, (_, _, target, target_row, source, source_row, low), shape = Code(b), values, signature.args[0].tile
+        if shape.cell_bytes != 4:  # compiled for all tiles, never called for these
             return context.get_dummy_value()
         lanes = shape.lane_bytes // 4
         vector = ir.VectorType(I32, lanes)
-        places = [code.at(source, b.mul(source_row, code.number(i))) for i in range(lanes)]
-        rows = [b.bitcast(_numbers(code, shape, signature.args[1], place, lanes * shape.pairs, low), vector) for place in places]
+        addresses = [code.at(source, b.mul(source_row, code.number(i))) for i in range(lanes)]
+        rows = [b.bitcast(_numbers(code, shape, signature.args[1], address, lanes * shape.pairs, low), vector) for address in addresses]
         size = 1
-        while size < lanes:  # swap the off-diagonal halves of ever larger squares
+        while size < lanes:  # swap the off-diagonal blocks of squares of doubling size
             first = [j if not j & size else lanes + j - size for j in range(lanes)]
             second = [j + size if not j & size else lanes + j for j in range(lanes)]
             for i in range(lanes):
@@ -101,7 +101,7 @@ def transpose_cells(typing_context, tile, source_zero, to, to_row, source, sourc
                     )
             size *= 2
         for i in range(lanes):
-            code.store(rows[i], code.at(to, b.mul(to_row, code.number(i))))
+            code.store(rows[i], code.at(target, b.mul(target_row, code.number(i))))
         return context.get_dummy_value()
 
     return types.void(tile, source_zero, *[types.int64] * 5), generate
@@ -109,10 +109,10 @@ def transpose_cells(typing_context, tile, source_zero, to, to_row, source, sourc
 
 # ------------------------------------------------------------------------------------------------------------ panels and tiles
 @routine
-def _pack_numbers(tile, source_zero, to, cell_step, line_step, source, first, depth, lines, low):
-    """The cell k of line j, source[k, j] for k = first ... depth - 1, at k·cell_step + j·line_step cells. Any layout."""
+def _pack_numbers(tile, source_zero, target, cell_step, line_step, source, first, depth, lines, low):
+    """Write cell k of line j, source[k, j] for k = first ... depth - 1, at offset k·cell_step + j·line_step. Any source layout."""
     zero, pairs, numbers = packed_zero(tile), tile_pairs(tile), view(source_zero, source.address)
-    out = view(zero, to)
+    out = view(zero, target)
     for j in range(lines):
         for k in range(first, depth):
             number = packed_number(zero, numbers[k * source.row + j * source.column], low)
@@ -121,13 +121,13 @@ def _pack_numbers(tile, source_zero, to, cell_step, line_step, source, first, de
 
 @routine
 def _pack_columns(tile, source_zero, panel, source, depth, columns, padded, low):
-    """panel[k, j] = source[k, j]: `columns` <= width columns, `depth` numbers deep, zeros beyond both; `padded` cells deep."""
+    """panel[k, j] = source[k, j] for `columns` <= width columns and `depth` numbers, zero-padded to width and to `padded` cells."""
     item, pairs, width, line = item_bytes(source_zero), tile_pairs(tile), tile_width(tile), row_bytes(tile)
-    whole, done = depth // pairs, 0  # cells without padding; how many of them are moved by vectors
+    whole, done = depth // pairs, 0  # cells without padding; how many of them are moved as vectors
     if columns < width or pairs * padded > depth:
-        blank = view(0, panel)
+        words = view(0, panel)
         for i in range(padded * line // 8):
-            blank[i] = 0
+            words[i] = 0
     if columns == width and source.column == 1:
         done = whole
         for k in range(whole):
@@ -145,56 +145,56 @@ def _pack_columns(tile, source_zero, panel, source, depth, columns, padded, low)
 
 @routine
 def pack_right(tile, source_zero, panels, source, depth, columns, padded, low):
-    """Panels of B, `width` columns each, one after the other."""
+    """Pack B into consecutive panels of `width` columns."""
     width = tile_width(tile)
     for p in range((columns + width - 1) // width):
         panel = panels + p * padded * row_bytes(tile)
-        begin = Matrix(source.address + p * width * source.column * item_bytes(source_zero), source.row, source.column)
-        _pack_columns(tile, source_zero, panel, begin, depth, min(width, columns - p * width), padded, low)
+        panel_source = Matrix(source.address + p * width * source.column * item_bytes(source_zero), source.row, source.column)
+        _pack_columns(tile, source_zero, panel, panel_source, depth, min(width, columns - p * width), padded, low)
 
 
 @routine
 def by_rows(tile, a_column):
-    """Whether `pack_left` lays A's rows one after the other, packed[t, r, k], rather than its columns, packed[t, k, r]."""
+    """Whether `pack_left` stores a tile by rows, packed[t, r, k], or by columns, packed[t, k, r]."""
     return a_column == 1 or tile_step(tile) > 1
 
 
 @routine
 def pack_left(tile, source_zero, packed, source, rows, depth, padded, low):
-    """Tiles of A by cells, each contiguous; where a tile has steps, its rows are turned through a panel, which is as wide as it is tall."""
-    item, pairs, tall, cell, line = item_bytes(source_zero), tile_pairs(tile), tile_rows(tile), cell_bytes(tile), row_bytes(tile)
-    zero, whole, tiles = packed_zero(tile), depth // pairs, (rows + tall - 1) // tall
+    """Pack A into contiguous tiles of cells. For tiles with a step > 1 (AMX), a transposed A passes through a panel as wide as a tile."""
+    item, pairs, height, cell, line = item_bytes(source_zero), tile_pairs(tile), tile_rows(tile), cell_bytes(tile), row_bytes(tile)
+    zero, whole, tiles = packed_zero(tile), depth // pairs, (rows + height - 1) // height
     row, column = source.row, source.column
-    panel = packed + tiles * padded * tall * cell
+    panel = packed + tiles * padded * height * cell
     for t in range(tiles):
-        valid, done = min(tall, rows - t * tall), 0
-        start, block = source.address + t * tall * row * item, packed + t * padded * tall * cell
+        valid, done = min(height, rows - t * height), 0
+        start, block = source.address + t * height * row * item, packed + t * padded * height * cell
         if pairs * padded > depth:
-            blank = view(np.uint16(0), block)
-            for i in range(padded * tall * cell // 2):
-                blank[i] = 0
+            words = view(np.uint16(0), block)
+            for i in range(padded * height * cell // 2):
+                words[i] = 0
         if column == 1:
             for r in range(valid):
-                to, numbers = view(zero, block + r * padded * cell), view(source_zero, start + r * row * item)
+                target, numbers = view(zero, block + r * padded * cell), view(source_zero, start + r * row * item)
                 for k in range(depth):
-                    to[k] = packed_number(zero, numbers[k], low)
+                    target[k] = packed_number(zero, numbers[k], low)
         elif tile_step(tile) > 1:
             _pack_columns(tile, source_zero, panel, Matrix(start, column, row), depth, valid, padded, low)
             for k in range(0, padded, tile_lanes(tile)):
-                for r in range(0, tall, tile_lanes(tile)):
+                for r in range(0, height, tile_lanes(tile)):
                     transpose_cells(tile, zero, block + 4 * (r * padded + k), 4 * padded, panel + k * line + 4 * r, line, 0)
         else:
-            if row == 1 and valid == tall:
+            if row == 1 and valid == height:
                 done = whole
                 for k in range(whole):
                     first = start + pairs * k * column * item
-                    move_rows(tile, source_zero, block + k * tall * cell, first, first + column * item, low)
-            _pack_numbers(tile, source_zero, block, tall, 1, Matrix(start, column, row), done * pairs, depth, valid, low)
+                    move_rows(tile, source_zero, block + k * height * cell, first, first + column * item, low)
+            _pack_numbers(tile, source_zero, block, height, 1, Matrix(start, column, row), done * pairs, depth, valid, low)
 
 
 @routine
 def slice_cells(tile, cells):
-    """Cells of every slice of the inner dimension but the last."""
+    """Cells in each slice of the inner dimension except the last."""
     step = tile_step(tile)
     slices = max(1, (cells + KDEPTH - 1) // KDEPTH)
     return ((cells + slices - 1) // slices + step - 1) // step * step
@@ -202,36 +202,37 @@ def slice_cells(tile, cells):
 
 @routine
 def cells_of(tile, depth):
+    """Cells for `depth` numbers, padded to whole steps."""
     unit = tile_pairs(tile) * tile_step(tile)
     return (depth + unit - 1) // unit * tile_step(tile)
 
 
 @preparation
 def pack(band, bands, tile, panels, source, row, column, depth, columns):
-    """panels (`panel_bytes`) = B (depth, columns), elements of `source` in steps of row and column, for products with this tile."""
+    """panels (`panel_bytes` bytes) = B (depth, columns), packed for this tile; row and column are the strides of `source`."""
     zero, width, pairs = zero_of(source), tile_width(tile), tile_pairs(tile)
-    number, cells = (columns + width - 1) // width, cells_of(tile, depth)
-    deepest = slice_cells(tile, cells)
-    slices = (cells + deepest - 1) // deepest
-    pieces = number * slices * (1 if is_raw(tile) else 2)
+    panel_count, cells = (columns + width - 1) // width, cells_of(tile, depth)
+    slice_depth = slice_cells(tile, cells)
+    slices = (cells + slice_depth - 1) // slice_depth
+    pieces = panel_count * slices * (1 if is_raw(tile) else 2)
     for i in range(pieces * band // bands, pieces * (band + 1) // bands):
-        part, k, p = i // (number * slices), i // number % slices * deepest, i % number
-        padded = min(deepest, cells - k)
-        at = panels.ctypes.data + ((part * cells + k) * number + p * padded) * row_bytes(tile)
+        part, k, p = i // (panel_count * slices), i // panel_count % slices * slice_depth, i % panel_count
+        padded = min(slice_depth, cells - k)
+        target = panels.ctypes.data + ((part * cells + k) * panel_count + p * padded) * row_bytes(tile)
         start = source.ctypes.data + (k * pairs * row + p * width * column) * item_bytes(zero)
-        deep, wide = min(depth - k * pairs, padded * pairs), min(width, columns - p * width)
-        _pack_columns(tile, zero, at, Matrix(start, row, column), deep, wide, padded, part)
+        panel_depth, panel_columns = min(depth - k * pairs, padded * pairs), min(width, columns - p * width)
+        _pack_columns(tile, zero, target, Matrix(start, row, column), panel_depth, panel_columns, padded, part)
 
 
 def sizes(tile: Tile, columns: int, depth: int) -> tuple[int, int, int]:
-    """(cells of the depth, cells of a slice, panels) as the kernels find them."""
+    """(cells of the inner dimension, cells of a slice, panels), as the kernels compute them."""
     unit = tile.pairs * tile.step
     cells = -(-depth // unit) * tile.step
-    deepest = -(-cells // max(1, -(-cells // KDEPTH)))
-    return cells, -(-deepest // tile.step) * tile.step, -(-columns // tile.width)
+    slice_depth = -(-cells // max(1, -(-cells // KDEPTH)))
+    return cells, -(-slice_depth // tile.step) * tile.step, -(-columns // tile.width)
 
 
 def panel_bytes(tile: Tile, columns: int, depth: int) -> int:
-    """What `pack` makes of a matrix (depth, columns)."""
+    """Bytes of a matrix (depth, columns) packed by `pack`."""
     cells, _, panels = sizes(tile, columns, depth)
     return cells * panels * tile.row_bytes * (2 if tile.split else 1)

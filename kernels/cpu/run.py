@@ -1,4 +1,4 @@
-"""How compiled kernels run: one small parallel loop over the bands of any of them, and the replay of a list of calls without Python."""
+"""Running compiled kernels: one parallel loop over the bands, shared by all kernels, and the replay of a list of calls without Python."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def call_entry(typing_context, address, band, table):
 
 @intrinsic
 def _exchange_threads(typing_context, number):
-    """Set how many threads share what this thread launches; gives how many did. Code that calls Numba's own for it cannot be cached."""
+    """Set the number of threads for launches of this thread; returns the previous one. Numba's own function cannot be cached."""
 
     def generate(context, builder, signature, values):
-        ask = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I64, []), "get_num_threads")  # a C int
-        tell = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [I32]), "set_num_threads")
-        before = builder.trunc(builder.call(ask, []), I32)
-        builder.call(tell, [builder.trunc(values[0], I32)])
-        return builder.sext(before, I64)
+        getter = cgutils.get_or_insert_function(builder.module, ir.FunctionType(I64, []), "get_num_threads")  # returns a C int
+        setter = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [I32]), "set_num_threads")
+        previous = builder.trunc(builder.call(getter, []), I32)
+        builder.call(setter, [builder.trunc(values[0], I32)])
+        return builder.sext(previous, I64)
 
     return types.int64(types.int64), generate
 
@@ -54,10 +54,10 @@ def _run(address, bands, table):
 
 
 def _replay(addresses, bands, tables, number):
-    before = _exchange_threads(number)  # here, for it takes nanoseconds, from Python microseconds
+    previous = _exchange_threads(number)  # here it takes nanoseconds, from Python microseconds
     for i in range(len(addresses)):
         _run_in_parallel(addresses[i], bands[i], tables[i])
-    _exchange_threads(before)
+    _exchange_threads(previous)
 
 
 def _run_alone(address, bands, table):
@@ -73,8 +73,8 @@ def _replay_alone(addresses, bands, tables, number):
 
 @contextmanager
 def _short_spin() -> Iterator[None]:
-    """GNU OpenMP, loaded inside, lets an idle thread sleep after some 0.1 ms instead of several ms, in which it would keep a core from
-    other processes. A setting of the user's own is left alone."""
+    """Context manager: GNU OpenMP, if loaded inside, lets idle threads sleep after about 0.1 ms instead of several ms of busy waiting
+    that slows down other processes. The user's own settings take precedence."""
     if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
         yield
         return
@@ -146,21 +146,21 @@ def replay(entries: np.ndarray, bands: np.ndarray, addresses: np.ndarray, number
 
 
 def threads() -> int:
-    """How many threads share a kernel's bands."""
+    """The number of threads that the bands of a kernel are distributed to."""
     return get_num_threads()
 
 
 def most_threads() -> int:
-    """How many may: as many as there are cores for this process, or as NUMBA_NUM_THREADS says."""
+    """The maximal number of threads: the cores available to this process, or NUMBA_NUM_THREADS."""
     return numba.config.NUMBA_NUM_THREADS
 
 
 @contextmanager
 def threads_set(number: int) -> Iterator[None]:
-    """Inside, what this thread launches and records is shared among so many threads, of 1 ... most_threads()."""
-    before = get_num_threads()
+    """Context manager: kernels that this thread launches or records run on `number` threads, 1 ... most_threads()."""
+    previous = get_num_threads()
     set_num_threads(number)
     try:
         yield
     finally:
-        set_num_threads(before)
+        set_num_threads(previous)

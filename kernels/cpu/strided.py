@@ -1,7 +1,7 @@
-"""Elements copied, converted, combined and summed, on a CPU: what ops that only move numbers are made of, and others in part.
+"""Copies, conversions, element-wise arithmetic and sums on a CPU, from which other ops are composed.
 
-Copies and arithmetic see their arrays as flat, and the axes as nested loops (`core/strides.py`). A sum along neighbouring axes is one over
-R in (A, R, C), where A and C are what precedes and follows R.
+Copies and arithmetic treat arrays as flat, and axes as nested loops (`core/strides.py`). A sum over adjacent axes is a sum over R of an
+array (A, R, C), where A and C are the sizes before and after these axes.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from .compile import routine
 from .kernel import kernel, preparation
 from .run import threads
 
-CHUNK = 1024  # elements that are summed side by side
-RUN = 128  # elements of a row that are summed before they join the sum of the row
-PARTS = 64  # sums that make a long one, whatever the number of threads
-SMALL = 16384  # elements; fewer are not worth a second thread
+CHUNK = 1024  # columns that are summed together
+RUN = 128  # elements of a row in one partial sum
+PARTS = 64  # partial sums of a long sum, independent of the number of threads
+SMALL = 16384  # elements, up to which one thread is enough
 
 
 def bands_for(size: int) -> int:
-    """Into how many bands an element-wise loop is worth splitting."""
+    """The number of bands for an element-wise loop over `size` elements."""
     return threads() if size > SMALL else 1
 
 
 # --------------------------------------------------------------------------------------------------------------- copies
 @routine
 def offset(row, loops, array):
-    """How far the array of that column has stepped in the row-th round of the outer loops."""
+    """The offset of an array (its column in `loops`) in iteration `row` of the outer loops."""
     inner, row = row % loops[2, 0], row // loops[2, 0]
     return row // loops[1, 0] * loops[0, array] + row % loops[1, 0] * loops[1, array] + inner * loops[2, array]
 
 
 @routine
 def share(band, bands, loops):
-    """A band's part: from and to which round of the outer loops, and from and to which element of the inner one."""
+    """A band's share: its range of iterations of the outer loops, and its range of the inner loop."""
     rows, inner = loops[0, 0] * loops[1, 0] * loops[2, 0], loops[3, 0]
     if rows < bands:
         return 0, rows, band * inner // bands, (band + 1) * inner // bands
@@ -56,9 +56,9 @@ def _copy(band, bands, y, x, loops, y_start, x_start, scale):
     first, last, start, stop = share(band, bands, loops)
     y_step, x_step = loops[3, 1], loops[3, 2]
     for row in range(first, last):
-        to, at = y_start + offset(row, loops, 1), x_start + offset(row, loops, 2)
-        for j in range(start, stop):  # unsigned indices: no test for those that count from the end
-            y[np.uint64(to + j * y_step)] = x[np.uint64(at + j * x_step)] * factor
+        y_offset, x_offset = y_start + offset(row, loops, 1), x_start + offset(row, loops, 2)
+        for j in range(start, stop):  # unsigned indices: no test for negative ones
+            y[np.uint64(y_offset + j * y_step)] = x[np.uint64(x_offset + j * x_step)] * factor
 
 
 @kernel
@@ -70,13 +70,13 @@ def _fill(band, bands, y, value):
 def copy(
     y: np.ndarray, x: np.ndarray, shape: Shape, y_steps: Shape, x_steps: Shape, y_start: int = 0, x_start: int = 0, scale: float = 1.0
 ) -> None:
-    """y = scale·x over a shape, each array from its own start and with its own steps."""
-    for loops, (to, at) in nests(shape, y_steps, x_steps):
-        launch(_copy, bands_for(prod(shape)), y.reshape(-1), x.reshape(-1), loops, y_start + to, x_start + at, float(scale))
+    """y = scale·x over a shape, with a start and strides (in elements) for each array."""
+    for loops, (y_offset, x_offset) in nests(shape, y_steps, x_steps):
+        launch(_copy, bands_for(prod(shape)), y.reshape(-1), x.reshape(-1), loops, y_start + y_offset, x_start + x_offset, float(scale))
 
 
 def fill(y: np.ndarray, value: float) -> None:
-    """y = value everywhere."""
+    """Set all elements of y to value."""
     launch(_fill, bands_for(y.size), y.reshape(-1), float(value))
 
 
@@ -89,12 +89,12 @@ def _convert(band, bands, y, x):
 
 
 def convert(y: np.ndarray, x: np.ndarray) -> None:
-    """y = x, of another floating type."""
+    """y = x, converted to the floating-point type of y."""
     launch(_convert, bands_for(x.size), y.reshape(-1), x.reshape(-1))
 
 
 def astype(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """x as an array of another floating type, or x itself."""
+    """x converted to a floating-point type; x itself if it has that type."""
     if x.dtype == dtype:
         return x
     y = empty(x.shape, dtype)
@@ -103,7 +103,7 @@ def astype(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def in_float32(outputs: int) -> Callable:
-    """Decorator of kernels whose sums lie in their outputs, the first `outputs` arguments: bfloat16 arrays are float32 inside."""
+    """Decorator for functions that accumulate in their outputs, the first `outputs` arguments: bfloat16 arrays are float32 inside."""
 
     def is_bfloat16(argument: Any) -> bool:
         return isinstance(argument, np.ndarray) and argument.dtype == BFLOAT16
@@ -113,12 +113,12 @@ def in_float32(outputs: int) -> Callable:
         def run(*arguments):
             if not any(map(is_bfloat16, arguments)):
                 return function(*arguments)
-            wide = [
+            widened = [
                 a if not is_bfloat16(a) else empty(a.shape, np.float32) if i < outputs else astype(a, np.dtype(np.float32))
                 for i, a in enumerate(arguments)
             ]
-            function(*wide)
-            for array, sums in zip(arguments[:outputs], wide):
+            function(*widened)
+            for array, sums in zip(arguments[:outputs], widened):
                 if sums is not array:
                     convert(array, sums)
             return None
@@ -134,27 +134,27 @@ def _combine(band, bands, y, a, b, loops, y_start, a_start, b_start, operation, 
     factor = y.dtype.type(sign)
     first, last, start, stop = share(band, bands, loops)
     a_step, b_step = loops[3, 2], loops[3, 3]
-    times = operation == MULTIPLY
+    multiplies = operation == MULTIPLY
     for row in range(first, last):
-        to = y_start + offset(row, loops, 1)
-        a_at, b_at = a_start + offset(row, loops, 2), b_start + offset(row, loops, 3)
+        y_offset = y_start + offset(row, loops, 1)
+        a_offset, b_offset = a_start + offset(row, loops, 2), b_start + offset(row, loops, 3)
         if operation == DIVIDE:
-            for j in range(start, stop):  # unsigned indices: no test for those that count from the end
-                y[np.uint64(to + j)] = a[np.uint64(a_at + j * a_step)] / b[np.uint64(b_at + j * b_step)]
+            for j in range(start, stop):  # unsigned indices: no test for negative ones
+                y[np.uint64(y_offset + j)] = a[np.uint64(a_offset + j * a_step)] / b[np.uint64(b_offset + j * b_step)]
         elif b_step == 0:
-            v = b[b_at]
+            v = b[b_offset]
             for j in range(start, stop):
-                u = a[np.uint64(a_at + j * a_step)]
-                y[np.uint64(to + j)] = u * v if times else u + v * factor
+                u = a[np.uint64(a_offset + j * a_step)]
+                y[np.uint64(y_offset + j)] = u * v if multiplies else u + v * factor
         elif a_step == 0:
-            u = a[a_at]
+            u = a[a_offset]
             for j in range(start, stop):
-                v = b[np.uint64(b_at + j)]
-                y[np.uint64(to + j)] = u * v if times else u + v * factor
+                v = b[np.uint64(b_offset + j)]
+                y[np.uint64(y_offset + j)] = u * v if multiplies else u + v * factor
         else:
             for j in range(start, stop):
-                u, v = a[np.uint64(a_at + j)], b[np.uint64(b_at + j)]
-                y[np.uint64(to + j)] = u * v if times else u + v * factor
+                u, v = a[np.uint64(a_offset + j)], b[np.uint64(b_offset + j)]
+                y[np.uint64(y_offset + j)] = u * v if multiplies else u + v * factor
 
 
 def combine(operation: int, y: np.ndarray, a: np.ndarray, b: np.ndarray, sign: float = 1.0) -> None:
@@ -206,7 +206,7 @@ def _sum_rows(band, bands, y, p, q, product, scale):
 
 
 def _sum_axis(y: np.ndarray, p: np.ndarray, q: np.ndarray | None, sizes: tuple[int, int, int], scale: float, split: bool = True) -> None:
-    """y (A, C) = scale·Σ p, or scale·Σ p·q, over R; p, q (A, R, C). A long sum is one of sums, for accuracy and for the threads."""
+    """y (A, C) = scale·Σ p, or scale·Σ p·q, over R; p, q (A, R, C). A long sum has two stages, for accuracy and parallelism."""
     A, R, C = sizes
     parts = 1
     if split and C == 1 and A * R > SMALL:
@@ -214,10 +214,10 @@ def _sum_axis(y: np.ndarray, p: np.ndarray, q: np.ndarray | None, sizes: tuple[i
     elif split and C > 1 and R >= PARTS:
         parts = isqrt(R)
     sums = y if parts == 1 else empty((A, parts, C), y.dtype)
-    summing, before, after = (_sum_rows, (A, R), (A, parts)) if C == 1 else (_sum_columns, sizes, (A, parts, C))
-    factor = (p if q is None else q).reshape(before)
+    summing, input_shape, output_shape = (_sum_rows, (A, R), (A, parts)) if C == 1 else (_sum_columns, sizes, (A, parts, C))
+    factor = (p if q is None else q).reshape(input_shape)
     last = 1.0 if parts > 1 else scale
-    launch(summing, bands_for(p.size), sums.reshape(after), p.reshape(before), factor, q is not None, last)
+    launch(summing, bands_for(p.size), sums.reshape(output_shape), p.reshape(input_shape), factor, q is not None, last)
     if parts > 1:
         _sum_axis(y, sums, None, (A, parts, C), scale, split=False)
 
@@ -227,12 +227,12 @@ def sum_into(y: np.ndarray, p: np.ndarray, q: np.ndarray | None = None, scale: f
     if p.size == 0:
         return fill(y, 0.0)
     if y.dtype == BFLOAT16:
-        wide = empty(y.shape, np.float32)
-        sum_into(wide, p, q, scale)
-        return convert(y, wide)
-    sizes, left, done = reduction(p.shape, y.shape)
+        widened = empty(y.shape, np.float32)
+        sum_into(widened, p, q, scale)
+        return convert(y, widened)
+    sizes, remaining, done = reduction(p.shape, y.shape)
     if done:
         return _sum_axis(y, p, q, sizes, float(scale))
-    partial = empty(left, y.dtype)
+    partial = empty(remaining, y.dtype)
     _sum_axis(partial, p, q, sizes, 1.0)
     return sum_into(y, partial, scale=scale)

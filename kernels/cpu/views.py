@@ -1,4 +1,4 @@
-"""Arrays from addresses, inside kernels: parts of scratch, rows of a block, a head of packed q, k and v."""
+"""Arrays from addresses, inside kernels: parts of scratch memory, rows of a block, one head of packed q, k and v."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from .llvm import I64
 
 
 def item_size(zero: types.Type) -> int:
+    """Bytes per element of a Numba type."""
     return max(1, zero.bitwidth // 8)
 
 
 @intrinsic
 def view(typing_context, zero, address):
-    """The elements from an address on, as an array without end; `zero` gives the type of an element."""
+    """An array of unlimited length that starts at an address; `zero` defines the element type."""
     array_type = types.Array(zero, 1, "C")
 
     def generate(context, b, signature, values):
         item = ir.Constant(I64, item_size(zero))
-        endless = ir.Constant(I64, 2**48)
+        length = ir.Constant(I64, 2**48)
         array = arrayobj.make_array(array_type)(context, b)
         arrayobj.populate_array(
             array,
             data=b.inttoptr(values[1], context.get_data_type(zero).as_pointer()),
             itemsize=item,
-            shape=cgutils.pack_array(b, [endless]),
+            shape=cgutils.pack_array(b, [length]),
             strides=cgutils.pack_array(b, [item]),
             meminfo=None,
         )
@@ -39,11 +40,11 @@ def view(typing_context, zero, address):
 
 @intrinsic
 def item_bytes(typing_context, zero):
-    """Bytes of a number of this type."""
+    """Bytes per element of this type."""
     return types.int64(zero), lambda context, b, signature, values: ir.Constant(I64, item_size(zero))
 
 
 @intrinsic
 def zero_of(typing_context, array):
-    """A zero of the type of an array's elements."""
+    """A zero of an array's element type."""
     return array.dtype(array), lambda context, b, signature, values: context.get_constant_generic(b, signature.return_type, 0)

@@ -1,9 +1,9 @@
-"""Ops on a GPU: how CUDA kernels are named, compiled and run, cuBLASLt, and what the .cu files share (*.cuh).
+"""Ops on a GPU: naming, compiling and running CUDA kernels, cuBLASLt, and the headers of the .cu files (*.cuh).
 
-kernel                   a kernel's name and arguments, its grid
-nvrtc, compiled          NVIDIA's run-time compiler; what was compiled is kept
+kernel                   a kernel's name, arguments and grid
+nvrtc, compiled          NVIDIA's run-time compiler, and the cache of compiled kernels
 product, cublaslt, gemm  the matrix product, by cuBLASLt
-strided                  copies, sums and arithmetic over arrays of any strides
-primitives               the functions that ops made of other kernels call, by the names that they have on a CPU too
+strided                  copies, sums and arithmetic over arrays with any strides
+primitives               the functions for ops composed of other kernels, under the same names as on a CPU
 cupy_runtime             arrays, launches and graphs, by CuPy
 """

@@ -1,4 +1,4 @@
-// What kernels share: the type that sums have, vectors of 16 bytes, sums over a warp and over a block.
+// Shared by all kernels: accumulator types, vectors of 16 bytes, reductions over a warp and over a block.
 #pragma once
 #include <ptx.cuh>
 
@@ -7,12 +7,12 @@ typedef unsigned long u64;
 
 template <class T> struct SumOf { typedef float type; };
 template <> struct SumOf<double> { typedef double type; };
-template <class T> using Sum = typename SumOf<T>::type;                 // of numbers stored as T: float, and double for double
+template <class T> using Sum = typename SumOf<T>::type;                 // accumulator of T: float, but double for double
 
-template <class T, int W> struct alignas(sizeof(T) * W) Vector {       // W elements that are read and written at once
+template <class T, int W> struct alignas(sizeof(T) * W) Vector {       // W elements, read or written by one instruction
     T e[W];
 };
-template <class T> constexpr int WIDTH = 16 / sizeof(T);               // of the widest vector
+template <class T> constexpr int WIDTH = 16 / sizeof(T);               // elements of the widest vector
 
 template <class T, int W> __device__ __forceinline__ Vector<T, W> load(const T* from) {
     return *reinterpret_cast<const Vector<T, W>*>(from);
@@ -23,7 +23,7 @@ template <class T, int W> __device__ __forceinline__ void store(T* to, const Vec
 
 template <class S> __device__ __forceinline__ S larger(S a, S b) { return a > b ? a : b; }
 
-template <class S> __device__ __forceinline__ S warp_sum(S value) {     // of all 32 lanes, in every lane
+template <class S> __device__ __forceinline__ S warp_sum(S value) {     // the sum over all 32 lanes, in every lane
     for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
     return value;
 }
@@ -31,7 +31,7 @@ template <class S> __device__ __forceinline__ S warp_max(S value) {
     for (int step = 16; step > 0; step /= 2) value = larger(value, __shfl_xor_sync(0xffffffffu, value, step));
     return value;
 }
-template <class S> __device__ __forceinline__ S block_sum(S value, S* shared) {        // in every thread; shared: 32 of them, not in use
+template <class S> __device__ __forceinline__ S block_sum(S value, S* shared) {        // the sum, in every thread; shared: 32 unused elements
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = (blockDim.x + 31) / 32;
     value = warp_sum(value);
     if (lane == 0) shared[warp] = value;
@@ -44,7 +44,7 @@ template <class S> __device__ __forceinline__ S block_sum(S value, S* shared) { 
 #define GRID_STRIDE(i, n) \
     for (long i = long(blockIdx.x) * blockDim.x + threadIdx.x; i < (n); i += long(gridDim.x) * blockDim.x)
 
-// y = f(x), element by element, W at once.
+// y = f(x) element by element, W at a time.
 template <int W, class Y, class X, class F> __device__ __forceinline__ void map(Y* y, const X* x, long size, F f) {
     GRID_STRIDE(i, size / W) {
         const auto some = load<X, W>(x + i * W);
@@ -55,7 +55,7 @@ template <int W, class Y, class X, class F> __device__ __forceinline__ void map(
     }
 }
 
-template <class A, class B> struct WiderOf { typedef float type; };     // in which sums of products of two kinds of elements are made
+template <class A, class B> struct WiderOf { typedef float type; };     // accumulator type for products of two element types
 template <class B> struct WiderOf<double, B> { typedef double type; };
 template <class A> struct WiderOf<A, double> { typedef double type; };
 template <> struct WiderOf<double, double> { typedef double type; };

@@ -1,4 +1,4 @@
-"""Kernels are compiled once for a GPU's architecture, and kept in the user's cache folder."""
+"""The cache of compiled kernels, in the user's cache folder: each is compiled once per GPU architecture."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..core.cache import cache_folder
 from .kernel import Kernel
 from .nvrtc import OPTIONS, compile_kernel, headers, source_of
 
-Code = tuple[str, bytes]  # the name of the function, and the cubin it is in
+Code = tuple[str, bytes]  # the name of the function, and the cubin that contains it
 
 
 @cache
 def _folder(source: str, architecture: str) -> Path:
-    """Of the compiled kernels of exactly this source and these headers."""
+    """The cache folder for kernels compiled from exactly this source and these headers."""
     digest = hashlib.sha256(" ".join(OPTIONS).encode())
     for text in (source, *headers().values()):
         digest.update(b"\0" + text.encode())
@@ -26,7 +26,7 @@ def _folder(source: str, architecture: str) -> Path:
 
 
 def compiled(kernel: Kernel, architecture: str) -> Code:
-    """A kernel's machine code, from the cache or the compiler. Raises DeviceError where it does not compile."""
+    """A kernel's machine code, from the cache or the compiler. Raises DeviceError if it does not compile."""
     folder = _folder(source_of(kernel), architecture)
     path = folder / f"{hashlib.sha256(kernel.expression.encode()).hexdigest()[:24]}.cubin"
     if path.exists():
@@ -39,6 +39,6 @@ def compiled(kernel: Kernel, architecture: str) -> Code:
 
 
 def compile_all(kernels: Iterable[Kernel], architecture: str) -> None:
-    """Compile what the cache lacks, side by side."""
+    """Compile in parallel all kernels that are not in the cache."""
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda kernel: compiled(kernel, architecture), set(kernels)))

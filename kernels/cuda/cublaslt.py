@@ -1,7 +1,7 @@
 """The ten functions of cuBLASLt that a product needs (NVIDIA's cuBLAS documentation, chapter "Using the cuBLASLt API").
 
-cuBLASLt stores matrices by columns; a matrix of ours, by rows, is the transpose of one of its own. So c = a·b is asked for as cᵀ = bᵀ·aᵀ,
-and its bias, one number a row of what it writes, is one a column of c.
+cuBLASLt stores matrices in column-major order, so that a row-major matrix is the transpose of one of its matrices. c = a·b is therefore
+computed as cᵀ = bᵀ·aᵀ, and its bias, one number per row of its output, is one per column of c.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ TYPES = {"float32": 0, "float64": 1, "bfloat16": 14}  # cudaDataType_t
 COMPUTE_32F, COMPUTE_64F = 68, 70  # cublasComputeType_t: float32 as such, without TF32
 TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
 BATCH, BATCH_STEP = 5, 6  # cublasLtMatrixLayoutAttribute_t
-MOST_WORKSPACE, ALIGNMENTS = 1, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttributes_t; alignments of A, B, C, D
-MOST_ALIGNMENT = 16  # bytes that an algorithm may count on: its widest load
+MAX_WORKSPACE, ALIGNMENTS = 1, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttributes_t; alignments of A, B, C, D
+MAX_ALIGNMENT = 16  # bytes: the widest load of an algorithm
 EPILOGUE_BIAS = 4  # cublasLtEpilogue_t
 STATUS = {
     1: "it is not initialised",
@@ -38,8 +38,8 @@ class _Result(ctypes.Structure):  # cublasLtMatmulHeuristicResult_t
     _fields_ = (("algorithm", c_uint64 * 8), ("workspace", c_size_t), ("state", c_int), ("waves", c_float), ("reserved", c_int * 4))
 
 
-class _Ready(NamedTuple):
-    """What a product of certain types needs at each call."""
+class _Matmul(NamedTuple):
+    """The cuBLASLt objects for a product of certain types, reused by each call."""
 
     description: c_void_p
     layouts: tuple[c_void_p, ...]  # of A, B, C, D
@@ -49,49 +49,49 @@ class _Ready(NamedTuple):
 
 
 class CublasLt:
-    """path: of the library. Products run on the stream that `run` is given."""
+    """cuBLASLt, loaded from the library at `path`."""
 
     def __init__(self, path: str) -> None:
         self._library = ctypes.CDLL(path)
         self._handle = c_void_p()
         self._call("cublasLtCreate", byref(self._handle))
-        self._ready: dict[tuple, _Ready] = {}
+        self._matmuls: dict[tuple, _Matmul] = {}
 
     def run(self, product: Product, arrays: tuple, addresses: tuple[int, ...], workspace: int, stream: int) -> None:
-        """c = a·b + bias + extra.
+        """c = a·b + bias + extra, on `stream`.
 
-        arrays: c, a, b, bias or None, extra or None, for their dtypes; addresses: of these, 0 for None, and of the workspace.
+        arrays: c, a, b, bias or None, extra or None, for their dtypes. addresses: of these (0 for None) and of the workspace.
         """
-        c, a, b, bias, extra, space = addresses
-        alignments = tuple(min(address & -address, MOST_ALIGNMENT) for address in (b, a, extra or c, c, bias))
+        c, a, b, bias, extra, workspace_address = addresses
+        alignments = tuple(min(address & -address, MAX_ALIGNMENT) for address in (b, a, extra or c, c, bias))
         key = product, tuple(None if a is None else a.dtype.char for a in arrays[:5]), alignments
-        ready = self._ready.get(key)
-        if ready is None:
-            ready = self._ready[key] = self._make_ready(product, arrays, bias, workspace, alignments[:4])
+        matmul = self._matmuls.get(key)
+        if matmul is None:
+            matmul = self._matmuls[key] = self._make_matmul(product, arrays, bias, workspace, alignments[:4])
         if bias:
-            self._set("Desc", ready.description, BIAS_POINTER, c_uint64(bias))
-        at_a, at_b, at_c, at_d = ready.layouts
+            self._set("Desc", matmul.description, BIAS_POINTER, c_uint64(bias))
+        layout_a, layout_b, layout_c, layout_d = matmul.layouts
         self._call(
             "cublasLtMatmul",
             self._handle,
-            ready.description,
-            byref(ready.one),
+            matmul.description,
+            byref(matmul.one),
             c_void_p(b),
-            at_a,
+            layout_a,
             c_void_p(a),
-            at_b,
-            byref(ready.beta),
+            layout_b,
+            byref(matmul.beta),
             c_void_p(extra or c),
-            at_c,
+            layout_c,
             c_void_p(c),
-            at_d,
-            byref(ready.algorithm),
-            c_void_p(space),
+            layout_d,
+            byref(matmul.algorithm),
+            c_void_p(workspace_address),
             c_size_t(workspace),
             c_void_p(stream),
         )
 
-    def _make_ready(self, product: Product, arrays: tuple, bias: int, workspace: int, alignments: tuple[int, ...]) -> _Ready:
+    def _make_matmul(self, product: Product, arrays: tuple, bias: int, workspace: int, alignments: tuple[int, ...]) -> _Matmul:
         c, a, b, _, extra = arrays[:5]
         number, compute, scale = (c_double, COMPUTE_64F, "float64") if a.dtype == np.float64 else (c_float, COMPUTE_32F, "float32")
         description = c_void_p()
@@ -107,10 +107,12 @@ class CublasLt:
             self._layout(a, (M, K) if product.transpose_a else (K, M), product, product.a_step),
             *(self._layout(c, (N, M), product, M * N) for _ in range(2)),
         )
-        return _Ready(description, layouts, self._choose(description, layouts, workspace, alignments), number(1), number(extra is not None))
+        return _Matmul(
+            description, layouts, self._choose(description, layouts, workspace, alignments), number(1), number(extra is not None)
+        )
 
     def _layout(self, array: Any, size: tuple[int, int], product: Product, step: int) -> c_void_p:
-        """A matrix of (rows, columns) as cuBLASLt counts them."""
+        """The layout of a matrix of (rows, columns) in cuBLASLt's column-major order."""
         layout, (rows, columns) = c_void_p(), size
         self._call("cublasLtMatrixLayoutCreate", byref(layout), TYPES[array.dtype.name], c_uint64(rows), c_uint64(columns), c_int64(rows))
         if product.batch > 1:
@@ -119,20 +121,20 @@ class CublasLt:
         return layout
 
     def _choose(self, description: c_void_p, layouts: tuple[c_void_p, ...], workspace: int, alignments: tuple[int, ...]) -> Any:
-        """The algorithm that cuBLASLt's heuristics put first."""
-        preference, result, found = c_void_p(), _Result(), c_int()
+        """The algorithm that cuBLASLt's heuristic ranks first."""
+        preference, result, count = c_void_p(), _Result(), c_int()
         self._call("cublasLtMatmulPreferenceCreate", byref(preference))
-        self._set("Preference", preference, MOST_WORKSPACE, c_uint64(workspace))
+        self._set("Preference", preference, MAX_WORKSPACE, c_uint64(workspace))
         for attribute, alignment in zip(ALIGNMENTS, alignments):
             self._set("Preference", preference, attribute, ctypes.c_uint32(alignment))
-        self._call("cublasLtMatmulAlgoGetHeuristic", self._handle, description, *layouts, preference, 1, byref(result), byref(found))
+        self._call("cublasLtMatmulAlgoGetHeuristic", self._handle, description, *layouts, preference, 1, byref(result), byref(count))
         self._call("cublasLtMatmulPreferenceDestroy", preference)
-        if found.value == 0:
+        if count.value == 0:
             raise DeviceError("cuBLASLt has no algorithm for a product")
         return result.algorithm
 
-    def _set(self, what: str, thing: c_void_p, attribute: int, value: Any) -> None:
-        self._call(f"cublasLtMatmul{what}SetAttribute", thing, attribute, byref(value), c_size_t(ctypes.sizeof(value)))
+    def _set(self, kind: str, descriptor: c_void_p, attribute: int, value: Any) -> None:
+        self._call(f"cublasLtMatmul{kind}SetAttribute", descriptor, attribute, byref(value), c_size_t(ctypes.sizeof(value)))
 
     def _call(self, name: str, *arguments: Any) -> None:
         function: Callable = getattr(self._library, name)

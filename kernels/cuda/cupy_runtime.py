@@ -1,4 +1,4 @@
-"""The Runtime of a GPU: CuPy's arrays, one stream, kernels from cubins, and graphs."""
+"""The GPU runtime: CuPy arrays, one stream, kernels loaded from cubins, and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .cublaslt import CublasLt
 from .kernel import Grid, Kernel
 from .product import Product
 
-LEAST_CAPABILITY = 80  # of the GPU: 8.0 has bfloat16
-STATIC_SHARED = 48 * 1024  # bytes of shared memory that a launch may ask for without more ado
-MOST_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+MIN_CAPABILITY = 80  # compute capability 8.0 is the first with bfloat16
+DEFAULT_SHARED = 48 * 1024  # bytes of shared memory that a launch may request without setting the attribute below
+MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 NO_DEVICE, OLD_DRIVER = 100, 35  # cudaErrorNoDevice, cudaErrorInsufficientDriver
 
 
 class CupyRuntime:
-    """The GPU that CuPy takes as the current one. Everything runs in the order it is asked for, on one stream."""
+    """CuPy's current GPU. All work runs in launch order on one stream."""
 
     def __init__(self) -> None:
         try:
@@ -44,9 +44,9 @@ class CupyRuntime:
                     OLD_DRIVER: "device='cuda': no NVIDIA driver, or one too old for CUDA 13: 580 or later is needed",
                 }.get(error.status, f"device='cuda': {error}")
             ) from None
-        if capability < LEAST_CAPABILITY:
+        if capability < MIN_CAPABILITY:
             raise DeviceError(
-                f"device='cuda': this GPU has compute capability {capability / 10}, minivit needs {LEAST_CAPABILITY / 10} or later"
+                f"device='cuda': this GPU has compute capability {capability / 10}, minivit needs {MIN_CAPABILITY / 10} or later"
             )
         self.name = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
         self.multiprocessors = device.attributes["MultiProcessorCount"]
@@ -54,11 +54,11 @@ class CupyRuntime:
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self._device, self._pool = device.id, cupy.get_default_memory_pool()
         self._functions: dict[Kernel, Any] = {}
-        self._shared: dict[Kernel, int] = {}  # bytes that a kernel has been allowed
+        self._shared: dict[Kernel, int] = {}  # bytes of dynamic shared memory enabled for a kernel
         self._blas: CublasLt | None = None
-        self._warm: set[tuple] = set()  # products that have run
-        self._in_flight: deque[tuple[Any, np.ndarray]] = deque()  # copies to the GPU: an event after each, and what it reads
-        self._placeholders = count(1 << 52, 1 << 36)  # addresses that no memory has
+        self._warm: set[tuple] = set()  # products whose kernels are loaded
+        self._in_flight: deque[tuple[Any, np.ndarray]] = deque()  # copies to the GPU: an event after each, and its source
+        self._placeholders = count(1 << 52, 1 << 36)  # addresses without memory
 
     # ------------------------------------------------------------------------------------------------------------------ arrays
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
@@ -97,7 +97,7 @@ class CupyRuntime:
         return wait
 
     def from_numpy(self, array: Any, values: np.ndarray) -> None:
-        staged = self._pinned(values.shape, values.dtype)  # from other memory, a copy would wait for the kernels before it
+        staged = self._pinned(values.shape, values.dtype)  # from pageable memory, the copy would wait for earlier kernels
         staged[...] = values
         array.set(staged, stream=self.stream)
         self._in_flight.append((self._event(), staged))
@@ -115,7 +115,7 @@ class CupyRuntime:
         return event
 
     def free_bytes(self) -> int:
-        """Memory that arrays may still take."""
+        """Bytes available for new arrays."""
         return self._cupy.cuda.runtime.memGetInfo()[0] + self._pool.free_bytes()
 
     # ----------------------------------------------------------------------------------------------------------------- running
@@ -123,8 +123,8 @@ class CupyRuntime:
         function = self._functions.get(kernel)
         if function is None:
             function = self._functions[kernel] = self._load(kernel)
-        if grid.shared > STATIC_SHARED and self._shared.get(kernel, 0) < grid.shared:
-            self._cupy.cuda.driver.funcSetAttribute(function.ptr, MOST_SHARED, grid.shared)
+        if grid.shared > DEFAULT_SHARED and self._shared.get(kernel, 0) < grid.shared:
+            self._cupy.cuda.driver.funcSetAttribute(function.ptr, MAX_DYNAMIC_SHARED, grid.shared)
             self._shared[kernel] = grid.shared
         function((grid.blocks,), (grid.threads,), tuple(map(self._argument, arguments)), grid.shared, self.stream)
 
@@ -156,7 +156,7 @@ class CupyRuntime:
                     self._functions[kernel] = self._load(kernel)
                 continue
             key = kernel, *(None if a is None else a.dtype.char for a in arguments)
-            if key not in self._warm:  # cuBLASLt loads its kernels now, not while a graph is captured
+            if key not in self._warm:  # makes cuBLASLt load its kernels now, not during graph capture
                 kernel.run(grid, arguments)
                 self._warm.add(key)
         return Graph(self, calls)
@@ -166,7 +166,7 @@ class CupyRuntime:
 
 
 class Graph:
-    """Calls that were captured once."""
+    """Calls captured into a CUDA graph."""
 
     def __init__(self, runtime: CupyRuntime, calls: Sequence[tuple[Any, Any, Sequence[Any]]]) -> None:
         self._runtime, self._calls = runtime, calls
@@ -178,7 +178,7 @@ class Graph:
                     for kernel, grid, arguments in calls:
                         kernel.run(grid, arguments)
                 except BaseException:
-                    with suppress(runtime._cupy.cuda.runtime.CUDARuntimeError):  # of the capture, which what went wrong has ended
+                    with suppress(runtime._cupy.cuda.runtime.CUDARuntimeError):  # the error may have ended the capture
                         runtime.stream.end_capture()
                     raise
                 self._graph = runtime.stream.end_capture()
@@ -188,7 +188,7 @@ class Graph:
             self._graph.launch(self._runtime.stream)
 
     def timed_run(self) -> list[float]:
-        """Seconds of each call, which run one by one."""
+        """Seconds of each call, launched one by one."""
         cupy, stream = self._runtime._cupy, self._runtime.stream
         events = [cupy.cuda.Event() for _ in range(len(self._calls) + 1)]
         events[0].record(stream)
@@ -204,5 +204,5 @@ def _library_path() -> str:
 
     try:
         return load_nvidia_dynamic_lib("cublasLt").abs_path
-    except Exception as error:  # its class is not promised
+    except Exception as error:  # its class is not documented
         raise DeviceError(f"device='cuda' needs cuBLASLt, which was not found: install minivit[cuda] ({type(error).__name__})") from None

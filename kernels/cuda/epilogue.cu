@@ -1,11 +1,11 @@
-// What follows a product where cuBLASLt cannot do it on its way: see gemm.py.
+// Epilogues of a matrix product that cuBLASLt does not support: see gemm.py.
 #include <common.cuh>
 #include <gelu.cuh>
 
 enum { NONE, GELU, GELU_TANH };
 
 // pre = p + bias, y = residual + activation(pre), over `size` elements in matrices of rows x columns; bias, pre and residual may be null.
-// A vector of W elements lies in one row.
+// A vector of W elements never crosses the end of a row.
 template <class T, class P, int W, int ACTIVATION>
 __global__ void __launch_bounds__(256) finish(T* y, T* pre, const P* p, const Sum<T>* bias, const T* residual, long size, int rows,
                                               int columns, int by_row) {

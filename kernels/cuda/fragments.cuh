@@ -1,14 +1,14 @@
-// Products of 16 rows a warp, of rows that lie in shared memory.
+// Matrix products of 16 rows per warp, with operands in shared memory.
 //
-// What a warp holds of a product, in every type, is laid out as a tensor core leaves it: with group = lane / 4 and t = lane % 4, part[j][i]
-// is row group + 8·(i / 2), column 8j + 2t + i % 2. bf16 is multiplied by tensor cores, float and double by fused multiply-adds, in full
-// precision. D is the length of rows in shared memory, a multiple of 16; what is beyond `size` is 0.
+// A warp holds its part of a product in the accumulator layout of tensor cores, for all types: with group = lane / 4 and t = lane % 4,
+// part[j][i] is row group + 8·(i / 2), column 8j + 2t + i % 2. bf16 is multiplied by tensor cores, float and double by fused multiply-adds
+// in full precision. D is the length of rows in shared memory, a multiple of 16; elements beyond `size` are 0.
 #pragma once
 #include <common.cuh>
 
-template <class T, int D> constexpr int LINE = D + WIDTH<T>;            // from one row to the next in shared memory: no bank conflicts
+template <class T, int D> constexpr int LINE = D + WIDTH<T>;            // stride of rows in shared memory, without bank conflicts
 
-template <class S> __device__ __forceinline__ S quad_sum(S value) {     // of the four lanes that share a row, in each
+template <class S> __device__ __forceinline__ S quad_sum(S value) {     // over the four lanes that share a row, in each of them
     value += __shfl_xor_sync(0xffffffffu, value, 1);
     return value + __shfl_xor_sync(0xffffffffu, value, 2);
 }
@@ -24,7 +24,7 @@ template <class S, int J> __device__ __forceinline__ void clear(S (&part)[J][4])
         for (int i = 0; i < 4; i++) part[j][i] = 0;
 }
 
-struct Spot {                                                           // where an element of a part is: part[j][i], half = i / 2
+struct Spot {                                                           // position of an element of a part: part[j][i], half = i / 2
     int j, i, half, row, column;
 };
 template <class S, int J, class F> __device__ __forceinline__ void each(S (&part)[J][4], F f) {    // f(element, spot)
@@ -35,8 +35,8 @@ template <class S, int J, class F> __device__ __forceinline__ void each(S (&part
         for (int i = 0; i < 4; i++) f(part[j][i], Spot{j, i, i / 2, group + 8 * (i / 2), 8 * j + 2 * t + i % 2});
 }
 
-// to (count, LINE) = rows `first` to first + count of `from`, whose rows are `stride` elements apart; zeros beyond N, and all without from.
-// They are there after arrived().
+// to (count, LINE) = rows `first` to first + count of `from`, with `stride` elements between rows; zeros beyond N, or everywhere if from is
+// null. The data is available after arrived().
 template <class T, int D>
 __device__ __forceinline__ void read_rows(T* to, const T* from, long stride, int first, int count, int N, int size) {
     constexpr int W = WIDTH<T>;
@@ -60,7 +60,7 @@ __device__ __forceinline__ void arrived() {
     __syncthreads();
 }
 
-// Rows of a warp: to (16, size), with rows `stride` apart, = factor·part, by way of 16 rows of shared memory that nobody else uses.
+// Writes the rows of a warp: to (16, size), with row stride `stride`, = factor·part, by way of 16 rows of shared memory private to the warp.
 template <class T, int D>
 __device__ __forceinline__ void write_rows(T* to, long stride, Sum<T> (&part)[D / 8][4], Sum<T> upper, Sum<T> lower, T* shared, int rows,
                                            int size) {
@@ -81,7 +81,7 @@ __device__ __forceinline__ void write_rows(T* to, long stride, Sum<T> (&part)[D 
     }
 }
 
-// part (16, C) = a (16, D) · bᵀ, b (C, D), of which only the first `columns` rows count.
+// part (16, C) = a (16, D) · bᵀ, b (C, D), of which only the first `columns` rows are used.
 template <class T, int D, int C> struct RowsByRows {
     static __device__ __forceinline__ void multiply(Sum<T> (&part)[C / 8][4], const T* a, const T* b, int columns) {
         constexpr int W = WIDTH<T>;
@@ -124,7 +124,7 @@ template <int D, int C> struct RowsByRows<bf16, D, C> {
     }
 };
 
-// part (16, D) += square (16, C) · b (C, D), of which only the first `columns` rows count.
+// part (16, D) += square (16, C) · b (C, D), of which only the first `columns` rows are used.
 template <class T, int D, int C> struct SquareByRows {
     static __device__ __forceinline__ void add(Sum<T> (&part)[D / 8][4], const Sum<T> (&square)[C / 8][4], const T* b, int columns) {
         const int lane = threadIdx.x % 32, t = lane % 4;
@@ -164,8 +164,8 @@ template <int D, int C> struct SquareByRows<bf16, D, C> {
     }
 };
 
-// part (16, D) = 16 rows of a square of bf16 in shared memory, or columns where it is transposed, · b (columns, D). Its rows are `line`
-// elements apart; `square` is the first of its elements that count.
+// part (16, D) = s · b (columns, D), where s is 16 rows of a bf16 matrix in shared memory, or 16 columns if TRANSPOSED. The row stride of
+// the matrix is `line`; `square` points to the first element of s.
 template <int D, bool TRANSPOSED>
 __device__ __forceinline__ void multiply_stored(float (&part)[D / 8][4], const bf16* square, int line, const bf16* b, int columns) {
     const int lane = threadIdx.x % 32;

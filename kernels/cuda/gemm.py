@@ -1,7 +1,7 @@
 """The matrix product of all ops on a GPU, by cuBLASLt, and sums over rows.
 
-cuBLASLt could also apply GELU, but only the form with tanh, and adds no bias a row, as token mixing has. Where these follow, a kernel of
-`epilogue.cu` does them in one more pass.
+cuBLASLt can also apply GELU, but only its tanh approximation, and cannot add a bias per row, as in token mixing. For these, a kernel of
+`epilogue.cu` makes one more pass.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def gemm(
     pre: Any = None,
     extra: Any = None,
 ) -> None:
-    """c = epilogue(a·b), as `cpu.gemm.gemm` says."""
+    """c = epilogue(a·b); see `cpu.gemm.gemm`."""
     if flags and (sum_batch or running is not None):
         raise ValueError("gemm: a sum over the batch, or with what runs already, has no epilogue")
     by_row, tanh = bool(flags & epilogue.BIAS_ROW), bool(flags & epilogue.TANH)
@@ -50,30 +50,30 @@ def gemm(
     elif flags & epilogue.GELU_GRADIENT:
         _multiply(c, a, b, transpose_a, transpose_b)
         gelu_gradient(c, extra, c, pre, tanh)
-    elif flags & epilogue.GELU or by_row or (bias is not None and c.dtype == np.float64):  # for which cuBLASLt has no bias
-        after = None if flags & epilogue.GELU and not by_row and c.dtype != np.float64 else bias
+    elif flags & epilogue.GELU or by_row or (bias is not None and c.dtype == np.float64):  # cuBLASLt has no bias for float64
+        late_bias = None if flags & epilogue.GELU and not by_row and c.dtype != np.float64 else bias
         sums = c if pre is None else pre
-        if after is not None:  # rounded once, when the bias is in it
+        if late_bias is not None:  # so that the result is rounded only after the bias is added
             sums = empty(c.shape, accumulator_dtype(c.dtype), "cuda")
-        _multiply(sums, a, b, transpose_a, transpose_b, bias if after is None else None)
+        _multiply(sums, a, b, transpose_a, transpose_b, bias if late_bias is None else None)
         rows, columns = c.shape[-2:]
-        kept = None if after is None else pre
-        width = vector_width(columns, *(m for m in (c, kept, sums, residual) if m is not None))
+        pre_output = None if late_bias is None else pre
+        width = vector_width(columns, *(m for m in (c, pre_output, sums, residual) if m is not None))
         activation = (2 if tanh else 1) if flags & epilogue.GELU else 0
         kernel = _source("finish", c.dtype, sums.dtype, width, activation)
-        launch(kernel, grid_for(c.size // width), c, kept, sums, after, residual, c.size, rows, columns, by_row)
+        launch(kernel, grid_for(c.size // width), c, pre_output, sums, late_bias, residual, c.size, rows, columns, by_row)
     else:
         _multiply(c, a, b, transpose_a, transpose_b, bias, residual)
 
 
 def gelu_gradient(dx: Any, a: Any, dy: Any, x: Any, tanh_form: bool) -> None:
-    """dx = dy·gelu'(x), and a = gelu(x) where it is not None; dx may be dy."""
+    """dx = dy·gelu'(x), and a = gelu(x) unless it is None; dx may be dy."""
     width = vector_width(x.size, *(m for m in (dx, a, dy, x) if m is not None))
     launch(_source("gelu_backward", x.dtype, width, tanh_form), grid_for(x.size // width), dx, a, dy, x, x.size)
 
 
 def _multiply(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool, bias: Any = None, extra: Any = None) -> None:
-    """c = a·b + bias + extra, or of the transposes. Of two types, the narrower is what is multiplied."""
+    """c = a·b + bias + extra, optionally with a or b transposed. If their types differ, both are converted to the narrower one."""
     dtype = result_dtype([a.dtype, b.dtype])
     a, b = astype(a, dtype), astype(b, dtype)
     rows, columns = c.shape[-2:]
@@ -92,7 +92,7 @@ def _multiply(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool, bias
 
 
 def _multiply_summed(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool) -> None:
-    """The sum of all products of a batch, which cuBLASLt has not: they are summed afterwards."""
+    """The sum of the products of a batch; cuBLASLt cannot do this, so they are summed afterwards."""
     batch = max(len(m) for m in (a, b) if m.ndim == 3)
     parts = empty((batch, *c.shape), accumulator_dtype(result_dtype([a.dtype, b.dtype])), "cuda")
     _multiply(parts, a, b, transpose_a, transpose_b)

@@ -1,14 +1,14 @@
-"""How a CUDA kernel is named, compiled and run.
+"""CUDA kernels: naming and launching.
 
-    _source = Source("layernorm")                       # kernels/layernorm.cu: function templates over the type of what they store
-    launch(_source("layernorm_forward", x.dtype), Grid(blocks, threads, shared), y, x, eps)         # as for CPU kernels
+    _source = Source("layernorm")                       # kernels/layernorm.cu: function templates over the element type
+    launch(_source("layernorm_forward", x.dtype), Grid(blocks, threads, shared), y, x, eps)         # core.recording.launch
 
-Template arguments are dtypes, whole numbers and truth values. A kernel's parameters are pointers for arrays (null for None), `long` or
-`int` for whole numbers and truth values, `double` for other numbers. It sees C-contiguous arrays from their first element, and writes only
-what it is given to write. No kernel adds to memory atomically: results are the same bit for bit in every run.
+Template arguments are dtypes, integers and booleans. A kernel's parameters are pointers to the first element of C-contiguous arrays (null
+for None), `long` or `int` for integers and booleans, and `double` for other numbers. It writes only its outputs. No kernel uses atomic
+additions: results are bit-identical in every run.
 
-Kernels run by a `core.devices.Runtime`: CuPy's on a GPU (`cupy_runtime.py`); tests put another one in its place, which runs the same
-sources on a CPU. A float64 array is `double`, float32 `float`, bfloat16 `bf16` (`common.cuh`); sums of bfloat16 are `float`.
+Kernels are run by a `core.devices.Runtime`: CuPy's on a GPU (`cupy_runtime.py`); tests replace it by one that runs the same sources on a
+CPU. A float64 array is `double`, float32 `float`, bfloat16 `bf16` (`ptx.cuh`); sums of bfloat16 are `float`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import numpy as np
 
 from ..core.devices import runtime
 
-FOLDER = Path(__file__).resolve().parent.parent  # of the sources
+FOLDER = Path(__file__).resolve().parent.parent  # folder of the sources
 TYPES = {"float32": "float", "float64": "double", "bfloat16": "bf16", "int64": "long", "uint64": "unsigned long", "uint8": "unsigned char"}
 
 
 class Grid(NamedTuple):
-    """How many blocks run, of how many threads each, with how many bytes of dynamic shared memory."""
+    """The number of blocks, of threads per block, and of bytes of dynamic shared memory per block."""
 
     blocks: int
     threads: int
@@ -35,12 +35,12 @@ class Grid(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """An instance of a function template; see the head of this file."""
+    """An instance of a function template; see the module docstring."""
 
     source: str  # file name without .cu
     name: str
-    arguments: tuple[str, ...]  # of the template, as they are written
-    prepares: bool = False  # as `cpu.kernel.Kernel.prepares`
+    arguments: tuple[str, ...]  # of the template, as C++ text
+    prepares: bool = False  # see `cpu.kernel.Kernel.prepares`
 
     @property
     def label(self) -> str:
@@ -48,35 +48,35 @@ class Kernel(NamedTuple):
 
     @property
     def expression(self) -> str:
-        """As C++ writes it."""
+        """The instance as a C++ expression."""
         return f"{self.name}<{', '.join(self.arguments)}>" if self.arguments else self.name
 
     def run(self, grid: Grid, arguments: Sequence[Any]) -> None:
-        """Run it now."""
+        """Run it immediately."""
         runtime().launch(self, grid, arguments)
 
 
 class Source:
-    """The kernels of one .cu file: source(name, *template arguments) gives one.
+    """The kernels of one .cu file: source(name, *template arguments) returns one.
 
-    prepares: whether the first array is a function of the others alone, and all that is written: a plan that knows these to stay as they
-        are runs the kernel once.
+    prepares: whether the first array is the only output and depends on the other arrays alone: a plan in which these are constant runs the
+        kernel only once.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def __call__(self, name: str, *arguments: Any, prepares: bool = False) -> Kernel:
-        return Kernel(self.name, name, tuple(map(_written, arguments)), prepares)
+        return Kernel(self.name, name, tuple(map(_cpp_text, arguments)), prepares)
 
 
-@lru_cache(maxsize=None, typed=True)  # for 1 == True
-def _written(argument: Any) -> str:
+@lru_cache(maxsize=None, typed=True)  # typed, as 1 == True
+def _cpp_text(argument: Any) -> str:
     if isinstance(argument, (bool, np.bool_)):
         return "true" if argument else "false"
     return str(argument) if isinstance(argument, int) else TYPES[np.dtype(argument).name]
 
 
 def blocks_for(size: int, threads: int, most: int = 8) -> int:
-    """Blocks of a kernel whose threads stride over `size` items: at least one, at most `most` a multiprocessor."""
+    """The number of blocks for a grid-stride loop over `size` items: at least one, at most `most` per multiprocessor."""
     return max(1, min(-(-size // threads), most * runtime().multiprocessors))

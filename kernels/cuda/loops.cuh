@@ -1,12 +1,12 @@
-// Nested loops over arrays that each have steps of their own, as core/strides.py makes them: three outer ones and an inner one, whose elements
-// are taken W at a time.
+// Nested loops over arrays with different strides, as made by core/strides.py: three outer loops and an inner one, whose elements are
+// processed W at a time.
 #pragma once
 #include <common.cuh>
 
-#define LOOP_SIZES u32 n1, u32 n2, u32 n3, u32 vectors                 // n3: of the inner loop, in vectors
+#define LOOP_SIZES u32 n1, u32 n2, u32 n3, u32 vectors                 // n3: size of the inner loop in vectors
 #define STEPS(array) long array##0, long array##1, long array##2, long array##3
 
-struct Place {                                                          // one round of the loops; i3: of the inner one's first element
+struct Place {                                                          // one iteration; i3: index of the vector's first element
     long i0, i1, i2, i3;
 };
 
@@ -17,7 +17,7 @@ template <int W> __device__ __forceinline__ Place place(u32 vector, u32 n1, u32 
 
 #define AT(at, array) (at.i0 * array##0 + at.i1 * array##1 + at.i2 * array##2 + at.i3 * array##3)
 
-// W neighbours from memory, or one element W times.
+// W adjacent elements, or one element W times.
 template <class T, int W, bool REPEATS> __device__ __forceinline__ Vector<T, W> load_or_repeat(const T* from) {
     if constexpr (!REPEATS) return load<T, W>(from);
     Vector<T, W> all;

@@ -1,6 +1,6 @@
-"""From a kernel's source to machine code, by NVIDIA's run-time compiler; needs no GPU.
+"""Compiling a kernel's source to machine code with NVIDIA's run-time compiler; no GPU is needed.
 
-The sources include nothing but each other (`*.cuh`), so that no toolkit must be installed and a compilation takes a tenth of a second.
+The sources include only each other (`*.cuh`), so that the CUDA toolkit need not be installed and a compilation takes about 0.1 s.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from .kernel import Kernel
 
 OPTIONS = ("--std=c++17", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", "--ptxas-options=-v")
 
-# In the compiler's log, in the order of Usage.
+# Patterns in the compiler's log, in the order of the fields of Usage.
 USAGE = r"Used (\d+) registers", r"(\d+) bytes spill stores, (\d+) bytes spill loads", r"(\d+) bytes smem"
 
 _loading = threading.Lock()
 
 
 class Binary(NamedTuple):
-    """Machine code of one kernel."""
+    """The machine code of one kernel."""
 
-    name: str  # of the function in it
+    name: str  # of the function
     code: bytes  # a cubin
-    log: str  # the compiler's words, with registers and spills
+    log: str  # the compiler's output, with registers and spills
 
 
 class Usage(NamedTuple):
-    """What a kernel takes of a multiprocessor."""
+    """The resources that a kernel uses on a multiprocessor."""
 
-    registers: int  # a thread
-    spilled: int  # bytes stored and loaded because registers did not do, a thread
-    shared: int  # bytes of static shared memory, a block
+    registers: int  # per thread
+    spilled: int  # bytes of spill stores and loads per thread
+    shared: int  # bytes of static shared memory per block
 
 
 def _library() -> ctypes.CDLL:
@@ -53,11 +53,11 @@ def _loaded() -> ctypes.CDLL:
         raise DeviceError("CUDA kernels need the package cuda-pathfinder: install minivit[cuda]") from None
     try:
         path = load_nvidia_dynamic_lib("nvrtc").abs_path
-    except Exception as error:  # its class is not promised
+    except Exception as error:  # its class is not documented
         raise DeviceError(f"CUDA kernels need NVRTC 13, which was not found: install minivit[cuda] ({type(error).__name__})") from None
     library = ctypes.CDLL(path)
     library.nvrtcGetErrorString.restype = ctypes.c_char_p
-    # The first compilation loads a second library, and fails where several threads come first together: so it is of nothing, and here.
+    # The first compilation loads a second library, and fails if several threads do so at once: compile an empty program here first.
     program = ctypes.c_void_p()
     library.nvrtcCreateProgram(ctypes.byref(program), b"", b"nothing.cu", 0, None, None)
     library.nvrtcCompileProgram(program, 0, None)
@@ -66,7 +66,7 @@ def _loaded() -> ctypes.CDLL:
 
 
 def version() -> tuple[int, int]:
-    """The compiler's. Raises DeviceError where there is none."""
+    """The compiler's version. Raises DeviceError if there is no compiler."""
     major, minor = ctypes.c_int(), ctypes.c_int()
     _check(_library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)), "its version")
     return major.value, minor.value
@@ -79,11 +79,12 @@ def _check(status: int, what: str) -> None:
 
 @cache
 def headers() -> dict[str, str]:
-    """The sources that others include, by name."""
+    """The header files, by name."""
     return {path.name: path.read_text() for path in sorted((naming.FOLDER / "cuda").glob("*.cuh"))}
 
 
 def source_of(kernel: Kernel) -> str:
+    """The text of a kernel's .cu file."""
     return (naming.FOLDER / f"{kernel.source}.cu").read_text()
 
 
@@ -93,7 +94,7 @@ def compile_kernel(kernel: Kernel, architecture: str) -> Binary:
 
 
 def compile_kernels(source: str, kernels: Sequence[Kernel], architecture: str) -> list[Binary]:
-    """The same for several kernels of one source, which share the machine code."""
+    """The same for several kernels of one source, which are compiled together."""
     library, program = _library(), ctypes.c_void_p()
     included = headers()
     names = (ctypes.c_char_p * len(included))(*map(str.encode, included))
@@ -109,12 +110,12 @@ def compile_kernels(source: str, kernels: Sequence[Kernel], architecture: str) -
         if status:
             raise DeviceError(f"{source}.cu does not compile for {architecture}:\n{log}")
         code = _bytes(program, "CUBIN")
-        found = []
+        binaries = []
         for kernel in kernels:
             name = ctypes.c_char_p()
             _check(library.nvrtcGetLoweredName(program, kernel.expression.encode(), ctypes.byref(name)), kernel.expression)
-            found.append(Binary((name.value or b"").decode(), code, log))
-        return found
+            binaries.append(Binary((name.value or b"").decode(), code, log))
+        return binaries
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
 
@@ -132,10 +133,10 @@ def _text(program: ctypes.c_void_p, what: str) -> str:
 
 
 def usage(binaries: Iterable[Binary]) -> dict[str, Usage]:
-    """By function name, what the compiler's log says of each."""
-    found: dict[str, Usage] = {}
+    """The resources of each kernel by function name, from the compiler's log."""
+    usages: dict[str, Usage] = {}
     for binary in binaries:
         for part in binary.log.split("Compiling entry function '")[1:]:
             name = part[: part.index("'")]
-            found[name] = Usage(*(sum(map(int, n.groups())) if (n := re.search(pattern, part)) else 0 for pattern in USAGE))
-    return found
+            usages[name] = Usage(*(sum(map(int, n.groups())) if (n := re.search(pattern, part)) else 0 for pattern in USAGE))
+    return usages

@@ -1,4 +1,4 @@
-"""The functions that ops made of other kernels call on a GPU; `cpu/primitives.py` has the same names for a CPU."""
+"""The functions for ops composed of other kernels, on a GPU; `cpu/primitives.py` has the same names for a CPU."""
 
 from .gemm import column_sums, gemm, row_sums
 from .strided import astype, combine, convert, copy, fill, sum_into

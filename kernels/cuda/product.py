@@ -1,10 +1,10 @@
-"""A matrix product of cuBLASLt, as a kernel like any other: recorded, and captured into a graph.
+"""A matrix product by cuBLASLt, with the interface of a kernel, so that it can be recorded and captured into a graph.
 
-    c = a·b + bias + extra,    a (batch, M, K), b (batch, K, N), bias (N,), extra and c (batch, M, N), all C-contiguous; 16-bit numbers are
-                               summed in float32, others in their own type, never in TF32
+    c = a·b + bias + extra,    a (batch, M, K), b (batch, K, N), bias (N,), extra and c (batch, M, N), all C-contiguous; bfloat16 is
+                               accumulated in float32, other types in themselves, never in TF32
 
-CuPy's own products raise an error while a graph is captured, and nvmath-python would be one more dependency for the ten functions that are
-needed here (`cublaslt.py`). The workspace is an array like any other, so that it lives as long as what was recorded with it.
+CuPy's own products raise an error during graph capture, and nvmath-python would be a further dependency for the ten functions needed here
+(`cublaslt.py`). The workspace is passed as an array, so that it lives as long as the recording that uses it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from ..core.devices import runtime
 
-WORKSPACE = 32 << 20  # bytes: what NVIDIA advises for Hopper
+WORKSPACE = 32 << 20  # bytes: NVIDIA's recommendation for Hopper
 
 
 class Product(NamedTuple):
-    """The shape of a product. Steps: elements from one matrix of the batch to the next, 0 where all share one."""
+    """The shape of a product. a_step, b_step: elements from one matrix of the batch to the next, 0 if all share one."""
 
     batch: int
     rows: int  # M
@@ -38,5 +38,5 @@ class Product(NamedTuple):
         return f"product {self.batch}x{self.rows}x{self.columns}x{self.depth}"
 
     def run(self, grid: None, arguments: Sequence[Any]) -> None:
-        """arguments: c, a, b, bias or None, extra or None, workspace."""
+        """Run it. arguments: c, a, b, bias or None, extra or None, workspace."""
         runtime().multiply(self, arguments)

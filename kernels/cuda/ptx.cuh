@@ -1,4 +1,4 @@
-// What C++ has no words for: bfloat16, tensor-core products, shared memory of a size known at the launch. Compute capability 8.0 and later.
+// Features without a C++ syntax: bfloat16, tensor-core products, dynamic shared memory. Compute capability 8.0 and later.
 #pragma once
 
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
@@ -10,14 +10,14 @@ struct alignas(2) bf16 {                                                // 16 bi
     __device__ __forceinline__ operator float() const { return __uint_as_float(unsigned(bits) << 16); }
 };
 
-// Two neighbouring elements in one register, the first in the lower half: how tensor cores take them.
+// Two adjacent elements in one register, the first in the lower half, as tensor cores expect them.
 __device__ __forceinline__ unsigned pack(float first, float second) {
     unsigned pair;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
     return pair;
 }
 
-// d (16, 8) += a (16, 16) * b (16, 8), a warp at once. With group = lane / 4 and t = lane % 4, a lane holds
+// d (16, 8) += a (16, 16) * b (16, 8), by a whole warp. With group = lane / 4 and t = lane % 4, a lane holds
 //   a[0]: row group,     columns 2t, 2t + 1     a[1]: row group + 8, the same     a[2], a[3]: the same rows, columns 2t + 8, 2t + 9
 //   b[0]: column group,  rows 2t, 2t + 1        b[1]: rows 2t + 8, 2t + 9
 //   d[0], d[1]: row group, columns 2t, 2t + 1   d[2], d[3]: row group + 8
@@ -27,8 +27,8 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const unsigned (&a)[
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Four 8x8 matrices of 16-bit elements from shared memory, a warp at once: lane i points to row i % 8 of matrix i / 8 (16 bytes, aligned),
-// and gets of each matrix the elements 2t, 2t + 1 of row group; transposed: of its transpose.
+// Loads four 8x8 matrices of 16-bit elements from shared memory, by a whole warp: lane i passes the address of row i % 8 of matrix i / 8
+// (16 bytes, aligned) and receives elements 2t, 2t + 1 of row `group` of each matrix, or of its transpose.
 __device__ __forceinline__ void load_matrices(unsigned (&to)[4], const void* row) {
     const unsigned at = unsigned(__cvta_generic_to_shared(row));
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -40,8 +40,8 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned (&to)[4], cons
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
 }
 
-// to (shared memory) = from, 16 bytes, both aligned, or zeros where they do not exist; arrives some time before wait_for_copies() of this
-// thread returns, and needs no register meanwhile.
+// Asynchronous copy of 16 aligned bytes to shared memory, or of zeros if the source does not exist; it is complete when wait_for_copies()
+// of this thread returns, and occupies no registers.
 __device__ __forceinline__ void copy_later(void* to, const void* from, bool exists) {
     const unsigned at = unsigned(__cvta_generic_to_shared(to));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(at), "l"(from), "r"(exists ? 16 : 0) : "memory");

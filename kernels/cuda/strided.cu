@@ -1,4 +1,4 @@
-// Copies along nested loops, transposes, conversions, arithmetic with broadcasting, and sums: strided.py says what they are for.
+// Copies over nested loops, transposes, conversions, arithmetic with broadcasting, and sums: see strided.py.
 #include <loops.cuh>
 
 template <class A, class B> struct SameType { static constexpr bool value = false; };
@@ -7,11 +7,11 @@ template <class A> struct SameType<A, A> { static constexpr bool value = true; }
 template <class Y, class X, bool SCALED> __device__ __forceinline__ Y converted(X x, double scale) {
     typedef Wider<Y, X> S;
     if constexpr (SCALED) return Y(S(x) * S(scale));
-    else if constexpr (SameType<Y, X>::value) return x;                 // whole numbers too
+    else if constexpr (SameType<Y, X>::value) return x;                 // also for integers
     else return Y(S(x));
 }
 
-// y = scale * x; W > 1: the inner loop steps through y by 1, and through x too, unless it REPEATS one element.
+// y = scale * x; if W > 1, the inner loop has stride 1 in y and also in x, unless it REPEATS one element of x.
 template <class Y, class X, int W, bool REPEATS, bool SCALED>
 __global__ void __launch_bounds__(256) copy(Y* y, const X* x, LOOP_SIZES, STEPS(y), STEPS(x), long to, long from, double scale) {
     GRID_STRIDE(vector, vectors) {
@@ -35,8 +35,8 @@ template <class T, int W> __global__ void __launch_bounds__(256) fill(T* y, long
     GRID_STRIDE(i, size / W) store<T, W>(y + i * W, all);
 }
 
-// y[a, b, j, i] = scale * x[a, b, i, j] for i < I, j < J: y steps by 1 along i and by y_step along j, x by 1 along j and x_step along i. A
-// block takes a square of 32 x 32 of both through shared memory, whose rows are one longer, so that a column meets every bank once.
+// y[a, b, j, i] = scale * x[a, b, i, j] for i < I, j < J: the strides of y are 1 along i and y_step along j, those of x 1 along j and x_step
+// along i. A block moves a 32 x 32 square through shared memory; its rows are padded by one element to avoid bank conflicts.
 template <class Y, class X>
 __global__ void __launch_bounds__(256) transpose(Y* y, const X* x, u32 I, u32 J, long y_step, long x_step, u32 B, long y_a, long y_b,
                                                  long x_a, long x_b, long to, long from, double scale) {
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(256) transpose(Y* y, const X* x, u32 I, u32 J,
         }
 }
 
-// W products of neighbours; q may be null, for 1.
+// Adds the products of W adjacent elements; q may be null, for 1.
 template <class S, int W, class P, class Q> __device__ __forceinline__ void add_products(S (&sums)[W], const P* p, const Q* q) {
     const auto some = load<P, W>(p);
     if (q) {
@@ -71,8 +71,8 @@ template <class S, int W, class P, class Q> __device__ __forceinline__ void add_
     }
 }
 
-// y[a, part, c] = scale * the sum over the part-th of the parts of R of p[a, r, c] * q[a, r, c]. A block takes 32 vectors of columns; its 8
-// warps take every eighth row.
+// y[a, part, c] = scale * the sum of p[a, r, c] * q[a, r, c] over the part-th of the parts of R. A block sums 32 vectors of columns; each of
+// its 8 warps takes every eighth row.
 template <class Y, class P, class Q, int W>
 __global__ void __launch_bounds__(256) sum_columns(Y* y, const P* p, const Q* q, long R, int C, int parts, double scale) {
     typedef Wider<P, Q> S;
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(256) sum_columns(Y* y, const P* p, const Q* q,
     }
 }
 
-// y[a, part] = scale * the sum over the part-th of the parts of R of p[a, r] * q[a, r]: a warp each; items: of all a.
+// y[a, part] = scale * the sum of p[a, r] * q[a, r] over the part-th of the parts of R, one warp per sum; items: number of all sums.
 template <class Y, class P, class Q, int W>
 __global__ void __launch_bounds__(256) sum_rows(Y* y, const P* p, const Q* q, long items, long R, int parts, double scale) {
     typedef Wider<P, Q> S;
@@ -115,9 +115,9 @@ __global__ void __launch_bounds__(256) sum_rows(Y* y, const P* p, const Q* q, lo
     }
 }
 
-enum { ADD, MULTIPLY, DIVIDE };                       // as core/strides.py numbers them
+enum { ADD, MULTIPLY, DIVIDE };                       // as in core/strides.py
 
-// y = a + sign * b, a * b or a / b; W > 1: the inner loop steps through y by 1, and through a and b too, unless they repeat one element.
+// y = a + sign * b, a * b or a / b; if W > 1, the inner loop has stride 1 in y, and in a and b unless they repeat one element.
 template <class Y, class A, class B, int W, bool A_REPEATS, bool B_REPEATS>
 __global__ void __launch_bounds__(256) combine(Y* y, const A* a, const B* b, LOOP_SIZES, STEPS(y), STEPS(a), STEPS(b), long to, long a_from,
                                                long b_from, int operation, double sign) {

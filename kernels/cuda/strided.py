@@ -1,6 +1,6 @@
-"""Elements copied, converted, combined and summed, on a GPU; `cpu/strided.py` says what the functions of these names compute.
+"""Copies, conversions, element-wise arithmetic and sums on a GPU; `cpu/strided.py` describes the functions of the same names.
 
-Each reads vectors of neighbours where lengths, steps and alignment allow it.
+All use vector loads where lengths, strides and alignment allow them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ..core.recording import launch
 from ..core.strides import broadcast_strides, nests, reduction, strides
 from .kernel import Grid, Source, blocks_for
 
-THREADS = 256  # of a block
-TILE = 32  # rows and columns that a block transposes; vectors side by side that it sums
+THREADS = 256  # per block
+TILE = 32  # rows and columns of a transposed tile; adjacent vectors of columns that a block sums
 _source = Source("cuda/strided")
 
 
 # ------------------------------------------------------------------------------------------------------ grids and vectors
 def vector_width(length: int, *arrays: Any) -> int:
-    """How many neighbours may be read at once from each array: at most 16 bytes, of runs of `length` elements, and aligned."""
+    """The vector width, in elements, usable in each array: at most 16 bytes, aligned, and a divisor of `length`."""
     width = min((16 // a.itemsize for a in arrays), default=1)
     while length % width or any(runtime().allocation(a)[1] % (width * a.itemsize) for a in arrays):
         width //= 2
@@ -33,12 +33,12 @@ def vector_width(length: int, *arrays: Any) -> int:
 
 
 def grid_for(threads: int) -> Grid:
-    """Blocks for so many threads, or fewer that stride over the rest."""
+    """The grid for a grid-stride loop over `threads` items."""
     return Grid(blocks_for(threads, THREADS), THREADS)
 
 
 def rounds(loops: np.ndarray, width: int) -> list[int]:
-    """The sizes of the loops but the outermost, the inner one's in vectors, and how many vectors there are in all."""
+    """The sizes of all loops but the outermost, the innermost in vectors, and the total number of vectors."""
     sizes = [*loops[:3, 0].tolist(), int(loops[3, 0]) // width]
     if prod(sizes) >= 2**32:
         raise ValueError(f"an array of {prod(sizes) * width} elements is too large for a CUDA kernel")
@@ -46,13 +46,16 @@ def rounds(loops: np.ndarray, width: int) -> list[int]:
 
 
 def loop_width(loops: np.ndarray, starts: tuple[int, ...], *arrays: Any) -> int:
-    """The vector width of a nest of loops, where the inner one steps through each array by 1, or stands still."""
+    """The vector width for a loop nest; more than 1 only if the innermost stride is 1 in y, and 1 or 0 in the other arrays."""
     if any(step not in (0, 1) for step in loops[3, 1:]) or not loops[3, 1]:
         return 1
     lengths = [int(loops[3, 0])]
     for array, step in enumerate(loops[3, 1:].tolist()):
         if step:
-            lengths += [starts[array], *(row[1 + array] for row in loops[:3].tolist() if row[0] > 1)]  # one round takes no step
+            lengths += [
+                starts[array],
+                *(row[1 + array] for row in loops[:3].tolist() if row[0] > 1),
+            ]  # strides of loops of size 1 do not matter
     width = vector_width(0, *(a for a, step in zip(arrays, loops[3, 1:]) if step))
     while any(length % width for length in lengths):
         width //= 2
@@ -61,15 +64,15 @@ def loop_width(loops: np.ndarray, starts: tuple[int, ...], *arrays: Any) -> int:
 
 # --------------------------------------------------------------------------------------------------------------- copies
 def copy(y: Any, x: Any, shape: Shape, y_steps: Shape, x_steps: Shape, y_start: int = 0, x_start: int = 0, scale: float = 1.0) -> None:
-    """y = scale·x over a shape, each array from its own start and with its own steps."""
-    for loops, (to, at) in nests(shape, y_steps, x_steps):
-        _copy_loops(y, x, loops, y_start + to, x_start + at, float(scale))
+    """y = scale·x over a shape, with a start and strides (in elements) for each array."""
+    for loops, (y_offset, x_offset) in nests(shape, y_steps, x_steps):
+        _copy_loops(y, x, loops, y_start + y_offset, x_start + x_offset, float(scale))
 
 
-def _copy_loops(y: Any, x: Any, loops: np.ndarray, to: int, at: int, scale: float) -> None:
-    """One nest of loops, (size, step of y, step of x) in each row."""
+def _copy_loops(y: Any, x: Any, loops: np.ndarray, y_offset: int, x_offset: int, scale: float) -> None:
+    """Copy one loop nest, with (size, stride of y, stride of x) in each row of `loops`."""
     across = next((i for i in range(3) if loops[i, 2] == 1 and min(loops[i, 0], loops[3, 0]) >= TILE // 4), None)
-    if across is not None and loops[3, 1] == 1 and loops[3, 2] > 1:  # neighbours in y are far apart in x, and the other way around
+    if across is not None and loops[3, 1] == 1 and loops[3, 2] > 1:  # a transpose: y is contiguous along one loop, x along another
         (J, y_step, _), (columns, _, x_step) = loops[across].tolist(), loops[3].tolist()
         (A, y_a, x_a), (B, y_b, x_b) = (loops[i].tolist() for i in range(3) if i != across)
         blocks = A * B * -(-columns // TILE) * -(-J // TILE)
@@ -87,12 +90,12 @@ def _copy_loops(y: Any, x: Any, loops: np.ndarray, to: int, at: int, scale: floa
             y_b,
             x_a,
             x_b,
-            to,
-            at,
+            y_offset,
+            x_offset,
             scale,
         )
         return
-    width = loop_width(loops, (to, at), y, x)
+    width = loop_width(loops, (y_offset, x_offset), y, x)
     sizes = rounds(loops, width)
     repeats = width > 1 and loops[3, 2] == 0
     launch(
@@ -103,26 +106,26 @@ def _copy_loops(y: Any, x: Any, loops: np.ndarray, to: int, at: int, scale: floa
         *sizes,
         *loops[:, 1].tolist(),
         *loops[:, 2].tolist(),
-        to,
-        at,
+        y_offset,
+        x_offset,
         scale,
     )
 
 
 def fill(y: Any, value: float) -> None:
-    """y = value everywhere."""
+    """Set all elements of y to value."""
     width = vector_width(y.size, y)
     launch(_source("fill", y.dtype, width), grid_for(y.size // width), y, y.size, float(value))
 
 
 def convert(y: Any, x: Any) -> None:
-    """y = x, of another floating type."""
+    """y = x, converted to the floating-point type of y."""
     width = vector_width(x.size, y, x)
     launch(_source("convert", y.dtype, x.dtype, width, prepares=True), grid_for(x.size // width), y, x, x.size)
 
 
 def astype(x: Any, dtype: np.dtype) -> Any:
-    """x as an array of another floating type, or x itself."""
+    """x converted to a floating-point type; x itself if it has that type."""
     if x.dtype == dtype:
         return x
     y = empty(x.shape, dtype, "cuda")
@@ -144,7 +147,7 @@ def combine(operation: int, y: Any, a: Any, b: Any, sign: float = 1.0) -> None:
 
 # ----------------------------------------------------------------------------------------------------------------- sums
 def _parts(sizes: Shape) -> int:
-    """Into how many parts a sum is cut, so that all multiprocessors have some."""
+    """The number of parts of a sum, so that all multiprocessors have work."""
     A, R, C = sizes
     if C == 1:
         return max(1, min(runtime().multiprocessors * 32 // A, R // 2048))
@@ -153,8 +156,8 @@ def _parts(sizes: Shape) -> int:
 
 def _launch_sum(sums: Any, p: Any, q: Any, sizes: Shape, parts: int, scale: float) -> None:
     A, R, C = sizes
-    read = [p] if q is None else [p, q]
-    width = vector_width(R if C == 1 else C, *read)
+    operands = [p] if q is None else [p, q]
+    width = vector_width(R if C == 1 else C, *operands)
     types = sums.dtype, p.dtype, (p if q is None else q).dtype, width
     if C == 1:
         grid = Grid(blocks_for(A * parts * 32, THREADS, most=32), THREADS)
@@ -165,7 +168,7 @@ def _launch_sum(sums: Any, p: Any, q: Any, sizes: Shape, parts: int, scale: floa
 
 
 def _sum_axis(y: Any, p: Any, q: Any, sizes: tuple[int, int, int], scale: float, split: bool = True) -> None:
-    """y (A, C) = scale·Σ p, or scale·Σ p·q, over R; p, q (A, R, C). A long sum is one of sums, so that all multiprocessors have some."""
+    """y (A, C) = scale·Σ p, or scale·Σ p·q, over R; p, q (A, R, C). A long sum has two stages, so that all multiprocessors have work."""
     A, _, C = sizes
     parts = _parts(sizes) if split else 1
     sums = y if parts == 1 else empty((A, parts, C), accumulator_dtype(result_dtype([p.dtype, y.dtype])), "cuda")
@@ -179,12 +182,12 @@ def sum_into(y: Any, p: Any, q: Any = None, scale: float = 1.0) -> None:
     if p.size == 0:
         return fill(y, 0.0)
     if y.dtype == BFLOAT16:
-        wide = empty(y.shape, np.float32, "cuda")
-        sum_into(wide, p, q, scale)
-        return convert(y, wide)
-    sizes, left, done = reduction(p.shape, y.shape)
+        widened = empty(y.shape, np.float32, "cuda")
+        sum_into(widened, p, q, scale)
+        return convert(y, widened)
+    sizes, remaining, done = reduction(p.shape, y.shape)
     if done:
         return _sum_axis(y, p, q, sizes, float(scale))
-    partial = empty(left, y.dtype, "cuda")
+    partial = empty(remaining, y.dtype, "cuda")
     _sum_axis(partial, p, q, sizes, 1.0)
     return sum_into(y, partial, scale=scale)

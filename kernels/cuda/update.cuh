@@ -1,11 +1,11 @@
-// What the kernels of optimizers share: where a number lies in `scalars` (begin_update.py), clipping, the running average of weights.
+// Shared by the kernels of optimizers: the indices into `scalars` (begin_update.py), gradient clipping, the running average of weights.
 // N, H: types of squares and scalars.
 #pragma once
 #include <common.cuh>
 
 enum { LR, BETA1, BETA2, EPS, WEIGHT_DECAY, CLIP_NORM, STEP, MOMENTUM, EMA_DECAY, SCALARS };
 
-// By what gradients are multiplied, in every thread.
+// The factor by which gradients are multiplied, in every thread.
 template <class N, class H> __device__ __forceinline__ double clipping(const N* squares, int parts, const H* scalars) {
     __shared__ double shares[32];
     if (scalars[CLIP_NORM] <= 0) return 1;
@@ -19,7 +19,7 @@ template <class H> __device__ __forceinline__ double average_decay(const H* scal
     return min(double(scalars[EMA_DECAY]), (1 + t) / (10 + t));
 }
 
-// new_average = decay * average + rest * parameters at vector i; neither is there where average is null.
+// new_average = decay * average + rest * parameters at vector i; does nothing if average is null.
 template <class T, int W>
 __device__ __forceinline__ void take_average(T* new_average, const T* average, const Vector<T, W>& parameters, long i, T decay, T rest) {
     if (!average) return;
