@@ -1,6 +1,6 @@
 """minivit: train and run small vision transformers and mixers with NumPy and Numba alone.
 
-The public names are imported when they are first used, so that `import minivit` is instant.
+Public names are imported on first access, so that `import minivit` is instant.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from .version import __version__
 
-_HOME = {  # public name -> the module that defines it
+_DEFINED_IN = {  # public name -> the module that defines it
     "Tensor": "tensor",
     "no_grad": "grad_mode",
     "Module": "nn.module",
@@ -35,15 +35,15 @@ _HOME = {  # public name -> the module that defines it
     "Dataset": "data",
     "UserError": "errors",
 }
-_MODULES = {"data", "functional", "layers", "models", "plots"}
+_SUBMODULES = {"data", "functional", "layers", "models", "plots"}
 
-__all__ = ["__version__", *_HOME, *sorted(_MODULES)]
+__all__ = ["__version__", *_DEFINED_IN, *sorted(_SUBMODULES)]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f".{_HOME[name]}", __name__), name)
-    if name in _MODULES:
+    if name in _DEFINED_IN:
+        return getattr(import_module(f".{_DEFINED_IN[name]}", __name__), name)
+    if name in _SUBMODULES:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module 'minivit' has no attribute {name!r}")
 

@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend, and failures of a GPU: each is one line that names the value and the way out."""
+"""User errors, and failures of a GPU: each message is one line that names the invalid value and the remedy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """A value from outside is wrong. The command line prints its message, without a traceback, and ends with status 2."""
+    """A value passed in by the user is invalid. The command line prints the message without a traceback and exits with status 2."""
 
 
 class DeviceError(RuntimeError):
@@ -23,7 +23,7 @@ class OutOfMemoryError(DeviceError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ " (nearest: a, b)" with the known names that look most like `name`, best first; "" where none does."""
-    by_lower = {k.lower(): k for k in known}
-    close = get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
-    return f" (nearest: {', '.join(by_lower[c] for c in close)})" if close else ""
+    """Returns " (nearest: a, b)" with the names of `known` most similar to `name`, best first; "" if none is similar."""
+    by_lowercase = {k.lower(): k for k in known}
+    matches = get_close_matches(name.lower(), by_lowercase, n=3, cutoff=0.5)
+    return f" (nearest: {', '.join(by_lowercase[m] for m in matches)})" if matches else ""

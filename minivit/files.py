@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees either the old content or the new, never a part."""
+"""Atomic file writes: a reader sees either the old content or the new content, never a part of it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A binary file to write and seek in, which takes the name `path` only when the block ends without an exception.
+    """Open a binary file for writing and seeking; it is renamed to `path` only if the block ends without an exception.
 
-    Until then it has a temporary name in the same folder, which is made if need be; an exception (a full disk, an interrupt) removes it and
-    leaves what was at `path`. Raises OSError where the folder cannot be written to.
+    Until then it has a temporary name in the same folder, which is created if necessary. An exception (full disk, interrupt) deletes the
+    temporary file and leaves `path` unchanged. Raises OSError if the folder is not writable.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""The functions of tensors: one line each over an op.
+"""Functions of tensors, thin wrappers of the ops.
 
 x is a Tensor or an array. Letters: B batch, N tokens, C channels, O outputs, H heads, D head size, K classes. Weights are in PyTorch's
-layout. An image array is (B, C, H, W).
+layout. Images are (B, C, H, W).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def linear(
 ) -> Tensor:
     """residual + activation(x @ weight.T + bias): x (..., C), weight (O, C), bias (O,), residual (..., O) -> (..., O).
 
-    activation: "none", "gelu" or "gelu_tanh". precise: the result is float32 where x is bfloat16; without activation and residual.
+    activation: "none", "gelu" or "gelu_tanh". precise: the result is float32 even if x is bfloat16; without activation and residual.
     """
     return apply(OPS["linear"], x, weight, bias, residual, activation=activation, precise=precise)
 
@@ -40,7 +40,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Te
 
 
 def add_layer_norm(x: Tensor, branch: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """x + branch, and its layer norm, in one pass."""
+    """Returns x + branch and its layer normalisation, computed in one pass."""
     return apply(OPS["add_layernorm"], x, branch, weight, bias, eps=eps)
 
 
@@ -60,10 +60,10 @@ def attention(
 ) -> Any:
     """Multi-head attention softmax(scale·q kᵀ + bias) v from packed qkv (B, N, 3·C), ordered q, k, v, then head: -> (B, N, C).
 
-    scale: D^-1/2 by default. bias: broadcast to (B, H, N, N). With return_probabilities or return_logits (scaled, biased, before the
-    softmax), a tuple with these (B, H, N, N) after the context. Raises UserError where 3·heads does not divide the channels, and on a GPU
-    for heads of more than 128 channels.
-    Source: 1706.03762, section 3.2; order of qkv as timm.
+    scale: D^-1/2 by default. bias: broadcast to (B, H, N, N). With return_probabilities or return_logits (scaled and biased, before the
+    softmax), returns a tuple of the context and these, (B, H, N, N). Raises UserError if 3·heads does not divide the channels, and on a GPU
+    for heads with more than 128 channels.
+    Source: 1706.03762, section 3.2; order of qkv as in timm.
     """
     _check_rank("attention", "qkv", qkv, "(B, N, 3·C)")
     B, N, channels = qkv.shape
@@ -86,16 +86,16 @@ def attention(
         keep_probabilities=return_probabilities,
     )
     context = context.reshape(B, N, channels // 3)
-    extra = [t for t in (probabilities, logits) if t is not None]
-    return (context, *extra) if extra else context
+    optional_results = [t for t in (probabilities, logits) if t is not None]
+    return (context, *optional_results) if optional_results else context
 
 
 def patch_projection(
     images: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] | None = None, padding: int | Sequence[int] = 0
 ) -> Tensor:
-    """Project each patch: images (B, C, H, W), weight (O, C, P, Q) -> (B, rows·columns, O), patches in reading order.
+    """Project each patch: images (B, C, H, W), weight (O, C, P, Q) -> (B, rows·columns, O), patches in row-major order.
 
-    stride: the patch's own size by default, so that patches do not overlap. Source: 2010.11929, section 3.1 (a convolution).
+    stride: the patch size by default, so that patches do not overlap. Source: 2010.11929, section 3.1 (a convolution).
     """
     _check_rank("patch_projection", "weight", weight, "(O, C, P, Q)")
     patches = unfold(images, weight.shape[2:], weight.shape[2:] if stride is None else stride, padding)
@@ -104,21 +104,21 @@ def patch_projection(
 
 
 def unfold(images: Tensor, kernel: int | Sequence[int], stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0) -> Tensor:
-    """Patches of images (B, C, H, W) as rows: -> (B, rows, columns, C·kh·kw), zero padded. Raises UserError where none fits."""
-    size, step, frame = ((v, v) if isinstance(v, int) else tuple(v) for v in (kernel, stride, padding))
+    """Extract patches of images (B, C, H, W) as rows: -> (B, rows, columns, C·kh·kw), zero padded. Raises UserError if none fits."""
+    size, step, border = ((v, v) if isinstance(v, int) else tuple(v) for v in (kernel, stride, padding))
     _check_rank("unfold", "images", images, "(B, C, H, W)")
     for axis, name in ((0, "height"), (1, "width")):
-        if images.shape[2 + axis] + 2 * frame[axis] < size[axis]:
-            raise UserError(f"patch size {size[axis]} does not fit into image {name} {images.shape[2 + axis]} with padding {frame[axis]}")
-    return apply(OPS["unfold"], images, kernel=size, stride=step, padding=frame)
+        if images.shape[2 + axis] + 2 * border[axis] < size[axis]:
+            raise UserError(f"patch size {size[axis]} does not fit into image {name} {images.shape[2 + axis]} with padding {border[axis]}")
+    return apply(OPS["unfold"], images, kernel=size, stride=step, padding=border)
 
 
 def resample(x: Tensor, old: int, new: int, method: str, class_token: str = "none") -> Tensor:
-    """Tokens of a square grid on another: x (A, old², C) -> (A, new², C), in reading order.
+    """Resample the tokens of a square grid to another grid size: x (A, old², C) -> (A, new², C), in row-major order.
 
-    method: "bilinear" (2105.02723), "upsample" (twice the size, then the means of new bins: 2105.15075, section 3.3), "bicubic" or
-    "bicubic_antialias", as `kernels.resample.axis_matrix` says.
-    class_token: "none"; else both have one more token before the patches: the result's is of zeros ("zero") or x's ("keep").
+    method: "bilinear" (2105.02723), "upsample" (to twice the size, then the means of the new bins: 2105.15075, section 3.3), "bicubic" or
+    "bicubic_antialias"; see `kernels.resample.axis_matrix`.
+    class_token: "none"; otherwise both have a class token before the patches; the result's is zero ("zero") or copied from x ("keep").
     """
     return apply(OPS["resample"], x, old=old, new=new, method=method, class_token=class_token)
 
@@ -148,7 +148,7 @@ def softmax(x: Tensor) -> Tensor:
 
 
 def broadcast(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """x repeated to a shape, by NumPy's rules."""
+    """Broadcast x to a shape by NumPy's rules."""
     return apply(OPS["broadcast"], x, shape=tuple(shape))
 
 
@@ -165,7 +165,7 @@ def concatenate(*tensors: Tensor, axis: int) -> Tensor:
 
 
 def split(x: Tensor, parts: int, axis: int) -> tuple[Tensor, ...]:
-    """Cut a tensor into parts of equal length along an axis. Raises UserError where `parts` does not divide it."""
+    """Split a tensor into parts of equal length along an axis. Raises UserError if `parts` does not divide it."""
     axis = axis_in(axis, x.ndim)
     if parts < 1 or x.shape[axis] % parts:
         raise UserError(f"split: {parts} parts do not divide axis {axis} of shape {x.shape}")
@@ -173,7 +173,7 @@ def split(x: Tensor, parts: int, axis: int) -> tuple[Tensor, ...]:
 
 
 def sum_of(tensors: Iterable[Tensor]) -> Tensor:
-    """The sum of tensors of one shape, at least one."""
+    """The sum of one or more tensors of the same shape."""
     return reduce(Tensor.__add__, tensors)
 
 
@@ -186,8 +186,8 @@ def cross_entropy(logits: Tensor, targets: Any, label_smoothing: float = 0.0) ->
     """Mean cross-entropy of logits (B, K) against classes (B,) or probabilities (B, K): -> ().
 
     label_smoothing s makes the target (1 - s)·target + s / K (1512.00567, section 7).
-    Raises UserError for a class outside 0 … K - 1 or a wrong number of targets. Of classes that lie on a GPU, which is not asked, one
-    outside makes the loss NaN.
+    Raises UserError for a class outside 0 … K - 1 or a wrong number of targets. Classes on a GPU are not checked: one that is out of range
+    makes the loss NaN.
     """
     targets = targets if logits.device == "cuda" else np.asarray(targets)
     _check_rank("cross_entropy", "logits", logits, "(B, K)")
@@ -205,7 +205,7 @@ def cross_entropy(logits: Tensor, targets: Any, label_smoothing: float = 0.0) ->
 
 
 def classes_below(labels: np.ndarray, number: int) -> np.ndarray:
-    """The labels as int64; raises UserError for labels that are no whole numbers, and naming the first outside 0 … number - 1."""
+    """The labels as int64. Raises UserError for labels that are not whole numbers, and names the first outside 0 … number - 1."""
     if labels.dtype.kind not in "iu":
         raise UserError(f"labels must be whole numbers, got {labels.dtype}")
     outside = np.flatnonzero((labels < 0) | (labels >= number))
@@ -217,11 +217,11 @@ def classes_below(labels: np.ndarray, number: int) -> np.ndarray:
 def dropout(x: Tensor, rate: float, state: np.ndarray, use: int = 0) -> Tensor:
     """Zero each element with probability `rate` and scale the others by 1 / (1 - rate).
 
-    state: uint64 (seed, step); use: a number for the call site. The same three give the same mask.
+    state: uint64 (seed, step); use: the number of the call site. Equal seed, step and use give the same mask.
     """
     return apply(OPS["dropout"], x, state, rate=float(rate), use=use)
 
 
 def drop_path(x: Tensor, rate: float, state: np.ndarray, use: int = 0) -> Tensor:
-    """Stochastic depth: `dropout` of whole samples of x (B, ...) (1603.09382)."""
+    """Stochastic depth: `dropout` of entire samples of x (B, ...) (1603.09382)."""
     return apply(OPS["drop_path"], x, state, rate=float(rate), use=use)

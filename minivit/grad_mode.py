@@ -1,4 +1,4 @@
-"""What becomes of ops that are called, a thread at a time: whether they are put on the tape, and whether they run at all."""
+"""Per-thread modes of ops: whether they are recorded on the tape, and whether they run at all."""
 
 from __future__ import annotations
 
@@ -13,45 +13,46 @@ _state = threading.local()
 
 
 def is_grad_enabled() -> bool:
-    """Whether ops run now are put on the tape."""
+    """Whether ops are currently recorded on the tape."""
     return getattr(_state, "grad_enabled", True)
 
 
 @contextmanager
 def no_grad() -> Iterator[None]:
-    """Ops run inside (in this thread) are not put on the tape. Works as a decorator too."""
-    before = is_grad_enabled()
+    """Context manager or decorator: ops inside it (in this thread) are not recorded on the tape."""
+    previous = is_grad_enabled()
     _state.grad_enabled = False
     try:
         yield
     finally:
-        _state.grad_enabled = before
+        _state.grad_enabled = previous
 
 
 class Tracer(Protocol):
-    """What `trace` reports to."""
+    """Receives the reports of `trace`."""
 
     def op(self, op: Op, shapes: list[tuple[int, ...] | None], constants: Mapping[str, Any]) -> None:
-        """An op would have run on inputs of these shapes."""
+        """Called for each op instead of running it, with the shapes of its inputs."""
 
     def enter(self, module: Any) -> None:
-        """What is reported from here to the matching `leave` belongs to this Module's `forward`."""
+        """Called at the start of a Module's `forward`: the reports up to the matching `leave` belong to it."""
 
-    def leave(self) -> None: ...
+    def leave(self) -> None:
+        """Called at the end of a Module's `forward`."""
 
 
 def current_tracer() -> Tracer | None:
-    """What this thread reports to instead of running ops, if anything."""
+    """The tracer that this thread reports to instead of running ops, or None."""
     return getattr(_state, "tracer", None)
 
 
 @contextmanager
 def trace(tracer: Tracer) -> Iterator[None]:
-    """Ops called inside (in this thread) do not run: they are reported, and give results of the right shape and dtype without values."""
-    before = current_tracer()
+    """Ops inside (in this thread) do not run: they are reported to `tracer` and return empty arrays of the right shape and dtype."""
+    previous = current_tracer()
     _state.tracer = tracer
     try:
         with no_grad():
             yield
     finally:
-        _state.tracer = before
+        _state.tracer = previous

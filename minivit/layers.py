@@ -1,4 +1,4 @@
-"""The layers, under the name by which users import them; they are defined in `nn/layers.py`."""
+"""The layers under their public import path; they are defined in `nn/layers.py`."""
 
 from .nn.layers import *  # noqa: F403
 from .nn.layers import __all__ as __all__

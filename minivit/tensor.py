@@ -1,7 +1,8 @@
-"""Tensor and tape: what was computed from what, and the walk back through it.
+"""Tensor and tape: the graph of computations, and the backward pass through it.
 
-A node is one op that ran: its inputs, its constants and the arrays its backward reads. `backward` visits nodes by descending creation
-number, so without recursion, lets the op write each gradient where it belongs, adds gradients that meet, and frees what it has used.
+A node is one executed op: its inputs, its constants and the arrays that its backward reads. `backward` visits nodes in descending order of
+creation, hence without recursion; ops write each gradient directly to its destination, gradients of the same tensor are accumulated, and
+saved arrays are freed after use.
 """
 
 from __future__ import annotations
@@ -22,28 +23,30 @@ from .kernels.core.dtypes import BFLOAT16, is_floating
 from .kernels.core.op import Op
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
-DTYPES = {FLOAT32}, {FLOAT64}, {BFLOAT16}, {BFLOAT16, FLOAT32}  # of an op's floating inputs together
+DTYPES = {FLOAT32}, {FLOAT64}, {BFLOAT16}, {BFLOAT16, FLOAT32}  # the allowed sets of dtypes of an op's floating-point inputs
 _numbers = count()
 
 
 class Node:
-    """An op that ran (or, where `op` is None, a reshape)."""
+    """An executed op (or a reshape, if `op` is None)."""
 
     __slots__ = ("constants", "inputs", "number", "op", "results", "saved")
 
-    def __init__(self, op: Op | None, inputs: tuple, constants: tuple = (), saved: tuple = (), results: int = 1) -> None:
+    def __init__(
+        self, op: Op | None, inputs: tuple[Any, ...], constants: tuple[Any, ...] = (), saved: tuple[Any, ...] = (), results: int = 1
+    ) -> None:
         self.op, self.inputs, self.constants, self.saved, self.results = op, inputs, constants, saved, results
         self.number = next(_numbers)
 
 
 class Tensor:
-    """An array that remembers how it was computed.
+    """An array that records how it was computed.
 
-    data: a C-contiguous array of float32, float64 or bfloat16: NumPy's on the CPU (any array-like is accepted; integers become float32),
-        CuPy's on a GPU.
-    requires_grad: whether `backward` puts a gradient into `.grad`, a Tensor of the same shape (None before).
-    NumPy's arithmetic of tensors is that of the operators; its other functions take tensors that require no gradient, and give arrays.
-    Raises TypeError for data that are no numbers, and where a function of NumPy's would lose a gradient.
+    data: a C-contiguous array of float32, float64 or bfloat16: a NumPy array on the CPU (any array-like is accepted; integers are converted
+        to float32), a CuPy array on a GPU.
+    requires_grad: whether `backward` stores a gradient in `.grad`, a Tensor of the same shape (None before).
+    NumPy's arithmetic functions of tensors are the operators; other NumPy functions accept tensors that require no gradient, and return
+    arrays. Raises TypeError for data that are not real numbers, and if a NumPy function would lose a gradient.
     """
 
     __slots__ = ("__weakref__", "bf16_copy", "data", "grad", "grad_home", "node", "requires_grad", "result")
@@ -55,10 +58,10 @@ class Tensor:
         self.data: Any = array
         self.requires_grad = requires_grad
         self.grad: Tensor | None = None
-        self.grad_home: np.ndarray | None = None  # where a leaf's gradient must lie (a part of a flat buffer)
-        self.bf16_copy: Any = None  # a parameter's data in bfloat16, while its optimizer keeps it up to date
-        self.node: Node | None = None  # None: a leaf
-        self.result = 0  # which of the node's results this is
+        self.grad_home: np.ndarray | None = None  # the array that a leaf's gradient must be written to (a view of a flat buffer)
+        self.bf16_copy: Any = None  # a parameter's data in bfloat16, while its optimizer keeps such a copy up to date
+        self.node: Node | None = None  # None for a leaf
+        self.result = 0  # the index of this tensor among the node's results
 
     def __getstate__(self) -> tuple[np.ndarray, bool, Any]:
         """What a pickle or a copy holds: the values and the gradient, on the CPU; not the tape."""
@@ -88,18 +91,18 @@ class Tensor:
 
     @property
     def device(self) -> str:
-        """Where the data lies: "cpu" or "cuda"."""
+        """The device of the data: "cpu" or "cuda"."""
         return device_of(self.data)
 
     def __len__(self) -> int:
         return len(self.data)
 
     def numpy(self) -> np.ndarray:
-        """The data itself, not a copy, where it lies on the CPU; a copy of what lies on a GPU."""
+        """The data as a NumPy array: shared with the tensor on the CPU, a copy from a GPU."""
         return to_numpy(self.data)
 
     def to(self, device: str) -> Tensor:
-        """The same data on "cpu" or "cuda", off the tape."""
+        """The same data on "cpu" or "cuda", detached from the tape."""
         return Tensor(to_device(self.data, device))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -110,14 +113,14 @@ class Tensor:
     def __array_ufunc__(self, function: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         op = UFUNCS.get(function)
         if op is not None and method == "__call__" and not options:
-            a, *rest = (value if isinstance(value, Tensor) else self._other(value) for value in inputs)
+            a, *rest = (value if isinstance(value, Tensor) else self._as_tensor(value) for value in inputs)
             return op(a, *rest)
-        if any(_wants(value) for value in inputs):
+        if any(_requires_grad(value) for value in inputs):
             raise TypeError(f"numpy.{function.__name__} of a Tensor that requires a gradient would lose it: {WITHOUT_GRADIENT}")
         return getattr(function, method)(*(_as_numpy(value) for value in inputs), **options)
 
     def __array_function__(self, function: Any, types: Any, arguments: tuple, options: dict) -> Any:
-        if any(map(_wants, _leaves((arguments, options)))):
+        if any(map(_requires_grad, _leaves((arguments, options)))):
             raise TypeError(f"numpy.{function.__name__} of a Tensor that requires a gradient would lose it: {WITHOUT_GRADIENT}")
         return function(*_mapped(arguments), **_mapped(options))
 
@@ -128,14 +131,14 @@ class Tensor:
         return self.data.__dlpack_device__()
 
     def item(self) -> float:
-        """The one element as a Python float."""
+        """The value of a tensor with one element as a Python float."""
         return float(self.numpy().item())
 
     def __float__(self) -> float:
         return self.item()
 
     def detach(self) -> Tensor:
-        """The same data, off the tape."""
+        """The same data, detached from the tape."""
         return Tensor(self.data)
 
     def __repr__(self) -> str:
@@ -143,36 +146,36 @@ class Tensor:
         return f"Tensor({np.array2string(self.numpy(), separator=', ', prefix='Tensor(')}, dtype={self.dtype}{grad})"
 
     # -------------------------------------------------------------------------------------------------------------- arithmetic
-    def _other(self, value: Any) -> Tensor:
+    def _as_tensor(self, value: Any) -> Tensor:
         return value if isinstance(value, Tensor) else Tensor(constant(np.asarray(value, self.dtype), self.device))
 
     def __add__(self, other: Any) -> Tensor:
-        return apply(OPS["add"], self, self._other(other))
+        return apply(OPS["add"], self, self._as_tensor(other))
 
     __radd__ = __add__
 
     def __sub__(self, other: Any) -> Tensor:
-        return apply(OPS["subtract"], self, self._other(other))
+        return apply(OPS["subtract"], self, self._as_tensor(other))
 
     def __rsub__(self, other: Any) -> Tensor:
-        return self._other(other) - self
+        return self._as_tensor(other) - self
 
     def __mul__(self, other: Any) -> Tensor:
-        return apply(OPS["multiply"], self, self._other(other))
+        return apply(OPS["multiply"], self, self._as_tensor(other))
 
     __rmul__ = __mul__
 
     def __truediv__(self, other: Any) -> Tensor:
-        return apply(OPS["divide"], self, self._other(other))
+        return apply(OPS["divide"], self, self._as_tensor(other))
 
     def __rtruediv__(self, other: Any) -> Tensor:
-        return self._other(other) / self
+        return self._as_tensor(other) / self
 
     def __neg__(self) -> Tensor:
         return self * -1.0
 
     def __matmul__(self, other: Any) -> Tensor:
-        a, b = self, self._other(other)
+        a, b = self, self._as_tensor(other)
         if not (a.ndim and b.ndim):
             raise ValueError(f"matmul: shapes {a.shape} and {b.shape}: a number is no matrix, multiply by *")
         if a.ndim > 1 and b.ndim > 1:
@@ -184,21 +187,21 @@ class Tensor:
         return apply(OPS["matmul"], rows, columns).reshape(shape)
 
     def __rmatmul__(self, other: Any) -> Tensor:
-        return self._other(other) @ self
+        return self._as_tensor(other) @ self
 
     # ------------------------------------------------------------------------------------------------------------------- shape
     def reshape(self, *shape: Any) -> Tensor:
-        """The same elements in another shape; one length may be -1."""
-        wanted = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)) else shape
-        out = Tensor(self.data.reshape(wanted))
+        """The same elements with a new shape; one dimension may be -1."""
+        new_shape = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], (int, np.integer)) else shape
+        out = Tensor(self.data.reshape(new_shape))
         if self.bf16_copy is not None:
-            out.bf16_copy = self.bf16_copy.reshape(wanted)
+            out.bf16_copy = self.bf16_copy.reshape(new_shape)
         if is_grad_enabled() and self.requires_grad:
             out.requires_grad, out.node = True, Node(None, (self,))
         return out
 
     def transpose(self, *order: Any) -> Tensor:
-        """Axes in another order, reversed where none is given; a copy. Raises ValueError where the order is no permutation of all axes."""
+        """A copy with permuted axes; without arguments, their order is reversed. Raises ValueError if the order is not a permutation."""
         axes = order[0] if len(order) == 1 and isinstance(order[0], Sequence) else order
         axes = tuple(axis_in(a, self.ndim) for a in axes) or tuple(range(self.ndim))[::-1]
         if sorted(axes) != list(range(self.ndim)):
@@ -221,21 +224,21 @@ class Tensor:
 
     def mean(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
         axes = self._axes(axis)
-        number = np.prod([self.shape[a] for a in axes])
-        return apply(OPS["reduce_sum"], self, axes=axes, keepdims=keepdims, scale=1.0 / float(number))
+        elements = np.prod([self.shape[a] for a in axes])
+        return apply(OPS["reduce_sum"], self, axes=axes, keepdims=keepdims, scale=1.0 / float(elements))
 
     def __getitem__(self, key: Any) -> Tensor:
-        """Basic indexing: integers, slices, `...` and None; a copy."""
+        """Basic indexing with integers, slices, `...` and None; returns a copy."""
         keys = key if isinstance(key, tuple) else (key,)
         if any(isinstance(k, bool) or not isinstance(k, (int, np.integer, slice, type(None), type(...))) for k in keys):
             raise TypeError(f"a Tensor takes integers, slices, ... and None as an index, not {key!r}")
         shape = np.broadcast_to(np.uint8(0), self.shape)[key].shape
-        real = [k for k in keys if k is not None]
-        if ... in real:
-            i = real.index(...)
-            real[i : i + 1] = [slice(None)] * (self.ndim - len(real) + 1)
-        real += [slice(None)] * (self.ndim - len(real))
-        bounds = [_bounds(k, n) for k, n in zip(real, self.shape)]
+        indices = [k for k in keys if k is not None]
+        if ... in indices:
+            i = indices.index(...)
+            indices[i : i + 1] = [slice(None)] * (self.ndim - len(indices) + 1)
+        indices += [slice(None)] * (self.ndim - len(indices))
+        bounds = [_bounds(k, n) for k, n in zip(indices, self.shape)]
         if not bounds:
             return self.reshape(shape)
         start, stop, step = (tuple(values) for values in zip(*bounds))
@@ -243,10 +246,10 @@ class Tensor:
 
     # ---------------------------------------------------------------------------------------------------------------- backward
     def backward(self, gradient: Any = None) -> None:
-        """Put the gradient of this tensor (weighted by `gradient`, of its shape) into `.grad` of every leaf that requires one.
+        """Accumulate the gradient of this tensor (weighted by `gradient`, of its shape) into `.grad` of every leaf that requires one.
 
-        Adds to a gradient that is there already. `gradient` may be left out for one element. Raises RuntimeError where nothing
-        requires a gradient, or for a second walk through the same nodes.
+        `gradient` may be omitted for a tensor with one element. Raises RuntimeError if nothing requires a gradient, or for a second
+        backward pass through the same nodes.
         """
         if not self.requires_grad:
             raise RuntimeError("backward: this tensor depends on nothing that requires a gradient")
@@ -257,7 +260,7 @@ class Tensor:
         seed = gradient if isinstance(gradient, Tensor) else Tensor(constant(np.asarray(gradient, self.dtype), self.device))
         if seed.shape != self.shape:
             raise RuntimeError(f"backward: the gradient has shape {seed.shape}, the tensor {self.shape}")
-        _walk(self, seed.data)
+        _backpropagate(self, seed.data)
 
 
 WITHOUT_GRADIENT = "take x.detach().numpy(), or the operators and functions of minivit"
@@ -319,7 +322,7 @@ def _bounds(key: Any, length: int) -> tuple[int, int, int]:
 
 
 def apply(op: Op, *inputs: Tensor | np.ndarray | None, **constants: Any) -> Any:
-    """Run an op. Returns its result as a Tensor, or a tuple of them (None where absent) where it has several."""
+    """Run an op. Returns its result as a Tensor, or a tuple of Tensors (None if absent) if the op has several results."""
     arrays = [t.data if isinstance(t, Tensor) else t for t in inputs]
     for i, (name, t) in enumerate(zip(op.inputs, inputs)):
         if name in op.bf16_parameters and isinstance(t, Tensor) and t.bf16_copy is not None:
@@ -332,7 +335,7 @@ def apply(op: Op, *inputs: Tensor | np.ndarray | None, **constants: Any) -> Any:
         raise TypeError(f"{op.name}: the inputs must be all float32 or all float64, not {', '.join(map(str, dtypes)) or 'integers'}")
     constants = op.complete(constants)
     device = devices.pop()
-    recorded = op.backward and is_grad_enabled() and any(_wants(t) for n, t in zip(op.inputs, inputs) if n in op.differentiable)
+    recorded = op.backward and is_grad_enabled() and any(_requires_grad(t) for n, t in zip(op.inputs, inputs) if n in op.differentiable)
     absent = () if recorded else op.backward_only
     outputs = {n: None if a is None or n in absent else empty(a.shape, a.dtype, device) for n, a in op.describe(arrays, constants).items()}
     tracer = current_tracer()
@@ -342,27 +345,27 @@ def apply(op: Op, *inputs: Tensor | np.ndarray | None, **constants: Any) -> Any:
         tracer.op(op, [None if a is None else a.shape for a in arrays], constants)
     results = [None if outputs[n] is None else Tensor(outputs[n]) for n in op.results]
     if recorded:
-        known = outputs | dict(zip(op.inputs, arrays))
-        node = Node(op, inputs, tuple(constants.values()), tuple(known[n] for n in op.saves), len(results))
+        array_by_name = outputs | dict(zip(op.inputs, arrays))
+        node = Node(op, inputs, tuple(constants.values()), tuple(array_by_name[n] for n in op.saves), len(results))
         for i, result in enumerate(results):
             if result is not None:
                 result.requires_grad, result.node, result.result = True, node, i
     return results[0] if len(results) == 1 else tuple(results)
 
 
-def _wants(value: Any) -> bool:
+def _requires_grad(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
 class _Gradients:
-    """The gradients that have arrived so far in one walk, by node; a heap gives the newest node next."""
+    """The gradients accumulated so far in one backward pass, by node; a heap returns the newest node first."""
 
     def __init__(self) -> None:
         self.by_node: dict[Node, list[np.ndarray | None]] = {}
         self.heap: list[tuple[int, Node]] = []
 
-    def running(self, tensor: Tensor) -> np.ndarray | None:
-        """What has come to a tensor; to a leaf, in earlier walks too."""
+    def accumulated(self, tensor: Tensor) -> np.ndarray | None:
+        """The gradient accumulated so far for a tensor; for a leaf, including earlier backward passes."""
         if tensor.node is None:
             return None if tensor.grad is None else tensor.grad.data
         return self.by_node[tensor.node][tensor.result] if tensor.node in self.by_node else None
@@ -377,13 +380,13 @@ class _Gradients:
             heapq.heappush(self.heap, (-node.number, node))
         self.by_node[node][tensor.result] = gradient
 
-    def add(self, tensor: Tensor, gradient: np.ndarray, own: bool = False) -> None:
-        """own: nothing else refers to the array."""
+    def add(self, tensor: Tensor, gradient: np.ndarray, exclusive: bool = False) -> None:
+        """exclusive: no other reference to the array exists."""
         if tensor.node is None:
-            _add_to_leaf(tensor, gradient, own)
+            _add_to_leaf(tensor, gradient, exclusive)
         else:
-            before = self.running(tensor)
-            self.set(tensor, gradient if before is None else _sum(before, gradient))
+            previous = self.accumulated(tensor)
+            self.set(tensor, gradient if previous is None else _sum(previous, gradient))
 
     def pop(self) -> tuple[Node, list[np.ndarray | None]]:
         node = heapq.heappop(self.heap)[1]
@@ -396,11 +399,11 @@ def _sum(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndar
     return out
 
 
-def _add_to_leaf(leaf: Tensor, gradient: np.ndarray, own: bool) -> None:
+def _add_to_leaf(leaf: Tensor, gradient: np.ndarray, exclusive: bool) -> None:
     home = leaf.grad_home
     if leaf.grad is not None:
         leaf.grad = Tensor(_sum(leaf.grad.data, gradient, home))
-    elif gradient is home or (home is None and own):
+    elif gradient is home or (home is None and exclusive):
         leaf.grad = Tensor(gradient)
     else:
         copy = empty_like(gradient) if home is None else home
@@ -408,44 +411,44 @@ def _add_to_leaf(leaf: Tensor, gradient: np.ndarray, own: bool) -> None:
         leaf.grad = Tensor(copy)
 
 
-def _walk(root: Tensor, seed: np.ndarray) -> None:
+def _backpropagate(root: Tensor, seed: np.ndarray) -> None:
     gradients = _Gradients()
     gradients.add(root, seed)
     while gradients.heap:
-        node, arrived = gradients.pop()
+        node, output_gradients = gradients.pop()
         if not node.inputs:
             raise RuntimeError("backward a second time through the same nodes: what they saved is freed")
         if node.op is None:
-            source, gradient = node.inputs[0], arrived[0]
+            source, gradient = node.inputs[0], output_gradients[0]
             assert gradient is not None
             gradients.add(source, gradient.reshape(source.shape))
         else:
-            _run_backward(node, arrived, gradients)
+            _run_backward(node, output_gradients, gradients)
         node.inputs = node.saved = ()
 
 
-def _run_backward(node: Node, arrived: list[np.ndarray | None], gradients: _Gradients) -> None:
+def _run_backward(node: Node, output_gradients: list[np.ndarray | None], gradients: _Gradients) -> None:
     op, saved = node.op, node.saved
     assert op is not None and op.backward is not None
     sources = dict(zip(op.inputs, node.inputs))
-    wanted = [n for n in op.differentiable if _wants(sources[n])]
+    required = [n for n in op.differentiable if _requires_grad(sources[n])]
     computed: dict[str, np.ndarray | None] = {n: None for n in op.differentiable if n not in op.gradient_aliases}
-    shared = {op.gradient_aliases[n][1:] for n in wanted if n in op.gradient_aliases}
-    once = {n for n in wanted if sum(t is sources[n] for t in node.inputs) == 1}
-    sums = {n: gradients.running(sources[n]) if n in once else None for n in op.accumulates}
+    shared = {op.gradient_aliases[n][1:] for n in required if n in op.gradient_aliases}
+    used_once = {n for n in required if sum(t is sources[n] for t in node.inputs) == 1}
+    sums = {n: gradients.accumulated(sources[n]) if n in used_once else None for n in op.accumulates}
     for n in computed:
-        if n in wanted or n in shared:
+        if n in required or n in shared:
             tensor = sources[n]
             fresh = n not in shared and tensor.grad is None
-            straight = tensor.node is None and tensor.grad_home is not None and n in once and (fresh or sums.get(n) is not None)
-            computed[n] = tensor.grad_home if straight else empty_like(tensor.data)
-    op.run("backward", (*computed.values(), *arrived, *sums.values(), *saved, *node.constants), node.inputs, node.constants)
-    given = {"d" + n: a for n, a in (computed | dict(zip(op.results, arrived))).items()}
-    for n in wanted:
-        gradient = given[op.gradient_aliases.get(n, "d" + n)]
+            in_place = tensor.node is None and tensor.grad_home is not None and n in used_once and (fresh or sums.get(n) is not None)
+            computed[n] = tensor.grad_home if in_place else empty_like(tensor.data)
+    op.run("backward", (*computed.values(), *output_gradients, *sums.values(), *saved, *node.constants), node.inputs, node.constants)
+    gradient_by_name = {"d" + n: a for n, a in (computed | dict(zip(op.results, output_gradients))).items()}
+    for n in required:
+        gradient = gradient_by_name[op.gradient_aliases.get(n, "d" + n)]
         if gradient is None:
             continue
         if sums.get(n) is None:
-            gradients.add(sources[n], gradient, own=n not in op.gradient_aliases and n not in shared)
+            gradients.add(sources[n], gradient, exclusive=n not in op.gradient_aliases and n not in shared)
         else:
             gradients.set(sources[n], gradient)

@@ -1,1 +1,1 @@
-"""What models are made of: modules and parameters, layers, initialisers, and the cost of a model."""
+"""Building blocks of models: modules and parameters, layers, initialisers, and the cost of a model."""

@@ -1,13 +1,13 @@
-"""What a model costs: the multiply-adds of one image, by layer and by exit, counted as papers do (2105.15075, Table 6).
+"""The cost of a model: the multiply-adds for one image, by layer and by exit, counted as in papers (2105.15075, Table 6).
 
-    a multiply-add of a product (linear layer, convolution, attention's q kᵀ and its sum of v)     1; adding the bias 0
-    layer normalisation                                                        5 an element that is normalised
-    nearest-neighbour upsampling                                               1 an element that it makes
-    adaptive average pooling                                                   1 an element that it reads
-    softmax, GELU, additions, moves and all else                               0
+    a multiply-add of a product (linear layer, convolution, q kᵀ and the weighted sum of v in attention)     1; adding the bias 0
+    layer normalisation                                                        5 per normalised element
+    nearest-neighbour upsampling                                               1 per output element
+    adaptive average pooling                                                   1 per input element
+    softmax, GELU, additions, copies and everything else                       0
 
-Activations are the numbers that its ops make of one image, about what training keeps for a backward. Nothing is computed for it: the
-model runs without its kernels (`tensor.trace`), and each op tells what it would cost.
+Activations are the elements that the ops produce for one image, roughly what training keeps for the backward pass. Nothing is computed: the
+model runs without kernels (`grad_mode.trace`), and each op reports its cost.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from .module import Module, evaluating
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Multiply-adds of the forward for one image, in evaluation mode, and activations. As text, a table of the former."""
+    """Multiply-adds and activations of the forward pass for one image, in evaluation mode. As text, a table of the multiply-adds."""
 
-    layers: Mapping[str, int]  # by the dotted name of the module whose forward costs them, in order of execution
-    exits: tuple[int, ...]  # of what runs up to each exit; one exit where the model has no others
-    activations: int  # the elements of all that its ops make, what only a backward reads included
+    layers: Mapping[str, int]  # multiply-adds by dotted module name, in order of execution
+    exits: tuple[int, ...]  # cumulative multiply-adds up to each exit; one entry if the model is not a cascade
+    activations: int  # elements of all results of its ops, including those that only the backward pass reads
 
     @property
     def total(self) -> int:
-        """Up to the last exit."""
+        """Multiply-adds up to the last exit."""
         return self.exits[-1]
 
     def __str__(self) -> str:
@@ -52,8 +52,8 @@ class ModelCost:
 def count(model: Any) -> ModelCost:
     """The cost of a Model for one image.
 
-    Of a cascade, what `stages.k` holds runs for exit k + 1 and later ones, all else for every exit. Leaves the model as it is, its mode
-    and its random state; while it counts, the model is in evaluation mode.
+    In a cascade, the modules under `stages.k` run for exit k + 1 and later ones, all others for every exit. The model is in evaluation mode
+    during the count; afterwards its mode and random state are as before.
     """
     config = model.config
     images = Tensor(empty((1, config.in_channels, config.image_size, config.image_size), config.dtype, model.parameters()[0].device))
@@ -61,18 +61,20 @@ def count(model: Any) -> ModelCost:
     with evaluating(model), trace(counter):
         exits = model.exits(images)
     layers = {name: macs for name, macs in counter.layers.items() if macs}
-    own = [0] * len(exits)  # of each exit beyond those before it
+    exit_macs = [0] * len(exits)  # of each exit, in addition to the previous exits
     for name, macs in layers.items():
         outer, _, rest = name.partition(".")
-        own[int(rest.partition(".")[0]) if outer == "stages" else 0] += macs
-    return ModelCost(layers, tuple(accumulate(own)), counter.activations)
+        exit_macs[int(rest.partition(".")[0]) if outer == "stages" else 0] += macs
+    return ModelCost(layers, tuple(accumulate(exit_macs)), counter.activations)
 
 
 class _Counter:
-    """A Tracer that adds the cost of each op to the innermost module that runs, and counts what ops make."""
+    """A Tracer that adds the cost of each op to the innermost running module, and counts the elements of results."""
 
     def __init__(self, model: Module) -> None:
-        self.names = {id(module): name for name, module in reversed([*model.named_modules()])}  # the first name of a shared one
+        self.names = {
+            id(module): name for name, module in reversed([*model.named_modules()])
+        }  # a shared module counts under its first name
         self.running: list[str] = []
         self.layers: dict[str, int] = {}
         self.activations = 0
@@ -80,12 +82,12 @@ class _Counter:
     def op(self, op: Op, shapes: list[tuple[int, ...] | None], constants: Mapping[str, Any]) -> None:
         name = self.running[-1] if self.running else ""
         self.layers[name] = self.layers.get(name, 0) + op.cost(*shapes, *constants.values()).macs
-        made = op.outputs(*shapes, *constants.values()).values()
-        self.activations += sum(prod(getattr(a, "shape", a)) for a in made if a is not None)
+        outputs = op.outputs(*shapes, *constants.values()).values()
+        self.activations += sum(prod(getattr(a, "shape", a)) for a in outputs if a is not None)
 
     def enter(self, module: Module) -> None:
         outer = self.running[-1] if self.running else ""
-        self.running.append(self.names.get(id(module), outer))  # one made on the way is part of the module that made it
+        self.running.append(self.names.get(id(module), outer))  # a module created during forward counts as its creator
 
     def leave(self) -> None:
         self.running.pop()

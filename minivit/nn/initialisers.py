@@ -1,8 +1,8 @@
-"""How weights begin: distributions, and the walk that gives each parameter its own.
+"""Initialisation of weights: distributions, and their assignment to parameters.
 
-A model names its distributions in one table, {pattern of names: Initialiser}; the first pattern that fits a parameter's name counts, and
-what fits none stays as its layer made it (zero, or one for the scale of a normalisation). Every parameter has a generator of its own, keyed
-by the seed and its name, so that a value depends on nothing that was built before it.
+A model defines its distributions in one table, {name pattern: Initialiser}. The first pattern that matches a parameter's name applies; a
+parameter that matches none keeps the value set by its layer (zero, or one for the scale of a normalisation). Each parameter has a separate
+generator, keyed by the seed and its name, so that its values do not depend on other parameters.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Initialiser = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
-    """The Philox generator (Salmon et al., 2011) of one name under one seed."""
+    """The Philox generator (Salmon et al., 2011) for a seed and a name."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
 def initialise(model: Module, table: Mapping[str, Initialiser], seed: int, only: str = "*") -> None:
-    """Draw every parameter of `model` whose name fits `only` from the first entry of the table that fits its name."""
+    """Draw every parameter of `model` whose name matches `only` from the first entry of the table that matches its name."""
     for name, parameter in model.named_parameters():
         draw = next((draw for pattern, draw in table.items() if fnmatchcase(name, pattern)), None)
         if draw is not None and fnmatchcase(name, only):
@@ -34,16 +34,17 @@ def initialise(model: Module, table: Mapping[str, Initialiser], seed: int, only:
 
 
 def normal(std: float) -> Initialiser:
+    """Normal with mean 0."""
     return lambda rng, shape: rng.normal(0.0, std, shape)
 
 
 def uniform(limit: float) -> Initialiser:
-    """Uniform in ±limit. Kaiming's with a = √5, PyTorch's default for a layer's weight and bias, has limit 1/√fan_in."""
+    """Uniform in ±limit. PyTorch's default for a layer's weight and bias (Kaiming with a = √5) has limit 1/√fan_in."""
     return lambda rng, shape: rng.uniform(-limit, limit, shape)
 
 
 def truncated_normal(std: float, limit: float = 2.0) -> Initialiser:
-    """Normal, without what lies beyond ±limit (an absolute value, as in timm's trunc_normal_, not a multiple of std)."""
+    """Normal truncated at ±limit (an absolute value, as in timm's trunc_normal_, not a multiple of std)."""
 
     def draw(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         values = rng.normal(0.0, std, shape)
@@ -55,8 +56,8 @@ def truncated_normal(std: float, limit: float = 2.0) -> Initialiser:
 
 
 def lecun_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Normal of variance 1 / fan_in, cut at two standard deviations and widened again to that variance, as in Flax and timm."""
-    std = sqrt(1.0 / prod(shape[1:])) / 0.87962566103423978  # the standard deviation of a unit normal cut at ±2
+    """Normal truncated at two standard deviations and rescaled to variance 1 / fan_in, as in Flax and timm."""
+    std = sqrt(1.0 / prod(shape[1:])) / 0.87962566103423978  # the standard deviation of a unit normal truncated at ±2
     return truncated_normal(std, 2 * std)(rng, shape)
 
 

@@ -1,7 +1,7 @@
-"""What models are made of.
+"""The layers of the models.
 
 Letters: B batch, N tokens, C channels, H heads, D head size, S image size, P patch size. A layer's weights are zero (scales of
-normalisations one) until `initialisers.initialise` or `load_state_dict` fills them. Attributes carry timm's names, so parameters do.
+normalisations one) until `initialisers.initialise` or `load_state_dict` sets them. Attributes, and hence parameters, have timm's names.
 """
 
 from __future__ import annotations
@@ -36,41 +36,41 @@ __all__ = [
     "TokenMlp",
 ]
 
-APPROXIMATIONS = {"gelu": "none", "gelu_tanh": "tanh"}  # activation -> the `approximate` of functional.gelu
+APPROXIMATIONS = {"gelu": "none", "gelu_tanh": "tanh"}  # activation -> argument `approximate` of functional.gelu
 
 
 class Random:
-    """The random state of a model: which masks its dropout layers draw.
+    """The random state of a model, from which its dropout layers draw masks.
 
-    state: uint64 (seed, step); a mask depends on seed, step and the number of its layer alone, so these two are all that a resumed run
-    needs. current: the copy that masks are drawn from, in this pass and again in its backward.
+    state: uint64 (seed, step); a mask depends only on seed, step and the number of its layer, so these two numbers suffice to resume a run.
+    current: the copy from which masks are drawn in the forward pass, and again in its backward pass.
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.state = np.array([seed, 0], np.uint64)
         self.current = self.state
         self.uses = 0
-        self.active = False  # whether any layer drops anything
+        self.active = False  # whether any layer has a rate above 0
 
     def to(self, device: str) -> None:
-        """Keep the state on "cpu" or "cuda"."""
+        """Move the state to "cpu" or "cuda"."""
         self.state = self.current = to_device(self.state, device)
 
     def register_layer(self, rate: float) -> int:
-        """The number of a layer that drops at this rate."""
+        """Register a dropout layer with this rate; returns its number."""
         self.active |= rate > 0
         self.uses += 1
         return self.uses - 1
 
     def advance(self) -> None:
-        """Go to the next step. Kernels do it, so that a recorded plan does too."""
+        """Advance to the next step. Kernels do this, so that it is part of a recorded plan."""
         advance.on(device_of(self.state))(self.state)
-        self.current = empty_like(self.state)  # a new one: an earlier pass may still await its backward
+        self.current = empty_like(self.state)  # a new array: the backward of an earlier pass may still need the old one
         primitives(device_of(self.state)).copy(self.current, self.state, (2,), (1,), (1,))
 
 
 class Sequential(Module):
-    """Modules one after the other, whose parameters are named by position; None stands for what has none."""
+    """A sequence of modules; parameters are named by position, and None stands for a position without parameters."""
 
     def __init__(self, *layers: Any) -> None:
         self.layers = list(layers)
@@ -102,7 +102,7 @@ class Dropout(Module):
 
 
 class DropPath(Dropout):
-    """Stochastic depth: `Dropout` of whole samples, for the branch of a residual block (1603.09382)."""
+    """Stochastic depth: `Dropout` of entire samples, for the branch of a residual block (1603.09382)."""
 
     function = staticmethod(F.drop_path)
 
@@ -132,7 +132,7 @@ class LayerNorm(Module):
         return F.add_layer_norm(x, branch, self.weight, self.bias, self.eps)
 
     def add(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
-        """x + branch, and its normalisation, in one pass."""
+        """Returns x + branch and its normalisation, computed in one pass."""
         return self(x, branch)
 
 
@@ -149,7 +149,7 @@ class TokenLayerNorm(Module):
 
 
 class LayerScale(Module):
-    """x · gamma, a factor a channel that begins at `initial` (2103.17239, section 2)."""
+    """x · gamma, with one factor per channel, initially `initial` (2103.17239, section 2)."""
 
     def __init__(self, dim: int, initial: float, dtype: str = "float32") -> None:
         self.gamma = Parameter(np.full(dim, initial, dtype))
@@ -161,8 +161,8 @@ class LayerScale(Module):
 class PatchEmbed(Module):
     """Cut images into patches and project each: (B, in_channels, S, S) -> (B, grid², dim) (2010.11929, section 3.1).
 
-    stride: pixels from one patch to the next; None: the patch's own size, which must divide the image then. padding: pixels of zeros
-    around the image. Raises UserError where the image takes no such patches, or images have another shape.
+    stride: pixels from one patch to the next; None: the patch size, which must then divide the image size. padding: pixels of zeros
+    around the image. Raises UserError if the patches do not fit the image size, or for images of another shape.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class PatchEmbed(Module):
 
 
 class Projection(Module):
-    """The weights of a convolution, which whoever holds them applies as a matrix product."""
+    """The weights of a convolution; the parent module applies them as a matrix product."""
 
     def __init__(self, inputs: int, outputs: int, size: int, dtype: str = "float32") -> None:
         self.weight = Parameter(np.zeros((outputs, inputs, size, size), dtype))
@@ -204,8 +204,8 @@ class Projection(Module):
 class Attention(Module):
     """Multi-head self-attention with one projection to q, k and v: (B, N, C) -> (B, N, C) (1706.03762, section 3.2).
 
-    `forward` takes a bias (B, H, N, N) that is added to the scaled logits, and gives back the logits with it, (B, H, N, N), where they are
-    asked for. Raises UserError where `heads` does not divide `dim`.
+    `forward` takes a bias (B, H, N, N), which is added to the scaled logits, and with return_logits also returns these logits,
+    (B, H, N, N). Raises UserError if `heads` does not divide `dim`.
     """
 
     def __init__(
@@ -228,23 +228,23 @@ class Attention(Module):
 
     def forward(self, x: Tensor, bias: Tensor | None = None, return_logits: bool = False) -> Any:
         qkv = self.qkv(x)  # (B, N, 3·C)
-        given = F.attention(qkv, self.heads, bias=bias, return_probabilities=self.attn_drop.active, return_logits=return_logits)
-        context, *squares = given if isinstance(given, tuple) else (given,)
+        result = F.attention(qkv, self.heads, bias=bias, return_probabilities=self.attn_drop.active, return_logits=return_logits)
+        context, *optional_results = result if isinstance(result, tuple) else (result,)
         if self.attn_drop.active:
-            context = self._dropped_context(qkv, squares.pop(0))
+            context = self._context_with_dropout(qkv, optional_results.pop(0))
         y = self.proj_drop(self.proj(context))
-        return (y, squares[0]) if return_logits else y
+        return (y, optional_results[0]) if return_logits else y
 
-    def _dropped_context(self, qkv: Tensor, probabilities: Tensor) -> Tensor:
+    def _context_with_dropout(self, qkv: Tensor, probabilities: Tensor) -> Tensor:
         B, N, channels = qkv.shape
         v = qkv.reshape(B, N, 3, self.heads, -1)[:, :, 2].transpose(0, 2, 1, 3)  # (B, H, N, D)
         return (self.attn_drop(probabilities) @ v).transpose(0, 2, 1, 3).reshape(B, N, channels // 3)
 
 
 class Mlp(Module):
-    """fc2(gelu(fc1(x))) over the channels, dropout after each: (B, N, dim) -> (B, N, out).
+    """fc2(gelu(fc1(x))) over the channels, with dropout after each layer: (B, N, dim) -> (B, N, out).
 
-    out: None: dim. activation: "gelu" (erf) or "gelu_tanh". `forward` adds `residual` in the same pass where nothing is dropped.
+    out: by default dim. activation: "gelu" (erf) or "gelu_tanh". `forward` adds `residual`, in the same pass if dropout is inactive.
     """
 
     def __init__(
@@ -265,7 +265,7 @@ class Mlp(Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.drop1.active:
-            y = self._dropped(x)
+            y = self._with_dropout(x)
             return y if residual is None else residual + y
         return self._fused(x, residual)
 
@@ -275,15 +275,15 @@ class Mlp(Module):
     def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
         return F.channel_mixing_mlp(x, *self._weights(), residual=residual, approximate=APPROXIMATIONS[self.activation])
 
-    def _dropped(self, x: Tensor) -> Tensor:
+    def _with_dropout(self, x: Tensor) -> Tensor:
         return self.drop2(self.fc2(self.drop1(self.fc1(x, self.activation))))
 
 
 class TokenMlp(Mlp):
-    """The same over the tokens, alike for every channel: (B, dim, C) -> (B, dim, C) (2105.01601, section 2)."""
+    """The same MLP over the tokens, shared by all channels: (B, dim, C) -> (B, dim, C) (2105.01601, section 2)."""
 
     def _fused(self, x: Tensor, residual: Tensor | None) -> Tensor:
         return F.token_mixing_mlp(x, *self._weights(), residual=residual, approximate=APPROXIMATIONS[self.activation])
 
-    def _dropped(self, x: Tensor) -> Tensor:
-        return super()._dropped(x.transpose(0, 2, 1)).transpose(0, 2, 1)
+    def _with_dropout(self, x: Tensor) -> Tensor:
+        return super()._with_dropout(x.transpose(0, 2, 1)).transpose(0, 2, 1)

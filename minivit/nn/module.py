@@ -15,7 +15,7 @@ from ..tensor import Tensor
 
 
 class Parameter(Tensor):
-    """A leaf that a module owns. Frozen where `requires_grad` is False: saved and loaded, never trained."""
+    """A leaf tensor of a module. With requires_grad=False it is frozen: saved and loaded, but not trained."""
 
     __slots__ = ()
 
@@ -25,24 +25,24 @@ class Parameter(Tensor):
 
 @contextmanager
 def evaluating(module: Module) -> Iterator[None]:
-    """Inside, the whole tree is in evaluation mode; each module is in its own mode again afterwards."""
-    modes = [(each, each.training) for each in module.modules()]
+    """Context manager: all modules are in evaluation mode inside it, and each is in its previous mode afterwards."""
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        for each, training in modes:
-            each.training = training
+        for submodule, training in modes:
+            submodule.training = training
 
 
 class Module:
-    """What models are made of: Parameters, Modules and lists of Modules as attributes, and a `forward`.
+    """Base class of layers and models: Parameters, Modules and lists of Modules as attributes, and a `forward`.
 
-    A parameter's name is the dotted path of attributes and list positions to it, as in PyTorch.
+    A parameter's name is its dotted path of attributes and list positions, as in PyTorch.
     """
 
-    separable: ClassVar[bool] = False  # whether the answer to an image depends on no other of its batch: then batches are computed in parts
-    no_decay: ClassVar[Collection[str]] = ("bias", "cls_token", "pos_embed")  # own parameters that weight decay leaves alone, by attribute
+    separable: ClassVar[bool] = False  # whether an image's output is independent of the rest of the batch: batches may be split into parts
+    no_decay: ClassVar[Collection[str]] = ("bias", "cls_token", "pos_embed")  # attributes whose parameters are exempt from weight decay
 
     training: bool = False
 
@@ -61,26 +61,26 @@ class Module:
 
     @property
     def num_exits(self) -> int:
-        """How many answers `exits` gives."""
+        """The number of outputs of `exits`."""
         return 1
 
     def exits(self, *inputs: Any) -> list[Any]:
-        """All answers that training sums the loss over: of a cascade one for each exit, of any other module its only one."""
+        """The outputs over which training sums the loss: one per exit of a cascade, the only output of any other module."""
         return [self(*inputs)]
 
     def stage(self, k: int, images: Any, state: tuple[Any, ...] = ()) -> tuple[Any, tuple[Any, ...]]:
-        """The answer of exit k alone, and the state that the next one begins from: Tensors or None.
+        """The output of exit k alone, and the state (Tensors or None) that the next exit starts from.
 
-        state: that of exit k - 1 for these images; () before the first.
+        state: the state of exit k - 1 for these images; () for the first exit.
         """
         return self(images), ()
 
     def unwrapped(self) -> Module:
-        """The module itself, or the one that it wraps and whose parameters it shares."""
+        """The module itself, or the module that it wraps."""
         return self
 
     def child_slots(self) -> Iterator[tuple[str, Any, Any, Module | Parameter]]:
-        """Of each Module and Parameter this one holds: its name, the dict or list it stands in, its key there, and itself."""
+        """For each direct child Module or Parameter: its name, the dict or list that contains it, its key there, and the child."""
         for name, value in vars(self).items():
             if isinstance(value, (Module, Parameter)):
                 yield name, vars(self), name, value
@@ -88,7 +88,7 @@ class Module:
                 yield from ((f"{name}.{i}", value, i, item) for i, item in enumerate(value) if isinstance(item, (Module, Parameter)))
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-        """Every parameter, frozen ones too, with its dotted name, in the order they were made; a shared one under each of its names."""
+        """All parameters with their dotted names, including frozen ones, in order of creation; a shared one under each of its names."""
         for name, _, _, child in self.child_slots():
             if isinstance(child, Parameter):
                 yield prefix + name, child
@@ -99,20 +99,20 @@ class Module:
         return [p for _, p in self.named_parameters()]
 
     def named_modules(self, name: str = "") -> Iterator[tuple[str, Module]]:
-        """This module, as `name`, and all below it with their dotted names; a shared one under each of its names."""
+        """This module, as `name`, and all its descendants with their dotted names; a shared one under each of its names."""
         yield name, self
-        for own, _, _, child in self.child_slots():
+        for child_name, _, _, child in self.child_slots():
             if isinstance(child, Module):
-                yield from child.named_modules(f"{name}.{own}" if name else own)
+                yield from child.named_modules(f"{name}.{child_name}" if name else child_name)
 
     def modules(self) -> Iterator[Module]:
-        """This module and all below it."""
+        """This module and all its descendants."""
         return (module for _, module in self.named_modules())
 
     def decayed_parameters(self) -> list[Parameter]:
-        """The parameters that weight decay acts on, as in timm and DeiT; the first name of a shared parameter counts.
+        """The parameters with weight decay, as in timm and DeiT; for a shared parameter, its first name counts.
 
-        It spares those of one dimension (biases, scales of normalisations, LayerScale), and those that their module names in `no_decay`.
+        Parameters with one dimension (biases, scales of normalisations, LayerScale) and those in their module's `no_decay` are exempt.
         """
         decays: dict[int, tuple[Parameter, bool]] = {}
         for module in self.modules():
@@ -122,7 +122,7 @@ class Module:
         return [parameter for parameter, decayed in decays.values() if decayed]
 
     def train(self, mode: bool = True) -> Module:
-        """Switch dropout and DropPath on (or off) in the whole tree; returns self."""
+        """Switch dropout and DropPath on (or off) in this module and its descendants; returns self."""
         for module in self.modules():
             module.training = mode
         return self
@@ -131,7 +131,7 @@ class Module:
         return self.train(False)
 
     def to(self, device: str) -> Module:
-        """Move all parameters, and what dropout draws from, to "cpu" or "cuda"; returns self. A Trainer of the model is then of no use."""
+        """Move all parameters and the random state to "cpu" or "cuda"; returns self. An existing Trainer of the model becomes invalid."""
         for parameter in self.parameters():
             parameter.data = to_device(parameter.data, device)
         for module in self.modules():
@@ -141,44 +141,46 @@ class Module:
         return self
 
     def astype(self, dtype: np.dtype) -> Module:
-        """Convert all parameters, on the CPU, to a dtype; returns self."""
+        """Convert all parameters (which must be on the CPU) to a dtype; returns self."""
         for parameter in self.parameters():
             parameter.data = parameter.data.astype(dtype, copy=False)
         return self
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Set all gradients to None."""
         for parameter in self.parameters():
             parameter.grad = None
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """A copy of every parameter by its dotted name."""
+        """Copies of all parameters by their dotted names."""
         return {name: np.array(p.numpy()) for name, p in self.named_parameters()}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray], strict: bool = True) -> None:
         """Copy arrays into the parameters of the same names, converted to their dtype.
 
-        Raises UserError that lists every missing, unexpected and wrongly shaped name, before anything is changed; with strict=False
-        names that are missing or unexpected are passed over.
+        Raises UserError, before anything is changed, that lists all missing, unexpected and wrongly shaped names; with strict=False missing
+        and unexpected names are ignored.
         """
-        own = dict(self.named_parameters())
-        wrong = [f"{n} is {tuple(state[n].shape)}, not {p.shape}" for n, p in own.items() if n in state and state[n].shape != p.shape]
-        missing = [n for n in own if n not in state] if strict else []
-        unexpected = [n for n in state if n not in own] if strict else []
-        faults = [
+        parameters = dict(self.named_parameters())
+        misshapen = [
+            f"{n} is {tuple(state[n].shape)}, not {p.shape}" for n, p in parameters.items() if n in state and state[n].shape != p.shape
+        ]
+        missing = [n for n in parameters if n not in state] if strict else []
+        unexpected = [n for n in state if n not in parameters] if strict else []
+        errors = [
             f"{word}: {', '.join(names)}"
-            for word, names in (("wrong shape", wrong), ("missing", missing), ("unexpected", unexpected))
+            for word, names in (("wrong shape", misshapen), ("missing", missing), ("unexpected", unexpected))
             if names
         ]
-        if faults:
-            raise UserError("weights do not fit the model; " + "; ".join(faults))
-        for name, parameter in own.items():
+        if errors:
+            raise UserError("weights do not fit the model; " + "; ".join(errors))
+        for name, parameter in parameters.items():
             if name in state:
                 copy_from_numpy(parameter.data, np.asarray(state[name]))
 
 
 def dtype_of(model: Module) -> np.dtype:
-    """The dtype of a model's parameters; raises UserError where it has none."""
+    """The dtype of a model's parameters. Raises UserError if it has none."""
     first = next((p for _, p in model.named_parameters()), None)
     if first is None:
         raise UserError("the model has no parameters")
@@ -186,5 +188,5 @@ def dtype_of(model: Module) -> np.dtype:
 
 
 def device_of(model: Module) -> str:
-    """The device that a model's parameters lie on."""
+    """The device of a model's parameters."""
     return next((p.device for _, p in model.named_parameters()), "cpu")

@@ -1,1 +1,1 @@
-"""Running on a machine: recorded steps, precision, devices, threads, what CPU this is."""
+"""Execution: recorded steps, precision, devices, threads and a description of the machine."""

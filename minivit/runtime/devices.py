@@ -1,4 +1,4 @@
-"""What goes wrong with a device, in words for users."""
+"""User errors for devices that are unavailable or out of memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..kernels.core.devices import DEVICES, runtime
 
 
 def check_device(name: str) -> None:
-    """Raises UserError for what is no device, or one that this machine has not."""
+    """Raises UserError if `name` is not a device, or this machine does not have it."""
     if name not in DEVICES:
         raise UserError(f"device={name!r} is not available: choose {' or '.join(map(repr, DEVICES))}")
     if name == "cuda":
@@ -22,10 +22,10 @@ def check_device(name: str) -> None:
 
 @contextmanager
 def explain_out_of_memory(images: int) -> Iterator[None]:
-    """Inside, that a GPU is full becomes a UserError: which batch would fit, of a step with so many images."""
+    """Convert an out-of-memory error of a step on `images` images into a UserError that says which batch size would fit."""
     try:
         yield
     except OutOfMemoryError as error:
-        fits = images * error.free // max(error.asked, 1)  # most of a step's memory grows with the batch
+        fits = images * error.free // max(error.asked, 1)  # most of a step's memory is proportional to the batch size
         advice = f"a batch of {fits} would fit" if fits else "the model is too large for it"
         raise UserError(f"a batch of {images} images: {error}; {advice}") from error

@@ -1,4 +1,4 @@
-"""What machine this is, as the kernels see it, and the versions underneath."""
+"""A description of the machine as the kernels see it, and the versions of the libraries."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..kernels.cpu import run
 from ..version import __version__
 from .precision import fastest
 
-# The instruction sets that decide how fast a product is, as llvmlite names them.
+# The instruction sets that determine the speed of matrix products, by their names in llvmlite.
 INSTRUCTIONS = (
     "sse4.2",
     "avx",
@@ -45,7 +45,7 @@ PACKAGES = ("numpy", "numba", "llvmlite", "safetensors", "pillow", "tqdm", "pooc
 
 
 def describe_machine() -> dict[str, Any]:
-    """Everything by name, ready for JSON. Imports Numba, compiles nothing that training would not."""
+    """The description as a dict of JSON values. Imports Numba, and compiles nothing that training would not compile."""
     gpu, reason = _gpu()
     return {
         "minivit": __version__,
@@ -57,7 +57,7 @@ def describe_machine() -> dict[str, Any]:
         "threads": run.threads(),
         "most_threads": run.most_threads(),
         "precision": fastest(),
-        "threading_layer": numba.threading_layer(),  # known, for `cpu` has loaded a parallel loop
+        "threading_layer": numba.threading_layer(),  # defined, because `cpu` has loaded a parallel loop
         "blas": _blas(),
         "gpu": gpu,
         "gpu_note": reason,
@@ -74,16 +74,16 @@ def _version(package: str) -> str | None:
 
 
 def cpu_name() -> str:
-    """What the processor calls itself."""
+    """The processor's name as it reports it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     if platform.system() == "Darwin":
-        asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
-        if asked.returncode == 0:
-            return asked.stdout.strip()
+        result = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True)
+        if result.returncode == 0:
+            return result.stdout.strip()
     return platform.processor() or platform.machine()
 
 
@@ -98,7 +98,7 @@ def _blas() -> str:
 
 
 def _gpu() -> tuple[str | None, str]:
-    """The first GPU's name, or None and why there is none."""
+    """(the first GPU's name, ""), or (None, the reason why there is none)."""
     try:
         import cupy
     except ImportError:

@@ -1,10 +1,10 @@
-"""A recorded step: one arena, one flat list of kernel calls, replayed without Python.
+"""A recorded step: one arena and one flat list of kernel calls, replayed without Python.
 
-The first step of a shape is walked through without running any kernel, while every launch and allocation is recorded
-(`kernels/core/recording.py`). Buffers that are never alive together then share memory in one arena, and the calls become one thing to run:
-on the CPU three arrays, entry, bands and argument table, which one compiled loop runs; on a GPU a CUDA graph. So the first step runs, and
-all later ones.
-Inputs, parameters, learning rate and random state live in arrays that exist before the recording; everything else is a constant.
+The first step with a given shape executes without running any kernel, while every launch and allocation is recorded
+(`kernels/core/recording.py`). Buffers with disjoint lifetimes then share memory in one arena, and the calls are compiled into one object:
+on the CPU three arrays (entry points, bands and argument table), which one compiled loop executes; on a GPU a CUDA graph. The first step
+and all later ones are replays of it.
+Inputs, parameters, learning rate and random state are arrays that exist before the recording; everything else is a constant.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from ..kernels.cpu.run import threads
 class Plan:
     """Record `step()` and run it once; `replay()` repeats it, bit for bit.
 
-    step: a function without arguments that returns an array or a tuple of arrays, the results; it computes through ops alone, and looks at
-        no value.
-    device: the device, "cpu" or "cuda", that all of its arrays lie on.
-    constants: arrays that change seldom: weights of a model that only predicts. What kernels make of them alone, as panels of weights, is
-        kept, and `prepare()` makes it again after they have changed.
-    results: what the step returned, as arrays that a replay overwrites.
-    arena_bytes: the memory of all its buffers together; buffer_bytes: what they would take if each were kept.
-    threads: how many recorded the step, and share its replays. labels: of each launch the op's `OpCall` it is part of, or None, and the
-        kernel's label.
+    step: a function without arguments that returns an array or a tuple of arrays, the results; it computes only through ops, and does not
+        depend on any value.
+    device: the device of all its arrays, "cpu" or "cuda".
+    constants: arrays that rarely change, such as the weights of a model used for inference. Data that kernels derive from them alone
+        (packed panels of weights) is kept; `prepare()` computes it again after they have changed.
+    results: the arrays that the step returned; a replay overwrites them.
+    arena_bytes: the memory of all its buffers; buffer_bytes: the memory they would need without sharing.
+    threads: the number of threads of the recording and of its replays. labels: for each launch, the `OpCall` that it is part of (or None)
+        and the kernel's label.
     """
 
     def __init__(self, step: Callable[[], Any], constants: Sequence[Any] = (), device: str = "cpu") -> None:
@@ -41,44 +41,46 @@ class Plan:
             arrays = returned if isinstance(returned, tuple) else (returned,)
             views = [recording.keep(a) for a in arrays]
             del returned, arrays
-        once = _preparations(recording, {devices.address_of(a) for a in constants})
-        offsets, self.arena_bytes = _share(recording)
+        preparations = _preparations(recording, {devices.address_of(a) for a in constants})
+        offsets, self.arena_bytes = _assign_offsets(recording)
         self.buffer_bytes = sum(recording.sizes)
         self.threads = threads()
         launches = enumerate(zip(recording.op_calls, recording.calls))
-        self.labels = [(op_call, call[0].label) for i, (op_call, call) in launches if i not in once]
+        self.labels = [(op_call, call[0].label) for i, (op_call, call) in launches if i not in preparations]
         self._arena = empty((self.arena_bytes,), np.uint8, device)
-        self._keep = recording.calls  # the arrays outside the arena must stay where they are
+        self._keep = recording.calls  # keeps the arrays outside the arena alive
 
-        def placed(value: Any) -> Any:
+        def in_arena(value: Any) -> Any:
             if not isinstance(value, View):
                 return value
             return subarray(self._arena, offsets[value.serial] + value.offset, value.shape, value.dtype)
 
-        calls = [(kernel, grid, [placed(a) for a in arguments]) for kernel, grid, arguments in recording.calls]
-        ready = devices.runtime().prepare if device == "cuda" else lambda calls: Calls(calls, self.threads)
-        self._preparations, self._calls = (ready([c for i, c in enumerate(calls) if (i in once) is early]) for early in (True, False))
+        calls = [(kernel, grid, [in_arena(a) for a in arguments]) for kernel, grid, arguments in recording.calls]
+        compile_calls = devices.runtime().prepare if device == "cuda" else lambda calls: Calls(calls, self.threads)
+        self._preparations, self._calls = (
+            compile_calls([c for i, c in enumerate(calls) if (i in preparations) is is_preparation]) for is_preparation in (True, False)
+        )
         self.launches = len(self.labels)
-        self.results = tuple(map(placed, views))
+        self.results = tuple(map(in_arena, views))
         self.prepare()
         self.replay()
 
     def prepare(self) -> None:
-        """Make anew what depends on the `constants` alone."""
+        """Compute the data that depends on the `constants` alone again."""
         self._preparations.run()
 
     def replay(self) -> None:
-        """Run the recorded calls again over what the outer arrays hold now."""
+        """Run the recorded calls again on the current content of the arrays outside the arena."""
         self._calls.run()
 
     def timed_replay(self) -> list[float]:
-        """The same, launch by launch: the seconds that each took."""
+        """Replay launch by launch; returns the seconds of each."""
         return self._calls.timed_run()
 
 
 def _preparations(recording: Recording, constants: set[int]) -> set[int]:
-    """Which calls compute from arrays at these addresses alone; what they make lives as long as the plan."""
-    found = set()
+    """The indices of the calls that read only arrays at these addresses; their results are kept for the lifetime of the plan."""
+    indices = set()
     for i, (kernel, _, arguments) in enumerate(recording.calls):
         arrays = [a for a in arguments if isinstance(a, View) or devices.is_array(a)]
         if (
@@ -86,18 +88,18 @@ def _preparations(recording: Recording, constants: set[int]) -> set[int]:
             and isinstance(arrays[0], View)
             and all(not isinstance(a, View) and devices.address_of(a) in constants for a in arrays[1:])
         ):
-            found.add(i)
+            indices.add(i)
             recording.permanent.add(arrays[0].serial)
-    return found
+    return indices
 
 
-def _share(recording: Recording) -> tuple[list[int], int]:
+def _assign_offsets(recording: Recording) -> tuple[list[int], int]:
     """An offset in one arena for each buffer, such that buffers alive at the same time do not overlap; and the arena's size.
 
-    Largest first, each at the lowest offset that is free throughout its life: first use to last use, counted in launches.
+    Buffers are placed largest first, each at the lowest offset that is free throughout its lifetime (first to last use, in launches).
     """
-    number = len(recording.sizes)
-    first, last = np.full(number, len(recording.calls)), np.full(number, -1)
+    buffer_count = len(recording.sizes)
+    first, last = np.full(buffer_count, len(recording.calls)), np.full(buffer_count, -1)
     for i, (_, _, arguments) in enumerate(recording.calls):
         for view in arguments:
             if isinstance(view, View):
@@ -108,19 +110,19 @@ def _share(recording: Recording) -> tuple[list[int], int]:
     for serial in recording.permanent:
         first[serial] = 0
     sizes = -(-np.array(recording.sizes, np.int64) // ALIGNMENT) * ALIGNMENT + GUARD
-    offsets = np.zeros(number, np.int64)
+    offsets = np.zeros(buffer_count, np.int64)
     placed = np.zeros(0, np.int64)
-    total = 0
+    arena_bytes = 0
     for serial in np.argsort(-sizes, kind="stable"):
         if last[serial] < 0:
             continue
-        rivals = placed[(first[placed] <= last[serial]) & (last[placed] >= first[serial])]
+        overlapping = placed[(first[placed] <= last[serial]) & (last[placed] >= first[serial])]
         start = 0
-        for rival in rivals[np.argsort(offsets[rivals], kind="stable")]:
-            if start + sizes[serial] <= offsets[rival]:
+        for neighbour in overlapping[np.argsort(offsets[overlapping], kind="stable")]:
+            if start + sizes[serial] <= offsets[neighbour]:
                 break
-            start = max(start, offsets[rival] + sizes[rival])
+            start = max(start, offsets[neighbour] + sizes[neighbour])
         offsets[serial] = start
-        total = max(total, start + sizes[serial])
+        arena_bytes = max(arena_bytes, start + sizes[serial])
         placed = np.append(placed, serial)
-    return offsets.tolist(), int(total)
+    return offsets.tolist(), int(arena_bytes)

@@ -1,9 +1,9 @@
-"""The precisions that training and inference compute in, and which of them is the fastest here.
+"""The precisions of training and inference, and the choice of the fastest on this machine.
 
 float32    everything in float32
-bf16x3     float32 in memory; products as the sum of three of bfloat16 halves, whose relative error is about 1e-5
-bfloat16   activations and their gradients in bfloat16, products of bfloat16 that are summed in float32; weights, their gradients,
-           statistics, softmax, the head and the loss in float32
+bf16x3     float32 in memory; each product as the sum of three products of bfloat16 halves, with a relative error of about 1e-5
+bfloat16   activations and their gradients in bfloat16; products of bfloat16 accumulated in float32; weights, their gradients, statistics,
+           softmax, the head and the loss in float32
 float64    everything in float64, for checking
 auto       the fastest of the others that trains as well as float32
 """
@@ -26,7 +26,7 @@ PRECISIONS = ("float32", "bf16x3", "bfloat16", "float64")
 
 @dataclass(frozen=True)
 class Precision:
-    """name: one of PRECISIONS. parameters, activations: the dtypes of weights, and of what is computed from images."""
+    """name: one of PRECISIONS. parameters: the dtype of weights. activations: the dtype of everything computed from images."""
 
     name: str
     parameters: np.dtype
@@ -34,15 +34,15 @@ class Precision:
 
     @contextmanager
     def products(self) -> Iterator[None]:
-        """What runs inside (in this thread) multiplies as this precision says."""
+        """Matrix products inside (in this thread) use this precision."""
         with split_products(self.name == "bf16x3"):
             yield
 
 
 def precision_for(name: str, model: np.dtype, device: str = "cpu") -> Precision:
-    """The precision of this name, or that "auto" is, for a model of this dtype. A float64 model computes in float64 in any case.
+    """The precision of this name ("auto": the fastest) for a model of this dtype. A float64 model always computes in float64.
 
-    Raises UserError for another name, or one that the device has not.
+    Raises UserError for an unknown name, or one that the device does not support.
     """
     if device == "cuda" and name == "bf16x3":
         raise UserError("precision='bf16x3' is for the CPU: choose float32 or bfloat16 on a GPU")
@@ -55,12 +55,12 @@ def precision_for(name: str, model: np.dtype, device: str = "cpu") -> Precision:
 
 
 def fastest(device: str = "cpu") -> tuple[str, str]:
-    """What "auto" is on this CPU, or on a GPU, and why."""
+    """(the precision that "auto" selects on this CPU, or on a GPU; the reason)."""
     if device == "cuda":
         return "bfloat16", "the GPU has tensor cores for bfloat16"
-    ways = supported()
-    if ways["amx"]:
+    instructions = supported()
+    if instructions["amx"]:
         return "bfloat16", "the CPU has AMX, which multiplies bfloat16 some fifteen times as fast as float32"
-    if ways["avx512bf16"]:
+    if instructions["avx512bf16"]:
         return "bfloat16", "the CPU has AVX512-BF16, which multiplies bfloat16 twice as fast as float32"
     return "float32", "the CPU has no instructions for bfloat16"

@@ -1,4 +1,4 @@
-"""How many threads compute. There is one pool of them, Numba's; see also `kernels.cpu.run.threads_set`."""
+"""The number of compute threads. They belong to one pool, Numba's; see also `kernels.cpu.run.threads_set`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from ..kernels.cpu import run
 
 
 def thread_count(threads: int | None) -> int:
-    """The number that `threads=` asks for; None: what the calling thread is set to, which is as many as there are cores by default.
+    """The number of threads for the argument `threads`; None: the setting of the calling thread, by default the number of cores.
 
-    Raises UserError for a number that there are not.
+    Raises UserError for a number outside 1 ... the number of cores.
     """
     if threads is None:
         return run.threads()
