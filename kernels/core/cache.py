@@ -1,18 +1,61 @@
-"""The location of cached files."""
+"""The user's cache folder: where it is, and which folders in it may be trusted."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+
+OTHERS_MAY_WRITE = 0o022
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for minivit, following the platform's convention; it may not exist yet."""
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """The user's cache folder for minivit, following the platform's convention; it may not exist yet, or not be writable."""
+    try:
+        if sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        elif sys.platform == "win32":
+            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        else:
+            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home
+        base = temporary_folder()
     return base / "minivit"
+
+
+@cache
+def temporary_folder() -> Path:
+    """A folder that only this user can read, which is deleted when the process ends."""
+    folder = tempfile.mkdtemp(prefix="minivit-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def make_private(folder: Path) -> None:
+    """Create a folder, and those above it that do not exist, for this user alone, whatever the umask. Raises OSError."""
+    if not folder.is_dir():
+        make_private(folder.parent)
+        folder.mkdir(0o700, exist_ok=True)
+
+
+def is_trusted(folder: Path) -> bool:
+    """Whether code from this folder may run: it belongs to this user or to root, and nobody else may write to it."""
+    if not hasattr(os, "getuid"):
+        return True
+    try:
+        status = folder.stat()
+    except OSError:
+        return True  # absent: there is nothing in it
+    return status.st_uid in (0, os.getuid()) and not status.st_mode & OTHERS_MAY_WRITE
+
+
+@cache
+def say_once(line: str) -> None:
+    """Print a line on standard error, once in a process, where there is a standard error."""
+    with suppress(OSError, ValueError, AttributeError):
+        print(line, file=sys.stderr, flush=True)

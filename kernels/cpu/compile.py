@@ -1,21 +1,29 @@
 """Compiling functions, and the cache of compiled functions.
 
-The cache is a folder inside the user's cache folder, named by a hash of all kernel sources: Numba detects an edited function, but not an
-edited callee in another file.
+The cache is a folder inside the user's cache folder, or inside NUMBA_CACHE_DIR, named by a hash of all kernel sources: Numba detects an
+edited function, but not an edited callee in another file.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
 from numba import njit
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, UserProvidedCacheLocator
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
 
-from ..core.cache import cache_folder
+from ..core.cache import cache_folder, is_trusted, make_private, say_once
+
+log = logging.getLogger(__name__)
 
 # Reassociation allows sums to vectorise. Without nnan and ninf, so that NaN propagates.
 OPTIONS: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
@@ -28,7 +36,8 @@ def kernel_cache() -> Path:
     digest = hashlib.sha256(numba.__version__.encode())
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
-    return cache_folder() / "kernels" / digest.hexdigest()[:16]
+    base = Path(numba.config.CACHE_DIR) / "minivit" if numba.config.CACHE_DIR else cache_folder() / "kernels"
+    return base / digest.hexdigest()[:16]
 
 
 def has_compiled_kernels() -> bool:
@@ -36,14 +45,87 @@ def has_compiled_kernels() -> bool:
     return any(not file.name.startswith("run.") for file in kernel_cache().rglob("*.nbi"))
 
 
-def cached(compile: Callable, function: Callable) -> Any:
-    """`compile(function)` with Numba's cache in minivit's folder; other users of Numba are not affected."""
-    previous = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(kernel_cache())  # Numba reads it while it decorates
-    try:
-        return compile(function)
-    finally:
-        numba.config.CACHE_DIR = previous
+class _Locator(UserProvidedCacheLocator):
+    """The place of a function's compiled code: a folder per source file inside `kernel_cache()`."""
+
+    def __init__(self, function: Callable, source: str) -> None:
+        self._py_file, self._lineno = source, function.__code__.co_firstlineno
+        self.folder = kernel_cache() / Path(source).parent.name
+
+    def get_cache_path(self) -> str:
+        return str(self.folder)
+
+    def ensure_cache_path(self) -> None:
+        make_private(self.folder)
+
+    @classmethod
+    def from_function(cls, function: Callable, source: str) -> _Locator:
+        return cls(function, source)  # a folder that is not writable can still be read
+
+
+class _Results(CompileResultCacheImpl):
+    _locator_classes = [_Locator]
+
+
+class _Cache(FunctionCache):
+    """Numba's cache in minivit's folder. Without `numba.config`, which other users of Numba and other threads share.
+
+    Damaged files are made again. Where files cannot be written, or others may have written them, kernels are compiled for this process.
+    """
+
+    _impl_class = _Results
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        if not self._is_trusted():
+            return None
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as error:  # whatever unpickling cut or foreign bytes, or linking their code, raises
+            log.debug("compiled code of %s in %s cannot be read: %r", self._py_func.__qualname__, self.cache_path, error)
+            self._discard()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        if not self._is_trusted():
+            return
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            say_once(
+                f"cannot keep compiled kernels in {kernel_cache()}: {error.strerror or error}; they are compiled for this process alone"
+            )
+
+    def _is_trusted(self) -> bool:
+        trusted = is_trusted(kernel_cache()) and is_trusted(Path(self.cache_path))
+        if not trusted:
+            say_once(f"{kernel_cache()} is not used, since others may write to it; kernels are compiled for this process alone")
+        return trusted
+
+    def _discard(self) -> None:
+        for file in Path(self.cache_path).glob(f"{glob.escape(self._impl.filename_base)}.*"):
+            with suppress(OSError):
+                file.unlink()
+
+
+def _cache_of(function: Callable) -> Any:
+    return _Cache(function) if Path(function.__code__.co_filename).is_file() else NullCache()  # a notebook's cell is no file
+
+
+def compiled_loop(signature: str, function: Callable, **options: Any) -> Any:
+    """A function with this signature, compiled by `numba.njit` with these options, or read from the cache."""
+    loop = njit(**options)(function)
+    loop._cache = _cache_of(function)
+    loop.compile(signature)
+    loop.disable_compile()
+    return loop
+
+
+def compiled_entry(signature: Any, function: Callable) -> Any:
+    """A C function with this signature, compiled like every kernel, or read from the cache."""
+    entry: Any = CFunc(function, normalize_signature(signature), locals={}, options=OPTIONS)
+    entry._cache = _cache_of(function)
+    entry.compile()
+    return entry
 
 
 def routine(function: Callable) -> Callable:

@@ -34,7 +34,7 @@ from numba.np import arrayobj
 from ..core.devices import address_of
 from ..core.dtypes import BFLOAT16
 from .bfloat16 import bfloat16
-from .compile import OPTIONS, cached
+from .compile import OPTIONS, compiled_entry
 from .llvm import I64
 from .run import replay, run_bands, threads_set
 from .tiles import Tile, TileType
@@ -180,7 +180,7 @@ class Kernel:
         entry.__module__ = self.function.__module__
         entry.__qualname__ = self.function.__qualname__
         signature = types.void(types.int64, Arguments((types.int64, *members)))
-        return cached(numba.cfunc(signature, cache=True, **OPTIONS), entry)
+        return compiled_entry(signature, entry)
 
     def run(self, bands: int, arguments: Sequence[Any]) -> None:
         """Run all bands immediately."""

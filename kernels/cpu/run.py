@@ -11,11 +11,11 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import get_num_threads, njit, prange, set_num_threads, types
+from numba import get_num_threads, prange, set_num_threads, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .compile import cached
+from .compile import compiled_loop
 from .llvm import I32, I64
 
 
@@ -88,8 +88,8 @@ def _short_spin() -> Iterator[None]:
 RUN, REPLAY = "void(int64, int64, int64)", "void(int64[::1], int64[::1], int64[::1], int64)"
 
 with _short_spin():  # Numba loads the threading layer with the first parallel function
-    _run_in_parallel = cached(njit(RUN, parallel=True, nogil=True, cache=True), _run)
-_replay_in_parallel = cached(njit(REPLAY, nogil=True, cache=True), _replay)
+    _run_in_parallel = compiled_loop(RUN, _run, parallel=True, nogil=True)
+_replay_in_parallel = compiled_loop(REPLAY, _replay, nogil=True)
 
 
 class _Loops:
@@ -104,8 +104,8 @@ class _Loops:
         self.lock: Any = Lock() if numba.threading_layer() == "workqueue" else nullcontext()
 
     def after_fork(self) -> None:
-        self.run = cached(njit(RUN, nogil=True, cache=True), _run_alone)
-        self.replay = cached(njit(REPLAY, nogil=True, cache=True), _replay_alone)
+        self.run = compiled_loop(RUN, _run_alone, nogil=True)
+        self.replay = compiled_loop(REPLAY, _replay_alone, nogil=True)
         self.lock = nullcontext()
 
 

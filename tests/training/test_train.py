@@ -221,7 +221,7 @@ def test_a_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
     assert "images/s" not in err
 
 
-def test_a_line_tells_that_has_compiled_kernels(tmp_path, capsys, monkeypatch):
+def test_a_line_tells_that_kernels_are_compiled(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train_module, "has_compiled_kernels", lambda: False)
     small(tmp_path, progress=True)
     assert "compiling kernels for this machine" in capsys.readouterr().err

@@ -1,0 +1,135 @@
+"""The cache of compiled kernels: used again, made again where it is damaged, and never a reason to fail."""
+
+import os
+import subprocess
+import sys
+
+import numba
+import numpy as np
+import pytest
+
+from minivit.kernels.core import cache
+from minivit.kernels.core.recording import launch
+from minivit.kernels.cpu import compile as compilation
+from minivit.kernels.cpu.kernel import kernel
+
+
+def _add_one(band, bands, y, x):
+    for i in range(len(x)):
+        y[i] = x[i] + 1
+
+
+def compiled_again() -> bool:
+    """Whether a fresh kernel object was compiled rather than read from the cache; it must compute what it should."""
+    x = np.arange(3.0)
+    y, fresh = np.empty_like(x), kernel(_add_one)
+    launch(fresh, 1, y, x)
+    np.testing.assert_array_equal(y, x + 1)
+    (entry,) = fresh.entries.values()
+    return entry.cache_hits == 0
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(compilation, "kernel_cache", lambda: tmp_path / "kernels")
+    cache.say_once.cache_clear()
+    return tmp_path / "kernels"
+
+
+def files(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_a_kernel_is_compiled_once(folder):
+    assert compiled_again()
+    assert files(folder)
+    assert not compiled_again()
+
+
+@pytest.mark.parametrize("ending", [".nbi", ".nbc"])
+@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[: len(content) // 2], lambda content: b"\x80" * 99])
+def test_damaged_files_are_made_again(folder, ending, damage):
+    assert compiled_again()
+    damaged = [path for path in files(folder) if path.name.endswith(ending)]
+    assert damaged
+    for path in damaged:
+        path.write_bytes(damage(path.read_bytes()))
+    assert compiled_again()
+    assert not compiled_again()
+
+
+def test_a_folder_that_cannot_be_made_costs_one_line(folder, capfd):
+    folder.write_text("a file where the folder should be")
+    assert compiled_again()
+    assert compiled_again()
+    line = capfd.readouterr().err
+    assert line.startswith(f"cannot keep compiled kernels in {folder}: ")
+    assert line.count("\n") == 1
+
+
+def test_a_full_disk_costs_one_line_and_a_filled_cache_is_still_read(folder, capfd, monkeypatch):
+    assert compiled_again()
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(compilation, "make_private", full)
+    assert not compiled_again()
+    for path in files(folder):
+        path.unlink()
+    assert compiled_again()
+    assert capfd.readouterr().err.endswith("No space left on device; they are compiled for this process alone\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owner and mode here")
+@pytest.mark.parametrize("inner", [False, True])
+def test_code_that_others_may_have_written_does_not_run(folder, inner, capfd):
+    assert compiled_again()
+    (next(folder.iterdir()) if inner else folder).chmod(0o777)
+    assert compiled_again()
+    assert capfd.readouterr().err.startswith(f"{folder} is not used, since others may write to it")
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owner here")
+def test_code_of_another_user_does_not_run(folder, monkeypatch):
+    assert compiled_again()
+    monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+    assert compiled_again() == (folder.stat().st_uid != 0)  # what root wrote is trusted
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no mode here")
+def test_the_folder_is_private_whatever_the_umask(folder):
+    previous = os.umask(0)
+    try:
+        assert compiled_again()
+    finally:
+        os.umask(previous)
+    assert all(path.stat().st_mode & 0o777 == 0o700 for path in (folder, *folder.iterdir()))
+
+
+def test_the_environment_says_where_the_folder_is_and_numba_stays_as_it_was(tmp_path):
+    code = """if True:
+        import numba, numpy as np, minivit
+        minivit.functional.softmax(minivit.Tensor(np.ones((2, 3))))
+        print(numba.config.CACHE_DIR)
+    """
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"{tmp_path}\n", "")
+    assert files(tmp_path / "minivit")
+
+
+def test_a_user_without_a_home_has_a_private_temporary_folder(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(cache.Path, "home", no_home)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    folder = cache.cache_folder()
+    assert folder == cache.cache_folder()
+    assert cache.is_trusted(folder.parent)
+
+
+def test_numba_is_used_as_it_is():
+    assert os.environ.get("NUMBA_CACHE_DIR", "") == numba.config.CACHE_DIR
