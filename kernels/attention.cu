@@ -14,7 +14,7 @@ __device__ __forceinline__ float power(float x, bf16) { return __expf(x); }     
 __device__ __forceinline__ float power(float x, float) { return exp(x); }
 __device__ __forceinline__ double power(double x, double) { return exp(x); }
 
-// The rows of a head that a block and a warp own, and the offsets of the head in qkv (B, N, 3, H, size), y (B, N, H, size), lse (B, H, N) and
+// The rows of a head that a block and a warp own, and the head's offsets in qkv (B, N, 3, H, size), y (B, N, H, size), lse (B, H, N) and
 // squares (B, H, N, N).
 struct Place {
     int b, h, first, own, row;                                          // first row of the block; of the warp, in the block and in total
@@ -143,7 +143,7 @@ template <class T> struct Given {
     }
 };
 
-// dq (in dqkv, or null), dl (B, H, N, N) or null, delta (B, H, N) = Σ p·dp over keys. A warp owns 16 queries. The first pass over the keys
+// dq (in dqkv, or null), dl (B, H, N, N) or null, delta (B, H, N) = Σ p·dp over keys. A warp owns 16 queries. The first pass over keys
 // computes delta, the second the rest; if all keys fit into one tile, p and dp stay in registers between the two.
 template <class T, int D>
 __global__ void __launch_bounds__(256, 1)
@@ -208,8 +208,8 @@ attention_backward_queries(T* dqkv, T* dl, Sum<T>* delta, const T* dy, const T* 
                          min(N - place.row, 16), size);
 }
 
-// dk and dv (in dqkv). A warp owns 16 keys and loops over the queries: its squares are transposed. If the registers cannot hold both results
-// (large heads in double), it makes one pass for each.
+// dk and dv (in dqkv). A warp owns 16 keys and loops over the queries: its squares are transposed. If the registers cannot hold both
+// results (large heads in double), it makes one pass for each.
 template <class T, int D>
 __global__ void __launch_bounds__(256, 1)
 attention_backward_keys(T* dqkv, const Sum<T>* delta, const T* dy, const T* dlogits, const T* dprobabilities, const T* qkv, const T* bias,
@@ -257,8 +257,8 @@ attention_backward_keys(T* dqkv, const Sum<T>* delta, const T* dy, const T* dlog
     }
 }
 
-// The whole backward pass in bf16 for N of at most TILE: a block reads one head and computes p and dl once; these pass through shared memory
-// from the warps that own queries to those that own keys.
+// The whole backward pass in bf16 for N of at most TILE: a block reads one head and computes p and dl once; these pass through shared
+// memory from the warps that own queries to those that own keys.
 template <class T, int D>
 __global__ void __launch_bounds__(256, D > 16 ? 2 : 1)
 attention_backward_head(T* dqkv, T* dl, const T* dy, const T* dlogits, const T* dprobabilities, const T* qkv, const T* bias,

@@ -31,7 +31,7 @@ template <class S> __device__ __forceinline__ S warp_max(S value) {
     for (int step = 16; step > 0; step /= 2) value = larger(value, __shfl_xor_sync(0xffffffffu, value, step));
     return value;
 }
-template <class S> __device__ __forceinline__ S block_sum(S value, S* shared) {        // the sum, in every thread; shared: 32 unused elements
+template <class S> __device__ __forceinline__ S block_sum(S value, S* shared) {        // the sum, in all threads; shared: 32 elements
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = (blockDim.x + 31) / 32;
     value = warp_sum(value);
     if (lane == 0) shared[warp] = value;

@@ -60,7 +60,7 @@ __device__ __forceinline__ void arrived() {
     __syncthreads();
 }
 
-// Writes the rows of a warp: to (16, size), with row stride `stride`, = factor·part, by way of 16 rows of shared memory private to the warp.
+// Writes the rows of a warp: to (16, size), with row stride `stride`, = factor·part, via 16 rows of shared memory private to the warp.
 template <class T, int D>
 __device__ __forceinline__ void write_rows(T* to, long stride, Sum<T> (&part)[D / 8][4], Sum<T> upper, Sum<T> lower, T* shared, int rows,
                                            int size) {

@@ -1,7 +1,7 @@
 // GELU and its derivative; the formulas are in gelu.py. Also used by the epilogues of matrix products.
 //
-// In float, Φ(-a) = exp(-a²/2)·t·P(1 - 2t), t = 3.75 / (a + 3.75), where P is a minimax fit for 0 <= a <= 14.5 with error 1.5e-8: the relative
-// error stays near 5e-7 in the negative tail, the exponential is also that of Φ', and there are no branches. In double, erfc is used.
+// In float, Φ(-a) = exp(-a²/2)·t·P(1 - 2t), t = 3.75 / (a + 3.75), where P is a minimax fit for 0 <= a <= 14.5 with error 1.5e-8: the
+// relative error stays near 5e-7 in the negative tail, Φ' uses the same exponential, and there are no branches. In double, erfc is used.
 #pragma once
 #include <common.cuh>
 

@@ -35,8 +35,8 @@ template <class T, int W> __global__ void __launch_bounds__(256) fill(T* y, long
     GRID_STRIDE(i, size / W) store<T, W>(y + i * W, all);
 }
 
-// y[a, b, j, i] = scale * x[a, b, i, j] for i < I, j < J: the strides of y are 1 along i and y_step along j, those of x 1 along j and x_step
-// along i. A block moves a 32 x 32 square through shared memory; its rows are padded by one element to avoid bank conflicts.
+// y[a, b, j, i] = scale * x[a, b, i, j] for i < I, j < J: the strides of y are 1 along i and y_step along j, those of x 1 along j and
+// x_step along i. A block moves a 32 x 32 square through shared memory; its rows are padded by one element to avoid bank conflicts.
 template <class Y, class X>
 __global__ void __launch_bounds__(256) transpose(Y* y, const X* x, u32 I, u32 J, long y_step, long x_step, u32 B, long y_a, long y_b,
                                                  long x_a, long x_b, long to, long from, double scale) {
@@ -71,8 +71,8 @@ template <class S, int W, class P, class Q> __device__ __forceinline__ void add_
     }
 }
 
-// y[a, part, c] = scale * the sum of p[a, r, c] * q[a, r, c] over the part-th of the parts of R. A block sums 32 vectors of columns; each of
-// its 8 warps takes every eighth row.
+// y[a, part, c] = scale * the sum of p[a, r, c] * q[a, r, c] over the part-th of the parts of R. A block sums 32 vectors of columns; each
+// of its 8 warps takes every eighth row.
 template <class Y, class P, class Q, int W>
 __global__ void __launch_bounds__(256) sum_columns(Y* y, const P* p, const Q* q, long R, int C, int parts, double scale) {
     typedef Wider<P, Q> S;
