@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from ...files import atomic_file
-from ..core.cache import cache_folder
+from ..core.cache import cache_folder, is_trusted, make_private, say_once
 from .kernel import Kernel
 from .nvrtc import OPTIONS, compile_kernel, headers, source_of
 
@@ -28,14 +28,34 @@ def _folder(source: str, architecture: str) -> Path:
 def compiled(kernel: Kernel, architecture: str) -> Code:
     """A kernel's machine code, from the cache or the compiler. Raises DeviceError if it does not compile."""
     folder = _folder(source_of(kernel), architecture)
+    if not is_trusted(folder):
+        say_once(f"{folder} is not used, since others may write to it; kernels are compiled for this process alone")
+        binary = compile_kernel(kernel, architecture)
+        return binary.name, binary.code
     path = folder / f"{hashlib.sha256(kernel.expression.encode()).hexdigest()[:24]}.cubin"
-    if path.exists():
-        name, _, code = path.read_bytes().partition(b"\n")
-        return name.decode(), code
-    binary = compile_kernel(kernel, architecture)
-    with atomic_file(path) as file:
-        file.write(binary.name.encode() + b"\n" + binary.code)
-    return binary.name, binary.code
+    if (code := _read(path)) is None:
+        binary = compile_kernel(kernel, architecture)
+        code = binary.name, binary.code
+        _write(path, code)
+    return code
+
+
+def _read(path: Path) -> Code | None:
+    """What `_write` wrote; None if the file is absent or damaged."""
+    try:
+        name, digest, code = path.read_bytes().split(b"\n", 2)
+    except (OSError, ValueError):
+        return None
+    return (name.decode(), code) if digest.decode("ascii", "replace") == hashlib.sha256(code).hexdigest() else None
+
+
+def _write(path: Path, code: Code) -> None:
+    try:
+        make_private(path.parent)
+        with atomic_file(path) as file:
+            file.write(b"\n".join((code[0].encode(), hashlib.sha256(code[1]).hexdigest().encode(), code[1])))
+    except OSError as error:
+        say_once(f"cannot keep compiled kernels in {path.parent}: {error.strerror or error}; they are compiled for this process alone")
 
 
 def compile_all(kernels: Iterable[Kernel], architecture: str) -> None:
