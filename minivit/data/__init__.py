@@ -1,4 +1,4 @@
-"""Datasets, the formats they are read from, and the batches that training takes from them."""
+"""Datasets, their file formats, and batches for training."""
 
 from .augmentation import POLICIES
 from .batches import Batches

@@ -1,8 +1,8 @@
-"""How training images are varied: geometry described by plain data, mixup and CutMix, all drawn for a batch at once.
+"""Augmentation of training images: geometric transforms, mixup and CutMix, drawn for an entire batch at once.
 
-A policy is a sequence of (transform, parameters), in the order in which they act on an image. A transform draws a 3×3 matrix for each
-image of a batch: it maps an output pixel (j, i, 1) to the place (u, v, 1) it is read from, pixel centres being the integers. So a policy
-is a product of matrices, and `minivit.kernels.augment` carries it out in one pass. Letters: B batch.
+A policy is a sequence of (transform, parameters), in the order in which they are applied to an image. A transform draws a 3×3 matrix for
+each image of a batch, which maps an output pixel (j, i, 1) to the position (u, v, 1) it is read from; pixel centres are at integers. A
+policy is then a product of matrices, which `minivit.kernels.augment` applies in one pass. Letters: B batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _shifts(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def flip(random: np.random.Generator, count: int, size: int, probability: float) -> np.ndarray:
-    """Mirror left and right."""
+    """Flip horizontally with a given probability."""
     matrices = np.tile(np.eye(3), (count, 1, 1))  # (B, 3, 3)
     chosen = random.random(count) < probability
     matrices[chosen, 0, 0] = -1
@@ -33,23 +33,23 @@ def flip(random: np.random.Generator, count: int, size: int, probability: float)
 
 
 def crop(random: np.random.Generator, count: int, size: int, padding: float) -> np.ndarray:
-    """Pad with black by `padding` · size pixels, rounded down, and cut a window of the old size out at a random place."""
+    """Pad with black by `padding` · size pixels, rounded down, and crop a window of the original size at a random position."""
     largest = int(padding * size)
     return _shifts(*random.integers(-largest, largest, (2, count), endpoint=True))
 
 
 def affine(random: np.random.Generator, count: int, size: int, rotation: float, scale: float, shift: float) -> np.ndarray:
-    """Turn about the centre by up to `rotation` degrees, resize by up to `scale`, move by up to `shift` · size, each way and uniformly."""
+    """Rotate about the centre by up to ±`rotation` degrees, scale by 1 ± `scale`, and shift by up to ±`shift` · size, all uniformly."""
     angle = np.deg2rad(rotation) * random.uniform(-1, 1, count)  # (B,)
     factor = 1 + scale * random.uniform(-1, 1, count)
     u, v = shift * size * random.uniform(-1, 1, (2, count))
-    turn = np.zeros((count, 3, 3))
-    turn[:, 0, 0] = turn[:, 1, 1] = np.cos(angle) / factor
-    turn[:, 1, 0] = np.sin(angle) / factor
-    turn[:, 0, 1] = -turn[:, 1, 0]
-    turn[:, 2, 2] = 1
+    rotation_matrix = np.zeros((count, 3, 3))
+    rotation_matrix[:, 0, 0] = rotation_matrix[:, 1, 1] = np.cos(angle) / factor
+    rotation_matrix[:, 1, 0] = np.sin(angle) / factor
+    rotation_matrix[:, 0, 1] = -rotation_matrix[:, 1, 0]
+    rotation_matrix[:, 2, 2] = 1
     centre = np.full(count, (size - 1) / 2)
-    return _shifts(centre + u, centre + v) @ turn @ _shifts(-centre, -centre)
+    return _shifts(centre + u, centre + v) @ rotation_matrix @ _shifts(-centre, -centre)
 
 
 TRANSFORMS: dict[str, Callable[..., np.ndarray]] = {"flip": flip, "crop": crop, "affine": affine}
@@ -63,7 +63,7 @@ POLICIES: dict[str, Policy] = {
 
 
 def find_policy(augmentation: str | Policy) -> Policy:
-    """The policy of a name, or a policy of one's own, checked. Raises UserError."""
+    """The policy with this name, or a custom policy after validation. Raises UserError."""
     if isinstance(augmentation, str):
         if augmentation not in POLICIES:
             raise UserError(f"unknown augmentation {augmentation!r}{nearest(augmentation, POLICIES)}: choose {', '.join(POLICIES)}")
@@ -79,7 +79,7 @@ def find_policy(augmentation: str | Policy) -> Policy:
 
 
 def draw_matrices(random: np.random.Generator, policy: Policy, count: int, size: int) -> np.ndarray:
-    """(B, 2, 3) float32: where each output pixel of each image is read from."""
+    """(B, 2, 3) float32: for each image, the map from output pixels to the positions they are read from."""
     matrices = np.tile(np.eye(3), (count, 1, 1))  # (B, 3, 3)
     for name, parameters in policy:
         matrices = matrices @ TRANSFORMS[name](random, count, size, **parameters)
@@ -88,24 +88,25 @@ def draw_matrices(random: np.random.Generator, policy: Policy, count: int, size:
 
 # -------------------------------------------------------------------------------------------------------------------------- mixing
 class Mixing(NamedTuple):
-    """How each image of a batch is mixed with its partner."""
+    """The parameters by which each image of a batch is mixed with its partner."""
 
-    partner: np.ndarray  # (B,) int64: places in the batch
-    lam: np.ndarray  # (B,) float32: the image's weight outside the box
-    boxes: np.ndarray  # (B, 4) int64: top, left, bottom, right of the partner's patch
-    share: np.ndarray  # (B,) float32: the weight of the image's own label
+    partner: np.ndarray  # (B,) int64: indices into the batch
+    lam: np.ndarray  # (B,) float32: weight of the image outside the box
+    boxes: np.ndarray  # (B, 4) int64: top, left, bottom, right of the region taken from the partner
+    share: np.ndarray  # (B,) float32: weight of the image's label
 
 
 def no_mixing(count: int) -> Mixing:
+    """The parameters that leave each image unchanged."""
     ones = np.ones(count, np.float32)
     return Mixing(np.arange(count), ones, np.zeros((count, 4), np.int64), ones)
 
 
 def draw_mixing(random: np.random.Generator, count: int, size: int, mixup: float, cutmix: float) -> Mixing:
-    """Mixup (Zhang et al., 1710.09412) or CutMix (Yun et al., 1905.04899), chosen evenly for the whole batch where both are on.
+    """Mixup (Zhang et al., 1710.09412) or CutMix (Yun et al., 1905.04899), chosen with equal probability per batch if both are enabled.
 
-    Each image has a weight of its own, from Beta(alpha, alpha) with alpha = `mixup` or `cutmix`; 0 turns that one off. A CutMix box of
-    area 1 - weight, centred anywhere, is clipped to the image, and the label's share corrected to what is left.
+    Each image has a separate weight from Beta(alpha, alpha) with alpha = `mixup` or `cutmix`; 0 disables the method. A CutMix box of area
+    1 - weight with a uniformly distributed centre is clipped to the image, and the label weight is corrected to the remaining area.
     """
     if not (mixup or cutmix):
         return no_mixing(count)
@@ -124,7 +125,7 @@ def draw_mixing(random: np.random.Generator, count: int, size: int, mixup: float
 
 
 def check_mixing(**alphas: Any) -> None:
-    """Raises UserError for a negative or not finite alpha."""
+    """Raises UserError for an alpha that is negative or not finite."""
     for name, alpha in alphas.items():
         if not 0 <= alpha < float("inf"):
             raise UserError(f"{name} must be 0 (off) or the positive alpha of a Beta distribution, got {alpha}")

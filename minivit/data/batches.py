@@ -1,4 +1,4 @@
-"""Batches for training and evaluation: which images, in which order, how varied."""
+"""Batches for training and evaluation: selection, order and augmentation of images."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..kernels.core.arrays import empty, to_device
 from .augmentation import Policy, check_mixing, draw_matrices, draw_mixing, find_policy
 from .dataset import check_labels, check_seed
 
-ORDER, BATCH = 0, 1  # what random numbers are for: the last word of their counter
+ORDER, BATCH = 0, 1  # the use of random numbers: the last word of the Philox counter
 
 
 class Batches:
     """Normalised batches of a set of images, epoch by epoch.
 
-    Every random number is a function of (seed, epoch, batch) alone, from a counter-based generator (Philox; Salmon et al., 2011): an epoch
-    comes out the same bit for bit whenever it is asked for, and may be started in its middle.
+    Every random number depends only on (seed, epoch, batch), through a counter-based generator (Philox; Salmon et al., 2011): an epoch is
+    reproducible bit for bit, independent of earlier ones, and can start at any batch.
     """
 
     def __init__(
@@ -43,18 +43,18 @@ class Batches:
         """
         images: (n, H, W, C) C-contiguous, uint8 or float32 in 0..1; H = W.   labels: (n,) integers below `num_classes`.
         mean, std: (C,), on the scale 0..1.   augmentation: a name in POLICIES, or a policy.
-        mixup, cutmix: the alphas of their Beta distributions; 0 is off. With either on, targets are soft.
-        drop_last: leave out the images that do not fill a batch; with `shuffle`, others each epoch.
-        device: where batches are made: "cpu", or "cuda", which then holds all images as they are stored.
+        mixup, cutmix: the alphas of their Beta distributions; 0 disables. If either is enabled, targets are soft.
+        drop_last: omit the last, incomplete batch; with `shuffle`, this omits different images in each epoch.
+        device: the device on which batches are computed: "cpu", or "cuda", whose memory then holds all images as stored.
 
-        Raises UserError for labels out of range, and where no batch can be filled.
+        Raises UserError for labels out of range, and if there are too few images for a batch.
         """
         self.images, self.device = images, device
         self.labels = check_labels(labels, len(images))
         self.batch_size, self.num_classes = batch_size, num_classes
         self.mean, self.std = np.array(mean, np.float32), np.array(std, np.float32)  # (C,)
         self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
-        self._there: Any = None  # the images, on the device
+        self._device_images: Any = None  # copied on first use
         self.policy = find_policy(augmentation)
         self.mixup, self.cutmix = mixup, cutmix
         check_mixing(mixup=mixup, cutmix=cutmix)
@@ -70,7 +70,7 @@ class Batches:
             )
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """The number of batches per epoch."""
         full, rest = divmod(len(self.images), self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
@@ -78,16 +78,16 @@ class Batches:
         return np.random.Philox(key=np.array([self.seed, epoch], np.uint64), counter=np.array([0, 0, batch, use], np.uint64))
 
     def order(self, epoch: int) -> np.ndarray:
-        """(n,) int64: the images in the order of an epoch."""
+        """The indices of the images in the order of an epoch, (n,) int64."""
         if not self.shuffle:
             return np.arange(len(self.images))
         return np.argsort(self._counter(epoch, 0, ORDER).random_raw(len(self.images)), kind="stable")
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(images, targets) of each batch from the `start`-th on.
+        """Yields (images, targets) of each batch, beginning with batch `start`.
 
-        Images are (B, C, H, W) float32, normalised, on the device; targets NumPy's (B,) int64, or with mixup or CutMix (B, num_classes)
-        float32, in rows that sum to 1. The arrays are fresh each time.
+        Images are (B, C, H, W) float32, normalised, on the device; targets are NumPy arrays (B,) int64, or with mixup or CutMix
+        (B, num_classes) float32 whose rows sum to 1. The arrays are new for each batch.
         """
         order = self.order(epoch)
         for number in range(start, len(self)):
@@ -98,11 +98,11 @@ class Batches:
         count, (_, H, W, C) = len(index), self.images.shape
         matrices = draw_matrices(random, self.policy, count, W)  # (B, 2, 3)
         mixing = draw_mixing(random, count, W, self.mixup, self.cutmix)
-        if self._there is None:
-            self._there = to_device(self.images, self.device)
+        if self._device_images is None:
+            self._device_images = to_device(self.images, self.device)
         inputs = [index, mixing.partner, matrices, mixing.lam, mixing.boxes, self.mean, self.std]
         images = empty((count, C, H, W), np.float32, self.device)
-        arrays = [images, self._there, *(to_device(np.ascontiguousarray(a), self.device) for a in inputs)]
+        arrays = [images, self._device_images, *(to_device(np.ascontiguousarray(a), self.device) for a in inputs)]
         OPS["augment"].run("forward", arrays, arrays[1:], ())
         labels = self.labels[index]  # (B,)
         if not (self.mixup or self.cutmix):
@@ -110,5 +110,5 @@ class Batches:
         targets = np.zeros((count, self.num_classes), np.float32)
         rows = np.arange(count)
         targets[rows, labels] = mixing.share
-        targets[rows, labels[mixing.partner]] += 1 - mixing.share  # each row is met once, so += loses nothing
+        targets[rows, labels[mixing.partner]] += 1 - mixing.share  # each row occurs once, so += on an index is safe
         return images, targets

@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100 from the official archives (Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009).
 
-Both published forms are read, the "python version" (pickles) and the "binary version" (records of label bytes and 3072 pixels), from the
-.tar.gz itself or from a folder where it was unpacked. Nothing is extracted: members are read where they lie. The pickles are opened with an
-unpickler that knows five names and gives stand-ins for them, so that no byte of the file is ever executed as code, NumPy's included.
+Both published forms are supported, the "python version" (pickles) and the "binary version" (records of label bytes and 3072 pixels), as the
+.tar.gz archive or as an unpacked folder. Archive members are read in memory, without extracting them to disk. Pickles are loaded by an
+unpickler that accepts only five names, each replaced by a stub, so that a file cannot execute any code, not even NumPy's.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from .cache import cache_key, data_folder, load_cached, say, store, with_progres
 from .dataset import Dataset
 
 HOST = "https://www.cs.toronto.edu/~kriz/"
-LARGEST_MEMBER = 1 << 28  # bytes; the largest official one holds 155 MB
-PIXELS = (3, 32, 32)  # of an image as stored
+LARGEST_MEMBER = 1 << 28  # bytes; the largest official member has 155 MB
+PIXELS = (3, 32, 32)  # shape of a stored image
 BROKEN = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
 
 
 @dataclass(frozen=True)
 class Form:
-    """One published archive: its files and how they are laid out."""
+    """One published archive: its files and their format."""
 
     dataset: str  # "cifar10" or "cifar100"
-    archive: str
-    md5: str
-    folder: str  # that it unpacks to
-    train: tuple[str, ...]  # file names
-    test: tuple[str, ...]
-    names: str  # the file of class names
-    labels: str | int  # the key of the labels; or the label bytes of a record, the last of which counts
-    names_key: str = ""
+    archive: str  # file name
+    md5: str  # checksum of the archive
+    folder: str  # the folder in the archive
+    train: tuple[str, ...]  # file names of the training images
+    test: tuple[str, ...]  # file names of the test images
+    names: str  # file name of the class names
+    labels: str | int  # python version: the key of the labels; binary version: label bytes per record, of which the last is used
+    names_key: str = ""  # python version: the key of the class names
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -98,35 +98,35 @@ FORMS = (
 
 # ------------------------------------------------------------------------------------------------------------------------- pickles
 class _Array:
-    """Stands for a pickled numpy.ndarray: the values of its state, not yet looked at."""
+    """Stub for a pickled numpy.ndarray: its unchecked state."""
 
-    state: tuple = ()
+    state: tuple[Any, ...] = ()
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.state = state
 
     def bytes_of(self, rows: int) -> np.ndarray:
-        """The (rows, 3072) uint8 array it describes; raises ValueError where it describes another."""
-        _, shape, kind, fortran, raw = self.state
-        if not isinstance(kind, _Kind) or kind.code not in ("u1", b"u1") or fortran or not isinstance(raw, bytes):
+        """The (rows, 3072) uint8 array in the state. Raises ValueError if it has another shape or dtype."""
+        _, shape, dtype, fortran, raw = self.state
+        if not isinstance(dtype, _DType) or dtype.code not in ("u1", b"u1") or fortran or not isinstance(raw, bytes):
             raise ValueError("its pixels are not an array of bytes in C order")
         if tuple(shape) != (rows, prod(PIXELS)) or len(raw) != rows * prod(PIXELS):
             raise ValueError(f"it holds {rows} labels, but pixels of shape {tuple(shape)} in {len(raw)} bytes")
         return np.frombuffer(raw, np.uint8).reshape(shape)
 
 
-class _Kind:
-    """Stands for a pickled numpy.dtype."""
+class _DType:
+    """Stub for a pickled numpy.dtype."""
 
     def __init__(self, code: Any = None, *_: Any) -> None:
         self.code = code
 
-    def __setstate__(self, state: tuple) -> None:
-        """Byte order and the like: a byte has none."""
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Ignores byte order and the like, which do not apply to bytes."""
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """Stands for _codecs.encode, by which Python 3 pickles bytes in protocol 2."""
+    """Stub for _codecs.encode, with which Python 3 pickles bytes in protocol 2."""
     return text.encode("latin1")
 
 
@@ -134,7 +134,7 @@ ADMITTED = {
     ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
     ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
     ("numpy", "ndarray"): None,
-    ("numpy", "dtype"): _Kind,
+    ("numpy", "dtype"): _DType,
     ("_codecs", "encode"): _encode,
 }
 
@@ -147,7 +147,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _unpickle(content: bytes, *keys: str) -> list[Any]:
-    """The values of these keys in the dictionary of a batch file."""
+    """The values for these keys in the dictionary of a batch file."""
     batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     if not isinstance(batch, dict):
         raise TypeError(f"it holds a {type(batch).__name__}, not a dictionary")
@@ -164,10 +164,10 @@ def _text(value: Any) -> str:
 
 # -------------------------------------------------------------------------------------------------------------------------- reading
 def _images_and_labels(form: Form, content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 32, 32, 3) uint8 and (n,) int64 of one file; raises ValueError and what unpickling raises."""
+    """Images (n, 32, 32, 3) uint8 and labels (n,) int64 of one file. Raises ValueError and the errors of unpickling."""
     if isinstance(form.labels, str):
-        given, data = _unpickle(content, form.labels, "data")
-        labels = np.array(given, np.int64)  # (n,)
+        label_list, data = _unpickle(content, form.labels, "data")
+        labels = np.array(label_list, np.int64)  # (n,)
         if labels.ndim != 1 or not isinstance(data, _Array):
             raise ValueError("it does not hold a list of labels and an array of pixels")
         pixels = data.bytes_of(len(labels))
@@ -187,20 +187,20 @@ def _class_names(form: Form, content: bytes) -> tuple[str, ...]:
 
 
 def _members(path: Path, form: Form, progress: bool) -> dict[str, bytes]:
-    """The content of each of the form's files, from an archive or a folder."""
+    """The contents of the form's files by name, from an archive or a folder."""
     if path.is_dir():
         return {name: (path / name).read_bytes() for name in form.files if (path / name).is_file()}
-    found = {}
+    contents = {}
     try:
         with tarfile.open(path, "r:*") as archive:
             for member in with_progress(archive, len(form.files), f"reading {path.name}", progress):
                 name = Path(member.name).name
-                file = archive.extractfile(member) if name in form.files and member.isfile() else None  # never through a link
+                file = archive.extractfile(member) if name in form.files and member.isfile() else None  # regular files only, no links
                 if file and member.size <= LARGEST_MEMBER:
-                    found[name] = file.read()
+                    contents[name] = file.read()
     except BROKEN as error:
         raise _broken(path, error) from error
-    return found
+    return contents
 
 
 def _broken(path: Path, error: BaseException) -> UserError:
@@ -208,13 +208,13 @@ def _broken(path: Path, error: BaseException) -> UserError:
 
 
 def _read(path: Path, form: Form, progress: bool) -> tuple[list[tuple[np.ndarray, np.ndarray]], tuple[str, ...]]:
-    """(images, labels) of each file, the training files first, and the class names."""
+    """(images, labels) of each file, training files first, and the class names."""
     members = _members(path, form, progress)
     missing = [name for name in form.files if name not in members]
     if missing:
         raise UserError(f"{path} is not a whole {form.archive}: {', '.join(missing)} is missing")
 
-    def parse(name: str, function: Callable) -> Any:
+    def parse(name: str, function: Callable[[Form, bytes], Any]) -> Any:
         try:
             return function(form, members[name])
         except (
@@ -240,9 +240,9 @@ def _read(path: Path, form: Form, progress: bool) -> tuple[list[tuple[np.ndarray
 
 
 def load_cifar(path: Path, form: Form, cache_dir: str | Path | None, progress: bool, official: bool = False) -> Dataset:
-    """The dataset in an archive or in a folder where one was unpacked; decoded once, then memory-mapped.
+    """The dataset in an archive or an unpacked folder; decoded once, then memory-mapped.
 
-    An `official` archive must have the published checksum. Raises UserError.
+    If `official`, an archive must have the published checksum. Raises UserError.
     """
     files = [path / name for name in form.files if (path / name).exists()] if path.is_dir() else [path]
     key = cache_key("cifar", form.archive, official, [(str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns) for f in files])
@@ -261,9 +261,9 @@ def load_cifar(path: Path, form: Form, cache_dir: str | Path | None, progress: b
     return store(folder, key, rows(), (32, 32, 3), name=form.dataset, class_names=names, augmentation="crop-flip", notes={})
 
 
-# -------------------------------------------------------------------------------------------------------------------------- finding
+# -------------------------------------------------------------------------------------------------------------------- location
 def recognise(path: Path) -> tuple[Path, Form] | None:
-    """The archive or unpacked folder that a path means (itself, or what lies in that folder), and which published form it is."""
+    """The archive or unpacked folder at a path or in that folder, and its form; None if it is not CIFAR."""
     if path.is_dir():
         for form in FORMS:
             for folder in (path, path / form.folder):
@@ -274,15 +274,15 @@ def recognise(path: Path) -> tuple[Path, Form] | None:
         if form.archive == path.name:
             return path, form
     try:
-        with tarfile.open(path) as archive:  # under another name
-            inside = {Path(name).name for name in archive.getnames()}
+        with tarfile.open(path) as archive:  # an archive with another name
+            names = {Path(name).name for name in archive.getnames()}
     except BROKEN as error:
         raise _broken(path, error) from error
-    return next(((path, form) for form in FORMS if inside.issuperset(form.files)), None)
+    return next(((path, form) for form in FORMS if names.issuperset(form.files)), None)
 
 
 def find_or_download(dataset: str, cache_dir: str | Path | None, progress: bool) -> tuple[Path, Form]:
-    """An archive or unpacked folder of "cifar10" or "cifar100" in the data folder, downloaded if there is none. Raises UserError."""
+    """The archive or unpacked folder of "cifar10" or "cifar100" in the data folder, downloaded if necessary. Raises UserError."""
     folder = data_folder(cache_dir)
     forms = [form for form in FORMS if form.dataset == dataset]
     for form in forms:
@@ -304,13 +304,13 @@ def _check_md5(path: Path, expected: str) -> None:
 
 
 def _download(form: Form, folder: Path, progress: bool) -> None:
-    import pooch  # here, for only a download needs its 50 ms
+    import pooch  # imported here, because it takes 50 ms and only downloads need it
 
     say(f"downloading {HOST}{form.archive} to {folder}", progress)
     pooch.get_logger().setLevel("WARNING")
     downloader = pooch.HTTPDownloader(progressbar=progress)
     try:
         pooch.retrieve(HOST + form.archive, f"md5:{form.md5}", form.archive, folder, downloader=downloader)
-    except (OSError, ValueError) as error:  # the network and the disk; a checksum that differs
+    except (OSError, ValueError) as error:  # network or disk errors; a wrong checksum
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"cannot download {HOST}{form.archive}: {reason}; or put the file into {folder} yourself") from error

@@ -1,4 +1,4 @@
-"""What training reads: images and labels in arrays, their class names, and how to normalise and augment them."""
+"""Datasets: arrays of images and labels, class names, and the parameters of normalisation and augmentation."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import numpy as np
 from ..errors import UserError
 from .decode import check_pixels, fit
 
-SMALLEST_STD = 1 / 255  # of a channel: a constant one is not divided by 0
+SMALLEST_STD = 1 / 255  # of a channel, to avoid division by zero for constant channels
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images for training and testing, all of one square size, and what belongs to them."""
+    """Images for training and testing, all of the same square size, with labels and metadata."""
 
     name: str
-    train_images: np.ndarray = field(repr=False)  # (n, H, W, C) uint8, or float32 in 0..1; C-contiguous, perhaps a memory map
+    train_images: np.ndarray = field(repr=False)  # (n, H, W, C) uint8, or float32 in 0..1; C-contiguous, possibly memory-mapped
     train_labels: np.ndarray = field(repr=False)  # (n,) int64 in 0..num_classes - 1
     test_images: np.ndarray = field(repr=False)  # (m, H, W, C), as train_images
     test_labels: np.ndarray = field(repr=False)  # (m,) int64
     class_names: tuple[str, ...]
     mean: tuple[float, ...]  # of each channel over the training images, on the scale 0..1
-    std: tuple[float, ...]  # likewise, at least 1/255
-    augmentation: str = "none"  # the policy that suits these images
+    std: tuple[float, ...]  # of each channel, at least 1/255
+    augmentation: str = "none"  # the default policy for these images
 
     @property
     def num_classes(self) -> int:
@@ -46,7 +46,7 @@ class Dataset:
         return f"{self.name}: {len(self.train_images)} training and {len(self.test_images)} test images, {size}, {self.num_classes} classes"
 
     def resized(self, image_size: int | None = None, in_channels: int | None = None) -> Dataset:
-        """These images at another size or number of channels (1 or 3), with statistics of their own; None keeps."""
+        """The dataset with another image size or number of channels (1 or 3), and new statistics; None keeps the current value."""
         size, channels = image_size or self.image_size, in_channels or self.in_channels
         if (size, channels) == (self.image_size, self.in_channels):
             return self
@@ -55,7 +55,7 @@ class Dataset:
         return replace(self, train_images=train_images, test_images=fit(self.test_images, size, channels), mean=mean, std=std)
 
     def limited(self, limit: int | None) -> Dataset:
-        """At most `limit` of the training and `limit` of the test images, spread evenly; all where it is None. Raises UserError below 1."""
+        """At most `limit` training and `limit` test images, evenly spaced; all if `limit` is None. Raises UserError if it is below 1."""
         if limit is None:
             return self
         if limit < 1:
@@ -74,12 +74,12 @@ class Dataset:
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of (n, H, W, C) images on the scale 0..1; bytes are summed exactly."""
+    """Mean and standard deviation of each channel of images (n, H, W, C), on the scale 0..1; exact sums for uint8."""
     channels, count = images.shape[3], images[..., 0].size
     if images.dtype == np.uint8:
         levels = np.arange(256) / 255
         histogram = np.zeros((channels, 256), np.int64)
-        for start in range(0, len(images), 1024):  # no copy of a whole memory map
+        for start in range(0, len(images), 1024):  # avoids copying the entire memory map
             for c in range(channels):
                 histogram[c] += np.bincount(images[start : start + 1024, ..., c].ravel(), minlength=256)
         mean = histogram @ levels / count
@@ -93,30 +93,31 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
 
 
 class Split(NamedTuple):
-    """A choice of test images where the data makes none."""
+    """A random split into training and test images, for data without a split."""
 
     test_fraction: float = 0.2
     seed: int = 0
 
     def divide(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Indices (train, test), each ascending, with `test_fraction` of every class in test, rounded, one at least; a sole one in train.
+        """Ascending indices (train, test), with `test_fraction` of each class in test: rounded, at least one, but never the entire class.
 
-        The choice is made by the ranks of Philox words keyed by the seed, which no version of NumPy changes.
+        The selection sorts raw Philox words keyed by the seed, which are the same in all versions of NumPy.
         """
         check_seed(self.seed)
         if not 0 < self.test_fraction < 1:
             raise UserError(f"test_fraction must lie between 0 and 1, got {self.test_fraction}: 0.2 keeps a fifth for testing")
         rank = np.random.Philox(key=self.seed).random_raw(len(labels))  # (n,) uint64
-        chosen = np.zeros(len(labels), bool)
+        is_test = np.zeros(len(labels), bool)
         for k in np.unique(labels):
             members = np.flatnonzero(labels == k)
-            number = min(max(1, round(self.test_fraction * len(members))), len(members) - 1)
-            chosen[members[np.argsort(rank[members], kind="stable")][:number]] = True
-        if not chosen.any():
+            test_count = min(max(1, round(self.test_fraction * len(members))), len(members) - 1)
+            is_test[members[np.argsort(rank[members], kind="stable")][:test_count]] = True
+        if not is_test.any():
             raise UserError(f"none of the {len(labels)} images can be kept for testing: each class needs two or more")
-        return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+        return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
     def describe(self, train: int, test: int) -> str:
+        """One line that describes the split, for the numbers of training and test images."""
         return (
             f"split by chance within each class: {train} for training, {test} for testing (test_fraction {self.test_fraction:g}, "
             f"seed {self.seed})"
@@ -124,12 +125,13 @@ class Split(NamedTuple):
 
 
 def check_seed(seed: int) -> None:
+    """Raises UserError for a seed outside 0 ... 2**64 - 1."""
     if not 0 <= seed < 2**64:
         raise UserError(f"a seed must be an integer from 0 to 2**64 - 1, got {seed}")
 
 
 def check_labels(labels: Any, count: int, what: str = "labels") -> np.ndarray:
-    """`labels` as int64 (count,), none negative; raises UserError."""
+    """`labels` as int64 (count,). Raises UserError for another shape, non-integers or negative values."""
     labels = np.asarray(labels)
     if labels.shape != (count,):
         raise UserError(f"{what} must have the shape ({count},), one for each image, got {labels.shape}")
@@ -144,7 +146,7 @@ def check_labels(labels: Any, count: int, what: str = "labels") -> np.ndarray:
 
 
 def check_class_names(class_names: Sequence[str] | None, labels: np.ndarray) -> tuple[str, ...]:
-    """The names of the classes; without any, "0", "1", ..., where each must occur among the training labels."""
+    """The class names; by default "0", "1", ..., each of which must occur in the training labels. Raises UserError."""
     largest = int(labels.max())
     if class_names is None:
         counts = np.bincount(labels) if largest < 10 * len(labels) + 1000 else np.zeros(1, np.int64)
@@ -171,9 +173,9 @@ def from_arrays(
     augmentation: str = "none",
     image_size: int | None = None,
 ) -> Dataset:
-    """A checked Dataset from (images, labels) pairs; images are (n, H, W, C) or (n, H, W), cropped and resized to `image_size`, or square.
+    """A validated Dataset from (images, labels) pairs.
 
-    Raises UserError.
+    Images are (n, H, W, C) or (n, H, W); they are cropped and resized to `image_size`, or must be square if it is None. Raises UserError.
     """
     checked = []
     for part, (images, labels) in (("train", train), ("test", test)):
@@ -200,6 +202,7 @@ def from_arrays(
 
 
 def check_shape(images: np.ndarray, what: str, square: bool) -> None:
+    """Raises UserError if images are not (n, H, W, C), or not square if `square`."""
     if images.ndim != 4 or 0 in images.shape:
         raise UserError(f"{what} must have the shape (n, H, W, C) or (n, H, W) and hold an image, got {images.shape}")
     _, height, width, channels = images.shape

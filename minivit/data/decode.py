@@ -1,8 +1,8 @@
-"""Any image to a square array of one size: the one path that training and prediction share.
+"""Decoding of images to square arrays of one size, shared by training and prediction.
 
-Orientation from EXIF is applied; palettes, CMYK, 16-bit and floating images become 8-bit gray or RGB; transparent pixels show white, the
-page that most such images were drawn for. The largest centred square is cut out and resized to `image_size` with Pillow's antialiased
-bicubic filter, which is resizing the shorter side and cropping the centre in one step; a square that has the size already is copied.
+EXIF orientation is applied; palettes, CMYK, 16-bit and floating-point images are converted to 8-bit gray or RGB; transparent pixels are
+composited on white. The largest centred square is cropped and resized to `image_size` with Pillow's antialiased bicubic filter, which is
+equivalent to resizing the shorter side and cropping the centre; a square that already has this size is copied.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from PIL import Image, ImageOps
 
 from ..errors import UserError
 
-# Formats that Pillow decodes itself; PostScript and the like would start other programs.
+# Formats that Pillow decodes itself; PostScript and similar formats would start other programs.
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2")
 )
-GRAY_MODES = frozenset(("1", "L", "LA", "La", "I", "F"))  # and every "I;16..."
+GRAY_MODES = frozenset(("1", "L", "LA", "La", "I", "F"))  # also every "I;16..."
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R 601-2, Pillow's weights
 
-# What Pillow's decoders raise on bytes that are no image, or not a whole one.
+# Exceptions of Pillow's decoders for data that is not an image or is truncated.
 UNREADABLE = (
     OSError,
     SyntaxError,
@@ -54,7 +54,7 @@ class Unreadable(UserError):
 
 
 class Header(NamedTuple):
-    """What an image says of itself before its pixels are decoded, the orientation applied."""
+    """Size and kind of an image, known before decoding its pixels; EXIF orientation is applied."""
 
     width: int
     height: int
@@ -67,7 +67,7 @@ def _is_gray(mode: str) -> bool:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """The formats that this Pillow was built with."""
+    """The formats that the installed Pillow supports."""
     Image.init()
     return tuple(f for f in FORMATS if f in Image.OPEN)
 
@@ -79,16 +79,16 @@ def _open(path: str | os.PathLike[str]) -> Image.Image:
 def _unreadable(path: str | os.PathLike[str], error: BaseException) -> Unreadable:
     reason = "not an image of a known format" if isinstance(error, Image.UnidentifiedImageError) else str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
-        reason = error.strerror  # without the path, which is named already
+        reason = error.strerror  # without the path, which the message contains already
     return Unreadable(f"cannot read image {os.fspath(path)}: {' '.join(reason.split())}")
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Size and kind of an image file; raises Unreadable."""
+    """Size and kind of an image file. Raises Unreadable."""
     try:
         with _open(path) as image:
             width, height = image.size
-            if width != height and image.getexif().get(ORIENTATION, 1) > 4:  # these turn by a quarter
+            if width != height and image.getexif().get(ORIENTATION, 1) > 4:  # rotated by 90 degrees
                 width, height = height, width
             return Header(width, height, _is_gray(image.mode))
     except UNREADABLE as error:
@@ -96,7 +96,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Gray of more than 8 bits scaled to 8; transparency painted white; L or RGB comes back."""
+    """Scales gray of more than 8 bits to 8 bits and composites transparency on white; returns mode L or RGB."""
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image).astype(np.float64)  # (H, W)
         largest = 1.0 if image.mode == "F" else 65535.0
@@ -111,7 +111,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _square(image: Image.Image, image_size: int, in_channels: int) -> np.ndarray:
-    """uint8 (image_size, image_size, in_channels)."""
+    """Returns uint8 (image_size, image_size, in_channels)."""
     if image.getexif().get(ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
     mode = "L" if in_channels == 1 else "RGB"
@@ -123,14 +123,14 @@ def _square(image: Image.Image, image_size: int, in_channels: int) -> np.ndarray
 def _resize(image: Image.Image, image_size: int) -> Image.Image:
     width, height = image.size
     side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2  # whole pixels, so that equal sizes copy
+    left, top = (width - side) // 2, (height - side) // 2  # whole pixels, so that an image of equal size is copied
     if side != image_size:
         return image.resize((image_size, image_size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
     return image if width == height else image.crop((left, top, left + side, top + side))
 
 
 def read_image(path: str | os.PathLike[str], image_size: int, in_channels: int) -> np.ndarray:
-    """An image file as uint8 (image_size, image_size, in_channels); raises Unreadable."""
+    """An image file as uint8 (image_size, image_size, in_channels). Raises Unreadable."""
     try:
         with _open(path) as image:
             return _square(image, image_size, in_channels)
@@ -138,59 +138,59 @@ def read_image(path: str | os.PathLike[str], image_size: int, in_channels: int) 
         raise _unreadable(path, error) from error
 
 
-def in_threads(function: Callable[[Any], Any], items: Sequence | np.ndarray) -> Iterator:
-    """`map(function, items)` in threads, in order, never far ahead of what is taken; Pillow decodes without the interpreter's lock."""
+def in_threads(function: Callable[[Any], Any], items: Sequence[Any] | np.ndarray) -> Iterator[Any]:
+    """`map(function, items)` in threads, in order, with limited read-ahead; Pillow releases the GIL while decoding."""
     workers = min(32, os.cpu_count() or 1)
-    size = min(32, -(-len(items) // workers))  # tasks of several small images cost less, but every thread gets its share
+    size = min(32, -(-len(items) // workers))  # several items per task reduce overhead, but every thread must get some
     tasks = iter([items[i : i + size] for i in range(0, len(items), size)] if size else [])
     with ThreadPoolExecutor(workers) as pool:
-        waiting = deque(pool.submit(lambda part: [function(item) for item in part], part) for part in islice(tasks, 4 * workers))
+        futures = deque(pool.submit(lambda part: [function(item) for item in part], part) for part in islice(tasks, 4 * workers))
         try:
-            while waiting:
-                yield from waiting.popleft().result()
-                waiting.extend(pool.submit(lambda part: [function(item) for item in part], part) for part in islice(tasks, 1))
+            while futures:
+                yield from futures.popleft().result()
+                futures.extend(pool.submit(lambda part: [function(item) for item in part], part) for part in islice(tasks, 1))
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- arrays
 def _fit_float(image: np.ndarray, image_size: int, in_channels: int) -> np.ndarray:
-    """float32 (H, W, C) in 0..1 -> float32 (image_size, image_size, in_channels)."""
+    """Resize and convert an image: float32 (H, W, C) in 0..1 -> float32 (image_size, image_size, in_channels)."""
     if image.shape[2] == 3 and in_channels == 1:
         image = image @ LUMA[:, None]
     planes = [np.asarray(_resize(Image.fromarray(np.ascontiguousarray(plane)), image_size)) for plane in np.moveaxis(image, 2, 0)]
-    fitted = np.stack(planes, axis=2).clip(0, 1)  # bicubic filters overshoot
-    return np.repeat(fitted, in_channels, axis=2) if fitted.shape[2] < in_channels else fitted
+    resized = np.stack(planes, axis=2).clip(0, 1)  # bicubic filters overshoot
+    return np.repeat(resized, in_channels, axis=2) if resized.shape[2] < in_channels else resized
 
 
 def _fit_array(image: np.ndarray, image_size: int, in_channels: int) -> np.ndarray:
-    """One image (H, W, C), uint8 or float32, of another size or number of channels."""
-    channels, stored = image.shape[2], image.dtype
-    readable = (1, 3, 4) if stored == np.uint8 else (1, 3)  # gray, RGB and, in bytes, RGBA
+    """Resize and convert one image (H, W, C), uint8 or float32. Raises UserError if the number of channels cannot be converted."""
+    channels, dtype = image.shape[2], image.dtype
+    convertible = (1, 3, 4) if dtype == np.uint8 else (1, 3)  # gray, RGB and, in bytes, RGBA
     if image.shape == (image_size, image_size, in_channels):
         return image
-    if channels in readable and in_channels in (1, 3) and stored == np.uint8:
+    if channels in convertible and in_channels in (1, 3) and dtype == np.uint8:
         return _square(Image.fromarray(np.ascontiguousarray(image[:, :, 0] if channels == 1 else image)), image_size, in_channels)
-    if channels != in_channels and not (channels in readable and in_channels in (1, 3)):
+    if channels != in_channels and not (channels in convertible and in_channels in (1, 3)):
         raise UserError(
-            f"{stored} images of {channels} channels cannot become {in_channels}: convert them first, or set in_channels={channels}"
+            f"{dtype} images of {channels} channels cannot become {in_channels}: convert them first, or set in_channels={channels}"
         )
-    fitted = _fit_float(image.astype(np.float32) / (255 if stored == np.uint8 else 1), image_size, in_channels)
-    return np.rint(fitted * 255).astype(np.uint8) if stored == np.uint8 else fitted
+    resized = _fit_float(image.astype(np.float32) / (255 if dtype == np.uint8 else 1), image_size, in_channels)
+    return np.rint(resized * 255).astype(np.uint8) if dtype == np.uint8 else resized
 
 
 def fit(images: np.ndarray, image_size: int, in_channels: int) -> np.ndarray:
-    """Images (n, H, W, C), uint8 or float32, resized and converted to (n, image_size, image_size, in_channels) where they differ."""
+    """Images (n, H, W, C), uint8 or float32, resized and converted to (n, image_size, image_size, in_channels) if necessary."""
     if images.shape[1:] == (image_size, image_size, in_channels):
         return images
-    fitted = np.empty((len(images), image_size, image_size, in_channels), images.dtype)
+    result = np.empty((len(images), image_size, image_size, in_channels), images.dtype)
     for i, image in enumerate(in_threads(lambda image: _fit_array(image, image_size, in_channels), images)):
-        fitted[i] = image
-    return fitted
+        result[i] = image
+    return result
 
 
 def check_pixels(images: Any, what: str = "images") -> np.ndarray:
-    """`images` as a C-contiguous uint8 array, or float32 within 0..1; raises UserError."""
+    """`images` as a C-contiguous array of uint8, or of float32 in 0..1. Raises UserError."""
     try:
         images = np.asarray(images)
     except ValueError:  # rows of different lengths
@@ -201,29 +201,29 @@ def check_pixels(images: Any, what: str = "images") -> np.ndarray:
         images = images.astype(np.uint8)
     elif images.dtype.kind == "f":
         images = images.astype(np.float32, copy=False)
-        for start in range(0, len(images), 4096):  # no second array of the whole size
+        for start in range(0, len(images), 4096):  # in chunks, to avoid temporary arrays of the full size
             _check_range(images[start : start + 4096], start, what)
     elif images.dtype != np.uint8:
         raise UserError(f"{what} must be uint8 in 0..255 or floating in 0..1, got {images.dtype}: convert with astype")
     return np.ascontiguousarray(images)
 
 
-def _check_range(part: np.ndarray, start: int, what: str) -> None:
-    finite = np.isfinite(part)
+def _check_range(chunk: np.ndarray, start: int, what: str) -> None:
+    finite = np.isfinite(chunk)
     if not finite.all():
-        first = np.unravel_index(np.argmin(finite), part.shape)
+        first = np.unravel_index(np.argmin(finite), chunk.shape)
         where = ", ".join(str(i) for i in (first[0] + start, *first[1:]))
-        raise UserError(f"{what}[{where}] is {part[first]}: pixels must be finite")
-    if part.size and not (part.min() >= 0 and part.max() <= 1):
+        raise UserError(f"{what}[{where}] is {chunk[first]}: pixels must be finite")
+    if chunk.size and not (chunk.min() >= 0 and chunk.max() <= 1):
         raise UserError(
-            f"{what} of floating type must lie in 0..1, got {part.min():g}..{part.max():g}: "
+            f"{what} of floating type must lie in 0..1, got {chunk.min():g}..{chunk.max():g}: "
             "divide by 255, or pass uint8; normalisation is done for you"
         )
 
 
 # --------------------------------------------------------------------------------------------------------------------- prediction
 def _channels_last(images: np.ndarray) -> np.ndarray:
-    """(n, H, W, C) from (n, H, W, C), (n, H, W), (H, W, C) or (H, W)."""
+    """Reshape (n, H, W, C), (n, H, W), (H, W, C) or (H, W) to (n, H, W, C)."""
     if images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3, 4)):
         images = images[None]
     if images.ndim == 3:
@@ -250,9 +250,9 @@ def _prepare_one(item: Any, image_size: int, in_channels: int) -> np.ndarray:
 def prepare(images: Any, *, image_size: int, in_channels: int) -> np.ndarray:
     """Images of any kind as (n, image_size, image_size, in_channels), decoded and resized as for training.
 
-    `images` is an array (n, H, W, C) or (H, W, C), without C for gray ones: uint8, or floating within 0..1; a path; a PIL image; or a
-    sequence of these. A 3-D array is one image when its last size is 1, 3 or 4, else n gray ones. The result is uint8, or float32 where
-    a floating array was among them. Raises UserError for a file that cannot be decoded, or pixels out of range.
+    `images` is an array (n, H, W, C) or (H, W, C), or without C if gray: uint8, or floating-point in 0..1; a path; a PIL image; or a
+    sequence of these. A 3-D array is one image if its last dimension is 1, 3 or 4, otherwise n gray images. The result is uint8, or float32
+    if any input is a floating-point array. Raises UserError for a file that cannot be decoded, or pixels out of range.
     """
     if isinstance(images, (str, os.PathLike, Image.Image)):
         images = [images]

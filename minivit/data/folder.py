@@ -1,8 +1,8 @@
 """A folder of images: `train/<class>/*` and `test/<class>/*` (or `val`), or `<class>/*` alone.
 
-The classes are the names of the folders, in the order of their names; the images of a class are ordered by path, and may lie in folders of
-their own. Decoded once, in parallel, into one array file in the cache folder; as long as no name, size or time of a file changes, later
-runs map that file into memory.
+The classes are the folder names in sorted order; the images of a class are sorted by path and may be in subfolders. Images are decoded
+once, in parallel, into one array file in the cache folder, which later runs memory-map as long as no name, size or modification time of a
+file changes.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from .cache import cache_key, data_folder, load_cached, say, store, with_progres
 from .dataset import Dataset, Split
 from .decode import SUFFIXES, Header, Unreadable, in_threads, read_header, read_image
 
-DEFAULT_SIZE = 32  # of images of many sizes: what the small models take
+DEFAULT_SIZE = 32  # for images of different sizes: the input size of the small models
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 
 class File(NamedTuple):
-    """An image file, by its path below the dataset's folder, with what would change if it were written anew."""
+    """An image file, with the data by which a modification is detected."""
 
-    path: str
+    path: str  # relative to the dataset's folder
     size: int  # bytes
-    time: int  # ns
+    time: int  # modification time in ns
 
 
 class Item(NamedTuple):
@@ -41,11 +41,11 @@ class Item(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What a folder holds."""
+    """The content of a dataset's folder."""
 
-    items: list[Item]  # the training images first
+    items: list[Item]  # training images first
     class_names: list[str]
-    split: str  # how test images were chosen
+    split: str  # description of the split
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -61,39 +61,39 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _files_in(root: Path, folder: str) -> list[File]:
-    """All image files in `folder` of `root` and below, by path."""
-    found = []
+    """All image files in `folder` of `root` and its subfolders, sorted by path."""
+    files = []
     for entry in _visible(root / folder):
         path = f"{folder}/{entry.name}"
         if entry.is_dir():
-            found += _files_in(root, path)
+            files += _files_in(root, path)
         elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
             try:
                 status = entry.stat()
-                found.append(File(path, status.st_size, status.st_mtime_ns))
-            except OSError:  # a dangling link: decoding will tell
-                found.append(File(path, 0, 0))
-    return found
+                files.append(File(path, status.st_size, status.st_mtime_ns))
+            except OSError:  # a dangling link: decoding reports it
+                files.append(File(path, 0, 0))
+    return files
 
 
 def _files_by_class(root: Path, folder: str) -> dict[str, list[File]]:
-    """The image files of each class folder in `folder` of `root`; raises UserError where a class has none."""
-    place = root / folder
-    classes = {name: _files_in(root, f"{folder}/{name}") for name in _class_folders(place)}
+    """The image files of each class folder in `folder` of `root`. Raises UserError if a class has none."""
+    parent = root / folder
+    classes = {name: _files_in(root, f"{folder}/{name}") for name in _class_folders(parent)}
     if not any(classes.values()):
-        loose = len(_files_in(root, folder))
-        where = f"{loose} images lie in it directly" if loose else f"no file ends in {', '.join(sorted(SUFFIXES))}"
-        raise UserError(f"{place} has no class folders with images: {where}; put each class into a folder of its own")
+        direct_count = len(_files_in(root, folder))
+        where = f"{direct_count} images lie in it directly" if direct_count else f"no file ends in {', '.join(sorted(SUFFIXES))}"
+        raise UserError(f"{parent} has no class folders with images: {where}; put each class into a folder of its own")
     empty = [name for name, members in classes.items() if not members]
     if empty:
-        raise UserError(f"class folder {place / empty[0]} holds no images: remove it, or add some")
+        raise UserError(f"class folder {parent / empty[0]} holds no images: remove it, or add some")
     if len(classes) < 2:
-        raise UserError(f"{place} holds one class, {next(iter(classes))!r}: training needs two or more")
+        raise UserError(f"{parent} holds one class, {next(iter(classes))!r}: training needs two or more")
     return classes
 
 
 def list_images(root: Path, split: Split) -> Listing:
-    """The images below `root`, in the order in which they are decoded. Raises UserError."""
+    """The images in `root`, in the order in which they are decoded. Raises UserError."""
     folders = _class_folders(root)
     if "train" not in folders or not _class_folders(root / "train"):
         return _split_by_chance(_files_by_class(root, "."), split)
@@ -106,8 +106,8 @@ def list_images(root: Path, split: Split) -> Listing:
     for name in _class_folders(root / tests[0]):
         members = _files_in(root, f"{tests[0]}/{name}")
         if members and name not in label:
-            known = f"no class of {root / 'train'}{nearest(name, label)}"
-            raise UserError(f"class {name!r} of {root / tests[0]} is {known}: rename or remove it")
+            reason = f"no class of {root / 'train'}{nearest(name, label)}"
+            raise UserError(f"class {name!r} of {root / tests[0]} is {reason}: rename or remove it")
         items += [Item(file, label[name], False) for file in members]
     if items[-1].train:
         raise UserError(f"{root / tests[0]} has no class folders with images: add some, or remove it to have train split")
@@ -115,17 +115,18 @@ def list_images(root: Path, split: Split) -> Listing:
 
 
 def _split_by_chance(classes: dict[str, list[File]], split: Split) -> Listing:
-    everything = [file for members in classes.values() for file in members]
+    files = [file for members in classes.values() for file in members]
     labels = np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()])  # (n,)
     train, test = split.divide(labels)
-    items = [Item(everything[i], int(labels[i]), part is train) for part in (train, test) for i in part]
+    items = [Item(files[i], int(labels[i]), indices is train) for indices in (train, test) for i in indices]
     return Listing(items, list(classes), split.describe(len(train), len(test)))
 
 
 def _choose_shape(root: Path, items: list[Item], image_size: int | None, in_channels: int | None, progress: bool) -> tuple[int, int, str]:
-    """Image size, channels, and a line on a size that had to be chosen.
+    """(image size, channels, a message if the size is the default).
 
-    What is not given is the size that all images share, if it is square, else 32; and 1 channel if all are gray, else 3.
+    The default image size is that of all images if it is the same square, otherwise 32; the default number of channels is 1 if all images
+    are gray, otherwise 3.
     """
     if image_size and in_channels:
         return image_size, in_channels, ""
@@ -134,7 +135,7 @@ def _choose_shape(root: Path, items: list[Item], image_size: int | None, in_chan
         try:
             return read_header(root / item.file.path)
         except Unreadable:
-            return None  # decoding will tell
+            return None  # decoding reports it
 
     headers = set(with_progress(in_threads(header, items), len(items), "looking at images", progress)) - {None}
     in_channels = in_channels or (1 if all(h.gray for h in headers) else 3)
@@ -147,7 +148,7 @@ def _choose_shape(root: Path, items: list[Item], image_size: int | None, in_chan
 def _decode(
     root: Path, items: list[Item], classes: int, image_size: int, in_channels: int, skip: bool, notes: dict[str, Any], progress: bool
 ) -> Iterator[tuple[np.ndarray, int, bool]]:
-    """(image, label, train) of each item; notes["skipped"] grows by a line for each that cannot be read. Raises UserError."""
+    """Yields (image, label, train) of each item, and appends a line to notes["skipped"] for each unreadable one. Raises UserError."""
 
     def decode(item: Item) -> np.ndarray | Unreadable:
         try:
@@ -155,7 +156,7 @@ def _decode(
         except Unreadable as error:
             return error
 
-    left = Counter((item.label, item.train) for item in items)
+    remaining = Counter((item.label, item.train) for item in items)
     for item, image in zip(items, with_progress(in_threads(decode, items), len(items), "decoding images", progress)):
         if isinstance(image, np.ndarray):
             yield image, item.label, item.train
@@ -163,8 +164,8 @@ def _decode(
             raise UserError(f"{image}; repair or remove it, or leave such images out with skip_bad_images=True (--skip-bad-images)")
         else:
             notes["skipped"].append(str(image))
-            left[item.label, item.train] -= 1
-    if not all(left[k, True] for k in range(classes)) or not any(left[k, False] for k in range(classes)):
+            remaining[item.label, item.train] -= 1
+    if not all(remaining[k, True] for k in range(classes)) or not any(remaining[k, False] for k in range(classes)):
         raise UserError(f"too few images can be read: {len(notes['skipped'])} of {len(items)} were skipped; {notes['skipped'][0]}")
 
 

@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST and its relatives (LeCun, Cortes and Burges), plain or gzipped."""
+"""IDX files, the format of MNIST and similar datasets (LeCun, Cortes and Burges), plain or gzipped."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..errors import UserError
 from .dataset import Dataset, from_arrays
 
 PARTS = {"train": "train", "test": "t10k"}
-KINDS = {"images": ("idx3", 3), "labels": ("idx1", 1)}  # the name's ending, and the dimensions
+KINDS = {"images": ("idx3", 3), "labels": ("idx1", 1)}  # (part of the file name, number of dimensions)
 
 
 def _find(folder: Path, part: str, kind: str) -> Path | None:
-    """The file of a part, under any of its usual names: train-images-idx3-ubyte, train-images.idx3-ubyte, each perhaps with .gz."""
+    """The file under any of its usual names: train-images-idx3-ubyte, train-images.idx3-ubyte, either with or without .gz."""
     for separator in "-.":
         for suffix in ("", ".gz"):
             path = folder / f"{PARTS[part]}-{kind}{separator}{KINDS[kind][0]}-ubyte{suffix}"
@@ -28,11 +28,12 @@ def _find(folder: Path, part: str, kind: str) -> Path | None:
 
 
 def holds_idx(folder: Path) -> bool:
+    """Whether a folder contains any of the four IDX files."""
     return any(_find(folder, part, kind) for part in PARTS for kind in KINDS)
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """The uint8 array of an IDX file; raises UserError where it is no such file, or cut."""
+    """The uint8 array of an IDX file. Raises UserError if it is not an IDX file of this kind, or truncated."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
@@ -47,7 +48,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
 
 
 def load_idx(folder: Path, image_size: int | None) -> Dataset:
-    """The dataset whose four IDX files lie in `folder`. Raises UserError."""
+    """The dataset of the four IDX files in `folder`. Raises UserError."""
     arrays, missing = {}, []
     for part in PARTS:
         for kind, (ending, dimensions) in KINDS.items():
@@ -58,6 +59,6 @@ def load_idx(folder: Path, image_size: int | None) -> Dataset:
     if missing:
         raise UserError(f"{folder} lacks the IDX file {', '.join(missing)} (or the same with .gz)")
     highest = max(int(arrays[part, "labels"].max(initial=0)) for part in PARTS)
-    names = [str(k) for k in range(highest + 1)]  # EMNIST counts its letters from 1
+    names = [str(k) for k in range(highest + 1)]  # may include classes without images, as in EMNIST letters, whose labels start at 1
     train, test = ((arrays[part, "images"], arrays[part, "labels"]) for part in PARTS)
     return from_arrays(folder.resolve().name, train, test, names, "affine", image_size)

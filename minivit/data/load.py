@@ -1,4 +1,4 @@
-"""`load_data`: from whatever a user calls data to a Dataset."""
+"""`load_data`: a Dataset from a name, path, archive or arrays."""
 
 from __future__ import annotations
 
@@ -37,25 +37,26 @@ def load_data(
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> Dataset:
-    """Images and labels for training and testing.
+    """Load images and labels for training and testing.
 
     `data` is one of
 
     - "digits": 1797 handwritten digits, 8×8×1, with a fixed split;
-    - "cifar10", "cifar100": from the official archive, downloaded into `cache_dir` (default: the user's cache folder) unless it is there;
-    - a path: such an archive, or a folder where one was unpacked; a folder that holds MNIST's four IDX files; a folder of images,
-      `train/<class>/*` and `test/<class>/*` (or `val`), or `<class>/*` alone; an .npz file with the arrays `images` and `labels`, or
-      `train_images`, `train_labels`, `test_images`, `test_labels`, and perhaps `class_names`;
-    - arrays (images, labels) or (train_images, train_labels, test_images, test_labels): images (n, H, W, C) or (n, H, W), uint8 or floating
-      in 0..1; labels (n,) integers from 0;
+    - "cifar10", "cifar100": from the official archive, downloaded into `cache_dir` (default: the user's cache folder) if necessary;
+    - a path: such an archive or its unpacked folder; a folder with MNIST's four IDX files; a folder of images, `train/<class>/*` and
+      `test/<class>/*` (or `val`), or `<class>/*` alone; an .npz file with the arrays `images` and `labels`, or `train_images`,
+      `train_labels`, `test_images`, `test_labels`, and optionally `class_names`;
+    - arrays (images, labels) or (train_images, train_labels, test_images, test_labels): images (n, H, W, C) or (n, H, W), uint8 or
+      floating-point in 0..1; labels (n,) integers from 0;
     - a Dataset.
 
-    Where there is no split, `test_fraction` of each class is kept for testing, chosen by `split_seed`, and a line says so. Images are
-    cropped to their central square and resized to `image_size`, and become gray or RGB by `in_channels` (1 or 3). None keeps what they
-    have; a folder of images that do not share one square size gets 32, and 3 channels unless all are gray. `skip_bad_images` leaves out
-    what cannot be read, and names it. `class_names` name the classes of arrays. `progress` shows bars and lines on standard error.
+    If the data has no split, `test_fraction` of each class, selected by `split_seed`, is used for testing, and a message says so. Images
+    are cropped to their central square, resized to `image_size`, and converted to gray or RGB by `in_channels` (1 or 3). None keeps size
+    and channels; a folder of images without a common square size uses 32, and 3 channels unless all are gray. `skip_bad_images` omits
+    unreadable images, with a message. `class_names` are the class names of arrays. `progress` enables progress bars and messages on
+    standard error.
 
-    Raises UserError, one line that names the value and the remedy, for all that is wrong with the data.
+    Raises UserError, one line that names the value and the remedy, for any problem with the data.
     """
     for name, value in (("image_size", image_size), ("in_channels", in_channels)):
         if value is not None and value < 1:
@@ -96,7 +97,7 @@ def load_data(
 
 
 def _existing(data: str | Path) -> Path:
-    """The path, if something lies there; raises UserError."""
+    """The path, if it exists. Raises UserError."""
     path = Path(data).expanduser()
     if path.exists():
         return path
@@ -107,6 +108,7 @@ def _existing(data: str | Path) -> Path:
 
 
 def _not_a_dataset(path: Path) -> str:
+    """The error message for a file that is not a dataset."""
     if path.suffix.lower() in SUFFIXES:
         return f"{path} is one image: give the folder that holds the class folders"
     if path.suffix in ARCHIVES:
@@ -115,7 +117,7 @@ def _not_a_dataset(path: Path) -> str:
 
 
 def load_digits() -> Dataset:
-    """The digits that come with the package (DIGITS.md tells of them); a fifth of each class is for testing, always the same."""
+    """The digits included in the package (see DIGITS.md), with a fixed split: a fifth of each class is for testing."""
     with (files(__package__) / "digits.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         images, labels = arrays["images"], arrays["labels"]  # (1797, 8, 8), (1797,)
     train, test = Split(0.2, seed=0).divide(labels)
@@ -143,14 +145,14 @@ def _from_npz(path: Path, class_names: Sequence[str] | None, image_size: int | N
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files if key in (*WHOLE, *PARTED, "class_names")}
-            present = file.files
+            names = file.files
     except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}; it is no .npz file of plain arrays, or not whole") from error
-    keys = WHOLE if any(key in present for key in WHOLE) and "train_images" not in present else PARTED
+    keys = WHOLE if any(key in names for key in WHOLE) and "train_images" not in names else PARTED
     for key in keys:
         if key not in arrays:
-            wanted = f"{', '.join(WHOLE)} or {', '.join(PARTED)}"
-            raise UserError(f"{path} has no array {key!r}{nearest(key, present)}: it must hold {wanted}")
+            expected = f"{', '.join(WHOLE)} or {', '.join(PARTED)}"
+            raise UserError(f"{path} has no array {key!r}{nearest(key, names)}: it must hold {expected}")
     if class_names is None and "class_names" in arrays:
         class_names = arrays["class_names"].tolist()
     return _from_tuple([arrays[key] for key in keys], class_names, image_size, split, progress, name=path.stem)

@@ -1,4 +1,4 @@
-"""The models by name. A new family is one file, with `@register` on its class, and its import here."""
+"""The model families. A new family is one file, with `@register` on its class, and an import here."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names of all presets that fit a shell pattern such as "vit_*_224", in alphabetical order."""
+    """The names of all presets that match a shell pattern such as "vit_*_224", in alphabetical order."""
     return sorted(name for name in PRESETS if fnmatchcase(name, pattern))
 
 
@@ -47,24 +47,24 @@ def create_model(
     seed: int = 0,
     **options: Any,
 ) -> Model:
-    """A new model, in evaluation mode.
+    """Create a model, in evaluation mode.
 
-    name: a preset (`list_models()`), or a family ("vit", "mixer", "ff_only", "dvt"), which begins from the defaults of its configuration.
-    num_classes, image_size, in_channels, options: fields of the configuration (ViTConfig, MixerConfig, ...) to replace.
-    seed: of the first weights and of dropout, 0 or more.
-    Raises UserError for an unknown name or option, with the nearest known ones, and for values that do not go together.
+    name: a preset (`list_models()`), or a family ("vit", "mixer", "ff_only", "dvt"), which starts from the defaults of its configuration.
+    num_classes, image_size, in_channels, options: fields of the configuration (ViTConfig, MixerConfig, ...) to override.
+    seed: of the initial weights and of dropout, 0 or more.
+    Raises UserError for an unknown name or option, naming the nearest ones, and for inconsistent values.
     """
     family = FAMILIES.get(name) or PRESETS.get(name)
     if family is None:
         raise UserError(f"unknown model {name!r}{nearest(str(name), [*PRESETS, *FAMILIES])}; list_models() names them all")
-    known = [field.name for field in fields(family.Config)]
+    option_names = [field.name for field in fields(family.Config)]
     for option in options:
-        if option not in known:
-            raise UserError(f"{name} has no option {option!r}{nearest(option, known)}; it has {', '.join(known)}")
+        if option not in option_names:
+            raise UserError(f"{name} has no option {option!r}{nearest(option, option_names)}; it has {', '.join(option_names)}")
     if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed!r}")
     common = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}
-    given = options | {field: value for field, value in common.items() if value is not None}
-    model = family(family.Config(**(dict(family.presets.get(name, {})) | given)), seed)
+    overrides = options | {field: value for field, value in common.items() if value is not None}
+    model = family(family.Config(**(dict(family.presets.get(name, {})) | overrides)), seed)
     model.name = name
     return model

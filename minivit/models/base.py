@@ -1,4 +1,4 @@
-"""What all families share: a checked configuration, a seeded beginning, a head, and the register of names."""
+"""Base classes of the model families: configuration, seeded initialisation, head, and conversion of weights from files."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from .config import BackboneConfig
 
 
 class Model(Module):
-    """A classifier of images.
+    """An image classifier.
 
-    A family is a subclass with the three class attributes below, whose `__init__` builds the modules and ends with `self.initialise()`, and
-    which defines `features` and `initialisers`. Its answer to an image depends on no other one of the batch, unless the family sets
-    `separable` to False: Trainer computes batches in parts.
+    A family is a subclass with the class attributes `family`, `Config` and `presets`, whose `__init__` builds the modules and ends with
+    `self.initialise()`, and which defines `features` and `initialisers`. The output for an image must not depend on other images of the
+    batch, because Trainer splits batches into parts; otherwise the family sets `separable` to False.
 
-    attends: whether it has attention. config: the family's Config. name: the name it was created by. random: the state of its dropout
-    layers.
+    attends: whether the model has attention. config: an instance of the family's Config. name: the name under which the model was created.
+    random: the random state of its dropout layers.
     """
 
     family: ClassVar[str]
     attends: ClassVar[bool] = False
     separable: ClassVar[bool] = True
     Config: ClassVar[type[configs.Config]]
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # name -> fields of the configuration
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # name of the preset -> fields of the configuration
 
     head: Linear
     head_drop: Dropout
@@ -46,15 +46,15 @@ class Model(Module):
         self.random = random or Random(seed)
 
     def initialisers(self) -> dict[str, Initialiser]:
-        """{pattern of parameter names: distribution}, the first that fits counts; see `minivit.initialisers`."""
+        """{pattern of parameter names: distribution}; the first match applies, see `nn/initialisers.py`."""
         raise NotImplementedError
 
     def initialise(self, only: str = "*") -> None:
-        """Draw anew the parameters whose names fit `only`, from the model's seed."""
+        """Initialise the parameters whose names match the pattern `only`, from the model's seed."""
         initialise(self, self.initialisers(), self.seed, only)
 
     def features(self, images: Any) -> Tensor:
-        """What the head sees of each image: images (B, in_channels, image_size, image_size) -> (B, dim)."""
+        """The input of the head: images (B, in_channels, image_size, image_size) -> (B, dim)."""
         raise NotImplementedError
 
     def forward(self, images: Any) -> Tensor:
@@ -62,9 +62,9 @@ class Model(Module):
         return self.head(self.head_drop(self.features(images)), precise=True)
 
     def begin(self, images: Any) -> Tensor:
-        """The images in the model's dtype, or in bfloat16 if they are, and then all activations are.
+        """Returns the images in the model's dtype; images in bfloat16 stay in it, and so do all activations.
 
-        In training, the dropout layers draw new masks from here on.
+        In training mode, advances the random state, so that dropout layers draw new masks.
         """
         if self.training and self.random.active:
             self.random.advance()
@@ -77,13 +77,13 @@ class Model(Module):
         return Tensor(array.astype(dtype))
 
     def cost(self) -> ModelCost:
-        """The multiply-adds of one image, by layer and in total, and its activations; see `minivit.cost` for what counts."""
+        """The multiply-adds for one image, by layer and in total, and its activations; `nn/cost.py` defines what is counted."""
         return count(self)
 
     def reset_head(self, num_classes: int) -> None:
-        """Give the model a new head for another number of classes, initialised as at the beginning.
+        """Replace the head by a new one for another number of classes, initialised like the first.
 
-        Do it before a Trainer is made, which holds the parameters that are there.
+        Call it before creating a Trainer, which refers to the current parameters.
         """
         self.config = replace(self.config, num_classes=num_classes)
         weight = self.head.weight
@@ -97,19 +97,19 @@ class Model(Module):
         return self
 
     def restart(self, seed: int) -> None:
-        """Begin to train anew, on the CPU: dropout draws by this seed, and what belonged to the weights so far is forgotten."""
+        """Prepare for a new training run: move to the CPU, reseed dropout, and discard data that depends on the current weights."""
         self.to("cpu")
         self.random.state[...] = seed, 0
 
     # ----------------------------------------------------------------------------------------------------------- weights of files
     def rename_foreign(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """`state` under this model's names, where it has those of the authors' code."""
+        """`state` with parameter names of the authors' code, if any, replaced by this model's."""
         return state
 
     def google_names(self, names: Collection[str]) -> dict[str, str] | None:
-        """For each parameter its name in Google's .npz files, which hold these `names`; None for a family without such files.
+        """{parameter name: its name in Google's .npz files}; None for a family without such files. names: the names in the file.
 
-        A name with "{query,key,value}" stands for three arrays that lie in one of the model's.
+        A name with "{query,key,value}" stands for three arrays of the file that form one parameter.
         """
         return None
 
@@ -118,50 +118,50 @@ class Model(Module):
         return state
 
     def metadata(self) -> dict[str, str]:
-        """The text that a file of the weights keeps beside them and the configuration, by name."""
+        """Further metadata of a weights file, as text by key, in addition to the configuration."""
         return {}
 
     def read_metadata(self, metadata: Mapping[str, str]) -> Any:
-        """What `restore` takes, from the `metadata` of a file. Raises UserError where it is damaged."""
+        """Parse the `metadata` of a file into the argument of `restore`. Raises UserError if it is damaged."""
         return None
 
     def restore(self, content: Any, own_file: bool) -> None:
-        """Take the content of `read_metadata` after the weights of the file.
+        """Apply the result of `read_metadata`, after the weights of the file have been loaded.
 
-        own_file: whether the model was made for this file; otherwise the weights may differ from the file's.
+        own_file: whether the model was created from this file; if not, its weights may differ from the file's.
         """
 
     # ----------------------------------------------------------------------------------------------------------------- for pictures
     def backbones(self) -> list[Any]:
-        """The models that one image passes, each with pictures of its own: the stages of a cascade, else the model itself."""
+        """The models to draw separately: the stages of a cascade, otherwise the model itself."""
         return [self]
 
     def patch_filters(self) -> np.ndarray | None:
-        """The weights (dim, in_channels, P, P) that project patches; None where there are none."""
+        """The weights (dim, in_channels, P, P) of the patch projection, or None."""
         embed = getattr(self, "patch_embed", None)
         return None if embed is None else embed.proj.weight.numpy()
 
     def position_embedding(self) -> tuple[np.ndarray, int] | None:
-        """The position embeddings (grid², dim) of the patches, and their grid; None where there are none."""
+        """The position embeddings (grid², dim) of the patches and their grid size, or None."""
         return None
 
     def token_mixing_weights(self) -> list[np.ndarray]:
-        """For each block the weights (F, grid²) by which the hidden units of its token-mixing MLP see the patches."""
+        """For each block, the weights (F, grid²) from the patches to the hidden units of its token-mixing MLP."""
         return []
 
 
 class Backbone(Model):
     """A model of blocks over patch tokens, which can be a stage of a cascade.
 
-    A family defines `embed`, `pool` and `blocks`; each block takes tokens (B, N, dim) and returns them, and takes
-    `extra` (B, N, extra_channels), where the configuration has extra_channels: more input of its channel MLP. Blocks with attention take
-    `bias` and `return_logits` as ViT's do. Ops that cost multiply-adds run in modules, by whose names `cost` knows the stage.
-    prefix: class tokens before the patches' tokens. grid: patches a side. random: shared with the other stages of a cascade.
+    A family defines `embed`, `pool` and `blocks`. Each block maps tokens (B, N, dim) to tokens and, if the configuration has
+    extra_channels, takes `extra` (B, N, extra_channels), additional input of its channel MLP. Blocks with attention take `bias` and
+    `return_logits` as in ViT. Ops with multiply-adds must run inside modules, because `cost` identifies the stage by module names.
+    prefix: number of class tokens before the patch tokens. grid: patches per side. random: shared with the other stages of a cascade.
     """
 
     config: BackboneConfig
     blocks: list[Any]
-    relation_reuse: Any = None  # a cascade's, and so is each block's feature_reuse
+    relation_reuse: Any = None  # set by a cascade, as is each block's feature_reuse
     prefix: int = 0
     grid: int
 
@@ -170,7 +170,7 @@ class Backbone(Model):
         raise NotImplementedError
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """What the head sees, the final normalisation included: (B, N, dim) -> (B, dim)."""
+        """The input of the head, after the final normalisation: (B, N, dim) -> (B, dim)."""
         raise NotImplementedError
 
     def encode(
@@ -178,24 +178,24 @@ class Backbone(Model):
     ) -> Tensor:
         """The tokens after the last block: images (B, in_channels, S, S) in the model's dtype -> (B, N, dim).
 
-        features, relation: of a cascade, what the stage before hands on (`models/cascade/dynamic.py`). logits: a list to which the scaled
-        attention logits (B, H, N, N) of each block are appended, with the bias that the relation adds to them.
+        features, relation: in a cascade, the reused data of the previous stage (`models/cascade/dynamic.py`). logits: a list to which the
+        scaled attention logits (B, H, N, N) of each block are appended, including the bias from `relation`.
         """
         biases = repeat(None) if relation is None else self.relation_reuse(relation)
         x = self.embed(images)
         for block, bias in zip(self.blocks, biases):
-            reused: dict[str, Any] = {} if features is None else {"extra": block.feature_reuse(features)}
+            options: dict[str, Any] = {} if features is None else {"extra": block.feature_reuse(features)}
             if bias is not None:
-                reused["bias"] = bias
+                options["bias"] = bias
             if logits is None:
-                x = block(x, **reused)
+                x = block(x, **options)
             else:
-                x, own = block(x, **reused, return_logits=True)
-                logits.append(own)
+                x, block_logits = block(x, **options, return_logits=True)
+                logits.append(block_logits)
         return x
 
     def tokens(self, images: Any) -> Tensor:
-        """The tokens after the last block, the class token first where there is one: images -> (B, N, dim)."""
+        """The tokens after the last block, beginning with the class token if there is one: images -> (B, N, dim)."""
         return self.encode(self.begin(images))
 
     def features(self, images: Any) -> Tensor:

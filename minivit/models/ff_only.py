@@ -1,7 +1,7 @@
 """The feed-forward-only transformer, "Do You Even Need Attention?" (Melas-Kyriazi, 2105.02723), with the names of the author's code.
 
-A Vision Transformer whose attention became an MLP over the tokens; unlike MLP-Mixer, that MLP comes second in a block, its normalisation
-goes over the tokens too, and there are a class token, which it mixes with the others, and position embeddings.
+A Vision Transformer with attention replaced by an MLP over the tokens. Unlike in MLP-Mixer, this MLP comes second in a block, its
+normalisation is over the tokens too, and there are position embeddings and a class token, which is mixed with the others.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from .registry import register
 
 @dataclass(frozen=True)
 class FFOnlyConfig(BackboneConfig):
-    """The defaults are the tiny model's."""
+    """The defaults are those of the tiny model."""
 
-    position_grid: int | None = None  # a side of the stored position embeddings; None: that of the patches
+    position_grid: int | None = None  # grid size of the stored position embeddings; None: the grid size of the patches
     dim: int = 192  # channels of a token
     depth: int = 12  # blocks
-    mlp_ratio: float = 4.0  # hidden channels of the channel MLP in units of dim, hidden tokens in tokens
+    mlp_ratio: float = 4.0  # hidden size of the channel MLP in units of dim, and of the token MLP in units of the number of tokens
     drop_rate: float = 0.0  # dropout before the head
     pos_drop_rate: float = 0.0  # dropout after the position embedding
     proj_drop_rate: float = 0.0  # dropout after each layer of both MLPs
-    drop_path_rate: float = 0.0  # stochastic depth of the last block; linear over depth, 0 in the first
+    drop_path_rate: float = 0.0  # stochastic depth of the last block; increases linearly with depth, from 0 in the first
     eps: float = 1e-6  # of every layer normalisation
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"  # exact, or the tanh form
-    init: Literal["timm", "jax", "zeros"] = "timm"  # how weights begin: as in the author's code, as in Google's ViT, or not at all
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"  # exact, or the tanh approximation
+    init: Literal["timm", "jax", "zeros"] = "timm"  # initialisation: as in the author's code, as in Google's ViT, or none
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -51,14 +51,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Block(Module):
     """x += mlp1(norm1(x)) over the channels, then x += mlp2(norm2(x)) over the tokens (section 2): (B, N, C) -> (B, N, C).
 
-    extra: (B, N, extra_channels), appended to the first normalisation's input.
+    extra: (B, N, extra_channels), appended to the input of the first normalisation.
     """
 
     def __init__(self, config: FFOnlyConfig, tokens: int, drop_path_rate: float, random: Random) -> None:
         dim, ratio, drop, dtype = config.dim, config.mlp_ratio, config.proj_drop_rate, config.dtype
-        wide = dim + config.extra_channels
-        self.mlp1 = Mlp(wide, int(dim * ratio), random, config.activation, drop, dtype, out=dim)
-        self.norm1 = LayerNorm(wide, config.eps, dtype)
+        mlp_dim = dim + config.extra_channels
+        self.mlp1 = Mlp(mlp_dim, int(dim * ratio), random, config.activation, drop, dtype, out=dim)
+        self.norm1 = LayerNorm(mlp_dim, config.eps, dtype)
         self.drop_path1 = DropPath(drop_path_rate, random)
         self.mlp2 = TokenMlp(tokens, int(tokens * ratio), random, config.activation, drop, dtype)
         self.norm2 = TokenLayerNorm(tokens, config.eps, dtype)
@@ -72,7 +72,7 @@ class Block(Module):
 
 
 class PositionEncoding(Module):
-    """The position embeddings (1, 1 + grid², dim), the class token's first; those of the patches resized bilinearly from the stored grid.
+    """The position embeddings (1, 1 + grid², dim) of the class token and the patches; the latter are resized bilinearly to the grid.
 
     pos_embed is stored as an image, (1, dim, stored, stored).
     """
@@ -93,9 +93,9 @@ class PositionEncoding(Module):
 
 @register
 class FFOnly(Backbone):
-    """The whole model; the head sees the class token.
+    """The complete model; the input of the head is the class token.
 
-    Raises UserError where patch_size does not divide image_size, or mlp_ratio leaves an MLP without hidden units.
+    Raises UserError if patch_size does not divide image_size, or mlp_ratio leaves an MLP without hidden units.
     """
 
     family, Config, presets = "ff_only", FFOnlyConfig, PRESETS
@@ -135,13 +135,13 @@ class FFOnly(Backbone):
                 "*.mlp?.*.bias": normal(1e-6),
             }
         fan_in = config.in_channels * config.patch_size**2
-        small = truncated_normal(0.02)
+        weight_init = truncated_normal(0.02)
         return {
-            "cls_token": small,
-            "pos_encoding.*": small,
+            "cls_token": weight_init,
+            "pos_encoding.*": weight_init,
             "patch_embed.*": uniform(fan_in**-0.5),
-            "*.mlp?.*.weight": small,
-            "head.weight": small,
+            "*.mlp?.*.weight": weight_init,
+            "head.weight": weight_init,
         }
 
     def embed(self, images: Tensor) -> Tensor:

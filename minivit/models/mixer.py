@@ -21,7 +21,7 @@ from .registry import register
 
 @dataclass(frozen=True)
 class MixerConfig(BackboneConfig):
-    """The defaults are Mixer-S/16's."""
+    """The defaults are those of Mixer-S/16."""
 
     dim: int = 512  # channels of a token
     depth: int = 8  # blocks
@@ -31,8 +31,8 @@ class MixerConfig(BackboneConfig):
     proj_drop_rate: float = 0.0  # dropout after each layer of both MLPs
     drop_path_rate: float = 0.0  # stochastic depth, the same in every block and for both MLPs
     eps: float = 1e-6  # of every layer normalisation
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"  # exact, or the tanh form, which Google's weights expect
-    init: Literal["timm", "jax", "zeros"] = "timm"  # how weights begin: as in timm, as in Google's code, or not at all
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"  # exact, or the tanh approximation, which Google's weights expect
+    init: Literal["timm", "jax", "zeros"] = "timm"  # initialisation: as in timm, as in Google's code, or none
 
     @classmethod
     def stage_defaults(cls, decided: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,7 +56,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Block(Module):
     """x += mlp(norm(x)) over the tokens, then over the channels (section 2, equation 1): (B, N, C) -> (B, N, C).
 
-    extra: (B, N, extra_channels), appended to the second normalisation's input.
+    extra: (B, N, extra_channels), appended to the input of the second normalisation.
     """
 
     def __init__(self, config: MixerConfig, tokens: int, random: Random) -> None:
@@ -64,9 +64,9 @@ class Block(Module):
         self.norm1 = LayerNorm(dim, config.eps, dtype)
         self.mlp_tokens = TokenMlp(tokens, config.token_hidden or max(1, dim // 2), random, config.activation, drop, dtype)
         self.drop_path1 = DropPath(config.drop_path_rate, random)
-        wide = dim + config.extra_channels
-        self.norm2 = LayerNorm(wide, config.eps, dtype)
-        self.mlp_channels = Mlp(wide, config.channel_hidden or 4 * dim, random, config.activation, drop, dtype, out=dim)
+        mlp_dim = dim + config.extra_channels
+        self.norm2 = LayerNorm(mlp_dim, config.eps, dtype)
+        self.mlp_channels = Mlp(mlp_dim, config.channel_hidden or 4 * dim, random, config.activation, drop, dtype, out=dim)
         self.drop_path2 = DropPath(config.drop_path_rate, random)
 
     def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
@@ -83,9 +83,9 @@ class Block(Module):
 
 @register
 class Mixer(Backbone):
-    """The whole model; the mean over tokens comes after the final normalisation.
+    """The complete model; the mean over tokens follows the final normalisation.
 
-    Raises UserError where patch_size does not divide image_size.
+    Raises UserError if patch_size does not divide image_size.
     """
 
     family, Config, presets = "mixer", MixerConfig, PRESETS

@@ -1,4 +1,4 @@
-"""Position embeddings on another grid, by the weights of `kernels/resample.py`: a resized checkpoint computes what it computes in timm."""
+"""Resizing of position embeddings with the weights of `kernels/resample.py`: a resized checkpoint gives the same outputs as in timm."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..kernels.resample import axis_matrix, resample_grid
 
 
 def resize(positions: np.ndarray, grid: int, prefix: int, method: str) -> np.ndarray:
-    """Positions (1, prefix + old², C) -> (1, prefix + grid², C); the `prefix` first, of class tokens and the like, stay as they are.
+    """Resize positions (1, prefix + old², C) -> (1, prefix + grid², C); the first `prefix` (class tokens) are unchanged.
 
-    method: of `axis_matrix`; timm resizes by "bicubic_antialias", Google's files by "bilinear", DeiT and T2T by "bicubic".
-    Raises UserError where the others are no square.
+    method: of `axis_matrix`; timm uses "bicubic_antialias", Google's code "bilinear", DeiT and T2T "bicubic".
+    Raises UserError if the number of the others is not a square.
     """
     number = positions.shape[1] - prefix
     old = isqrt(max(number, 0))

@@ -1,4 +1,4 @@
-"""The families and presets by name."""
+"""The registry of families and presets by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ M = TypeVar("M", bound=type[Model])
 
 
 def register(model: M) -> M:
-    """Class decorator: `create_model` finds the family and its presets from now on. Raises ValueError for a name that is taken."""
+    """Class decorator that makes a family and its presets available to `create_model`. Raises ValueError for a name in use."""
     for name in (model.family, *model.presets):
         if name in FAMILIES or name in PRESETS:
             raise ValueError(f"there is a model named {name!r} already")

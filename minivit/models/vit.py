@@ -23,24 +23,24 @@ from .registry import register
 
 @dataclass(frozen=True)
 class ViTConfig(BackboneConfig):
-    """The defaults are ViT-B/16's."""
+    """The defaults are those of ViT-B/16."""
 
     dim: int = 768  # channels of a token
     depth: int = 12  # blocks
     heads: int = 12  # attention heads of a block; divides dim
     mlp_ratio: float = 4.0  # hidden channels of a block's MLP, in units of dim
     qkv_bias: bool = True  # whether the projection to q, k and v has a bias
-    pool: Literal["cls", "mean"] = "cls"  # what the head sees: the class token, or the mean of the patches' tokens
-    class_token: bool = True  # whether there is one; pool="cls" needs it
-    layer_scale: float | None = None  # initial factor of each residual branch (2103.17239); None: no factors
+    pool: Literal["cls", "mean"] = "cls"  # input of the head: the class token, or the mean of the patch tokens
+    class_token: bool = True  # whether there is a class token; required by pool="cls"
+    layer_scale: float | None = None  # initial factor of each residual branch (2103.17239); None: no LayerScale
     drop_rate: float = 0.0  # dropout before the head
     pos_drop_rate: float = 0.0  # dropout after the position embedding
     proj_drop_rate: float = 0.0  # dropout after the attention's projection and each layer of the MLP
     attn_drop_rate: float = 0.0  # dropout of attention probabilities
-    drop_path_rate: float = 0.0  # stochastic depth of the last block; linear over depth, 0 in the first
+    drop_path_rate: float = 0.0  # stochastic depth of the last block; increases linearly with depth, from 0 in the first
     eps: float = 1e-6  # of every layer normalisation
-    activation: Literal["gelu", "gelu_tanh"] = "gelu"  # exact, or the tanh form, which Google's weights expect
-    init: Literal["timm", "jax", "zeros"] = "timm"  # how weights begin: as in timm, as in Google's code, or not at all
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"  # exact, or the tanh approximation, which Google's weights expect
+    init: Literal["timm", "jax", "zeros"] = "timm"  # initialisation: as in timm, as in Google's code, or none
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,8 +71,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Block(Module):
     """x += attention(norm(x)); x += mlp(norm(x)) (section 3.1, equations 2 and 3): (B, N, C) -> (B, N, C).
 
-    extra: (B, N, extra_channels), appended to the second normalisation's input. bias (B, H, N, N) is added to the scaled attention logits;
-    with return_logits these come back too, after the tokens.
+    extra: (B, N, extra_channels), appended to the input of the second normalisation. bias: (B, H, N, N), added to the scaled attention
+    logits. return_logits: also return these logits, after the tokens.
     """
 
     def __init__(self, config: ViTConfig, drop_path_rate: float, random: Random) -> None:
@@ -81,15 +81,15 @@ class Block(Module):
         self.attn = Attention(dim, config.heads, random, config.qkv_bias, config.attn_drop_rate, config.proj_drop_rate, dtype)
         self.ls1 = None if config.layer_scale is None else LayerScale(dim, config.layer_scale, dtype)
         self.drop_path1 = DropPath(drop_path_rate, random)
-        wide = dim + config.extra_channels
-        self.norm2 = LayerNorm(wide, config.eps, dtype)
-        self.mlp = Mlp(wide, int(dim * config.mlp_ratio), random, config.activation, config.proj_drop_rate, dtype, out=dim)
+        mlp_dim = dim + config.extra_channels
+        self.norm2 = LayerNorm(mlp_dim, config.eps, dtype)
+        self.mlp = Mlp(mlp_dim, int(dim * config.mlp_ratio), random, config.activation, config.proj_drop_rate, dtype, out=dim)
         self.ls2 = None if config.layer_scale is None else LayerScale(dim, config.layer_scale, dtype)
         self.drop_path2 = DropPath(drop_path_rate, random)
 
     def forward(self, x: Tensor, extra: Tensor | None = None, bias: Tensor | None = None, return_logits: bool = False) -> Any:
-        given = self.attn(self.norm1(x), bias, return_logits)
-        branch, logits = given if return_logits else (given, None)
+        result = self.attn(self.norm1(x), bias, return_logits)
+        branch, logits = result if return_logits else (result, None)
         branch = self.drop_path1(self.ls1(branch) if self.ls1 else branch)
         if extra is None:
             x, y = self.norm2.add(x, branch)
@@ -106,10 +106,10 @@ class Block(Module):
 
 @register
 class ViT(Backbone):
-    """The whole model.
+    """The complete model.
 
-    Mean pooling is timm's: it leaves the class token out, and the final normalisation comes after it, under the name `fc_norm`.
-    Raises UserError where heads does not divide dim, or patch_size image_size.
+    Mean pooling follows timm: it excludes the class token and precedes the final normalisation, which is then named `fc_norm`.
+    Raises UserError if heads does not divide dim, or patch_size does not divide image_size.
     """
 
     family, Config, presets = "vit", ViTConfig, PRESETS
@@ -140,7 +140,7 @@ class ViT(Backbone):
         config = self.config
         if config.init == "zeros":
             return {}
-        if config.init == "jax":  # Google's Dense layers see q, k and v one by one
+        if config.init == "jax":  # Google's code initialises q, k and v separately
             return {
                 "pos_embed": normal(0.02),
                 "patch_embed.proj.weight": lecun_normal,
@@ -150,14 +150,14 @@ class ViT(Backbone):
                 "*.mlp.*.bias": normal(1e-6),
             }
         fan_in = config.in_channels * config.patch_size**2
-        small = truncated_normal(0.02)
+        weight_init = truncated_normal(0.02)
         return {
             "cls_token": normal(1e-6),
-            "pos_embed": small,
+            "pos_embed": weight_init,
             "patch_embed.*": uniform(fan_in**-0.5),
-            "*.attn.*.weight": small,
-            "*.mlp.*.weight": small,
-            "head.weight": small,
+            "*.attn.*.weight": weight_init,
+            "*.mlp.*.weight": weight_init,
+            "head.weight": weight_init,
         }
 
     def embed(self, images: Tensor) -> Tensor:
@@ -179,9 +179,9 @@ class ViT(Backbone):
         )
 
     def resize(self, image_size: int) -> None:
-        """Take images of another size from now on: the position embedding is resized as timm does, bicubic with antialiasing.
+        """Change the input size: the position embedding is resized as in timm, bicubic with antialiasing.
 
-        Do it before a Trainer is made, which holds the parameters there are. Raises UserError where patch_size does not divide image_size.
+        Call it before creating a Trainer, which refers to the current parameters. Raises UserError if patch_size does not divide the size.
         """
         config = replace(self.config, image_size=image_size)
         embed = self._patch_embed(config)
@@ -190,14 +190,14 @@ class ViT(Backbone):
         self.config, self.patch_embed, self.grid = config, embed, embed.grid
 
     def resize_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
-        given = state.get("pos_embed")
-        if given is None or given.ndim != 3 or given.shape[1] == self.pos_embed.shape[1]:
+        pos_embed = state.get("pos_embed")
+        if pos_embed is None or pos_embed.ndim != 3 or pos_embed.shape[1] == self.pos_embed.shape[1]:
             return state
-        return state | {"pos_embed": positions.resize(given, self.patch_embed.grid, self.config.class_token, method)}
+        return state | {"pos_embed": positions.resize(pos_embed, self.patch_embed.grid, self.config.class_token, method)}
 
     def google_names(self, names: Collection[str]) -> dict[str, str]:
-        released = "Transformer/encoderblock_0/LayerNorm_2/scale" in names  # big_vision counts each kind of layer from 0
-        attention, norm2, mlp = (1, 2, 3) if released else (0, 1, 0)
+        is_original = "Transformer/encoderblock_0/LayerNorm_2/scale" in names  # big_vision numbers each kind of layer from 0
+        attention, norm2, mlp = (1, 2, 3) if is_original else (0, 1, 0)
         position = "pos_embedding" if "pos_embedding" in names else "Transformer/posembed_input/pos_embedding"
         table = ({"cls_token": "cls"} if self.config.class_token else {}) | {"pos_embed": position}
         for i in range(self.config.depth):
@@ -207,8 +207,8 @@ class ViT(Backbone):
             table |= dense(f"{ours}.attn.proj", f"{theirs}/MultiHeadDotProductAttention_{attention}/out")
             for k in (0, 1):
                 table |= dense(f"{ours}.mlp.fc{k + 1}", f"{theirs}/MlpBlock_{mlp}/Dense_{k}")
-        last = "norm" if self.norm else "fc_norm"
-        return table | dense("patch_embed.proj", "embedding") | norm(last, "Transformer/encoder_norm") | dense("head", "head")
+        final_norm = "norm" if self.norm else "fc_norm"
+        return table | dense("patch_embed.proj", "embedding") | norm(final_norm, "Transformer/encoder_norm") | dense("head", "head")
 
     def position_embedding(self) -> tuple[np.ndarray, int]:
         return self.pos_embed.numpy()[0, self.prefix :], self.grid

@@ -1,1 +1,1 @@
-"""Whether gradients are right and kernels accurate."""
+"""Checks of gradients and of the accuracy of kernels."""

@@ -1,7 +1,4 @@
-"""Whether gradients are right and kernels accurate, on this machine: for every op, and for a model.
-
-`differences.py` checks gradients, `numerics.py` accuracy.
-"""
+"""Checks of every op and of models on this machine: correctness of gradients (`differences.py`) and accuracy (`numerics.py`)."""
 
 from __future__ import annotations
 
@@ -28,13 +25,13 @@ from .result import CheckResult
 
 @dataclass(frozen=True)
 class Report:
-    """A line of the table that `minivit gradcheck` prints.
+    """One row of the table printed by `minivit gradcheck`.
 
     name: the op or model; backend: "cpu", "reference", ...; dtype: "float64", "float32" or "bfloat16".
-    against: "differences" (the gradients' check) or "reference" (the accuracy of results and gradients).
-    directions, elements: how many were tried (of arrays compared with the reference, all elements are).
-    worst: the largest relative error. A gradient's is relative to its own size, that of the largest element for "reference".
-    failure: "" where it passed; else where it failed first, and both values.
+    against: "differences" (check of gradients) or "reference" (accuracy of results and gradients).
+    directions, elements: the number that was checked (all elements of arrays compared with the reference).
+    worst: the largest error, relative to the size of the gradient or, for "reference", to the largest element of the array.
+    failure: "" if the check passed; otherwise the location of the first failure and both values.
     """
 
     name: str
@@ -54,7 +51,7 @@ class Report:
 def check_gradients(
     sample: Sample, implementation: str, rng: np.random.Generator, directions: int, elements: int, result: CheckResult
 ) -> None:
-    """An op's backward against central differences of its forward, both of one implementation, in float64."""
+    """Check an op's backward against central differences of its forward, both of the same implementation, in float64."""
     weights = sample.weights(rng)
     present = [n for n, w in weights.items() if w is not None]
     gradients = sample.backward(implementation, sample.forward(implementation), weights)
@@ -85,11 +82,11 @@ def check_op(
     directions: int = 2,
     work: float = 2e7,
 ) -> list[Report]:
-    """Check one implementation of an op on its cases (or these), with large ones shrunk: gradients in float64, accuracy in every dtype.
+    """Check one implementation of an op on its cases (or on `cases`), large ones shrunk: gradients in float64, accuracy in every dtype.
 
-    work: about how many operations the element-by-element differences of one input of one case may take (at least 2 and at most 100
-    elements are tried). Returns a Report each for gradients, float64, float32 and bfloat16; the first alone for the reference, and not for
-    an op without backward; the last not for an op without activations.
+    work: approximate number of operations for the element-wise differences of one input of one case (2 to 100 elements are checked).
+    Returns one Report each for gradients and the accuracy in float64, float32 and bfloat16. The reference has only the first, an op without
+    backward does not have the first, and an op without activations does not have the last.
     """
     gradients, accuracies = CheckResult(), {np.dtype(t): CheckResult() for t in (np.float64, np.float32, BFLOAT16)}
     for case in op.cases if cases is None else cases:
@@ -103,44 +100,46 @@ def check_op(
                     check_accuracy(sample, implementation, rng, accuracy, accumulate=True)
             if op.backward and dtype == np.float64:
                 shapes = [None if a is None else a.shape for a in sample.inputs.values()]
-                touched = sum(prod(s) for s in shapes if s is not None)
-                effort = op.cost(*shapes, *sample.constants.values()).forward + 20 * touched  # an element moved costs about 20 operations
-                elements = int(np.clip(work / effort, 2, 100))
+                total_size = sum(prod(s) for s in shapes if s is not None)
+                operations = (
+                    op.cost(*shapes, *sample.constants.values()).forward + 20 * total_size
+                )  # copying an element costs about 20 operations
+                elements = int(np.clip(work / operations, 2, 100))
                 check_gradients(sample, implementation, rng, directions, elements, gradients)
     rows = [("float64", "differences", gradients)] if op.backward else []
     rows += [(str(dtype), "reference", accuracy) for dtype, accuracy in accuracies.items() if accuracy.elements]
-    return [Report(op.name, implementation, dtype, against, t.directions, t.elements, t.worst, t.failure) for dtype, against, t in rows]
+    return [Report(op.name, implementation, dtype, against, r.directions, r.elements, r.worst, r.failure) for dtype, against, r in rows]
 
 
 def check_model(model: Module, images: np.ndarray, *, name: str = "model", seed: int = 0, directions: int = 3, elements: int = 2) -> Report:
-    """Check the gradients of a float64 model: along directions over all its parameters and the images at once, and at `elements` elements
-    of each.
+    """Check the gradients of a float64 model: along directions over all parameters and the images together, and at `elements` elements of
+    each.
 
-    images: (B, C, H, W). The check is done near the model's weights, not at them, where a zero bias or a small LayerScale would hide
-    a wrong gradient; they are put back. Raises UserError where a parameter is not float64 or two evaluations differ.
+    images: (B, C, H, W). The weights are perturbed for the check and restored afterwards, because a zero bias or a small LayerScale could
+    hide a wrong gradient. Raises UserError if a parameter is not float64 or two evaluations differ.
     """
     rng = np.random.default_rng(seed)
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    other = next((f"{n} is {p.dtype}" for n, p in parameters.items() if p.dtype != np.float64), None)
-    if other:
-        raise UserError(f'gradients are checked in float64: {other}; create the model with dtype="float64"')
+    wrong_dtype = next((f"{n} is {p.dtype}" for n, p in parameters.items() if p.dtype != np.float64), None)
+    if wrong_dtype:
+        raise UserError(f'gradients are checked in float64: {wrong_dtype}; create the model with dtype="float64"')
     images = np.array(images, np.float64)  # (B, C, H, W)
     state = {n: p.data.copy() for n, p in parameters.items()}
 
-    def answer(given: Tensor) -> Tensor:
-        return concatenate(*model.exits(given), axis=1)
+    def output(x: Tensor) -> Tensor:
+        return concatenate(*model.exits(x), axis=1)
 
     def evaluate() -> list[np.ndarray]:
         with no_grad():
-            return [answer(Tensor(images)).numpy().copy()]
+            return [output(Tensor(images)).numpy().copy()]
 
-    outcome = CheckResult()
+    check_result = CheckResult()
     try:
         for p in parameters.values():
             p.data += 0.1 * rng.standard_normal(p.shape)
         source = Tensor(images, requires_grad=True)
         model.zero_grad()
-        result = answer(source)
+        result = output(source)
         weights = rng.standard_normal(result.shape)
         if not np.array_equal(evaluate()[0], result.numpy()):
             raise UserError(f"two evaluations of {name} differ: call model.eval() to switch dropout off")
@@ -148,7 +147,7 @@ def check_model(model: Module, images: np.ndarray, *, name: str = "model", seed:
         leaves = {**parameters, "images": source}
         gradients = {n: np.zeros(t.shape) if t.grad is None else t.grad.numpy().copy() for n, t in leaves.items()}
         compare(
-            outcome,
+            check_result,
             name,
             evaluate,
             [weights],
@@ -162,17 +161,19 @@ def check_model(model: Module, images: np.ndarray, *, name: str = "model", seed:
         model.zero_grad()
         for n, p in parameters.items():
             p.data[...] = state[n]
-    return Report(name, "cpu", "float64", "differences", outcome.directions, outcome.elements, outcome.worst, outcome.failure)
+    return Report(
+        name, "cpu", "float64", "differences", check_result.directions, check_result.elements, check_result.worst, check_result.failure
+    )
 
 
 def check(
     names: Sequence[str] = (), models: Mapping[str, Callable[[], tuple[Module, np.ndarray]]] | None = None, implementation: str = "cpu"
 ) -> Iterator[Report]:
-    """The table of `minivit gradcheck`, line by line as it is computed.
+    """The rows of `minivit gradcheck`, each yielded as soon as it is computed.
 
-    names: of ops and of models; none means every op and every one of `models`.
-    models: a float64 model, in evaluation mode, and images for it, by the model's name, each made when it is its turn.
-    Raises UserError for a name that is neither, before anything is computed.
+    names: names of ops and models; empty: all ops and all of `models`.
+    models: by model name, a function that returns a float64 model in evaluation mode and images for it; it is called when needed.
+    Raises UserError for an unknown name, before anything is computed.
     """
     models = models or {}
     for name in names:

@@ -1,11 +1,12 @@
-"""A gradient against central differences of the function it is of.
+"""Comparison of gradients with central differences.
 
-L = Σ weights·results with fixed random weights; its gradient, as backward gives it, is held against central differences of the same forward
-in float64,
+The gradient of L = Σ weights·results, with fixed random weights, as computed by backward, is compared with central differences of the
+forward in float64,
 
     (L(x + h·v) - L(x - h·v)) / 2h  =  v·dL/dx + O(h²) + O(u / h),      u = 1.1e-16
 
-along random directions v over everything at once, which sees every element a little, and along single elements, which sees a few exactly.
+along random directions v over all inputs together, which depend slightly on every element, and along single elements, which test a few
+elements exactly.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ import numpy as np
 
 from .result import CheckResult
 
-# The step, in units of an input's root mean square, near the optimum (3u)^(1/3) = 7e-6 of a second-order difference: there truncation
-# (h² = 1e-10 times the third derivative over the first) and rounding (u / h = 1e-11) both lie near 1e-10.
+# The step, in units of an input's root mean square, near the optimum (3u)^(1/3) = 7e-6 of a second-order difference, where truncation
+# (h² = 1e-10 times the third derivative over the first) and rounding (u / h = 1e-11) are both of the order of 1e-10.
 STEP = 1e-5
-# What may remain for sums of many terms and sharp curvature, and still far below what any wrong formula causes: a gradient that is wrong in
-# one element of a million, by its own size, moves a direction by 1e-3 of what it is.
+# Allows for sums of many terms and high curvature, and is still far below the error of any wrong formula: a gradient that is wrong in one
+# element of a million, by its own size, changes a directional derivative by a relative 1e-3.
 TOLERANCE = 1e-6
 
 
 def slope(evaluate: Callable[[], Sequence[np.ndarray]], weights: Sequence[np.ndarray], move: Callable[[float], None], step: float) -> float:
-    """The central difference of Σ weights·evaluate() as `move` takes the inputs to -step and +step; it ends at 0.
+    """The central difference of Σ weights·evaluate() between displacements of +step and -step by `move`, which ends at 0.
 
-    Results are subtracted before they are summed: one that does not move adds no rounding error.
+    Results are subtracted before summation, so that unchanged ones add no rounding error.
     """
     move(step)
     above = evaluate()
@@ -37,7 +38,8 @@ def slope(evaluate: Callable[[], Sequence[np.ndarray]], weights: Sequence[np.nda
     return sum(float(np.vdot(w, a - b)) for w, a, b in zip(weights, above, below)) / (2 * step)
 
 
-def _along(arrays: Sequence[np.ndarray], directions: Sequence[np.ndarray]) -> Callable[[float], None]:
+def _along_directions(arrays: Sequence[np.ndarray], directions: Sequence[np.ndarray]) -> Callable[[float], None]:
+    """A function that displaces `arrays` from their current values along `directions`."""
     start = [a.copy() for a in arrays]
 
     def move(distance: float) -> None:
@@ -48,6 +50,7 @@ def _along(arrays: Sequence[np.ndarray], directions: Sequence[np.ndarray]) -> Ca
 
 
 def along_element(array: np.ndarray, index: tuple[int, ...]) -> Callable[[float], None]:
+    """A function that displaces one element of `array` from its current value."""
     start = array[index]
 
     def move(distance: float) -> None:
@@ -67,21 +70,22 @@ def compare(
     directions: int,
     elements: int,
 ) -> None:
-    """Hold `gradients` of Σ weights·evaluate() against central differences.
+    """Compare `gradients` of Σ weights·evaluate() with central differences.
 
-    variables: float64 arrays that `evaluate` reads; they are moved, and put back. elements: of each variable, all where it has no more.
-    A direction's error is relative to what a random direction gives (the gradient's norm); an element's, to itself and the root mean square
-    of its gradient, since an error of another element's order is no fault; either, to at least what rounding may make of a difference.
+    variables: float64 arrays that `evaluate` reads; they are displaced and restored. elements: the number to check of each variable.
+    The error along a direction is relative to the gradient's norm, the expected derivative in a random direction. The error of an element
+    is relative to its own size plus the root mean square of the gradient, since errors of the order of other elements are acceptable. Both
+    allow for the rounding of the difference.
     """
     arrays = list(variables.values())
     scales = [_rms(a) or 1.0 for a in arrays]
     rounding = _rounding(evaluate, weights, arrays, scales, rng) / STEP
     for _ in range(directions):
         vectors = [scale * rng.standard_normal(a.shape) for a, scale in zip(arrays, scales)]
-        difference = slope(evaluate, weights, _along(arrays, vectors), STEP)
-        given = sum(float(np.vdot(v, gradients[n])) for n, v in zip(variables, vectors))
+        difference = slope(evaluate, weights, _along_directions(arrays, vectors), STEP)
+        derivative = sum(float(np.vdot(v, gradients[n])) for n, v in zip(variables, vectors))
         norm = sum(float(np.vdot(gradients[n], gradients[n])) * scale**2 for n, scale in zip(variables, scales)) ** 0.5
-        _judge(result, given, difference, norm, rounding, f"{what}: along a direction over {', '.join(variables)}")
+        _record(result, derivative, difference, norm, rounding, f"{what}: along a direction over {', '.join(variables)}")
         result.directions += 1
     for (name, array), scale in zip(variables.items(), scales):
         size = _rms(gradients[name])
@@ -89,12 +93,12 @@ def compare(
         for position in chosen:
             index = tuple(int(i) for i in np.unravel_index(position, array.shape))
             difference = slope(evaluate, weights, along_element(array, index), STEP * scale)
-            given = float(gradients[name][index])
-            _judge(
+            derivative = float(gradients[name][index])
+            _record(
                 result,
-                given,
+                derivative,
                 difference,
-                size + max(abs(given), abs(difference)),
+                size + max(abs(derivative), abs(difference)),
                 rounding / scale,
                 f"{what}: d{name}[{', '.join(map(str, index))}]",
             )
@@ -108,24 +112,24 @@ def _rounding(
     scales: Sequence[float],
     rng: np.random.Generator,
 ) -> float:
-    """By about how much roundings change Σ weights·evaluate().
+    """The approximate rounding error of Σ weights·evaluate().
 
-    A result carries the roundings of its own size, those of the numbers it was made of even where it is 0, and what becomes of one
-    rounding of every argument on its way through: a deep model's grow. Twice that, since a difference has two ends.
+    It consists of the rounding of each result (at least that of its operands, even if the result is 0), and of the propagated effect of one
+    rounding of every argument, which grows in a deep model; the latter twice, because a difference has two ends.
     """
     unit = float(np.finfo(np.float64).eps)
     results = evaluate()
-    own = sum(float(np.sum(w**2 * (r**2 + max(scales) ** 2))) for w, r in zip(weights, results)) ** 0.5
-    move = _along(arrays, [a * rng.choice((-1.0, 1.0), a.shape) for a in arrays])
+    result_error = sum(float(np.sum(w**2 * (r**2 + max(scales) ** 2))) for w, r in zip(weights, results)) ** 0.5
+    move = _along_directions(arrays, [a * rng.choice((-1.0, 1.0), a.shape) for a in arrays])
     move(unit)
-    moved = sum(float(np.sum((w * (r - other)) ** 2)) for w, r, other in zip(weights, results, evaluate())) ** 0.5
+    propagated = sum(float(np.sum((w * (r - other)) ** 2)) for w, r, other in zip(weights, results, evaluate())) ** 0.5
     move(0.0)
-    return unit * own + 2 * moved
+    return unit * result_error + 2 * propagated
 
 
-def _judge(result: CheckResult, given: float, difference: float, size: float, rounding: float, where: str) -> None:
-    error = abs(given - difference) / (size + rounding / TOLERANCE or 1.0)
-    result.note(error, error <= TOLERANCE, f"{where}: backward gives {given:.10g}, the central difference {difference:.10g}")
+def _record(result: CheckResult, derivative: float, difference: float, size: float, rounding: float, where: str) -> None:
+    error = abs(derivative - difference) / (size + rounding / TOLERANCE or 1.0)
+    result.note(error, error <= TOLERANCE, f"{where}: backward gives {derivative:.10g}, the central difference {difference:.10g}")
 
 
 def _rms(array: np.ndarray) -> float:

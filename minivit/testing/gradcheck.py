@@ -1,4 +1,4 @@
-"""`gradcheck`: whether the gradient of a function of tensors is right, as torch.autograd.gradcheck tells it."""
+"""`gradcheck`: verify the gradient of a function of tensors, like torch.autograd.gradcheck."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ class GradientError(RuntimeError):
 def gradcheck(function: Callable[..., Tensor], inputs: Any, *, eps: float = 1e-6, rtol: float = 1e-5, atol: float = 1e-7) -> bool:
     """Check a function's gradient, element by element, against central differences of step `eps`.
 
-    function: takes a Tensor an input (an array of integers is handed over as it is) and returns a Tensor of any shape, which is
-        contracted with fixed random weights.
-    inputs: an array or Tensor, or a sequence of them, in float64. Arrays of floats are checked, and Tensors with requires_grad.
-    Returns True where each |backward - difference| <= atol + rtol·|difference|, as torch.autograd.gradcheck.
-    Raises GradientError naming the first input and index that differ and both values, or where two calls of the function differ;
-    UserError where an input is not float64 or there is nothing to check.
+    function: takes one Tensor per input (integer arrays are passed unchanged) and returns a Tensor of any shape, which is contracted with
+        fixed random weights.
+    inputs: an array or Tensor, or a sequence of them, in float64. Arrays of floats and Tensors with requires_grad are checked.
+    Returns True if every |backward - difference| <= atol + rtol·|difference|, as in torch.autograd.gradcheck.
+    Raises GradientError with the first differing input, its index and both values, or if two calls of the function differ;
+    UserError if an input is not float64 or there is nothing to check.
     """
-    given = [inputs] if isinstance(inputs, (Tensor, np.ndarray)) else list(inputs)
-    wanted = [t.requires_grad if isinstance(t, Tensor) else np.asarray(t).dtype.kind == "f" for t in given]
-    arrays = [np.array(t.data if isinstance(t, Tensor) else t, order="C") for t in given]
+    input_list = [inputs] if isinstance(inputs, (Tensor, np.ndarray)) else list(inputs)
+    requires_grad = [t.requires_grad if isinstance(t, Tensor) else np.asarray(t).dtype.kind == "f" for t in input_list]
+    arrays = [np.array(t.data if isinstance(t, Tensor) else t, order="C") for t in input_list]
     for i, a in enumerate(arrays):
         if a.dtype.kind == "f" and a.dtype != np.float64:
             raise UserError(f'gradcheck needs float64: input {i} is {a.dtype}; convert it with astype("float64")')
-    if not any(wanted):
+    if not any(requires_grad):
         raise UserError("gradcheck has nothing to check: no input is an array of floats or a Tensor with requires_grad=True")
 
-    def call() -> tuple[list, Tensor]:
-        sources = [Tensor(a.copy(), requires_grad=w) if a.dtype.kind == "f" else a for a, w in zip(arrays, wanted)]
+    def call() -> tuple[list[Any], Tensor]:
+        sources = [Tensor(a.copy(), requires_grad=w) if a.dtype.kind == "f" else a for a, w in zip(arrays, requires_grad)]
         result = function(*sources)
         if not isinstance(result, Tensor):
             raise TypeError(f"gradcheck: the function must return a Tensor, not {type(result).__name__}")
@@ -55,7 +55,7 @@ def gradcheck(function: Callable[..., Tensor], inputs: Any, *, eps: float = 1e-6
     weights = np.random.default_rng(0).standard_normal(result.shape)
     result.backward(weights)
     for i, (source, array) in enumerate(zip(sources, arrays)):
-        if not wanted[i]:
+        if not requires_grad[i]:
             continue
         gradient = np.zeros(array.shape) if source.grad is None else source.grad.numpy()
         for index in np.ndindex(array.shape):

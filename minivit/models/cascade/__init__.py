@@ -1,1 +1,1 @@
-"""Cascades: a model with several exits, the thresholds by which an image stops early, and how these are sought."""
+"""Cascades: models with several exits, the thresholds for exiting early, and their optimisation."""

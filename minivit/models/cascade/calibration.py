@@ -1,5 +1,5 @@
-"""What a cascade knows of its own thresholds: for each of several budgets which, what they did on the images they were found on, and for
-which weights they hold. It is saved with the model. `minivit.calibrating` finds them."""
+"""The calibration of a cascade, saved with the model: thresholds for several budgets, their results on the calibration images, and a
+fingerprint of the weights that they are valid for. `minivit.calibrate` computes it."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from ...errors import UserError, nearest
 from ...nn.module import Module
 from .thresholds import Thresholds, meets
 
-UNITS = ("macs", "ms", "share")  # multiply-adds; milliseconds; of the multiply-adds of all exits together
+UNITS = ("macs", "ms", "share")  # multiply-adds; milliseconds; fraction of the multiply-adds up to the last exit
 METHODS = ("exact", "sweep")
 CONFIDENCES = ("max", "entropy", "margin")
 
 
 def check_choice(what: str, value: Any, known: Iterable[str]) -> None:
-    """Raises UserError, with the nearest known value, for one that is not known."""
+    """Raises UserError, with the nearest known values, if `value` is not in `known`."""
     if value not in known:
         raise UserError(f"unknown {what} {value!r}{nearest(str(value), known)}: choose {', '.join(known)}")
 
 
 def confidence(logits: np.ndarray, kind: str = "max") -> np.ndarray:
-    """How sure logits (..., K) are of a class, in 0..1 and in their dtype: (...).
+    """The confidence of logits (..., K), in 0..1 and in their dtype: (...).
 
-    kind: "max", the largest probability p; "entropy", one less the entropy over its largest value log K; "margin", (p - q) / (p + q) with
-    the second largest q, which orders images by the logarithm of p / q, whatever the other classes share. Raises UserError for another.
+    kind: "max", the largest probability p; "entropy", 1 - entropy / log K; "margin", (p - q) / (p + q) with the second largest probability
+    q, which orders images by log(p / q), independent of the other classes. Raises UserError for another kind.
     """
     check_choice("confidence", kind, CONFIDENCES)
     classes = logits.shape[-1]
     if classes == 1:
         return np.ones_like(logits[..., 0])
-    shifted = logits - logits.max(-1, keepdims=True)  # (..., K), 0 at most
+    shifted = logits - logits.max(-1, keepdims=True)  # (..., K), at most 0
     powers = np.exp(shifted)
     total = powers.sum(-1)  # (...), 1..K
     if kind == "max":
@@ -51,19 +51,19 @@ def confidence(logits: np.ndarray, kind: str = "max") -> np.ndarray:
 
 
 def describe_cost(value: float, unit: str, short: bool = False) -> str:
-    """A cost as a user reads it: "1.2 M multiply-adds", "0.31 ms an image", "25 % of all multiply-adds", or short "1.2 M", ..."""
+    """A cost as text for users: "1.2 M multiply-adds", "0.31 ms an image", "25 % of all multiply-adds"; short: "1.2 M", ..."""
     if unit == "ms":
-        number, what = f"{value:.3g} ms", "an image"
+        number, suffix = f"{value:.3g} ms", "an image"
     elif unit == "share":
-        number, what = f"{100 * value:.3g} %", "of all multiply-adds"
+        number, suffix = f"{100 * value:.3g} %", "of all multiply-adds"
     else:
         scale, letter = (1e9, " G") if value >= 1e9 else (1e6, " M") if value >= 1e3 else (1, "")
-        number, what = f"{value / scale:.4g}{letter}", "multiply-adds"
-    return number if short else f"{number} {what}"
+        number, suffix = f"{value / scale:.4g}{letter}", "multiply-adds"
+    return number if short else f"{number} {suffix}"
 
 
 def check_feasible(budgets: Iterable[float], costs: Sequence[float], unit: str) -> None:
-    """Raises UserError for a budget that is below the cost of the first exit, so that no thresholds meet it."""
+    """Raises UserError for a budget below the cost of the first exit, which no thresholds can meet."""
     for budget in budgets:
         if not meets(costs[0], budget):
             raise UserError(
@@ -74,7 +74,7 @@ def check_feasible(budgets: Iterable[float], costs: Sequence[float], unit: str) 
 
 
 def check_budget(budget: Any, unit: str) -> float:
-    """The budget as a float; raises UserError where it is no number above 0, or a share above 1."""
+    """The budget as a float. Raises UserError if it is not a number above 0, or is a share above 1."""
     number = float(budget) if isinstance(budget, Real) and not isinstance(budget, bool) else 0.0
     if not (isfinite(number) and number > 0):
         raise UserError(f"a budget must be a number above 0, got {budget!r}")
@@ -86,47 +86,47 @@ def check_budget(budget: Any, unit: str) -> float:
 # ---------------------------------------------------------------------------------------------------------------------- calibration
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds of a cascade with K exits for each of several budgets. An image takes the first exit whose confidence is at least its
-    threshold; a threshold above 1 lets none stop. All tuples by budget are in the order of `budgets`."""
+    """Thresholds of a cascade with K exits, for each of several budgets. An image leaves at the first exit whose confidence is at least the
+    exit's threshold; at a threshold above 1 none leaves. All tuples by budget are in the order of `budgets`."""
 
     unit: str  # of budgets and costs: one of UNITS
     method: str  # one of METHODS
     confidence: str  # one of CONFIDENCES
-    budgets: tuple[float, ...]  # largest mean cost of an image, ascending
+    budgets: tuple[float, ...]  # maximum mean cost per image, ascending
     thresholds: tuple[Thresholds, ...]  # by budget: of the exits 1..K-1
-    accuracies: tuple[float, ...]  # by budget, 0..1, on the images of the calibration; so are the next two
-    mean_costs: tuple[float, ...]  # by budget
-    exit_shares: tuple[tuple[float, ...], ...]  # by budget: of the images, for each exit
-    costs: tuple[float, ...]  # by exit: of an image that takes it, all exits before it included
-    macs: tuple[float, ...]  # by exit: the same in multiply-adds
-    exit_accuracies: tuple[float, ...]  # by exit: if all images took it
-    images: int  # of the calibration
-    fingerprint: str  # of the weights that the thresholds belong to
-    measured: str = ""  # where milliseconds were, and in which batches
+    accuracies: tuple[float, ...]  # by budget: accuracy (0..1) on the calibration images
+    mean_costs: tuple[float, ...]  # by budget: mean cost of the calibration images
+    exit_shares: tuple[tuple[float, ...], ...]  # by budget: fraction of the calibration images that leaves at each exit
+    costs: tuple[float, ...]  # by exit: cumulative cost of an image that leaves there
+    macs: tuple[float, ...]  # by exit: cumulative multiply-adds of an image that leaves there
+    exit_accuracies: tuple[float, ...]  # by exit: accuracy if all images leave there
+    images: int  # number of calibration images
+    fingerprint: str  # of the weights that the thresholds are valid for
+    measured: str = ""  # the machine and batch size for a unit of milliseconds
 
     def for_budget(self, budget: float) -> Thresholds:
-        """The thresholds of the largest budget that is not above this one.
+        """The thresholds for the largest calibrated budget that does not exceed `budget`.
 
-        Raises UserError where that is below all budgets of the calibration, or no number above 0.
+        Raises UserError if it is below all calibrated budgets, or not a number above 0.
         """
-        asked = check_budget(budget, self.unit)
-        check_feasible([asked], self.costs, self.unit)
-        met = [thresholds for listed, thresholds in zip(self.budgets, self.thresholds) if meets(listed, asked)]
-        if not met:
+        requested = check_budget(budget, self.unit)
+        check_feasible([requested], self.costs, self.unit)
+        feasible = [thresholds for calibrated, thresholds in zip(self.budgets, self.thresholds) if meets(calibrated, requested)]
+        if not feasible:
             raise UserError(
-                f"there are no thresholds for a budget of {describe_cost(asked, self.unit)}: the calibration's cheapest is "
+                f"there are no thresholds for a budget of {describe_cost(requested, self.unit)}: the calibration's cheapest is "
                 f"{describe_cost(self.budgets[0], self.unit, True)}, its dearest "
                 f"{describe_cost(self.budgets[-1], self.unit, True)}: calibrate the model for this budget too"
             )
-        return met[-1]
+        return feasible[-1]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, which `from_json` reads."""
+        """The fields as values that JSON can represent, for `from_json`."""
         return asdict(self)
 
     @classmethod
     def from_text(cls, text: str) -> Calibration:
-        """Of `to_json`'s values as JSON. Raises UserError where that is damaged."""
+        """The calibration from the JSON text of `to_json()`. Raises UserError if it is damaged."""
         try:
             content = json.loads(text)
         except json.JSONDecodeError as error:
@@ -135,18 +135,18 @@ class Calibration:
 
     @classmethod
     def from_json(cls, content: Any) -> Calibration:
-        """Raises UserError where the content is not what `to_json` gave."""
+        """The calibration from the result of `to_json`. Raises UserError if it is damaged."""
         try:
-            return cls._read(content)
+            return cls._parse(content)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else error
             raise UserError(f"the thresholds that were saved with the model are damaged ({reason}): calibrate it again") from error
 
     @classmethod
-    def _read(cls, content: Mapping[str, Any]) -> Calibration:
-        words: dict[str, Any] = {name: content[name] for name in ("unit", "method", "confidence", "fingerprint", "measured")}
-        for name, known in (("unit", UNITS), ("method", METHODS), ("confidence", CONFIDENCES)):
-            check_choice(name, words[name], known)
+    def _parse(cls, content: Mapping[str, Any]) -> Calibration:
+        texts: dict[str, Any] = {name: content[name] for name in ("unit", "method", "confidence", "fingerprint", "measured")}
+        for name, choices in (("unit", UNITS), ("method", METHODS), ("confidence", CONFIDENCES)):
+            check_choice(name, texts[name], choices)
         budgets, exits = len(content["budgets"]), len(content["costs"])
         shapes = {
             "budgets": (budgets,),
@@ -161,37 +161,37 @@ class Calibration:
         numbers: dict[str, Any] = {name: _numbers(name, content[name], shape) for name, shape in shapes.items()}
         if not budgets or exits < 2 or list(numbers["budgets"]) != sorted(numbers["budgets"]):
             raise ValueError(f"{budgets} budgets, {exits} exits")
-        return cls(**words, **numbers, images=int(content["images"]))
+        return cls(**texts, **numbers, images=int(content["images"]))
 
 
-def _numbers(name: str, value: Any, shape: tuple[int, ...]) -> tuple:
-    """`value` as a tuple, or a tuple of tuples, of finite floats; raises ValueError."""
+def _numbers(name: str, value: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """`value` as a tuple, or a tuple of tuples, of finite floats. Raises ValueError."""
     array = np.asarray(value, np.float64)
     if array.shape != shape or not np.isfinite(array).all():
         raise ValueError(f"{name} has the shape {array.shape}, not {shape}, or is not finite")
     return tuple(map(tuple, array.tolist())) if array.ndim == 2 else tuple(array.tolist())
 
 
-# ------------------------------------------------------------------------------------------------------------- whose thresholds
+# ----------------------------------------------------------------------------------------------------------------- fingerprints
 def fingerprint(model: Module) -> str:
-    """A hash of all weights, with their names and shapes: 32 hexadecimal digits."""
-    found = blake2b(digest_size=16)
+    """A hash of all weights, including their names, shapes and dtypes: 32 hexadecimal digits."""
+    digest = blake2b(digest_size=16)
     for name, parameter in model.named_parameters():
-        found.update(f"{name} {parameter.shape} {parameter.dtype}\n".encode())
-        found.update(np.ascontiguousarray(parameter.numpy()).data)
-    return found.hexdigest()
+        digest.update(f"{name} {parameter.shape} {parameter.dtype}\n".encode())
+        digest.update(np.ascontiguousarray(parameter.numpy()).data)
+    return digest.hexdigest()
 
 
 def fits(calibration: Calibration, model: Module) -> bool:
-    """Whether the thresholds were found for these weights, and this number of exits."""
+    """Whether the calibration is for the weights and the number of exits of this model."""
     return (calibration.fingerprint, len(calibration.costs)) == (fingerprint(model), model.num_exits)
 
 
 def check(calibration: Calibration, model: Module) -> None:
-    """Raises UserError where the thresholds do not fit the model."""
+    """Raises UserError if the calibration is not for this model."""
     if not fits(calibration, model):
-        own, exits = fingerprint(model), model.num_exits
+        model_fingerprint, exits = fingerprint(model), model.num_exits
         raise UserError(
             f"thresholds of another model: they are for {len(calibration.costs)} exits and the weights "
-            f"{calibration.fingerprint[:8]}, and this one has {exits} and {own[:8]}: calibrate it anew"
+            f"{calibration.fingerprint[:8]}, and this one has {exits} and {model_fingerprint[:8]}: calibrate it anew"
         )

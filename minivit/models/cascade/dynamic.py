@@ -1,14 +1,15 @@
-"""Dynamic Vision Transformer: a cascade of models over ever finer grids of patches, with an exit after each (Wang et al., 2105.15075).
+"""Dynamic Vision Transformer: a cascade of models with increasingly fine grids of patches and an exit after each (Wang et al., 2105.15075).
 
-Every stage is a whole backbone with weights of its own that sees the same image in more patches than the one before. From the stage before,
-an image's next stage can reuse
+Every stage is a complete backbone with separate weights; it sees the same image in more patches than the previous stage. A stage can reuse
+from the previous one
 
-    features       the tokens after its last block, before the final norm: each block of the next stage embeds them (LN, D → 128, GELU,
+    features       the tokens after the last block, before the final norm: each block of the next stage embeds them (LN, D → 128, GELU,
                    → 48), upsamples them to its own grid and appends them to the input of its MLP (section 3.3)
-    relationships  the scaled attention logits of all its blocks, with what they reused themselves: an MLP over blocks and heads, then the
-                   upsampling of both token axes, then added to the logits of each block of the next stage (section 3.3)
+    relationships  the scaled attention logits of all blocks, including the logits added by reuse: an MLP over blocks and heads, followed by
+                   upsampling of both token axes; the result is added to the logits of each block of the next stage (section 3.3)
 
-In training all exits count alike and nothing is detached. In use an image stops at the first exit that is sure (`minivit.calibrate`).
+In training all exits have equal weight and nothing is detached. In inference an image leaves at the first exit with sufficient confidence
+(`minivit.calibrate`).
 Parameters: `stages.k.` and the backbone's names, `stages.k.blocks.i.feature_reuse.{0,1.fc1,1.fc2}`, `stages.k.relation_reuse.{0,2}`.
 
 Letters: B batch, N tokens, C channels, L blocks, H heads, u and g the grids of a stage and the next one.
@@ -35,24 +36,24 @@ from ..registry import FAMILIES, register
 from .calibration import Calibration, fits
 
 FEATURE_HIDDEN, FEATURE_CHANNELS = 128, 48  # of each block's embedding of the features (section 3.3)
-SPREAD = 0x9E3779B97F4A7C15  # between the seeds of stages; the first has the model's own
-State = tuple[Tensor | None, ...]  # of one stage for the next: its tokens (B, N, C) and relationships (B, L·H, N, N); () before the first
+SPREAD = 0x9E3779B97F4A7C15  # difference between the seeds of successive stages; the first stage has the model's seed
+State = tuple[Tensor | None, ...]  # data for the next stage: tokens (B, N, C) and relationships (B, L·H, N, N); () for the first stage
 
 
 @dataclass(frozen=True)
 class DVTConfig(Config):
-    """The defaults are DVT-DeiT-S's."""
+    """The defaults are those of DVT-DeiT-S."""
 
     backbone: str = "vit"  # the family of every stage
-    patches: Sequence[Sequence[int]] = ((32, 32, 0), (23, 23, 3), (16, 16, 0))  # (size, stride, padding) in pixels, an exit each
-    feature_reuse: bool = True  # whether a stage sees the features of the one before
-    relationship_reuse: bool = True  # whether its attention starts from the logits of the one before
-    dim: int | Sequence[int] = 384  # channels of a token: of all stages, or of each
-    depth: int | Sequence[int] = 12  # blocks, likewise
-    heads: int | Sequence[int] = 6  # attention heads, likewise; unused by a backbone without attention
+    patches: Sequence[Sequence[int]] = ((32, 32, 0), (23, 23, 3), (16, 16, 0))  # (size, stride, padding) in pixels, one per exit
+    feature_reuse: bool = True  # whether a stage reuses the features of the previous stage
+    relationship_reuse: bool = True  # whether the attention logits of the previous stage are added to those of a stage
+    dim: int | Sequence[int] = 384  # channels of a token, for all stages or for each
+    depth: int | Sequence[int] = 12  # blocks, for all stages or for each
+    heads: int | Sequence[int] = 6  # attention heads, for all stages or for each; unused by a backbone without attention
     mlp_ratio: float = 4.0  # hidden channels of a block's channel MLP, in units of dim
     drop_path_rate: float = 0.0  # stochastic depth of every stage
-    init: Literal["timm", "jax", "zeros"] = "timm"  # how the backbones' weights begin
+    init: Literal["timm", "jax", "zeros"] = "timm"  # initialisation of the backbones
     options: Mapping[str, Any] = field(default_factory=dict)  # further fields of the backbone's configuration
 
     def __post_init__(self) -> None:
@@ -61,7 +62,7 @@ class DVTConfig(Config):
         for name in ("dim", "depth", "heads"):
             object.__setattr__(self, name, _checked_stages(name, getattr(self, name), len(self.patches)))
         family = FAMILIES.get(self.backbone) if isinstance(self.backbone, str) else None
-        backbones = [name for name, known in FAMILIES.items() if issubclass(known, Backbone)]
+        backbones = [name for name, candidate in FAMILIES.items() if issubclass(candidate, Backbone)]
         if family is None or not issubclass(family, Backbone):
             raise UserError(
                 f"backbone must be {' or '.join(map(repr, backbones))}, not {self.backbone!r}{nearest(str(self.backbone), backbones)}"
@@ -70,24 +71,24 @@ class DVTConfig(Config):
             raise UserError(f"relationship_reuse needs attention, which {self.backbone} has not: set relationship_reuse=False")
         if not isinstance(self.options, Mapping):
             raise UserError(f"options must map names of the backbone's options to values, not {self.options!r}")
-        free = [f.name for f in fields(family.Config) if f.name not in self.decided(0)]
+        allowed = [f.name for f in fields(family.Config) if f.name not in self.decided(0)]
         for name in self.options:
-            if name not in free:
+            if name not in allowed:
                 raise UserError(
-                    f"options: {self.backbone} has no option {name!r} to set here{nearest(name, free)}; it has {', '.join(free)}"
+                    f"options: {self.backbone} has no option {name!r} to set here{nearest(name, allowed)}; it has {', '.join(allowed)}"
                 )
         object.__setattr__(self, "options", dict(self.options))
 
     def decided(self, k: int) -> dict[str, Any]:
-        """The fields of the k-th stage's configuration that this one decides."""
-        known = {f.name for f in fields(FAMILIES[self.backbone].Config)}
+        """The fields of the k-th stage's configuration that are set by the cascade's configuration."""
+        field_names = {f.name for f in fields(FAMILIES[self.backbone].Config)}
         size, stride, padding = self.patches[k]
         dim = self._of(self.dim, k)
-        given = {
+        values = {
             name: getattr(self, name)
             for name in ("image_size", "in_channels", "num_classes", "dtype", "mlp_ratio", "drop_path_rate", "init")
         }
-        given |= {
+        values |= {
             "patch_size": size,
             "patch_stride": stride,
             "patch_padding": padding,
@@ -96,10 +97,10 @@ class DVTConfig(Config):
             "heads": self._of(self.heads, k),
             "extra_channels": FEATURE_CHANNELS if k and self.feature_reuse else 0,
         }
-        return {name: value for name, value in given.items() if name in known}
+        return {name: value for name, value in values.items() if name in field_names}
 
     def stage(self, k: int) -> BackboneConfig:
-        """The configuration of the k-th stage's backbone. Raises UserError where the image does not take its patches."""
+        """The configuration of the k-th stage's backbone. Raises UserError if its patches do not fit the image."""
         decided = self.decided(k)
         size, padding = decided["patch_size"], decided["patch_padding"]
         if size > self.image_size + 2 * padding:
@@ -119,7 +120,7 @@ class DVTConfig(Config):
 
 def _checked_patches(patches: Any) -> tuple[tuple[int, ...], ...]:
     rows = [tuple(row) if isinstance(row, (list, tuple)) else row for row in patches] if isinstance(patches, (list, tuple)) else patches
-    fits = isinstance(rows, list) and all(
+    valid = isinstance(rows, list) and all(
         isinstance(row, tuple)
         and len(row) == 3
         and all(isinstance(n, Integral) for n in row)
@@ -128,7 +129,7 @@ def _checked_patches(patches: Any) -> tuple[tuple[int, ...], ...]:
         and row[2] >= 0
         for row in rows
     )
-    if not fits:
+    if not valid:
         raise UserError(f"patches must hold (size, stride, padding) in pixels for each exit, as ((8, 8, 0), (4, 4, 0)), not {patches!r}")
     if len(rows) < 2:
         raise UserError(f"a cascade has two exits or more, but patches holds {len(rows)}: {patches!r}; for one, create the backbone itself")
@@ -172,7 +173,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class FeatureReuse(Sequential):
-    """A block's own embedding of the tokens of the stage before: (B, prefix + u², C) -> (B, prefix + g², 48), zeros for the class token."""
+    """One block's embedding of the previous stage's tokens: (B, prefix + u², C) -> (B, prefix + g², 48), zeros for the class token."""
 
     def __init__(self, dim: int, grids: tuple[int, int], prefix: int, eps: float, random: Random, dtype: str) -> None:
         super().__init__(LayerNorm(dim, eps, dtype), Mlp(dim, FEATURE_HIDDEN, random, dtype=dtype, out=FEATURE_CHANNELS))
@@ -183,14 +184,16 @@ class FeatureReuse(Sequential):
 
 
 class RelationReuse(Sequential):
-    """The logits that each block of a stage adds to its own, made from all those of the stage before.
+    """The logits added to those of each block of a stage, computed from all logits of the previous stage.
 
-    An MLP over the L·H maps of the stage before, as convolutions of 1×1, then the upsampling of both token axes, S R Sᵀ, the class token's
-    row and column with them: (B, L·H, N, N) -> for each of L' blocks (B, H', M, M).
+    An MLP over the L·H maps of the previous stage, as 1×1 convolutions, followed by upsampling of both token axes, S R Sᵀ, including the
+    row and column of the class token: (B, L·H, N, N) -> for each of L' blocks (B, H', M, M).
     """
 
     def __init__(self, maps: int, depth: int, heads: int, grids: tuple[int, int], prefix: int, dtype: str) -> None:
-        super().__init__(Projection(maps, 3 * maps, 1, dtype), None, Projection(3 * maps, depth * heads, 1, dtype))  # 1: the GELU
+        super().__init__(
+            Projection(maps, 3 * maps, 1, dtype), None, Projection(3 * maps, depth * heads, 1, dtype)
+        )  # position 1 is the GELU
         self.depth, self.grids, self.class_token = depth, grids, "keep" if prefix else "none"
 
     def forward(self, relation: Tensor) -> tuple[Tensor, ...]:
@@ -207,9 +210,9 @@ class RelationReuse(Sequential):
 
 @register
 class DVT(Model):
-    """The whole cascade; `model(images)` is the last exit's answer.
+    """The complete cascade; `model(images)` is the output of the last exit.
 
-    calibration: thresholds for budgets, from `minivit.calibrate`; None before. Raises UserError for a configuration that no stage can have.
+    calibration: thresholds for budgets, set by `minivit.calibrate`; None before. Raises UserError for an invalid stage configuration.
     """
 
     family, Config, presets = "dvt", DVTConfig, PRESETS
@@ -229,19 +232,19 @@ class DVT(Model):
             self.stages.append(stage)
         self.initialise()
 
-    def _join(self, before: Backbone, stage: Backbone) -> None:
-        """Give a stage the modules that reuse what the one before it computed."""
-        grids, dtype = (before.grid, stage.grid), self.config.dtype
-        earlier, own = vars(before.config), vars(stage.config)
+    def _join(self, previous: Backbone, stage: Backbone) -> None:
+        """Add to a stage the modules that reuse the data of the previous stage."""
+        grids, dtype = (previous.grid, stage.grid), self.config.dtype
+        previous_config, config = vars(previous.config), vars(stage.config)
         if self.config.feature_reuse:
             for block in stage.blocks:
-                block.feature_reuse = FeatureReuse(earlier["dim"], grids, stage.prefix, earlier["eps"], self.random, dtype)
+                block.feature_reuse = FeatureReuse(previous_config["dim"], grids, stage.prefix, previous_config["eps"], self.random, dtype)
         if self.config.relationship_reuse:
-            maps = earlier["depth"] * earlier["heads"]
-            stage.relation_reuse = RelationReuse(maps, own["depth"], own["heads"], grids, stage.prefix, dtype)
+            maps = previous_config["depth"] * previous_config["heads"]
+            stage.relation_reuse = RelationReuse(maps, config["depth"], config["heads"], grids, stage.prefix, dtype)
 
     def initialisers(self) -> dict[str, Initialiser]:
-        if self.config.init == "zeros":  # the stages have begun on their own
+        if self.config.init == "zeros":  # the stages are initialised already
             return {}
         convolutions = {
             f"stages.{k}.relation_reuse.{i}.*": uniform(stage.relation_reuse.layers[i].weight.shape[1] ** -0.5)
@@ -264,16 +267,16 @@ class DVT(Model):
         return len(self.stages)
 
     def stage(self, k: int, images: Tensor, state: State = ()) -> tuple[Tensor, State]:
-        """One stage alone: logits (B, num_classes), and what the next stage reuses.
+        """Run one stage: returns its logits (B, num_classes), and the state that the next stage reuses.
 
-        images: (B, in_channels, S, S) in the model's dtype. state: what stage k - 1 gave for these images; () for the first.
+        images: (B, in_channels, S, S) in the model's dtype. state: the state returned by stage k - 1 for these images; () for the first.
         """
-        tokens, handed = self._tokens(k, images, state)
+        tokens, next_state = self._tokens(k, images, state)
         stage = self.stages[k]
-        return stage.head(stage.head_drop(stage.pool(tokens)), precise=True), handed
+        return stage.head(stage.head_drop(stage.pool(tokens)), precise=True), next_state
 
     def _tokens(self, k: int, images: Tensor, state: State) -> tuple[Tensor, State]:
-        """The tokens (B, N, C) after the last block of one stage, and what the next stage reuses."""
+        """The tokens (B, N, C) after the last block of one stage, and the state that the next stage reuses."""
         last = k == len(self.stages) - 1
         logits: list[Tensor] | None = [] if self.config.relationship_reuse and not last else None
         features, relationships = state or (None, None)
@@ -282,17 +285,17 @@ class DVT(Model):
         return x, (x if self.config.feature_reuse and not last else None, relation)
 
     def exits(self, images: Any) -> list[Tensor]:
-        """The logits (B, num_classes) of every exit: images (B, in_channels, S, S), a float array or Tensor."""
+        """The logits (B, num_classes) of every exit. images: (B, in_channels, S, S), a float array or Tensor."""
         images = self.begin(images)
-        answers = []
+        outputs = []
         state: State = ()
         for k in range(len(self.stages)):
-            answer, state = self.stage(k, images, state)
-            answers.append(answer)
-        return answers
+            logits, state = self.stage(k, images, state)
+            outputs.append(logits)
+        return outputs
 
     def features(self, images: Any) -> Tensor:
-        """What the last exit's head sees: (B, dim)."""
+        """The input of the last exit's head: (B, dim)."""
         images = self.begin(images)
         state: State = ()
         for k in range(len(self.stages)):
@@ -306,7 +309,7 @@ class DVT(Model):
             stage.reset_head(num_classes)
 
     def rename_foreign(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Takes the names of the authors' released code too: less_less_token, less_token, normal_token for the (last) stages."""
+        """Renames the authors' names: less_less_token, less_token and normal_token stand for the (last) stages."""
         theirs = ("less_less_token.", "less_token.", "normal_token.")[-len(self.stages) :]
         table = {name: f"stages.{k}." for k, name in enumerate(theirs)}
         renamed = {}
@@ -317,19 +320,19 @@ class DVT(Model):
         return renamed
 
     def resize_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
-        fitted = dict(state)
+        resized = dict(state)
         for k, stage in enumerate(self.stages):
             prefix = f"stages.{k}."
-            own = {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
-            fitted |= {prefix + name: array for name, array in stage.resize_positions(own, method).items()}
-        return fitted
+            stage_state = {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}
+            resized |= {prefix + name: array for name, array in stage.resize_positions(stage_state, method).items()}
+        return resized
 
     def backbones(self) -> list[Backbone]:
         return self.stages
 
     def restart(self, seed: int) -> None:
         super().restart(seed)
-        self.calibration = None  # other weights will want other thresholds
+        self.calibration = None  # the thresholds are invalid for other weights
 
     def metadata(self) -> dict[str, str]:
         return {"calibration": json.dumps(self.calibration.to_json())} if self.calibration else {}
