@@ -12,9 +12,10 @@ import numba
 import numpy as np
 import pytest
 from cuda_emulation.emulator import Emulator
-from hypothesis import assume, given
+from hypothesis import assume, given, reject
 from hypothesis import strategies as st
 
+from minivit.errors import UserError
 from minivit.kernels import OPS
 from minivit.kernels.core import devices
 from minivit.kernels.core.cases import Sample, input_shapes, letters, make_inputs, shrunk
@@ -207,7 +208,11 @@ def test_agreement_at_any_shape(op, implementation, kernels_of, poisoned_scratch
     for dtype in (dtype for dtype in DTYPES if has_dtype(op, dtype)):
         call, rng = call_of(op, case, dtype)
         with kernels_of(implementation):
-            passed(check_accuracy, call, implementation, rng, accumulate=accumulate)
+            try:
+                passed(check_accuracy, call, implementation, rng, accumulate=accumulate)
+            except UserError:  # a GPU's kernels refuse, in words, heads of more than 128 channels
+                assert implementation == "cuda"
+                reject()
         if implementation == "cpu" and dtype == "float32" and multiplies(call):
             passed(check_accuracy, call, "cpu", rng, split=True)
 
