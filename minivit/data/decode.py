@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..errors import UserError
 
@@ -29,6 +29,15 @@ SUFFIXES = frozenset(
 )
 GRAY_MODES = frozenset(("1", "L", "LA", "La", "I", "F"))  # also every "I;16..."
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+UPRIGHT = {  # how an image of each other orientation becomes upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R 601-2, Pillow's weights
 
 # Exceptions of Pillow's decoders for data that is not an image or is truncated.
@@ -83,12 +92,21 @@ def _unreadable(path: str | os.PathLike[str], error: BaseException) -> Unreadabl
     return Unreadable(f"cannot read image {os.fspath(path)}: {' '.join(reason.split())}")
 
 
+def _orientation(image: Image.Image) -> int:
+    """1 ... 8; 1 if the EXIF data is absent or damaged, as in viewers: the pixels are readable without it."""
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except UNREADABLE:
+        return 1
+    return orientation if orientation in UPRIGHT else 1
+
+
 def read_header(path: str | os.PathLike[str]) -> Header:
     """Size and kind of an image file. Raises Unreadable."""
     try:
         with _open(path) as image:
             width, height = image.size
-            if width != height and image.getexif().get(ORIENTATION, 1) > 4:  # rotated by 90 degrees
+            if width != height and _orientation(image) > 4:  # rotated by 90 degrees
                 width, height = height, width
             return Header(width, height, _is_gray(image.mode))
     except UNREADABLE as error:
@@ -112,8 +130,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _square(image: Image.Image, image_size: int, in_channels: int) -> np.ndarray:
     """Returns uint8 (image_size, image_size, in_channels)."""
-    if image.getexif().get(ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    if (orientation := _orientation(image)) != 1:
+        image = image.transpose(UPRIGHT[orientation])
     mode = "L" if in_channels == 1 else "RGB"
     image = _eight_bits(image)
     image = image if image.mode == mode else image.convert(mode)
@@ -222,8 +240,10 @@ def _check_range(chunk: np.ndarray, start: int, what: str) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------------- prediction
-def _channels_last(images: np.ndarray) -> np.ndarray:
-    """Reshape (n, H, W, C), (n, H, W), (H, W, C) or (H, W) to (n, H, W, C)."""
+def _channels_last(images: np.ndarray, in_channels: int) -> np.ndarray:
+    """Reshape (n, H, W, C), (n, H, W), (H, W, C) or (H, W) to (n, H, W, C). Raises UserError, also where channels come first."""
+    if in_channels == 3 and images.ndim in (3, 4) and images.shape[-3] == 3 and images.shape[-1] not in (1, 3, 4):
+        raise UserError(f"images of shape {images.shape} look channels-first: move the axis of length 3 to the end, as in (H, W, 3)")
     if images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (1, 3, 4)):
         images = images[None]
     if images.ndim == 3:
@@ -241,7 +261,7 @@ def _prepare_one(item: Any, image_size: int, in_channels: int) -> np.ndarray:
             return _square(item, image_size, in_channels)
         except UNREADABLE as error:
             raise _unreadable(getattr(item, "filename", "") or "given", error) from error
-    image = _channels_last(check_pixels(item, "image"))
+    image = _channels_last(check_pixels(item, "image"), in_channels)
     if len(image) != 1:
         raise UserError(f"an image in a list must have the shape (H, W) or (H, W, C), got {np.shape(item)}")
     return _fit_array(image[0], image_size, in_channels)
@@ -251,13 +271,14 @@ def prepare(images: Any, *, image_size: int, in_channels: int) -> np.ndarray:
     """Images of any kind as (n, image_size, image_size, in_channels), decoded and resized as for training.
 
     `images` is an array (n, H, W, C) or (H, W, C), or without C if gray: uint8, or floating-point in 0..1; a path; a PIL image; or a
-    sequence of these. A 3-D array is one image if its last dimension is 1, 3 or 4, otherwise n gray images. The result is uint8, or float32
+    sequence of these. A 3-D array is one image if its last dimension is 1, 3 or 4, otherwise n gray images; for a model of 3 channels, an
+    array (3, H, W) or (n, 3, H, W) is an error. The result is uint8, or float32
     if any input is a floating-point array. Raises UserError for a file that cannot be decoded, or pixels out of range.
     """
     if isinstance(images, (str, os.PathLike, Image.Image)):
         images = [images]
     if not isinstance(images, Sequence):
-        return fit(_channels_last(check_pixels(images)), image_size, in_channels)
+        return fit(_channels_last(check_pixels(images), in_channels), image_size, in_channels)
     prepared = list(in_threads(lambda item: _prepare_one(item, image_size, in_channels), images))
     if not prepared:
         raise UserError("no images were given: pass at least one")

@@ -1,5 +1,7 @@
 """A folder of images: `train/<class>/*` and `test/<class>/*` (or `val`), or `<class>/*` alone.
 
+The folders for training and testing are known by their names in any case, `Training` or `test_set` among them (`PARTS`). Files that are no
+images by their endings are left out, and a message counts them; hidden files and folders of the system are passed over everywhere.
 The classes are the folder names in sorted order; the images of a class are sorted by path and may be in subfolders. Images are decoded
 once, in parallel, into one array file in the cache folder, which later runs memory-map as long as no name, size or modification time of a
 file changes.
@@ -8,6 +10,7 @@ file changes.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +24,15 @@ from .dataset import Dataset, Split
 from .decode import SUFFIXES, Header, Unreadable, in_threads, read_header, read_image
 
 DEFAULT_SIZE = 32  # for images of different sizes: the input size of the small models
-TEST_FOLDERS = ("test", "val", "valid", "validation")
+PARTS = {  # the names of folders that are a part of the data, in lower case and without "set" or "data"
+    "train": ("train", "training"),
+    "test": ("test", "testing", "eval", "evaluation", "holdout"),
+    "validation": ("val", "valid", "validation", "dev", "development"),
+}
+SYSTEM = frozenset(  # folders and files of operating systems and archivers
+    ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db", "desktop.ini")
+)
+MAX_DEPTH = 32  # of folders inside a class folder
 
 
 class File(NamedTuple):
@@ -45,13 +56,13 @@ class Listing(NamedTuple):
 
     items: list[Item]  # training images first
     class_names: list[str]
-    split: str  # description of the split
+    messages: list[str]  # which part is for testing, and what is not used
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+            return sorted((e for e in entries if not e.name.startswith(".") and e.name not in SYSTEM), key=lambda e: e.name)
     except OSError as error:
         raise UserError(f"cannot list folder {folder}: {error.strerror}") from error
 
@@ -60,14 +71,25 @@ def _class_folders(folder: Path) -> list[str]:
     return [entry.name for entry in _visible(folder) if entry.is_dir()]
 
 
-def _files_in(root: Path, folder: str) -> list[File]:
-    """All image files in `folder` of `root` and its subfolders, sorted by path."""
+def _part(name: str) -> str | None:
+    """Which of PARTS a folder with this name looks like, if any: "Training", "test_set" and "valid-data" do, "testing ground" does not."""
+    name = re.sub(r"[\W_]*(set|data|images)?$", "", name.lower())
+    return next((part for part, names in PARTS.items() if name in names), None)
+
+
+def _files_in(root: Path, folder: str, left_out: Counter[str], depth: int = 0) -> list[File]:
+    """All image files in `folder` of `root` and its subfolders, sorted by path; counts the endings of other files in `left_out`."""
+    if depth > MAX_DEPTH:
+        raise UserError(f"{str(root / folder)[:100]}... is more than {MAX_DEPTH} folders deep: is there a link to a folder above it?")
     files = []
     for entry in _visible(root / folder):
         path = f"{folder}/{entry.name}"
+        ending = os.path.splitext(entry.name)[1].lower()
         if entry.is_dir():
-            files += _files_in(root, path)
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            files += _files_in(root, path, left_out, depth + 1)
+        elif ending not in SUFFIXES:
+            left_out[ending] += 1
+        else:
             try:
                 status = entry.stat()
                 files.append(File(path, status.st_size, status.st_mtime_ns))
@@ -76,12 +98,12 @@ def _files_in(root: Path, folder: str) -> list[File]:
     return files
 
 
-def _files_by_class(root: Path, folder: str) -> dict[str, list[File]]:
+def _files_by_class(root: Path, folder: str, left_out: Counter[str]) -> dict[str, list[File]]:
     """The image files of each class folder in `folder` of `root`. Raises UserError if a class has none."""
     parent = root / folder
-    classes = {name: _files_in(root, f"{folder}/{name}") for name in _class_folders(parent)}
+    classes = {name: _files_in(root, f"{folder}/{name}", left_out) for name in _class_folders(parent)}
     if not any(classes.values()):
-        direct_count = len(_files_in(root, folder))
+        direct_count = len(_files_in(root, folder, Counter()))
         where = f"{direct_count} images lie in it directly" if direct_count else f"no file ends in {', '.join(sorted(SUFFIXES))}"
         raise UserError(f"{parent} has no class folders with images: {where}; put each class into a folder of its own")
     empty = [name for name, members in classes.items() if not members]
@@ -92,34 +114,66 @@ def _files_by_class(root: Path, folder: str) -> dict[str, list[File]]:
     return classes
 
 
+def _find_parts(root: Path) -> dict[str, str]:
+    """The folders in `root` that are a part of the data, by part; empty if the folders are classes. Raises UserError if this is unclear."""
+    folders = _class_folders(root)
+    named: dict[str, list[str]] = {}
+    for name in folders:
+        if part := _part(name):
+            named.setdefault(part, []).append(name)
+    if not any(_class_folders(root / name) for name in named.get("train", ())):
+        if len(folders) > 1 and all(map(_part, folders)):
+            raise UserError(
+                f"the folders {', '.join(folders)} of {root} look like parts of the data, not like classes: give a folder train with a "
+                "folder for each class in it, or rename them"
+            )
+        return {}
+    for part, names in named.items():
+        if len(names) > 1:
+            raise UserError(f"{' and '.join(names)} of {root} both look like the folder for {part}: rename or remove one")
+    return {part: names[0] for part, names in named.items()}
+
+
 def list_images(root: Path, split: Split) -> Listing:
     """The images in `root`, in the order in which they are decoded. Raises UserError."""
-    folders = _class_folders(root)
-    if "train" not in folders or not _class_folders(root / "train"):
-        return _split_by_chance(_files_by_class(root, "."), split)
-    train = _files_by_class(root, "train")
-    tests = [name for name in TEST_FOLDERS if name in folders]
-    if not tests:
-        return _split_by_chance(train, split)
+    left_out: Counter[str] = Counter()
+    parts = _find_parts(root)
+    train = _files_by_class(root, parts.get("train", "."), left_out)
+    test = parts.get("test") or parts.get("validation")
+    if test is None:
+        items, messages = _split_by_chance(train, split)
+    else:
+        items = _with_test(root, train, parts["train"], test, left_out)
+        messages = [f"{test} is the folder for testing"]
+    if parts and (unused := [name for name in _class_folders(root) if name not in (parts["train"], test)]):
+        messages.append(f"not used: {', '.join(unused)} of {root}")
+    if left_out:
+        kinds = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in left_out.most_common())
+        messages.append(f"left out, since the ending is none of an image that minivit reads: {kinds}")
+    return Listing(items, list(train), messages)
+
+
+def _with_test(root: Path, train: dict[str, list[File]], train_folder: str, test: str, left_out: Counter[str]) -> list[Item]:
+    """The images of the folder for training, then those of the folder `test`. Raises UserError."""
     label = {name: k for k, name in enumerate(train)}
     items = [Item(file, label[name], True) for name, members in train.items() for file in members]
-    for name in _class_folders(root / tests[0]):
-        members = _files_in(root, f"{tests[0]}/{name}")
+    for name in _class_folders(root / test):
+        members = _files_in(root, f"{test}/{name}", left_out)
         if members and name not in label:
-            reason = f"no class of {root / 'train'}{nearest(name, label)}"
-            raise UserError(f"class {name!r} of {root / tests[0]} is {reason}: rename or remove it")
+            reason = f"no class of {root / train_folder}{nearest(name, label)}"
+            raise UserError(f"class {name!r} of {root / test} is {reason}: rename or remove it")
         items += [Item(file, label[name], False) for file in members]
     if items[-1].train:
-        raise UserError(f"{root / tests[0]} has no class folders with images: add some, or remove it to have train split")
-    return Listing(items, list(train), f"{tests[0]} is the folder for testing" + (f"; {tests[1]} is not used" if tests[1:] else ""))
+        raise UserError(f"{root / test} has no class folders with images: add some, or remove it to have {train_folder} split")
+    return items
 
 
-def _split_by_chance(classes: dict[str, list[File]], split: Split) -> Listing:
+def _split_by_chance(classes: dict[str, list[File]], split: Split) -> tuple[list[Item], list[str]]:
     files = [file for members in classes.values() for file in members]
     labels = np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()])  # (n,)
     train, test = split.divide(labels)
     items = [Item(files[i], int(labels[i]), indices is train) for indices in (train, test) for i in indices]
-    return Listing(items, list(classes), split.describe(len(train), len(test)))
+    return items, [split.describe(len(train), len(test))]
 
 
 def _choose_shape(root: Path, items: list[Item], image_size: int | None, in_channels: int | None, progress: bool) -> tuple[int, int, str]:
@@ -181,7 +235,8 @@ def load_folder(
 ) -> Dataset:
     """The dataset in a folder of images. Raises UserError."""
     listing = list_images(root, split)
-    say(listing.split, progress)
+    for message in listing.messages:
+        say(message, progress)
     key = cache_key("folder", root.resolve().name, listing.items, image_size, in_channels, skip_bad_images)
     folder = data_folder(cache_dir)
     if cached := load_cached(folder, key):

@@ -8,6 +8,7 @@ from pictures import picture
 from PIL import Image
 
 from minivit.data import prepare
+from minivit.data.decode import read_header
 from minivit.errors import UserError
 
 
@@ -111,7 +112,27 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     np.testing.assert_array_equal(prepare(tmp_path / "a.png", image_size=16, in_channels=3)[0], upright[:, 8:24])
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("block", [b"garbage bytes here", b"II*\0", bytes(40), b"\0\0\x08\0\x02\x01\x12\0\x03"])
+def test_damaged_exif_leaves_the_pixels(tmp_path, form, block):
+    image = Image.new("RGB", (16, 16), (200, 30, 30))
+    path = tmp_path / f"a.{form.lower()}"
+    options = {"lossless": True} if form == "WEBP" else {"dpi": (72, 72)}
+    image.save(path, form, exif=b"Exif\0\0" + block, **options)
+    with Image.open(path) as stored:
+        expected = np.asarray(stored.convert("RGB"))
+    np.testing.assert_array_equal(prepare(path, image_size=16, in_channels=3)[0], expected)
+    assert read_header(path).width == 16
+
+
 # ------------------------------------------------------------------------------------------------------------------- what may be given
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 3, 8, 8)])
+def test_channels_first_is_told(shape):
+    with pytest.raises(UserError, match="look channels-first: move the axis of length 3 to the end"):
+        prepare(np.zeros(shape, np.uint8), image_size=8, in_channels=3)
+    assert len(prepare(np.zeros((3, 8, 8), np.uint8), image_size=8, in_channels=1)) == 3  # three gray images
+
+
 def test_every_kind_of_input_gives_the_same(tmp_path):
     image = picture(0, (10, 7))
     image.save(tmp_path / "a.png")

@@ -54,6 +54,73 @@ def test_other_files_and_folders_inside_classes(write_images, load):
     assert data.class_names == ("cat", "dog") and len(data.train_images) + len(data.test_images) == 5
 
 
+@pytest.mark.parametrize(
+    "train, test",
+    [
+        ("Train", "Test"),
+        ("Training", "Testing"),
+        ("training_set", "test_set"),
+        ("trainset", "testset"),
+        ("train", "Test"),
+        ("train", "dev"),
+        ("TRAIN-DATA", "Validation"),
+    ],
+)
+def test_other_names_of_the_parts(write_images, load, capsys, train, test):
+    root = write_images(*(path.replace("train/", f"{train}/").replace("test/", f"{test}/") for path in PARTED))
+    data = load(root)
+    assert (data.class_names, len(data.train_images), len(data.test_images)) == (("cat", "dog"), 8, 4)
+    assert f"{test} is the folder for testing\n" in capsys.readouterr().err
+
+
+def test_a_part_that_is_not_used_is_said(write_images, load, capsys):
+    data = load(write_images(*PARTED, *(path.replace("test/", "validation/") for path in PARTED), "other/cat/1.png"))
+    assert (len(data.train_images), len(data.test_images)) == (8, 4)
+    assert "not used: other, validation of " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "folders, message",
+    [
+        (("val", "test"), "the folders test, val of .* look like parts of the data, not like classes"),
+        (("Train", "train", "test"), "Train and train of .* both look like the folder for train: "),
+        (("train", "test", "testing"), "test and testing of .* both look like the folder for test: "),
+    ],
+)
+def test_parts_that_cannot_be_told_are_an_error(write_images, load, folders, message):
+    with pytest.raises(UserError, match=message):
+        load(write_images(*(f"{folder}/{name}/1.png" for folder in folders for name in ("cat", "dog"))))
+
+
+def test_parts_without_classes_are_no_classes(write_images, load):
+    with pytest.raises(UserError, match=r"the folders test, train of .* look like parts of the data"):
+        load(write_images("train/1.png", "train/2.png", "test/1.png", "test/2.png"))
+
+
+def test_what_is_left_out_is_counted(write_images, load, capsys):
+    root = write_images(*WHOLE)
+    for i in range(3):
+        (root / "cat" / f"IMG_{i}.HEIC").write_bytes(b"...")
+    (root / "dog" / "notes").write_text("no image")
+    assert len(load(root).train_images) == 24
+    assert "left out, since the ending is none of an image that minivit reads: 3 .heic, 1 without an ending\n" in capsys.readouterr().err
+
+
+def test_hidden_and_system_folders_are_passed_over(write_images, load, capsys):
+    hidden = ("cat/@eaDir/0.png/SYNOPHOTO_THUMB_S.png", "__MACOSX/cat/._0.png", "cat/._1.png", ".git/cat/1.png", "$RECYCLE.BIN/dog/1.png")
+    data = load(write_images(*WHOLE, *hidden))
+    assert (data.class_names, len(data.train_images) + len(data.test_images)) == (("cat", "dog", "eel"), 30)
+    assert "left out" not in capsys.readouterr().err
+
+
+def test_a_loop_of_links_is_told(write_images, load):
+    root = write_images(*WHOLE)
+    (root / "cat" / "again").symlink_to(root / "cat", target_is_directory=True)
+    with pytest.raises(UserError, match="more than 32 folders deep: is there a link to a folder above it") as caught:
+        load(root)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_class_may_be_called_train(write_images, load):
     assert load(write_images("train/1.png", "train/2.png", "bus/1.png", "bus/2.png")).class_names == ("bus", "train")
 
