@@ -86,9 +86,9 @@ def attention_maps(
     first block to the last. Each map is scaled to its largest probability. Raises UserError if N does not match `grid` patches per side.
     """
     maps = [to_patches(block, grid, class_token) for block in probabilities]  # (heads, grid, grid) each
-    shown = spread(maps, blocks)
-    figure, axes = panels(len(shown), 1 + max(len(m) for m in maps), size=1.1, header=0.32)
-    for row, n in zip(axes, shown):
+    block_indices = spread(maps, blocks)
+    figure, axes = panels(len(block_indices), 1 + max(len(m) for m in maps), size=1.1, header=0.32)
+    for row, n in zip(axes, block_indices):
         for ax in row:
             ax.set_axis_off()
         _draw_image(row[0], image)
@@ -130,8 +130,8 @@ def rollout_maps(
     return figure
 
 
-def _name_row(first: Axes, name: str) -> None:
-    first.annotate(name, (0, 0.5), (-4, 0), "axes fraction", "offset points", ha="right", va="center", rotation=90, fontsize="small")
+def _name_row(ax: Axes, name: str) -> None:
+    ax.annotate(name, (0, 0.5), (-4, 0), "axes fraction", "offset points", ha="right", va="center", rotation=90, fontsize="small")
 
 
 def _draw_image(axes: Axes, image: np.ndarray) -> None:

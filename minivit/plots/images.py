@@ -63,8 +63,7 @@ def exit_sheet(
                 fontsize="x-small",
                 color="black" if correct else RED,
             )
-        title = f"{_exit_range(np.asarray(exits)[indices])} · {description}"
-        half_axes[0, 0].set_title(title, loc="left", fontsize="small", color=BLUE)
+        half_axes[0, 0].set_title(f"{_exit_range(np.asarray(exits)[indices])} · {description}", loc="left", fontsize="small", color=BLUE)
     return figure
 
 

@@ -97,9 +97,9 @@ def draw_run(
         if history:
             yield CURVES, learning_curves(history, model.name)
         yield from _weights(stages, model.name)
-        shown = _one_per_class(dataset) if pixels is None and dataset else pixels
-        if stages[0].attends and shown is not None:
-            yield from _attention(classifier, stages, shown)
+        attention_images = _one_per_class(dataset) if pixels is None and dataset else pixels
+        if stages[0].attends and attention_images is not None:
+            yield from _attention(classifier, stages, attention_images)
         if calibration and dataset:
             yield from _cascade(classifier, calibration, dataset.name, dataset.test_images[unseen], dataset.test_labels[unseen], budget)
 

@@ -21,11 +21,11 @@ def position_similarity(pos_embed: np.ndarray, grid: int, title: str = "") -> Fi
     """
     unit = pos_embed / np.maximum(np.linalg.norm(pos_embed, axis=1, keepdims=True), 1e-12)  # (N, C)
     maps = patch_map(unit @ unit.T, grid)  # (N, grid, grid)
-    drawn = mosaic(maps, grid)
+    tiles = mosaic(maps, grid)
     figure = new_figure(5.6, 4.9)
     axes = figure.subplots()
-    image = axes.imshow(drawn, cmap="viridis", vmin=min(0.0, float(maps.min())), vmax=1)
-    step = (len(drawn) - 1) / grid
+    image = axes.imshow(tiles, cmap="viridis", vmin=min(0.0, float(maps.min())), vmax=1)
+    step = (len(tiles) - 1) / grid
     labelled = range(0, grid, -(-grid // 16))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks([(k + 0.5) * step for k in labelled], [str(k + 1) for k in labelled])
@@ -80,10 +80,10 @@ def token_mixing_maps(weights: Sequence[np.ndarray], grid: int, number: int = 12
     if not len(weights):
         raise UserError("there are no token-mixing weights to draw")
     columns = 8 if min(number, len(weights[0])) <= 128 else 16
-    drawn = [mosaic(_sorted_units(patch_map(w.astype(np.float64), grid), number), columns) for w in weights]
-    height, width = drawn[0].shape
-    figure = new_figure(2.4 * len(drawn) + 0.2, 2.4 * height / width + 0.6)
-    for n, (axes, picture) in enumerate(zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn), 1):
+    pictures = [mosaic(_sorted_units(patch_map(w.astype(np.float64), grid), number), columns) for w in weights]
+    height, width = pictures[0].shape
+    figure = new_figure(2.4 * len(pictures) + 0.2, 2.4 * height / width + 0.6)
+    for n, (axes, picture) in enumerate(zip(figure.subplots(1, len(pictures), squeeze=False)[0], pictures), 1):
         axes.imshow(picture, cmap="RdBu_r", vmin=-1, vmax=1)
         axes.set(xticks=[], yticks=[], title=f"block {n}")
         axes.title.set_fontsize("small")
