@@ -1,4 +1,4 @@
-"""The command line: `main`, a file for each command, and what they share."""
+"""The command line: `main`, one file per command, and common functions."""
 
 from .main import main
 

@@ -1,4 +1,4 @@
-"""`minivit calibrate`: thresholds by which a cascade stops early."""
+"""`minivit calibrate`: optimise the thresholds of a cascade."""
 
 from __future__ import annotations
 
@@ -56,12 +56,21 @@ def run(options: argparse.Namespace) -> int:
     classifier = load(options.run, options.precision, options.device)
     dataset = test_data(options, classifier)
     images, labels = dataset.test_images, dataset.test_labels
-    half, rest = halves(labels)
-    found = calibrate(
-        classifier, images[half], labels[half], options.budgets, options.unit, options.method, options.confidence, options.batch_size
+    calibrating, testing = halves(labels)
+    calibration = calibrate(
+        classifier,
+        images[calibrating],
+        labels[calibrating],
+        options.budgets,
+        options.unit,
+        options.method,
+        options.confidence,
+        options.batch_size,
     )
-    sure, correct = measured_exits(classifier.predictor, classifier.preprocessing.batches(images[rest]), labels[rest], found.confidence)
-    tested = [outcome(thresholds, sure, correct, found.costs) for thresholds in found.thresholds]
+    confidences, correct = measured_exits(
+        classifier.predictor, classifier.preprocessing.batches(images[testing]), labels[testing], calibration.confidence
+    )
+    outcomes = [outcome(thresholds, confidences, correct, calibration.costs) for thresholds in calibration.thresholds]
     file = find_model(Path(options.run))
     classifier.save(file)
     if options.json:
@@ -69,34 +78,34 @@ def run(options: argparse.Namespace) -> int:
             {
                 "file": str(file),
                 "data": dataset.name,
-                "calibration": found.to_json(),
+                "calibration": calibration.to_json(),
                 "unseen": {
-                    "images": len(rest),
+                    "images": len(testing),
                     "exit_accuracies": correct.mean(0).tolist(),
-                    "outcomes": [each._asdict() for each in tested],
+                    "outcomes": [result._asdict() for result in outcomes],
                 },
             }
         )
         return 0
-    print(f"{found.images} images of {dataset.name} for calibration, {len(rest)} others for testing; accuracies and shares in %\n")
-    _print_calibration(found, correct.mean(0), tested)
+    print(f"{calibration.images} images of {dataset.name} for calibration, {len(testing)} others for testing; accuracies and shares in %\n")
+    _print_calibration(calibration, correct.mean(0), outcomes)
     print(
-        f"\nsaved with the model: {file}\nuse: minivit predict {options.run} IMAGE ... --budget {found.budgets[0]:.6g}   (any of these: "
-        f"{', '.join(f'{budget:.6g}' for budget in found.budgets)})"
+        f"\nsaved with the model: {file}\nuse: minivit predict {options.run} IMAGE ... --budget {calibration.budgets[0]:.6g}   (any of "
+        f"these: {', '.join(f'{budget:.6g}' for budget in calibration.budgets)})"
     )
     return 0
 
 
-def _print_calibration(found: Calibration, exit_accuracies: np.ndarray, tested: Sequence[Outcome]) -> None:
-    """exit_accuracies, tested: on other images, by exit and by budget."""
-    scale, unit = {"macs": (1e-6, "M"), "ms": (1, "ms"), "share": (100, "%")}[found.unit]
-    alone = zip(found.macs, found.costs, found.exit_accuracies, exit_accuracies)
+def _print_calibration(calibration: Calibration, exit_accuracies: np.ndarray, outcomes: Sequence[Outcome]) -> None:
+    """Print the tables. exit_accuracies, outcomes: on other images, by exit and by budget."""
+    scale, unit = {"macs": (1e-6, "M"), "ms": (1, "ms"), "share": (100, "%")}[calibration.unit]
+    exit_rows = zip(calibration.macs, calibration.costs, calibration.exit_accuracies, exit_accuracies)
     print(
         table(
             ["exit alone", "M multiply-adds", f"cost, {unit}", "calibration: accuracy", "testing: accuracy"],
             [
                 [str(k), f"{macs / 1e6:.3f}", f"{scale * cost:.3f}", f"{100 * calibrated:.2f}", f"{100 * unseen:.2f}"]
-                for k, (macs, cost, calibrated, unseen) in enumerate(alone, 1)
+                for k, (macs, cost, calibrated, unseen) in enumerate(exit_rows, 1)
             ],
         )
         + "\n"
@@ -106,13 +115,13 @@ def _print_calibration(found: Calibration, exit_accuracies: np.ndarray, tested: 
         return [f"{100 * accuracy:.2f}", f"{scale * cost:.3f}", " ".join(f"{100 * share:4.1f}" for share in shares)]
 
     columns = ("accuracy", f"cost, {unit}", "by exit")
-    calibrated = map(cells, found.accuracies, found.mean_costs, found.exit_shares)
+    calibrated = map(cells, calibration.accuracies, calibration.mean_costs, calibration.exit_shares)
     print(
         table(
             [f"budget, {unit}", "thresholds", f"calibration: {columns[0]}", *columns[1:], f"testing: {columns[0]}", *columns[1:]],
             [
-                [f"{scale * budget:.3f}", " ".join(map(_threshold, thresholds)), *before, *cells(*unseen)]
-                for budget, thresholds, before, unseen in zip(found.budgets, found.thresholds, calibrated, tested)
+                [f"{scale * budget:.3f}", " ".join(map(_threshold, thresholds)), *calibration_cells, *cells(*unseen)]
+                for budget, thresholds, calibration_cells, unseen in zip(calibration.budgets, calibration.thresholds, calibrated, outcomes)
             ],
         )
     )

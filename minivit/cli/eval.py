@@ -22,13 +22,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     classifier = load(options.run, options.precision, options.device)
     dataset = test_data(options, classifier)
-    kept = classifier.preprocessing
-    loss, accuracies = evaluate(classifier.predictor, dataset.test_images, dataset.test_labels, kept.mean, kept.std, dataset.num_classes)
-    number = len(dataset.test_images)
+    preprocessing = classifier.preprocessing
+    loss, accuracies = evaluate(
+        classifier.predictor, dataset.test_images, dataset.test_labels, preprocessing.mean, preprocessing.std, dataset.num_classes
+    )
+    count = len(dataset.test_images)
     if options.json:
         print_json(
-            {"test_accuracy": accuracies[-1], "exit_accuracies": accuracies, "test_loss": loss, "images": number, "data": dataset.name}
+            {"test_accuracy": accuracies[-1], "exit_accuracies": accuracies, "test_loss": loss, "images": count, "data": dataset.name}
         )
     else:
-        print(f"test accuracy {100 * accuracies[-1]:.1f} %{by_exit(accuracies)} · test loss {loss:.4f} · {number} images of {dataset.name}")
+        print(f"test accuracy {100 * accuracies[-1]:.1f} %{by_exit(accuracies)} · test loss {loss:.4f} · {count} images of {dataset.name}")
     return 0

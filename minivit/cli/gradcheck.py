@@ -1,4 +1,4 @@
-"""`minivit gradcheck`: check the kernels' gradients and accuracy on this machine."""
+"""`minivit gradcheck`: check gradients and accuracy of the kernels on this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    smallest = {name.partition("_nano_")[0]: name for name in list_models("*_nano_*8")}  # of each family
+    smallest = {name.partition("_nano_")[0]: name for name in list_models("*_nano_*8")}  # the smallest model of each family
     models = {name: _model_to_check(name) for name in (list_models() if options.names else smallest.values())}
     names = [smallest.get(name, name) for name in options.names]
     reports: list[Report] = []
@@ -30,9 +30,9 @@ def run(options: argparse.Namespace) -> int:
         if not options.json:
             if not reports:
                 print(header)
-            verdict = "ok" if report.passed else "FAILED"
+            status = "ok" if report.passed else "FAILED"
             print(
-                f"{verdict:<6} {report.name:<24} {report.backend:<9} {report.dtype:<8} {report.against:<11} {report.directions:>10} "
+                f"{status:<6} {report.name:<24} {report.backend:<9} {report.dtype:<8} {report.against:<11} {report.directions:>10} "
                 f"{report.elements:>9}  {report.worst:.1e}",
                 flush=True,
             )

@@ -1,4 +1,4 @@
-"""`minivit info`: what minivit sees of this machine; of a model, its parameters and multiply-adds."""
+"""`minivit info`: a description of the machine, or the parameters and multiply-adds of a model."""
 
 from __future__ import annotations
 
@@ -24,45 +24,45 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.layers and options.model is None:
         raise UserError("--layers tells of a model: minivit info MODEL --layers")
-    found = describe_machine() if options.model is None else describe_model(options.model)
+    info = describe_machine() if options.model is None else describe_model(options.model)
     if options.json:
-        print_json(found)
+        print_json(info)
     else:
-        print(machine_text(found) if options.model is None else model_text(found, options.layers))
+        print(machine_text(info) if options.model is None else model_text(info, options.layers))
     return 0
 
 
-def machine_text(found: dict[str, Any]) -> str:
+def machine_text(info: dict[str, Any]) -> str:
     """`describe_machine()` as aligned lines."""
     rows = {
-        "minivit": found["minivit"],
-        "Python": f"{found['python']}, {found['system']}",
-        "CPU": f"{found['cpu']}, {found['cores']} cores",
-        "instructions": " ".join(found["instructions"]) or "none of those that kernels use",
-        "threads": f"{found['threads']}, or 1 ... {found['most_threads']} by --threads; threading layer {found['threading_layer']}",
-        "precision": "auto is {}: {}".format(*found["precision"]),
-        "BLAS of NumPy": found["blas"],
-        "GPU": found["gpu"] or f"none: {found['gpu_note']}",
-        "cache": found["cache"],
-        "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
+        "minivit": info["minivit"],
+        "Python": f"{info['python']}, {info['system']}",
+        "CPU": f"{info['cpu']}, {info['cores']} cores",
+        "instructions": " ".join(info["instructions"]) or "none of those that kernels use",
+        "threads": f"{info['threads']}, or 1 ... {info['most_threads']} by --threads; threading layer {info['threading_layer']}",
+        "precision": "auto is {}: {}".format(*info["precision"]),
+        "BLAS of NumPy": info["blas"],
+        "GPU": info["gpu"] or f"none: {info['gpu_note']}",
+        "cache": info["cache"],
+        "versions": ", ".join(f"{name} {version}" for name, version in info["versions"].items()),
     }
     return _aligned(rows)
 
 
 def describe_model(name: str) -> dict[str, Any]:
-    """A model by name, ready for JSON: its input, its parameters, and its multiply-adds for one image (`minivit.cost`).
+    """A model by name as a dict of JSON values: its input, its parameters, and its multiply-adds for one image (`nn/cost.py`).
 
-    name: a preset or family of `create_model`, or a run as `load` takes it. Raises UserError where there is neither.
+    name: a preset or family of `create_model`, or a run as for `load`. Raises UserError if there is neither.
     """
     if name in PRESETS or name in FAMILIES:
-        known = {field.name for field in fields((FAMILIES.get(name) or PRESETS[name]).Config)}
-        options: dict[str, Any] = {"init": "zeros"} if "init" in known else {}  # so that the largest takes no time either
+        field_names = {field.name for field in fields((FAMILIES.get(name) or PRESETS[name]).Config)}
+        options: dict[str, Any] = {"init": "zeros"} if "init" in field_names else {}  # fast even for the largest model
         model = create_model(name, **options)
     elif Path(name).expanduser().exists() or Path("runs", name).exists():
         model = load(name).model
     else:
         raise UserError(f"{name} is no model{nearest(name, [*PRESETS, *FAMILIES])} and no run: list_models() names the models")
-    parameters = {id(p): p for p in model.parameters()}.values()  # a shared one once
+    parameters = {id(p): p for p in model.parameters()}.values()  # a shared parameter counts once
     config, cost = model.config, model.cost()
     return {
         "model": model.name,
@@ -80,24 +80,24 @@ def describe_model(name: str) -> dict[str, Any]:
     }
 
 
-def model_text(found: dict[str, Any], layers: bool = False) -> str:
-    """`describe_model()` as aligned lines; with `layers`, the table by layer below."""
-    total, frozen = found["macs"], found["parameters"] - found["trainable"]
+def model_text(info: dict[str, Any], layers: bool = False) -> str:
+    """`describe_model()` as aligned lines; with `layers`, followed by the table by layer."""
+    total, frozen = info["macs"], info["parameters"] - info["trainable"]
     rows = {
-        "model": found["model"] + (f" ({found['family']})" if found["family"] != found["model"] else ""),
-        "input": f"({', '.join(map(str, found['input']))}), {found['dtype']}",
-        "classes": str(found["classes"]),
-        "parameters": f"{found['parameters']:,}" + (f", {frozen:,} of them frozen" if frozen else ""),
+        "model": info["model"] + (f" ({info['family']})" if info["family"] != info["model"] else ""),
+        "input": f"({', '.join(map(str, info['input']))}), {info['dtype']}",
+        "classes": str(info["classes"]),
+        "parameters": f"{info['parameters']:,}" + (f", {frozen:,} of them frozen" if frozen else ""),
         "multiply-adds": f"{total:,} an image",
-        "activations": f"{found['activations']:,} numbers an image",
+        "activations": f"{info['activations']:,} numbers an image",
     }
-    if len(found["exits"]) > 1:
-        rows |= {f"up to exit {k}": f"{macs:,} ({100 * macs / total:.1f} %)" for k, macs in enumerate(found["exits"], 1)}
-    if found["calibration"]:
-        kept = found["calibration"]
-        where = f" ({kept['measured']})" if kept["measured"] else ""
-        rows["budgets"] = f"{', '.join(f'{budget:.6g}' for budget in kept['budgets'])}, unit {kept['unit']}{where}"
-    table = f"\n\n{ModelCost(found['layers'], tuple(found['exits']), found['activations'])}" if layers else ""
+    if len(info["exits"]) > 1:
+        rows |= {f"up to exit {k}": f"{macs:,} ({100 * macs / total:.1f} %)" for k, macs in enumerate(info["exits"], 1)}
+    if info["calibration"]:
+        calibration = info["calibration"]
+        machine = f" ({calibration['measured']})" if calibration["measured"] else ""
+        rows["budgets"] = f"{', '.join(f'{budget:.6g}' for budget in calibration['budgets'])}, unit {calibration['unit']}{machine}"
+    table = f"\n\n{ModelCost(info['layers'], tuple(info['exits']), info['activations'])}" if layers else ""
     return _aligned(rows) + table
 
 

@@ -1,7 +1,7 @@
 """The command line: minivit train | eval | predict | calibrate | plot | gradcheck | info.
 
-Results go to standard output, progress and errors to standard error. Exit status: 0; 1 where a gradient check fails; 2 for a mistake of
-the user's, told in one line; 130 for an interrupt. Nothing heavy is imported before a command needs it.
+Results are written to standard output, progress and errors to standard error. Exit status: 0; 1 if a gradient check fails; 2 for a user
+error, reported in one line; 130 for an interrupt. Expensive modules are imported only by the commands that need them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from ..errors import DeviceError, UserError, nearest
 from ..version import __version__
 
-COMMANDS = {  # what each is for; a command is the module of its name here, with `configure` and `run`
+COMMANDS = {  # help text by command; each command is a module of this package with `configure` and `run`
     "train": "train a model; without options, a small vision transformer on handwritten digits",
     "eval": "test accuracy of a trained model",
     "predict": "label images: path, label and probability, a line each; of a cascade also the exit and its million multiply-adds",
@@ -29,14 +29,14 @@ COMMANDS = {  # what each is for; a command is the module of its name here, with
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a mistake as a UserError."""
+    """Raises UserError for invalid arguments."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help tells more")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line, by default this process's; returns the exit status."""
+    """Run a command line, by default the arguments of this process; returns the exit status."""
     try:
         options = _parse(sys.argv[1:] if arguments is None else list(arguments))
         with _on_threads(getattr(options, "threads", None)):
@@ -47,14 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"minivit: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `minivit ... | head` has read enough
+    except BrokenPipeError:  # the reader closed the pipe, as in `minivit ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 @contextmanager
 def _on_threads(number: int | None) -> Iterator[None]:
-    """Inside, so many threads compute; None changes nothing. Raises UserError."""
+    """Inside, this number of threads compute; None changes nothing. Raises UserError."""
     if number is None:
         yield
         return
@@ -66,7 +66,7 @@ def _on_threads(number: int | None) -> Iterator[None]:
 
 
 def _module(command: str) -> Any:
-    """Imported when it is needed, for it imports what the command does."""
+    """The module of a command, imported on demand, because it imports everything that the command uses."""
     return import_module(f".{command}", __package__)
 
 
@@ -78,11 +78,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if not name.startswith("-") and name not in COMMANDS:
         raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}: choose {', '.join(COMMANDS)}")
     subparsers = {n: commands.add_parser(n, help=text, description=text, allow_abbrev=False) for n, text in COMMANDS.items()}
-    if name in COMMANDS:  # the others' options need not be known, nor what they import
+    if name in COMMANDS:  # the other commands are not configured, which avoids their imports
         _module(name).configure(subparsers[name])
         subparsers[name].add_argument("--json", action="store_true", help="print the result as JSON")
     options, unknown = parser.parse_known_args(arguments or ["--help"])
     if unknown:
-        known = [option for action in subparsers[name]._actions for option in action.option_strings]
-        raise UserError(f"unknown option {unknown[0]}{nearest(unknown[0], known)}; minivit {name} --help lists them")
+        option_names = [option for action in subparsers[name]._actions for option in action.option_strings]
+        raise UserError(f"unknown option {unknown[0]}{nearest(unknown[0], option_names)}; minivit {name} --help lists them")
     return options

@@ -1,4 +1,4 @@
-"""What commands share: options, and the data that they name."""
+"""Options common to several commands, and the data that they specify."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from ..inference.run_data import data_of_run
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add --device and --precision."""
     parser.add_argument("--device", metavar="STR", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--precision", metavar="STR", help="float32, bf16x3, bfloat16, or auto, the fastest here (default: float32)")
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add --threads."""
     parser.add_argument("--threads", type=int, metavar="INT", help="how many compute (default: as many as there are cores)")
 
 
 def assignment(text: str, option: str = "--model-option") -> tuple[str, Any]:
-    """("depth", 4) from "depth=4"; a value that is no JSON is a string. Raises UserError, naming the option, for another text."""
+    """("depth", 4) from "depth=4"; a value that is not JSON is a string. Raises UserError, naming the option, for invalid text."""
     name, equals, value = text.partition("=")
     if not (name and equals):
         raise UserError(f"{option} takes NAME=VALUE, as depth=4, got {text!r}")
@@ -33,5 +35,5 @@ def assignment(text: str, option: str = "--model-option") -> tuple[str, Any]:
 
 
 def test_data(options: argparse.Namespace, classifier: Classifier) -> Dataset:
-    """The data that the options name, or else the run's, at the model's size and with its classes."""
+    """The data that the options specify, otherwise the run's, at the model's image size and with its classes. Raises UserError."""
     return data_of_run(options.run, classifier, options.data, skip_bad_images=options.skip_bad_images, progress=not options.quiet)

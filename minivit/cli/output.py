@@ -1,4 +1,4 @@
-"""How results are printed: as JSON, or in aligned columns."""
+"""Output of results: as JSON, or in aligned columns."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import Any
 
 
 def print_json(value: Any) -> None:
+    """Print a value as indented JSON."""
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def by_exit(accuracies: Sequence[float]) -> str:
+    """The accuracies of all exits in parentheses, in percent; "" for a single exit."""
     return f" ({', '.join(f'{100 * accuracy:.1f}' for accuracy in accuracies)} by exit)" if len(accuracies) > 1 else ""
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned to the right, two spaces apart."""
+    """A table with right-aligned columns, separated by two spaces."""
     lines = [headings, *rows]
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)

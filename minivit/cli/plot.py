@@ -1,4 +1,4 @@
-"""`minivit plot`: draw all pictures that fit a run."""
+"""`minivit plot`: draw all plots that apply to a run."""
 
 from __future__ import annotations
 

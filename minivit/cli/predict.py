@@ -43,6 +43,6 @@ def run(options: argparse.Namespace) -> int:
         )
     else:
         for row in rows:
-            path, label, probability, *taken = row.values()
-            print(path, label, f"{probability:.4f}", *([taken[0], f"{taken[1] / 1e6:.3f}"] if taken else []), sep="\t")
+            path, label, probability, *exit_columns = row.values()
+            print(path, label, f"{probability:.4f}", *([exit_columns[0], f"{exit_columns[1] / 1e6:.3f}"] if exit_columns else []), sep="\t")
     return 0

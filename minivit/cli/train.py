@@ -1,4 +1,4 @@
-"""`minivit train`: an option for each of `train`'s, as `TrainOptions` declares them."""
+"""`minivit train`: one command-line option for each field of `TrainOptions`."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ NOT_OPTIONS = {"model_options", "progress"}  # the first is --model-option, the 
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    told = {name: text.replace("%", "%%") for name, text in help_of_options().items()}
+    texts = {name: text.replace("%", "%%") for name, text in help_of_options().items()}
     hints = get_type_hints(TrainOptions)
-    for each in fields(TrainOptions):
-        if each.name in NOT_OPTIONS:
+    for item in fields(TrainOptions):
+        if item.name in NOT_OPTIONS:
             continue
-        flag, kind = "--" + each.name.replace("_", "-"), _simplest(hints[each.name])
+        flag, kind = "--" + item.name.replace("_", "-"), _simplest(hints[item.name])
         if kind is bool:
-            parser.add_argument(flag, action="store_true", help=told[each.name])
+            parser.add_argument(flag, action="store_true", help=texts[item.name])
         else:
-            shown = "" if each.default is None else f" (default: {each.default})"
-            parser.add_argument(flag, type=kind, default=each.default, metavar=kind.__name__.upper(), help=told[each.name] + shown)
+            default = "" if item.default is None else f" (default: {item.default})"
+            parser.add_argument(flag, type=kind, default=item.default, metavar=kind.__name__.upper(), help=texts[item.name] + default)
     parser.add_argument(
-        "--model-option", action="append", default=[], metavar="NAME=VALUE", help=told["model_options"] + "; may be repeated"
+        "--model-option", action="append", default=[], metavar="NAME=VALUE", help=texts["model_options"] + "; may be repeated"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
 
 
 def _simplest(hint: Any) -> Any:
-    """The type that a word of the command line is turned into: the first of int, float, bool and str that the annotation allows."""
-    allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)  # Python 3.10 makes a Union of a default None
+    """The type that a command-line argument is converted to: the first of bool, int, float and str that the annotation allows."""
+    allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)  # Python 3.10 adds a Union for a default of None
     return next((t for t in (bool, int, float) if t in allowed), str)
 
 
 def run(options: argparse.Namespace) -> int:
-    given = vars(options)
-    keywords = {each.name: given[each.name] for each in fields(TrainOptions) if each.name in given}
+    values = vars(options)
+    keywords = {item.name: values[item.name] for item in fields(TrainOptions) if item.name in values}
     run = train(**keywords, model_options=dict(map(assignment, options.model_option)), progress=not options.quiet)
     if options.json:
         print_json({"test_accuracy": run.test_accuracy, "folder": str(run.folder), "history": run.history})

@@ -26,9 +26,9 @@ def _shifts(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 def flip(random: np.random.Generator, count: int, size: int, probability: float) -> np.ndarray:
     """Flip horizontally with a given probability."""
     matrices = np.tile(np.eye(3), (count, 1, 1))  # (B, 3, 3)
-    chosen = random.random(count) < probability
-    matrices[chosen, 0, 0] = -1
-    matrices[chosen, 0, 2] = size - 1
+    flipped = random.random(count) < probability
+    matrices[flipped, 0, 0] = -1
+    matrices[flipped, 0, 2] = size - 1
     return matrices
 
 

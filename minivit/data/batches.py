@@ -90,11 +90,11 @@ class Batches:
         (B, num_classes) float32 whose rows sum to 1. The arrays are new for each batch.
         """
         order = self.order(epoch)
-        for number in range(start, len(self)):
-            yield self._batch(epoch, number, order[number * self.batch_size : (number + 1) * self.batch_size])
+        for batch in range(start, len(self)):
+            yield self._batch(epoch, batch, order[batch * self.batch_size : (batch + 1) * self.batch_size])
 
-    def _batch(self, epoch: int, number: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        random = np.random.Generator(self._counter(epoch, number, BATCH))
+    def _batch(self, epoch: int, batch: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        random = np.random.Generator(self._counter(epoch, batch, BATCH))
         count, (_, H, W, C) = len(index), self.images.shape
         matrices = draw_matrices(random, self.policy, count, W)  # (B, 2, 3)
         mixing = draw_mixing(random, count, W, self.mixup, self.cutmix)

@@ -254,9 +254,9 @@ def load_cifar(path: Path, form: Form, cache_dir: str | Path | None, progress: b
     parts, names = _read(path, form, progress)
 
     def rows() -> Iterator[tuple[np.ndarray, int, bool]]:
-        for number, (images, labels) in enumerate(parts):
+        for file_index, (images, labels) in enumerate(parts):
             for image, label in zip(images, labels):
-                yield image, int(label), number < len(form.train)
+                yield image, int(label), file_index < len(form.train)
 
     return store(folder, key, rows(), (32, 32, 3), name=form.dataset, class_names=names, augmentation="crop-flip", notes={})
 

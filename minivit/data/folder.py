@@ -104,8 +104,8 @@ def _files_by_class(root: Path, folder: str, left_out: Counter[str]) -> dict[str
     classes = {name: _files_in(root, f"{folder}/{name}", left_out) for name in _class_folders(parent)}
     if not any(classes.values()):
         direct_count = len(_files_in(root, folder, Counter()))
-        where = f"{direct_count} images lie in it directly" if direct_count else f"no file ends in {', '.join(sorted(SUFFIXES))}"
-        raise UserError(f"{parent} has no class folders with images: {where}; put each class into a folder of its own")
+        reason = f"{direct_count} images lie in it directly" if direct_count else f"no file ends in {', '.join(sorted(SUFFIXES))}"
+        raise UserError(f"{parent} has no class folders with images: {reason}; put each class into a folder of its own")
     empty = [name for name, members in classes.items() if not members]
     if empty:
         raise UserError(f"class folder {parent / empty[0]} holds no images: remove it, or add some")

@@ -1,1 +1,1 @@
-"""From images to answers: predictor, classifier, evaluation, thresholds of cascades, and the data of a run."""
+"""Inference: predictor, classifier, evaluation, calibration of cascades, and the data of a run."""

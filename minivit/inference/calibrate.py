@@ -1,4 +1,4 @@
-"""`calibrate`: thresholds for a cascade, found on images that it was not trained on."""
+"""`calibrate`: optimise the thresholds of a cascade on images that it was not trained on."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from .classifier import Classifier
 from .predictor import Predictor
 
 SOLVERS = {"exact": exact, "sweep": sweep}
-FEWEST = 100  # images to calibrate on
-MOST_KNOWN = 0.05  # share of them that may be training images
-BUDGETS = 8  # where none are given
-ROUNDS = 9  # of measuring milliseconds
+FEWEST = 100  # minimum number of calibration images
+MOST_KNOWN = 0.05  # maximum fraction of training images among them
+BUDGETS = 8  # default number of budgets
+ROUNDS = 9  # of time measurements
 
 
 def calibrate(
@@ -48,28 +48,29 @@ def calibrate(
     confidence: str = "max",
     batch_size: int = 64,
 ) -> Calibration:
-    """Thresholds of a cascade for each of several budgets; from then on `model.calibration`, used by `predict(images, budget)`.
+    """Optimise the thresholds of a cascade for each of several budgets. The result is also stored as `model.calibration`, which
+    `predict(images, budget)` uses.
 
     model: a cascade of create_model("dvt", ...), its Predictor, or a Classifier (`load(...)`, `train(...).model`).
-    images: at least 100 that the model was not trained on: for a Classifier anything that its predict() takes, else normalised
+    images: at least 100 images that the model was not trained on: for a Classifier anything that its predict() takes, otherwise normalised
         (n, C, S, S) arrays. labels: (n,) integers.
-    budgets: largest mean costs of an image; None: 8, evenly spaced from all images at the first exit to all at the last.
-    unit: of the budgets: "macs", multiply-adds; "ms", milliseconds an image, as measured on this machine in batches of `batch_size`;
-        "share", of the multiply-adds of all exits together.
-    method: "exact", the highest accuracy over all thresholds, or "sweep", the rule that the authors released (`minivit.thresholds`).
-    confidence: "max", "entropy" or "margin" (`minivit.calibration.confidence`).
-    Raises UserError for a model with one exit, fewer than 100 images, labels that do not fit, a budget that no thresholds can meet, and
-    images of the training set, which a Classifier knows (`data/train_test_overlap.py`).
+    budgets: maximum mean costs per image; None: 8, evenly spaced between the costs of the first and the last exit.
+    unit: of the budgets: "macs", multiply-adds; "ms", milliseconds per image, measured on this machine in batches of `batch_size`;
+        "share", the fraction of the multiply-adds up to the last exit.
+    method: "exact", the highest accuracy over all thresholds, or "sweep", the authors' released rule (`models/cascade/thresholds.py`).
+    confidence: "max", "entropy" or "margin" (`models/cascade/calibration.py`).
+    Raises UserError for a model with one exit, fewer than 100 images, invalid labels, a budget that no thresholds can meet, and images of
+    the training set, which a Classifier detects (`data/train_test_overlap.py`).
     """
-    for what, value, known in (("unit", unit, UNITS), ("method", method, METHODS), ("confidence", confidence, CONFIDENCES)):
-        check_choice(what, value, known)
+    for option, value, choices in (("unit", unit, UNITS), ("method", method, METHODS), ("confidence", confidence, CONFIDENCES)):
+        check_choice(option, value, choices)
     if batch_size < 1:
         raise UserError(f"batch_size must be 1 or more, got {batch_size}")
-    wanted = None if budgets is None else _checked_budgets(budgets, unit)
+    checked_budgets = None if budgets is None else _checked_budgets(budgets, unit)
     predictor = _predictor_of(model)
     macs = _exit_macs(predictor.model)
-    pixels = _prepared(model, images, batch_size)
-    answers = check_labels(labels, len(pixels))
+    pixels = _prepare(model, images, batch_size)
+    targets = check_labels(labels, len(pixels))
     if len(pixels) < FEWEST:
         raise UserError(f"thresholds need at least {FEWEST} images, got {len(pixels)}: give more that the model was not trained on")
     if unit == "ms":
@@ -78,17 +79,17 @@ def calibrate(
         )
     else:
         costs = tuple(float(m) for m in macs) if unit == "macs" else tuple(m / macs[-1] for m in macs)
-    wanted = tuple(np.linspace(costs[0], costs[-1], BUDGETS).tolist()) if wanted is None else wanted
-    check_feasible(wanted, costs, unit)
-    sure, correct = measured_exits(predictor, _batches(model, pixels, batch_size), answers, confidence)
-    thresholds = SOLVERS[method](sure, correct, costs, wanted)
-    outcomes = [outcome(each, sure, correct, costs) for each in thresholds]
+    checked_budgets = tuple(np.linspace(costs[0], costs[-1], BUDGETS).tolist()) if checked_budgets is None else checked_budgets
+    check_feasible(checked_budgets, costs, unit)
+    confidences, correct = measured_exits(predictor, _batches(model, pixels, batch_size), targets, confidence)
+    thresholds = SOLVERS[method](confidences, correct, costs, checked_budgets)
+    outcomes = [outcome(candidate, confidences, correct, costs) for candidate in thresholds]
     accuracies, mean_costs, shares = zip(*outcomes)
-    found = Calibration(
+    calibration = Calibration(
         unit,
         method,
         confidence,
-        wanted,
+        checked_budgets,
         tuple(thresholds),
         accuracies,
         mean_costs,
@@ -100,16 +101,16 @@ def calibrate(
         fingerprint(predictor.model),
         f"{cpu_name()}, batch {batch_size}" if unit == "ms" else "",
     )
-    predictor.model.calibration = found  # type: ignore[attr-defined]
-    return found
+    predictor.model.calibration = calibration  # type: ignore[attr-defined]
+    return calibration
 
 
 def _checked_budgets(budgets: Sequence[float], unit: str) -> tuple[float, ...]:
-    """Ascending, each once."""
-    given = list(budgets) if isinstance(budgets, Iterable) and not isinstance(budgets, str) else []
-    if not given:
+    """The budgets in ascending order without duplicates. Raises UserError."""
+    items = list(budgets) if isinstance(budgets, Iterable) and not isinstance(budgets, str) else []
+    if not items:
         raise UserError(f"budgets must be a list of one number or more, got {budgets!r}")
-    return tuple(sorted({check_budget(budget, unit) for budget in given}))
+    return tuple(sorted({check_budget(budget, unit) for budget in items}))
 
 
 def _predictor_of(model: Module | Predictor) -> Predictor:
@@ -129,29 +130,29 @@ def _exit_macs(model: Module) -> tuple[int, ...]:
     return macs
 
 
-def _prepared(model: Module | Predictor, images: Any, batch_size: int) -> np.ndarray:
-    """All images, for a Classifier as pixels (n, S, S, C), else as they are. Raises UserError for images of the training set."""
+def _prepare(model: Module | Predictor, images: Any, batch_size: int) -> np.ndarray:
+    """All images: as pixels (n, S, S, C) for a Classifier, otherwise unchanged. Raises UserError for images of the training set."""
     if not isinstance(model, Classifier):
         return np.atleast_1d(images.data if isinstance(images, Tensor) else images)
     pixels = prepare(images, image_size=model.preprocessing.image_size, in_channels=model.preprocessing.in_channels)
-    known = overlap(model.training_sketch, pixels)
-    if known > MOST_KNOWN:
+    training_share = overlap(model.training_sketch, pixels)
+    if training_share > MOST_KNOWN:
         raise UserError(
-            f"about {100 * known:.0f} % of these images are of the training set, on which the model is surer than on others: "
+            f"about {100 * training_share:.0f} % of these images are of the training set, on which the model is surer than on others: "
             "calibrate on images that were held out"
         )
     return pixels
 
 
 def _batches(model: Module | Predictor, pixels: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Normalised (B, C, S, S)."""
+    """Normalised batches (B, C, S, S)."""
     if isinstance(model, Classifier):
         return model.preprocessing.batches(pixels, batch_size)
     return (pixels[start : start + batch_size] for start in range(0, len(pixels), batch_size))
 
 
 def measured_exits(predictor: Predictor, batches: Iterable[np.ndarray], labels: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """(confidence of each exit in each image (n, K), whether it is right (n, K)) of normalised (B, C, S, S) batches.
+    """(confidence of each exit for each image (n, K), whether its prediction is correct (n, K)) for normalised batches (B, C, S, S).
 
     Raises UserError for a label out of range, and for logits that are not finite.
     """
@@ -167,19 +168,19 @@ def measured_exits(predictor: Predictor, batches: Iterable[np.ndarray], labels: 
 def stage_milliseconds(
     model: Module, images: np.ndarray, batch_size: int = 64, threads: int | None = None, precision: str | None = None
 ) -> tuple[float, ...]:
-    """Milliseconds an image until each exit has answered for all of a batch, its own and all before it: medians of several rounds.
+    """Cumulative milliseconds per image up to each exit, if all images of a batch reach it: medians over several rounds.
 
-    images: normalised (B, C, S, S), repeated or cut to `batch_size`. threads, precision: as the Predictor's.
+    images: normalised (B, C, S, S), repeated or truncated to `batch_size`. threads, precision: as for Predictor.
     """
-    predictor = Predictor(model, precision, batch_size=batch_size, threads=threads)  # whose plans are of this very size
+    predictor = Predictor(model, precision, batch_size=batch_size, threads=threads)  # plans for exactly this batch size
     batch = images[np.arange(batch_size) % len(images)]
     rounds = []
-    for _ in range(1 + ROUNDS):  # the first records the plans
+    for _ in range(1 + ROUNDS):  # the first round records the plans
         start = perf_counter()
         rounds.append([perf_counter() - start for _ in predictor.exits(batch)])
     return tuple((1e3 / batch_size * np.median(rounds[1:], axis=0)).tolist())
 
 
 def halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices, ascending, of half the images of each class, to calibrate on, and of the other half, to test on; always the same."""
+    """A fixed split into ascending indices of one half of each class, for calibration, and of the other half, for testing."""
     return Split(0.5).divide(labels)

@@ -1,4 +1,4 @@
-"""Classifier: a model with its class names and preprocessing, from image files to labels; and `load`, which reads one from a run."""
+"""Classifier: a model with class names and preprocessing, which labels image files; and `load`, which reads one from a run."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from .predictor import LARGEST_BATCH, Prediction, Predictor
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How images become a model's input."""
+    """The conversion of images to a model's input."""
 
-    image_size: int  # pixels: the central square is resized to it
+    image_size: int  # pixels; the central square is resized to it
     in_channels: int  # 1 gray, 3 RGB
-    mean: tuple[float, ...]  # of each channel, on the scale 0..1: subtracted
-    std: tuple[float, ...]  # of each channel: divided by
+    mean: tuple[float, ...]  # subtracted from each channel, on the scale 0..1
+    std: tuple[float, ...]  # divisor of each channel
 
     @classmethod
     def of(cls, dataset: Dataset) -> Preprocessing:
+        """The preprocessing for a dataset's images."""
         return cls(dataset.image_size, dataset.in_channels, dataset.mean, dataset.std)
 
     def batches(self, images: Any, batch_size: int = LARGEST_BATCH) -> Iterator[np.ndarray]:
@@ -52,10 +53,10 @@ class Preprocessing:
 
 
 class Classifier(Module):
-    """A model with its class names and preprocessing: what training gives and `load` reads.
+    """A model with its class names and preprocessing, as returned by training and `load`.
 
-    Its parameters are the model's, by the same names. precision: that it predicts in, as the Predictor's. training_sketch: of a cascade, by
-    which images of the training set are known again (`data/train_test_overlap.py`).
+    Its parameters are those of the model, with the same names. precision: of predictions, as for Predictor. training_sketch: for a cascade,
+    hashes by which images of the training set are detected (`data/train_test_overlap.py`).
     """
 
     def __init__(
@@ -106,21 +107,22 @@ class Classifier(Module):
 
     @property
     def predictor(self) -> Predictor:
+        """The Predictor of the model, created on first use."""
         if self._predictor is None:
             self._predictor = Predictor(self.model, self.precision)
         return self._predictor
 
     def predict(self, images: Any, budget: float | None = None) -> Prediction:
-        """Labels and probabilities of images: uint8 (B, H, W, C) or floats in 0..1, PIL images, paths, or one of these.
+        """Labels and probabilities of images: uint8 (B, H, W, C) or floats in 0..1, PIL images, paths, or a single one of these.
 
-        budget: as `Predictor.predict` takes it. Raises UserError for an image that cannot be read.
+        budget: as for `Predictor.predict`. Raises UserError for an image that cannot be read.
         """
         parts = [self.predictor.predict(inputs, budget) for inputs in self.preprocessing.batches(images)]
         probabilities, exits, macs = (np.concatenate([getattr(p, name) for p in parts]) for name in ("probabilities", "exits", "macs"))
         return Prediction(probabilities, exits, macs, self.class_names)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write weights, configuration, thresholds, class names and preprocessing as one safetensors file, which `load` reads.
+        """Write weights, configuration, thresholds, class names and preprocessing as one safetensors file for `load`.
 
         Raises UserError.
         """
@@ -132,20 +134,20 @@ class Classifier(Module):
 
 
 def load(path: str | os.PathLike[str], precision: str | None = None, device: str = "cpu") -> Classifier:
-    """The model of a run folder, or of a .safetensors file that minivit wrote, in evaluation mode.
+    """Load the model of a run folder, or of a .safetensors file written by minivit, in evaluation mode.
 
-    path: the folder, its name below runs/, or the file. precision: that it predicts in, as the Predictor's. device: where, "cpu" or "cuda".
-    Raises UserError where there is none (with the nearest names), or it is damaged.
+    path: the folder, its name in runs/, or the file. precision: of predictions, as for Predictor. device: "cpu" or "cuda".
+    Raises UserError if it does not exist (with the nearest names), or is damaged.
     """
     check_device(device)
     file = run_folder.find_model(Path(path))
-    model, about = run_folder.load_model(file)
+    model, metadata = run_folder.load_model(file)
     try:
-        kept = about["preprocessing"]
-        preprocessing = Preprocessing(int(kept["image_size"]), int(kept["in_channels"]), tuple(kept["mean"]), tuple(kept["std"]))
-        names, sketch = tuple(map(str, about["class_names"])), tuple(map(int, about.get("training_sketch", ())))
+        fields = metadata["preprocessing"]
+        preprocessing = Preprocessing(int(fields["image_size"]), int(fields["in_channels"]), tuple(fields["mean"]), tuple(fields["std"]))
+        names, training_hashes = tuple(map(str, metadata["class_names"])), tuple(map(int, metadata.get("training_sketch", ())))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file} does not say how its images are prepared ({error}): load its weights with load_weights") from error
     precision_for(precision or model.config.dtype, dtype_of(model), device)  # raises
     model.to(device)
-    return Classifier(model, names, preprocessing, sketch, precision)
+    return Classifier(model, names, preprocessing, training_hashes, precision)

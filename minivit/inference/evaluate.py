@@ -1,4 +1,4 @@
-"""The loss and the accuracy of a model on labelled images."""
+"""Loss and accuracy of a model on labelled images."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def evaluate(
     )
     loss, correct = 0.0, np.zeros(predictor.stages)
     for inputs, targets in batches.epoch(0):
-        every = predictor.logits(inputs).astype(np.float64)  # (exits, B, K)
-        correct += (every.argmax(2) == targets).sum(1)
-        last = every[-1] - every[-1].max(1, keepdims=True)
-        loss += float((np.log(np.exp(last).sum(1)) - last[np.arange(len(targets)), targets]).sum())
+        logits = predictor.logits(inputs).astype(np.float64)  # (exits, B, K)
+        correct += (logits.argmax(2) == targets).sum(1)
+        last_logits = logits[-1] - logits[-1].max(1, keepdims=True)
+        loss += float((np.log(np.exp(last_logits).sum(1)) - last_logits[np.arange(len(targets)), targets]).sum())
     return loss / len(images), (correct / len(images)).tolist()

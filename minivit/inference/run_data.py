@@ -1,4 +1,4 @@
-"""What a run was trained on: its data again, to test, calibrate and draw with."""
+"""The data that a run was trained on, loaded again for testing, calibration and plots."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .classifier import Classifier
 def data_of_run(
     run: str | os.PathLike[str], classifier: Classifier, data: str | None = None, *, skip_bad_images: bool = False, progress: bool = True
 ) -> Dataset:
-    """The data that a run was trained on, split and limited as then, at the model's size.
+    """The data that a run was trained on, with the same split and limit, at the model's image size.
 
-    run: the folder, its name below runs/, or its .safetensors file. classifier: its model (`load`). data: other data (`load_data`) instead.
-    Raises UserError where the run does not tell its data, and for data of other classes than the model's.
+    run: the folder, its name in runs/, or its .safetensors file. classifier: its model (`load`). data: other data (`load_data`) instead.
+    Raises UserError if the run does not record its data, and for data with other classes than the model's.
     """
     limit = None
     split: dict[str, Any] = {"skip_bad_images": skip_bad_images}
@@ -27,21 +27,21 @@ def data_of_run(
         folder = RunFolder(find_model(Path(run)).parent)
         if not (folder.path / CONFIG).is_file():
             raise UserError(f"{run} does not tell which data it was trained on: give --data")
-        given = folder.read_config().get("arguments", {})
-        data, limit = given.get("data"), given.get("limit")
+        arguments = folder.read_config().get("arguments", {})
+        data, limit = arguments.get("data"), arguments.get("limit")
         if data is None:
             raise UserError(f"{run} was trained on arrays, which are not kept: give --data, an .npz file for one")
-        split |= {name: given[name] for name in ("test_fraction", "split_seed") if name in given}
-        split["skip_bad_images"] |= bool(given.get("skip_bad_images"))
-    kept = classifier.preprocessing
-    dataset = load_data(data, image_size=kept.image_size, in_channels=kept.in_channels, progress=progress, **split)
+        split |= {name: arguments[name] for name in ("test_fraction", "split_seed") if name in arguments}
+        split["skip_bad_images"] |= bool(arguments.get("skip_bad_images"))
+    preprocessing = classifier.preprocessing
+    dataset = load_data(data, image_size=preprocessing.image_size, in_channels=preprocessing.in_channels, progress=progress, **split)
     if dataset.class_names != classifier.class_names:
         raise UserError(
-            f"the classes of {dataset.name} ({_some(dataset.class_names)}) are not the model's "
-            f"({_some(classifier.class_names)}): give data of those classes"
+            f"the classes of {dataset.name} ({_shortened(dataset.class_names)}) are not the model's "
+            f"({_shortened(classifier.class_names)}): give data of those classes"
         )
     return dataset.limited(limit)
 
 
-def _some(names: Sequence[str]) -> str:
+def _shortened(names: Sequence[str]) -> str:
     return ", ".join([*names[:5], "..."] if len(names) > 5 else names)

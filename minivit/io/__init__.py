@@ -1,1 +1,1 @@
-"""Files: weights, run folders, models."""
+"""File formats: weights, models and run folders."""

@@ -1,11 +1,11 @@
-"""Run folders and model files, written so that a reader finds the old content or the new, never a part.
+"""Run folders and model files. All files are written atomically.
 
-config.json         everything needed to repeat the run: each argument of `train` as it was resolved, the versions, the data in one line
-metrics.jsonl       a line an epoch: epoch, train_loss, test_loss, test_accuracy, learning_rate, seconds, images_per_second;
-                    of a cascade also exit_accuracies
-model.safetensors   the weights as they were tested after the last finished epoch; in its metadata, as JSON, the model's
-                    configuration ("model"), "class_names", "preprocessing", "training_sketch" (`data/train_test_overlap.py`),
-                    and a cascade's thresholds ("calibration")
+config.json         everything needed to repeat the run: the resolved arguments of `train`, versions, a one-line summary of the data
+metrics.jsonl       one line per epoch: epoch, train_loss, test_loss, test_accuracy, learning_rate, seconds, images_per_second;
+                    for a cascade also exit_accuracies
+model.safetensors   the weights tested after the last finished epoch; its metadata contains, as JSON, the model's configuration
+                    ("model"), "class_names", "preprocessing", "training_sketch" (`data/train_test_overlap.py`), and the
+                    thresholds of a cascade ("calibration")
 curves.png          the learning curves
 """
 
@@ -28,7 +28,7 @@ CONFIG, METRICS, MODEL, CURVES = "config.json", "metrics.jsonl", "model.safetens
 
 @contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns what the disk refuses inside into a UserError that names the file."""
+    """Convert an OSError in the block into a UserError that names the file."""
     try:
         yield
     except OSError as error:
@@ -37,12 +37,12 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 # ----------------------------------------------------------------------------------------------------------------------- models
 def save_model(path: str | os.PathLike[str], model: Model, about: Mapping[str, Any]) -> None:
-    """Write a model with its configuration and `about`, values that JSON can hold. Raises UserError."""
+    """Write a model with its configuration and the metadata `about`, whose values JSON can represent. Raises UserError."""
     save_weights(model, path, {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()})
 
 
 def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
-    """(the model, in evaluation mode; `about`) of a file of `save_model`. Raises UserError."""
+    """(model in evaluation mode, `about`) from a file written by `save_model`. Raises UserError."""
     state, metadata = read_safetensors(path)
     try:
         config = dict(json.loads(metadata["model"]))
@@ -57,15 +57,15 @@ def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
         raise UserError(f"{path}: {error}") from error
     model.load_state_dict(state)
     model.restore(content, own_file=True)
-    others = metadata.keys() - model.metadata().keys() - {"format", "version", "model"}
+    other_keys = metadata.keys() - model.metadata().keys() - {"format", "version", "model"}
     try:
-        return model, {key: json.loads(metadata[key]) for key in others}
+        return model, {key: json.loads(metadata[key]) for key in other_keys}
     except ValueError as error:
         raise UserError(f"{path} is damaged: what it says of its model is no JSON ({error})") from error
 
 
 def find_model(path: Path) -> Path:
-    """The model's file for a run folder, a name below runs/, or the file itself. Raises UserError, with the nearest names."""
+    """The model file for a run folder, a name in runs/, or the file itself. Raises UserError, with the nearest names."""
     path = path.expanduser()
     folder = next((p for p in (path, Path("runs") / path) if p.is_dir()), None)
     if folder:
@@ -81,9 +81,9 @@ def find_model(path: Path) -> Path:
 
 # ------------------------------------------------------------------------------------------------------------------ run folders
 class RunFolder:
-    """A folder that holds one run.
+    """The folder of one run.
 
-    path: where it lies. history: the lines of metrics.jsonl so far.
+    path: its path. history: the lines of metrics.jsonl written so far.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -92,12 +92,12 @@ class RunFolder:
 
     @classmethod
     def create(cls, out: str | os.PathLike[str] | None, name: str, overwrite: bool = False) -> RunFolder:
-        """An empty run folder: `out`, or runs/<name>-<n> with the first free number.
+        """Create an empty run folder: `out`, or runs/<name>-<n> with the first unused number.
 
-        Raises UserError where `check_free` does. With `overwrite`, an earlier run's files go, and all others stay.
+        With `overwrite`, the files of an earlier run are deleted, and all others are kept. Raises UserError like `check_free`.
         """
         if out is None:
-            return cls(_first_free(Path("runs"), name))
+            return cls(_create_numbered(Path("runs"), name))
         check_free(out, overwrite)
         path = Path(out).expanduser()
         with writing(path):
@@ -107,10 +107,11 @@ class RunFolder:
         return cls(path)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write config.json. Raises UserError."""
         self._write(CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
     def read_config(self) -> dict[str, Any]:
-        """Raises UserError where there is none, or it is damaged."""
+        """The content of config.json. Raises UserError if it is missing or damaged."""
         path = self.path / CONFIG
         try:
             return json.loads(path.read_text(encoding="utf-8"))
@@ -118,12 +119,12 @@ class RunFolder:
             raise UserError(f"cannot read {path}: {error}") from error
 
     def add_metrics(self, line: Mapping[str, Any]) -> None:
-        """Append a line to the history and to its file."""
+        """Append a line to the history and to metrics.jsonl. Raises UserError."""
         self.history.append(dict(line))
         self._write(METRICS, "".join(json.dumps(entry) + "\n" for entry in self.history))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; none where there is no such file. Raises UserError where it is damaged."""
+        """The lines of metrics.jsonl; empty if there is no such file. Raises UserError if it is damaged."""
         path = self.path / METRICS
         try:
             return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
@@ -136,14 +137,14 @@ class RunFolder:
 
 
 def check_free(out: str | os.PathLike[str] | None, overwrite: bool) -> None:
-    """Raises UserError where `out` exists already, unless it is an empty folder, or with `overwrite` any folder."""
+    """Raises UserError if `out` exists, unless it is an empty folder, or any folder with `overwrite`."""
     path = Path(out).expanduser() if out is not None else None
     if path and path.exists() and (not path.is_dir() or (any(path.iterdir()) and not overwrite)):
-        also = ", or overwrite=True (--overwrite) to replace its run" if path.is_dir() else ""
-        raise UserError(f"{path} exists already: give another folder as out (--out){also}")
+        hint = ", or overwrite=True (--overwrite) to replace its run" if path.is_dir() else ""
+        raise UserError(f"{path} exists already: give another folder as out (--out){hint}")
 
 
-def _first_free(parent: Path, name: str) -> Path:
+def _create_numbered(parent: Path, name: str) -> Path:
     number = 1
     with writing(parent / name):
         parent.mkdir(parents=True, exist_ok=True)

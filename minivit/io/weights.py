@@ -1,6 +1,6 @@
-"""Weights in and out: safetensors under timm's names, and the npz files Google released for ViT and Mixer.
+"""Loading and saving of weights: safetensors with timm's names, and Google's released npz files for ViT and Mixer.
 
-A file that does not fit is refused before anything is changed, with one UserError that says what differs.
+A file that does not fit the model is rejected before anything is changed, with a UserError that describes the differences.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ State = dict[str, np.ndarray]  # parameter name -> array
 
 
 def save_weights(model: Model, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
-    """Write the parameters as a safetensors file, whose metadata holds the model's family, name and configuration as JSON under "model",
-    and what else the model keeps (`Model.metadata`): of a cascade the thresholds, under "calibration".
+    """Write the parameters as a safetensors file, whose metadata contains the model's family, name and configuration as JSON under "model",
+    and the model's own metadata (`Model.metadata`), such as the thresholds of a cascade under "calibration".
 
-    metadata: more of it. The file takes its name only when it is complete: what was there stays if the disk is full. Raises UserError.
+    metadata: additional metadata. The file is written atomically: an existing one is kept if writing fails. Raises UserError.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"weights are saved as .safetensors: {path} has another ending")
     model_as_json = json.dumps({"family": model.family, "name": model.name, **asdict(model.config)})
-    described = {"format": "minivit", "version": __version__, "model": model_as_json, **(metadata or {}), **model.metadata()}
-    content = save({name: parameter.numpy() for name, parameter in model.named_parameters()}, described)
+    all_metadata = {"format": "minivit", "version": __version__, "model": model_as_json, **(metadata or {}), **model.metadata()}
+    content = save({name: parameter.numpy() for name, parameter in model.named_parameters()}, all_metadata)
     try:
         with atomic_file(path) as file:
             file.write(content)
@@ -48,12 +48,12 @@ def save_weights(model: Model, path: str | os.PathLike[str], metadata: Mapping[s
 
 
 def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = True) -> None:
-    """Fill a model from a file: `.safetensors` under timm's names, or `.npz` under the names of Google's ViT and Mixer files.
+    """Load weights into a model: `.safetensors` with timm's names, or `.npz` with the names of Google's ViT and Mixer files.
 
-    head=False keeps the model's own head, for another number of classes. A ViT's position embedding is resized to the model's grid as timm
-    does it: bicubic with antialiasing from safetensors, bilinear from npz. A cascade's thresholds are the file's from then on,
-    where all of its weights are. The names of the authors' own code are taken too (`Model.rename_foreign`).
-    Raises UserError for a file that is missing, damaged or does not fit; the model is unchanged then.
+    head=False keeps the model's head, for a file with another number of classes. A ViT's position embedding is resized to the model's grid
+    as in timm: bicubic with antialiasing from safetensors, bilinear from npz. The thresholds of a cascade are loaded if all of its weights
+    are those of the file. Names of the original authors' code are accepted too (`Model.rename_foreign`).
+    Raises UserError, without changing the model, for a file that is missing, damaged or does not fit.
     """
     path = Path(path)
     metadata: dict[str, str] = {}
@@ -64,13 +64,13 @@ def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = Tru
         state, method = _from_google(model, _read_npz(path), path), "bilinear"
     else:
         raise UserError(f"weights are .safetensors or .npz files: {path} has another ending")
-    own = {name: parameter.numpy() for name, parameter in model.named_parameters() if _of_head(name)}
+    head_state = {name: parameter.numpy() for name, parameter in model.named_parameters() if _of_head(name)}
     if not head:
-        state = {name: array for name, array in state.items() if not _of_head(name)} | own
-    differing = [f"{n} is {state[n].shape}, not {a.shape}" for n, a in own.items() if n in state and state[n].shape != a.shape]
-    if differing:
+        state = {name: array for name, array in state.items() if not _of_head(name)} | head_state
+    mismatches = [f"{n} is {state[n].shape}, not {a.shape}" for n, a in head_state.items() if n in state and state[n].shape != a.shape]
+    if mismatches:
         raise UserError(
-            f"{path}: the head is for other classes than the model's {model.config.num_classes} ({'; '.join(differing)}): "
+            f"{path}: the head is for other classes than the model's {model.config.num_classes} ({'; '.join(mismatches)}): "
             "create the model with its num_classes, or load with head=False to keep the model's own"
         )
     try:
@@ -87,7 +87,7 @@ def _of_head(name: str) -> bool:
 
 # ------------------------------------------------------------------------------------------------------------------------ reading
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[State, dict[str, str]]:
-    """The arrays of a file, bfloat16 widened to float32, and its metadata. Raises UserError where it is missing or damaged."""
+    """The arrays of a file, bfloat16 converted to float32, and its metadata. Raises UserError if it is missing or damaged."""
     try:
         content = Path(path).read_bytes()
         raw = safetensors.deserialize(content)
@@ -111,8 +111,8 @@ def _array(path: str | os.PathLike[str], name: str, dtype: str, data: bytes) -> 
     return np.frombuffer(data, _DTYPES[dtype])
 
 
-# What numpy.load and the modules below it raise for files of every kind of damage, and for files that are none.
-_NPZ_FAULTS = (
+# Exceptions of numpy.load and the modules it uses, for damaged files and files of another format.
+_NPZ_ERRORS = (
     OSError,
     ValueError,
     TypeError,
@@ -137,12 +137,12 @@ def _read_npz(path: Path) -> State:
             arrays = {name: np.asarray(file[name]) for name in file.files}
     except FileNotFoundError as error:
         raise _unreadable(path, error) from error
-    except _NPZ_FAULTS as error:
+    except _NPZ_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} is damaged or no npz file of plain arrays ({reason}): get or make it again") from error
-    other = [name for name, array in arrays.items() if array.dtype.kind not in "fiu"]
-    if other:
-        raise UserError(f"{path} is damaged or no npz file of plain arrays: {', '.join(other)} hold no numbers")
+    non_numeric = [name for name, array in arrays.items() if array.dtype.kind not in "fiu"]
+    if non_numeric:
+        raise UserError(f"{path} is damaged or no npz file of plain arrays: {', '.join(non_numeric)} hold no numbers")
     return arrays
 
 
@@ -151,11 +151,11 @@ def _unreadable(path: str | os.PathLike[str], error: OSError) -> UserError:
 
 
 # --------------------------------------------------------------------------------------------------------------- Google's files
-_PREFIXES = ("opt/target/", "params/img/", "params/")  # of training checkpoints and of big_vision
+_PREFIXES = ("opt/target/", "params/img/", "params/")  # of training checkpoints and big_vision files
 
 
 def _from_google(model: Model, arrays: State, path: Path) -> State:
-    """The arrays under the model's own names and in its layout."""
+    """The arrays with the model's parameter names and layout."""
     prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in arrays)), "")
     arrays = {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
     names = model.google_names(arrays.keys())
@@ -165,23 +165,23 @@ def _from_google(model: Model, arrays: State, path: Path) -> State:
         ours: [theirs.replace("{query,key,value}", part) for part in ("query", "key", "value")] if "{" in theirs else [theirs]
         for ours, theirs in names.items()
     }
-    wanted = [name for parts in table.values() for name in parts]
-    missing, unexpected = [n for n in wanted if n not in arrays], sorted(arrays.keys() - set(wanted))
-    faults = [f"{word}: {', '.join(some)}" for word, some in (("missing", missing), ("unexpected", unexpected)) if some]
-    if faults:
-        raise UserError(f"{path}: names do not fit {model.name}; {'; '.join(faults)}")
-    return {ours: _joined(path, {name: arrays[name] for name in parts}) for ours, parts in table.items()}
+    expected = [name for parts in table.values() for name in parts]
+    missing, unexpected = [n for n in expected if n not in arrays], sorted(arrays.keys() - set(expected))
+    errors = [f"{problem}: {', '.join(listed)}" for problem, listed in (("missing", missing), ("unexpected", unexpected)) if listed]
+    if errors:
+        raise UserError(f"{path}: names do not fit {model.name}; {'; '.join(errors)}")
+    return {ours: _concatenate(path, {name: arrays[name] for name in parts}) for ours, parts in table.items()}
 
 
-def _joined(path: Path, parts: State) -> np.ndarray:
+def _concatenate(path: Path, parts: State) -> np.ndarray:
     try:
-        return np.concatenate([_in_our_layout(name, array) for name, array in parts.items()])
+        return np.concatenate([_convert_layout(name, array) for name, array in parts.items()])
     except (ValueError, IndexError, TypeError):
         shapes = ", ".join(f"{name} {array.shape}" for name, array in parts.items())
         raise UserError(f"{path}: shapes that do not fit: {shapes}") from None
 
 
-def _in_our_layout(name: str, array: np.ndarray) -> np.ndarray:
+def _convert_layout(name: str, array: np.ndarray) -> np.ndarray:
     kind = name.split("/")[-2:]
     if kind[0] in ("query", "key", "value"):  # kernel (C, H, D), bias (H, D)
         return array.reshape(len(array), -1).T if kind[1] == "kernel" else array.reshape(-1)

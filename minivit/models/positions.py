@@ -16,9 +16,9 @@ def resize(positions: np.ndarray, grid: int, prefix: int, method: str) -> np.nda
     method: of `axis_matrix`; timm uses "bicubic_antialias", Google's code "bilinear", DeiT and T2T "bicubic".
     Raises UserError if the number of the others is not a square.
     """
-    number = positions.shape[1] - prefix
-    old = isqrt(max(number, 0))
-    if old < 1 or old * old != number:
-        raise UserError(f"position embedding of {positions.shape[1]} tokens: less {prefix} for the class token, {number} is no square")
+    patches = positions.shape[1] - prefix
+    old = isqrt(max(patches, 0))
+    if old < 1 or old * old != patches:
+        raise UserError(f"position embedding of {positions.shape[1]} tokens: less {prefix} for the class token, {patches} is no square")
     resized = resample_grid(positions[:, prefix:].astype(np.float64), axis_matrix(old, grid, method))
     return np.concatenate([positions[:, :prefix], resized.astype(positions.dtype)], axis=1)

@@ -63,8 +63,8 @@ def count(model: Any) -> ModelCost:
     layers = {name: macs for name, macs in counter.layers.items() if macs}
     exit_macs = [0] * len(exits)  # of each exit, in addition to the previous exits
     for name, macs in layers.items():
-        outer, _, rest = name.partition(".")
-        exit_macs[int(rest.partition(".")[0]) if outer == "stages" else 0] += macs
+        outer, _, inner = name.partition(".")
+        exit_macs[int(inner.partition(".")[0]) if outer == "stages" else 0] += macs
     return ModelCost(layers, tuple(accumulate(exit_macs)), counter.activations)
 
 

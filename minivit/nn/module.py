@@ -168,8 +168,8 @@ class Module:
         missing = [n for n in parameters if n not in state] if strict else []
         unexpected = [n for n in state if n not in parameters] if strict else []
         errors = [
-            f"{word}: {', '.join(names)}"
-            for word, names in (("wrong shape", misshapen), ("missing", missing), ("unexpected", unexpected))
+            f"{problem}: {', '.join(names)}"
+            for problem, names in (("wrong shape", misshapen), ("missing", missing), ("unexpected", unexpected))
             if names
         ]
         if errors:

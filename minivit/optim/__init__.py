@@ -1,6 +1,6 @@
-"""Optimizers over one flat buffer of parameters, found by name, and learning-rate schedules.
+"""Optimizers on one flat buffer of parameters, registered by name, and learning-rate schedules.
 
-What changes from step to step, learning rate and step number, lies in arrays, so that a recorded step can be replayed.
+Values that change between steps, such as learning rate and step number, are stored in arrays, so that a recorded step can be replayed.
 """
 
 from .adamw import AdamW

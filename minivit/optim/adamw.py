@@ -1,4 +1,4 @@
-"""AdamW; `kernels/adamw.py` has the formulas."""
+"""AdamW; `kernels/adamw.py` contains the formulas."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class AdamW(Optimizer):
         check_between(0, 1, **{"betas[0]": betas[0], "betas[1]": betas[1]})
         if not 0 < eps < inf:
             raise UserError(f"eps must be above 0 and finite, got {eps}")
-        for which, value in zip((BETA1, BETA2, EPS), (*betas, eps)):
-            self.scalars.set(which, value)
+        for index, value in zip((BETA1, BETA2, EPS), (*betas, eps)):
+            self.scalars.set(index, value)
         self.m, self.v = zeros_like(flat.data), zeros_like(flat.data)
 
     def _update(self) -> None:
-        self._move("adamw", (self.m, self.v), self.flat.decayed)
+        self._run_op("adamw", (self.m, self.v), self.flat.decayed)

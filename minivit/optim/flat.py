@@ -1,4 +1,4 @@
-"""All parameters in one buffer, and their gradients in another: an optimizer moves them by few kernels, in whatever order they lie."""
+"""All parameters in one buffer and their gradients in another, so that an optimizer updates them with few kernels, in any order."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from ..kernels.core import arrays
 from ..kernels.core.dtypes import BFLOAT16
 from ..nn.module import Module, Parameter
 
-Groups = Callable[[Module, list[Parameter]], list[list[Parameter]]]  # (model, its trainable parameters) -> these in groups
+Groups = Callable[[Module, list[Parameter]], list[list[Parameter]]]  # (model, trainable parameters) -> groups of these
 
 
 def by_decay(model: Module, trainable: list[Parameter]) -> list[list[Parameter]]:
-    """The parameters that weight decay acts on, and the others."""
-    decaying = set(map(id, model.decayed_parameters()))
-    return [[p for p in trainable if (id(p) in decaying) is wanted] for wanted in (True, False)]
+    """Two groups: the parameters with weight decay, and those without."""
+    decayed_ids = set(map(id, model.decayed_parameters()))
+    return [[p for p in trainable if (id(p) in decayed_ids) is decayed] for decayed in (True, False)]
 
 
 class FlatParameters:
-    """All trainable parameters of a model in one buffer, and their gradients in another, group after group; both on one device.
+    """All trainable parameters of a model in one buffer, and their gradients in another, ordered by group; both on one device.
 
-    Each parameter's `data` and `grad_home` become views of them, on a cache line of their own; padding is zero in both.
+    Each parameter's `data` and `grad_home` become views of the buffers, aligned to cache lines; padding is zero in both. The entire model
+    is moved to the device.
 
-    groups: which parameters lie together, by default those that weight decay acts on, then the others. ends: where each group ends.
-    data, gradient: (size with padding,), of `dtype` (the model's, by default). The whole model moves to the device.
-    Raises UserError where nothing is to be trained.
+    groups: the grouping of parameters, by default those with weight decay, then the others. ends: the end of each group in the buffers.
+    data, gradient: the buffers, (size with padding,), of `dtype` (by default the model's).
+    Raises UserError if there is nothing to train.
     """
 
     def __init__(self, model: Module, dtype: Any = None, device: str = "cpu", groups: Groups = by_decay) -> None:
@@ -40,40 +41,40 @@ class FlatParameters:
         dtype = np.dtype(trainable[0].dtype if dtype is None else dtype)
         model.to("cpu").astype(dtype)
         grouped = groups(model, trainable)
-        line = arrays.ALIGNMENT // dtype.itemsize
+        line_size = arrays.ALIGNMENT // dtype.itemsize
         self.parameters = [parameter for group in grouped for parameter in group]
-        padded = [-(-p.size // line) * line for p in self.parameters]
+        padded_sizes = [-(-p.size // line_size) * line_size for p in self.parameters]
         self.size = sum(p.size for p in self.parameters)
-        self.ends = [sum(padded[: sum(map(len, grouped[: i + 1]))]) for i in range(len(grouped))]
+        self.ends = [sum(padded_sizes[: sum(map(len, grouped[: i + 1]))]) for i in range(len(grouped))]
         self.device = device
-        values = np.zeros(sum(padded), dtype)
+        values = np.zeros(sum(padded_sizes), dtype)
         self.gradient = arrays.array_on(device, np.zeros_like(values))
-        starts = self._starts = np.cumsum([0, *padded]).tolist()
+        starts = self._starts = np.cumsum([0, *padded_sizes]).tolist()
         for parameter, start in zip(self.parameters, starts):
             values[start : start + parameter.size] = parameter.data.reshape(-1)
         model.to(device)
         self.data = arrays.array_on(device, values)
         for parameter, start in zip(self.parameters, starts):
-            part = slice(start, start + parameter.size)
-            parameter.data = self.data[part].reshape(parameter.shape)
-            parameter.grad_home = self.gradient[part].reshape(parameter.shape)
+            view = slice(start, start + parameter.size)
+            parameter.data = self.data[view].reshape(parameter.shape)
+            parameter.grad_home = self.gradient[view].reshape(parameter.shape)
         self._views = [p.data for p in self.parameters]
         self._slots = [slot[1:] for module in model.modules() for slot in module.child_slots()]
 
     def check(self) -> None:
-        """Raises UserError where the model's parameters are no longer these, or lie elsewhere."""
+        """Raises UserError if the model's parameters were replaced or moved."""
         moved = any(p.data is not view for p, view in zip(self.parameters, self._views))
         if moved or any(holder[key] is not child for holder, key, child in self._slots):
             raise UserError("the model's parameters have changed or moved, as by another Trainer or a new head: make a new Trainer")
 
     @property
     def decayed(self) -> int:
-        """Where the first group ends: by default, the parameters that weight decay acts on."""
+        """The end of the first group, by default the parameters with weight decay."""
         return self.ends[0]
 
     @contextmanager
     def with_bf16_copy(self) -> Iterator[None]:
-        """Inside, products read all parameters from a copy in bfloat16, made at once, rather than each of them rounding its own."""
+        """Inside, matrix products read parameters from a common bfloat16 copy, instead of rounding them in each product."""
         copy = arrays.empty(self.data.shape, BFLOAT16, self.device)
         primitives(self.device).convert(copy, self.data)
         for parameter, start in zip(self.parameters, self._starts):
@@ -85,17 +86,17 @@ class FlatParameters:
                 parameter.bf16_copy = None
 
     def forget_gradients(self) -> None:
-        """Before a backward: it writes each gradient anew."""
+        """To be called before a backward, which then overwrites gradients instead of accumulating."""
         for parameter in self.parameters:
             parameter.grad = None
 
     def clear_unused_gradients(self) -> None:
-        """After a backward: a parameter that it did not reach has gradient zero."""
+        """To be called after a backward: sets the gradients of parameters that it did not reach to zero."""
         for parameter in self.parameters:
             if parameter.grad is None and parameter.grad_home is not None:
                 primitives(self.device).fill(parameter.grad_home, 0.0)
 
 
 def _trainable(model: Module) -> list[Parameter]:
-    """Each parameter that requires a gradient once, in the order of their first names."""
+    """The parameters that require a gradient, without duplicates, in the order of their first names."""
     return list({id(parameter): parameter for parameter in model.parameters() if parameter.requires_grad}.values())

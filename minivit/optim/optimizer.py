@@ -1,7 +1,7 @@
-"""What optimizers share: the numbers of a step in memory, where a recorded step finds them, and the running average of the weights.
+"""Base class of optimizers: hyperparameters in an array that a recorded step reads, and the running average of the weights.
 
-An optimizer is a class below `Optimizer` in a file of its own, with `@register` and its name; what its constructor takes by keyword besides
-the arguments of `Optimizer` are its own options, which `Trainer` and `train` hand on.
+An optimizer is a subclass of `Optimizer` in a separate file, decorated with `@register(name)`. Keyword arguments of its constructor in
+addition to those of `Optimizer` are its options, which `Trainer` and `train` pass on.
 """
 
 from __future__ import annotations
@@ -21,43 +21,46 @@ from ..kernels.core.devices import device_of
 from .flat import FlatParameters, Groups, by_decay
 
 
-def _run(op: str, outputs: tuple, inputs: tuple, *constants: Any) -> None:
+def _run(op: str, outputs: tuple[Any, ...], inputs: tuple[Any, ...], *constants: Any) -> None:
     OPS[op].run("forward", (*outputs, *inputs, *constants), inputs, constants, "update")
 
 
 class StepScalars:
-    """The numbers of an optimizer's step, in memory where its kernels read them: `kernels.begin_update` says which lies where.
+    """The scalars of an optimizer's step in an array that kernels read; `kernels.begin_update` defines its layout.
 
-    array: (SCALARS,) float64, on the device. Kernels count the step there; the other numbers are known here too.
+    array: (SCALARS,) float64, on the device. Kernels increment the step number there; the other values are mirrored on the host.
     """
 
     def __init__(self, device: str) -> None:
         self.array = arrays.array_on(device, np.zeros(SCALARS))
-        self._known = np.zeros(SCALARS)
+        self._host_values = np.zeros(SCALARS)
 
     def values(self) -> np.ndarray:
-        """A copy of all of them."""
+        """A copy of all scalars."""
         return np.array(arrays.to_numpy(self.array))
 
     def load(self, values: np.ndarray) -> None:
-        self._known[:] = values
+        """Set all scalars."""
+        self._host_values[:] = values
         arrays.copy_from_numpy(self.array, values)
 
-    def value(self, which: int) -> float:
-        return float(self._known[which])
+    def value(self, index: int) -> float:
+        """The value at `index` of the array, from the host."""
+        return float(self._host_values[index])
 
-    def set(self, which: int, value: float) -> None:
-        if value != self._known[which]:
-            self._known[which] = value
-            arrays.copy_from_numpy(self.array[which : which + 1], self._known[which : which + 1])
+    def set(self, index: int, value: float) -> None:
+        """Set the value at `index` of the array, if it differs."""
+        if value != self._host_values[index]:
+            self._host_values[index] = value
+            arrays.copy_from_numpy(self.array[index : index + 1], self._host_values[index : index + 1])
 
 
 class Optimizer:
-    """What AdamW and SGD share: the numbers of a step, which may be set between steps, the norm of the gradient, and the running average
-    of the weights, if `ema`, its decay, is given: `kernels.begin_update` has the formulas.
+    """Base class of AdamW and SGD: hyperparameters that may be changed between steps, the gradient norm with clipping, and the running
+    average of the weights if `ema`, its decay, is set. `kernels.begin_update` contains the formulas.
 
-    lr, weight_decay, steps; gradient_norm: of the whole gradient at the last step, before clipping.
-    name: by which it is found. groups: how it wants the parameters to lie in the flat buffer.
+    steps: the number of steps so far. gradient_norm: the global norm at the last step, before clipping. name: the registered name.
+    groups: the grouping of parameters in the flat buffer.
     """
 
     name: ClassVar[str]
@@ -77,10 +80,10 @@ class Optimizer:
 
     @classmethod
     def options(cls) -> dict[str, Any]:
-        """Its own options, which not every optimizer has, and their defaults."""
+        """The options specific to this optimizer, with their defaults."""
         shared = inspect.signature(Optimizer.__init__).parameters
-        own = inspect.signature(cls.__init__).parameters
-        return {name: parameter.default for name, parameter in own.items() if name not in shared}
+        parameters = inspect.signature(cls.__init__).parameters
+        return {name: parameter.default for name, parameter in parameters.items() if name not in shared}
 
     @property
     def lr(self) -> float:
@@ -121,32 +124,34 @@ class Optimizer:
                 arrays.copy_from_numpy(getattr(self, name), state[name])
 
     def step(self) -> None:
-        """Move the parameters by the gradients that lie in the flat buffer, and their average after them."""
+        """Update the parameters with the gradients in the flat buffer, and then their running average."""
         gradient, scalars = self.flat.gradient, self.scalars.array
         _run("begin_update", (self._squares, scalars), (gradient, scalars))
         self._update()
 
     def swap_average(self) -> None:
-        """Exchange the model's weights with their average, if there is one."""
+        """Swap the model's weights with their running average, if enabled."""
         if self.average is not None:
-            own, average = (np.array(arrays.to_numpy(a)) for a in (self.flat.data, self.average))
+            weights, average = (np.array(arrays.to_numpy(a)) for a in (self.flat.data, self.average))
             arrays.copy_from_numpy(self.flat.data, average)
-            arrays.copy_from_numpy(self.average, own)
+            arrays.copy_from_numpy(self.average, weights)
 
     def _update(self) -> None:
         raise NotImplementedError
 
-    def _move(self, op: str, state: tuple[Any, ...], *constants: Any) -> None:
-        """Run an op that updates the parameters, its `state` of their size, and their average."""
+    def _run_op(self, op: str, state: tuple[Any, ...], *constants: Any) -> None:
+        """Run an op that updates the parameters, the optimizer `state` of equal size, and the running average."""
         p, average = self.flat.data, self.average
         _run(op, (p, *state, average), (p, self.flat.gradient, *state, average, self._squares, self.scalars.array), *constants)
 
 
 def zeros_like(array: Any) -> Any:
+    """Zeros of the same shape and dtype on the same device."""
     return arrays.array_on(device_of(array), np.zeros(array.shape, array.dtype))
 
 
 def check_between(low: float, high: float, **values: float) -> None:
+    """Raises UserError, naming the keyword, for a value outside low ... below high."""
     for name, value in values.items():
         if not low <= value < high:
             raise UserError(f"{name} must be at least {low:g} and {'finite' if high == inf else f'below {high:g}'}, got {value}")
@@ -158,7 +163,7 @@ Kind = TypeVar("Kind", bound=type[Optimizer])
 
 
 def register(name: str) -> Callable[[Kind], Kind]:
-    """Class decorator: the optimizer is found by this name from now on."""
+    """Class decorator that registers an optimizer under a name."""
 
     def add(optimizer: Kind) -> Kind:
         optimizer.name = name

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: functions of the step, found by their names in SCHEDULES."""
+"""Learning-rate schedules: functions of the step, by name in SCHEDULES."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import cos, pi
 
 
 def cosine(step: int, steps: int, lr: float, warmup: int, min_lr: float) -> float:
-    """The learning rate of step 0 ... steps - 1: a linear rise that reaches `lr` at step warmup - 1, then half a cosine down to `min_lr`
+    """The learning rate of step 0 ... steps - 1: a linear warmup that reaches `lr` at step warmup - 1, then half a cosine down to `min_lr`
     (SGDR, 1608.03983, without restarts)."""
     if step < warmup:
         return lr * (step + 1) / warmup
@@ -15,7 +15,7 @@ def cosine(step: int, steps: int, lr: float, warmup: int, min_lr: float) -> floa
 
 
 def constant(step: int, steps: int, lr: float, warmup: int, min_lr: float) -> float:
-    """The same rise, then `lr`."""
+    """The same linear warmup, then constant `lr`."""
     return lr * (step + 1) / warmup if step < warmup else lr
 
 

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with momentum; `kernels/sgd.py` has the formulas."""
+"""Stochastic gradient descent with momentum; `kernels/sgd.py` contains the formulas."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .optimizer import Optimizer, check_between, register, zeros_like
 
 @register("sgd")
 class SGD(Optimizer):
-    """Stochastic gradient descent with momentum, in PyTorch's form: weight decay is a part of the gradient."""
+    """Stochastic gradient descent with momentum, in PyTorch's form: weight decay is added to the gradient. Raises UserError."""
 
     buffers = ("velocity",)
 
@@ -29,4 +29,4 @@ class SGD(Optimizer):
         self.nesterov, self.velocity = nesterov, zeros_like(flat.data)
 
     def _update(self) -> None:
-        self._move("sgd", (self.velocity,), self.flat.decayed, self.nesterov)
+        self._run_op("sgd", (self.velocity,), self.flat.decayed, self.nesterov)

@@ -1,10 +1,10 @@
-"""Pictures of runs and models. Each function returns a Matplotlib figure, drawn into memory; Matplotlib is imported when one is drawn.
+"""Plots of runs and models. Each function returns a Matplotlib figure, rendered in memory; Matplotlib is imported on first use.
 
 curves      learning curves, accuracy against cost, exit histograms
 images      sheets of images that leave a cascade early and late
-attention   attention probabilities, maps and rollout, laid over an image
+attention   attention probabilities, maps and rollout, overlaid on images
 weights     similarity of position embeddings, patch filters, token-mixing weights
-run         `draw_run`: all that fit a run
+run         `draw_run`: all plots that apply to a run
 """
 
 from .attention import attention_maps, attention_probabilities, attention_rollout, rollout_maps

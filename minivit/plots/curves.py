@@ -1,4 +1,4 @@
-"""Curves and bars: learning, accuracy against cost, how many images leave a cascade at each exit."""
+"""Learning curves, accuracy against cost, and histograms of exits."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
-    """Loss of training and testing (left), test accuracy in percent (right), by epoch.
+    """Training and test loss (left), test accuracy in percent (right), by epoch.
 
-    history: a mapping an epoch with epoch, train_loss, test_loss and test_accuracy (0..1), as `Run.history` and metrics.jsonl have it.
-    The training loss is the one that was minimised, with smoothed and mixed labels, and of a cascade the sum over its exits; so it may lie
-    above the test loss, which is the last exit's.
-    Raises UserError where it is empty.
+    history: one mapping per epoch with epoch, train_loss, test_loss and test_accuracy (0..1), as in `Run.history` and metrics.jsonl.
+    The training loss is the minimised one, with smoothed and mixed labels, and summed over the exits of a cascade; hence it may exceed the
+    test loss, which is that of the last exit.
+    Raises UserError if history is empty.
     """
     if not history:
         raise UserError("there are no learning curves before the first epoch has ended")
@@ -47,7 +47,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], title: str = "") -> Fi
 
 
 def save_learning_curves(history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], title: str = "") -> Path:
-    """Draw `learning_curves` into a PNG file."""
+    """Write `learning_curves` as a PNG file; returns its path."""
     save_figure(learning_curves(history, title), path)
     return Path(path)
 
@@ -58,11 +58,11 @@ def accuracy_cost_curve(
     unit: Literal["macs", "ms", "share"] = "macs",
     title: str = "",
 ) -> Figure:
-    """Accuracy in percent against mean cost an image: a curve for the cascade, a point for each exit alone (as in 2105.15075, section 4).
+    """Accuracy in percent against mean cost per image: a curve for the cascade, a point for each exit alone (as in 2105.15075, section 4).
 
-    cascade: (mean cost, accuracy 0..1) of the cascade at each budget, in any order. exits: (cost, accuracy) where all images leave at the
+    cascade: (mean cost, accuracy 0..1) of the cascade for each budget, in any order. exits: (cost, accuracy) if all images leave at the
     first exit, the second, ... unit: of the costs: "macs" multiply-adds, "ms" milliseconds, "share" of the last exit's multiply-adds.
-    Raises UserError for no points at all, and for another unit.
+    Raises UserError if there are no points, and for another unit.
     """
     if not len(cascade) and not len(exits):
         raise UserError("there is no accuracy to draw: give points of a cascade, or of exits")
@@ -95,7 +95,7 @@ def accuracy_cost_curve(
 
 
 def _scale(largest: float, unit: str) -> tuple[float, str]:
-    """What costs are divided by, and how the axis is labelled."""
+    """(divisor of the costs, label of the axis)."""
     if unit == "ms":
         return 1.0, "mean time an image, milliseconds"
     if unit == "share":
@@ -111,32 +111,32 @@ def _scale(largest: float, unit: str) -> tuple[float, str]:
 
 
 def exit_histogram(exits: np.ndarray, number: int, correct: np.ndarray | None = None, title: str = "") -> Figure:
-    """How many images leave a cascade at each of its exits; where `correct` is given, the rightly and wrongly labelled ones apart.
+    """The number of images that leave a cascade at each exit; with `correct`, separately for correct and wrong predictions.
 
-    exits: (B,) integers from 0. number: of exits. correct: (B,) bool. Raises UserError for no images, and an exit that there is not.
+    exits: (B,) integers from 0. number: number of exits. correct: (B,) bool. Raises UserError for no images, and for an invalid exit.
     """
     exits = np.asarray(exits)
     if not len(exits) or exits.min() < 0 or exits.max() >= number:
-        raise UserError(f"exits must be one or more numbers in 0..{number - 1}, got {_ends(exits)}")
-    all_of_it = np.bincount(exits, minlength=number)  # (number,)
-    right = all_of_it if correct is None else np.bincount(exits[np.asarray(correct, bool)], minlength=number)
+        raise UserError(f"exits must be one or more numbers in 0..{number - 1}, got {_range(exits)}")
+    totals = np.bincount(exits, minlength=number)  # (number,)
+    correct_counts = totals if correct is None else np.bincount(exits[np.asarray(correct, bool)], minlength=number)
     names = [f"exit {k}" for k in range(1, number + 1)]
     figure = new_figure(max(3.6, 1.2 * number + 1.2), 3.4)
     axes = figure.subplots()
-    axes.bar(names, right, 0.7, color=BLUE, label="right")
+    axes.bar(names, correct_counts, 0.7, color=BLUE, label="right")
     if correct is not None:
-        axes.bar(names, all_of_it - right, 0.7, bottom=right, color=RED, label="wrong")
+        axes.bar(names, totals - correct_counts, 0.7, bottom=correct_counts, color=RED, label="wrong")
         figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize="small")
-    for k, (height, hits) in enumerate(zip(all_of_it, right)):
-        told = f"{100 * height / len(exits):.1f} %"
+    for k, (height, correct_count) in enumerate(zip(totals, correct_counts)):
+        text = f"{100 * height / len(exits):.1f} %"
         if correct is not None and height:
-            told += f"\n{100 * hits / height:.1f} % right"
-        axes.annotate(told, (k, height), (0, 3), textcoords="offset points", ha="center", va="bottom", fontsize="small")
-    axes.set(ylabel="images", ylim=(0, 1.2 * all_of_it.max()))
+            text += f"\n{100 * correct_count / height:.1f} % right"
+        axes.annotate(text, (k, height), (0, 3), textcoords="offset points", ha="center", va="bottom", fontsize="small")
+    axes.set(ylabel="images", ylim=(0, 1.2 * totals.max()))
     axes.set_title(title, fontsize="small")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def _ends(numbers: np.ndarray) -> str:
+def _range(numbers: np.ndarray) -> str:
     return f"{numbers.min()}..{numbers.max()}" if numbers.size else "none"

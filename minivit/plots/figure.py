@@ -1,4 +1,4 @@
-"""What all pictures share: figures drawn into memory, colours, PNG files. Matplotlib is imported when one is drawn, and opens no window."""
+"""Functions shared by all plots: figures rendered in memory, without windows; colours; PNG files. Matplotlib is imported on first use."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..files import atomic_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BLUE, RED = "#4477aa", "#cc3311"  # told apart by all kinds of colour vision (P. Tol)
-TILE = 12  # entries that a tile of a mosaic takes at least, so that gaps stay narrow
+BLUE, RED = "#4477aa", "#cc3311"  # distinguishable with all kinds of colour vision (P. Tol)
+TILE = 12  # minimum size of a tile of a mosaic in entries, so that gaps are relatively narrow
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, drawn into memory by Agg without touching pyplot's state."""
+    """An empty figure of this size in inches, rendered by Agg without using pyplot's state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -29,55 +29,55 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, atomically."""
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=150)
 
 
 def titled(title: str, what: str) -> str:
-    """What a picture shows, after the title that a caller gives it, such as a model's name."""
+    """The description `what`, preceded by the caller's title, if any, such as a model's name."""
     return f"{title}: {what}" if title else what
 
 
 def panels(rows: int, columns: int, size: float = 1.0, caption: float = 0.0, header: float = 0.0) -> tuple[Figure, np.ndarray]:
-    """A figure with axes (rows, columns) without ticks and frames, for square pictures `size` inches wide.
+    """A figure and its axes (rows, columns), without ticks and frames, for square images `size` inches wide.
 
-    caption: inches below each of them; header: inches above them all.
+    caption: inches below each image; header: inches above all images.
     """
     figure = new_figure(columns * size * 1.05, rows * (size * 1.05 + caption) + header)
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
     axes = figure.subplots(rows, columns, squeeze=False)
-    for one in axes.flat:
-        one.set(xticks=[], yticks=[])
-        one.spines[:].set_visible(False)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
     return figure, axes
 
 
 def mosaic(tiles: np.ndarray, columns: int, between: float = np.nan) -> np.ndarray:
-    """Tiles (n, h, w) or (n, h, w, 3) in reading order in one array, gaps of `between` around each.
+    """Arrange tiles (n, h, w) or (n, h, w, 3) row by row in one array, with gaps of value `between` around each.
 
-    Small tiles are enlarged by a whole factor. Places without a tile in the last row are gaps too.
+    Small tiles are enlarged by an integer factor. Missing tiles in the last row are filled with the gap value.
     """
     factor = max(1, -(-TILE // tiles.shape[1]))
     tiles = tiles.repeat(factor, 1).repeat(factor, 2)
-    number, height, width = tiles.shape[:3]
-    rows = -(-number // columns)
-    whole = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, *tiles.shape[3:]), between)
+    count, height, width = tiles.shape[:3]
+    rows = -(-count // columns)
+    result = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, *tiles.shape[3:]), between)
     for n, tile in enumerate(tiles):
         top, left = n // columns * (height + 1) + 1, n % columns * (width + 1) + 1
-        whole[top : top + height, left : left + width] = tile
-    return whole
+        result[top : top + height, left : left + width] = tile
+    return result
 
 
 def patch_map(values: np.ndarray, grid: int) -> np.ndarray:
-    """Values (..., grid²) of patches in reading order as maps (..., grid, grid). Raises UserError where the number differs."""
+    """Values (..., grid²) of patches in row-major order as maps (..., grid, grid). Raises UserError if the number differs."""
     if values.shape[-1] != grid * grid:
         raise UserError(f"{values.shape[-1]} patches do not make a grid of {grid}×{grid}: give the model's own grid")
     return values.reshape(*values.shape[:-1], grid, grid)
 
 
 def as_picture(image: np.ndarray) -> np.ndarray:
-    """An image (H, W, 1) or (H, W, 3), uint8 or floating in 0..1, as float RGB (H, W, 3). Raises UserError for another shape."""
+    """An image (H, W, 1) or (H, W, 3), uint8 or floating-point in 0..1, as float RGB (H, W, 3). Raises UserError for another shape."""
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] not in (1, 3):
         raise UserError(f"an image must have the shape (H, W, 1) or (H, W, 3), got {image.shape}")
@@ -86,5 +86,5 @@ def as_picture(image: np.ndarray) -> np.ndarray:
 
 
 def spread(items: Sequence[Any], most: int) -> list[int]:
-    """The indices of at most `most` items, the first and the last among them, at even distances."""
+    """The indices of at most `most` evenly spaced items, including the first and the last."""
     return np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int)).tolist()

@@ -1,17 +1,17 @@
-"""`draw_run`: every picture that fits a run, written as PNG files.
+"""`draw_run`: all plots that apply to a run, as PNG files.
 
-    curves.png            the learning curves
+    curves.png            learning curves
     filters.png           principal components of the patch filters
     positions.png         ViT, FF-only: similarity of position embeddings
-    token_mixing.png      Mixer, FF-only: what the hidden units of the token-mixing MLPs take from each patch
+    token_mixing.png      Mixer, FF-only: the weights from patches to hidden units of the token-mixing MLPs
     attention.png         ViT: the attention of each head to each patch of an image
-    rollout.png           ViT: attention rollout over several images
-    accuracy_cost.png     a calibrated cascade: accuracy on test images against mean multiply-adds
-    accuracy_ms.png       the same against milliseconds measured on this machine
-    exits.png             how many test images leave at each exit
-    exit_sheet.png        some that leave early, and some that leave late
+    rollout.png           ViT: attention rollout for several images
+    accuracy_cost.png     calibrated cascade: accuracy on test images against mean multiply-adds
+    accuracy_ms.png       calibrated cascade: accuracy on test images against milliseconds measured on this machine
+    exits.png             calibrated cascade: number of test images that leave at each exit
+    exit_sheet.png        calibrated cascade: examples of images that leave early and late
 
-Of a cascade, filters, positions, token_mixing and attention are drawn for each exit: filters_exit1.png, ...
+For a cascade, filters, positions, token_mixing and attention are drawn for each exit: filters_exit1.png, ...
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 
 Pictures = Iterator[tuple[str, "Figure"]]
 
-SHOWN = 6  # images that attention is laid over, where none are given
-BLOCKS = 4  # of token mixing that are drawn, from the first
-BATCH = 64  # images that are timed together
-TIMED = 4  # such batches a round
-ROUNDS, SECONDS = 9, 20.0  # of timing: at most so many, and no more are begun after so long
-AS_GOOD = 0.002  # accuracy that a budget may lose to be the one drawn
+SHOWN = 6  # default number of test images in attention plots
+BLOCKS = 4  # number of blocks, from the first, in token-mixing plots
+BATCH = 64  # batch size for time measurements
+TIMED = 4  # batches per round of time measurements
+ROUNDS, SECONDS = 9, 20.0  # maximum number of rounds, and the time after which no further round starts
+AS_GOOD = 0.002  # accuracy that the default budget may lose against the last exit
 
 
 def draw_run(
@@ -62,14 +62,14 @@ def draw_run(
     skip_bad_images: bool = False,
     progress: bool = True,
 ) -> list[Path]:
-    """Draw everything that applies to a run; returns the paths of the pictures (see `minivit.plots.run`).
+    """Draw all plots that apply to a run (see `minivit.plots.run`); returns the paths of the files.
 
-    run: the folder, its name below runs/, or a .safetensors file. data: whose test images are used instead of the run's (`load_data`).
-    images: what attention is laid over, instead of some test images: files or anything that `Classifier.predict` takes; the map of each
-    head is drawn for the first of them. out: the folder for the pictures; None: the run's. budget: of a calibrated cascade, that exits.png
-    and exit_sheet.png are drawn for; None: the smallest that is as accurate as the last exit, or else the largest.
-    Raises UserError, before anything is drawn, for a run, images or thresholds that there are not, and where test images are needed, but
-    the run does not tell its data.
+    run: the folder, its name in runs/, or a .safetensors file. data: a dataset whose test images replace those of the run (`load_data`).
+    images: images for the attention plots instead of test images: files or anything that `Classifier.predict` takes; attention.png shows
+    the first of them. out: the output folder; None: the run folder. budget: for exits.png and exit_sheet.png of a calibrated cascade; None:
+    the smallest that is as accurate as the last exit, otherwise the largest.
+    Raises UserError, before anything is drawn, for a missing run, image or threshold, and if test images are needed but the run does not
+    record its data.
     """
     file = find_model(Path(run))
     classifier = load(file)
@@ -81,15 +81,15 @@ def draw_run(
     if budget is not None:
         if calibration is None:
             raise UserError(f"budget={budget:g} is for a cascade with thresholds: calibrate it first (minivit calibrate)")
-        calibration.for_budget(budget)  # raises where there is none
+        calibration.for_budget(budget)  # raises UserError if the budget is not available
     if len(images) and not stages[0].attends:
         raise UserError(f"images are for laying attention over them, and {model.name} has none: leave them out")
-    kept = classifier.preprocessing
-    pixels = prepare(images, image_size=kept.image_size, in_channels=kept.in_channels) if len(images) else None
+    preprocessing = classifier.preprocessing
+    pixels = prepare(images, image_size=preprocessing.image_size, in_channels=preprocessing.in_channels) if len(images) else None
     dataset, unseen = None, np.empty(0, np.int64)
     if calibration or (stages[0].attends and pixels is None):
         dataset = data_of_run(run, classifier, data, skip_bad_images=skip_bad_images, progress=progress)
-        if calibration:  # `minivit calibrate` finds thresholds on the other half
+        if calibration:  # `minivit calibrate` uses the other half
             _, unseen = halves(dataset.test_labels)
     history = RunFolder(file.parent).read_metrics()
 
@@ -97,9 +97,9 @@ def draw_run(
         if history:
             yield CURVES, learning_curves(history, model.name)
         yield from _weights(stages, model.name)
-        shown = _one_a_class(dataset) if pixels is None and dataset else pixels
-        if stages[0].attends and shown is not None:
-            yield from _attention(classifier, stages, shown)
+        attention_images = _one_per_class(dataset) if pixels is None and dataset else pixels
+        if stages[0].attends and attention_images is not None:
+            yield from _attention(classifier, stages, attention_images)
         if calibration and dataset:
             yield from _cascade(classifier, calibration, dataset.name, dataset.test_images[unseen], dataset.test_labels[unseen], budget)
 
@@ -111,13 +111,13 @@ def draw_run(
     return paths
 
 
-def _one_a_class(dataset: Dataset) -> np.ndarray:
-    """The first test image of each of some classes: (n, S, S, C)."""
+def _one_per_class(dataset: Dataset) -> np.ndarray:
+    """The first test image of each of the first classes: (n, S, S, C)."""
     return dataset.test_images[np.unique(dataset.test_labels, return_index=True)[1][:SHOWN]]
 
 
 def _for_each(stages: Sequence[Backbone], name: str) -> Iterator[tuple[Any, str, str]]:
-    """Each stage, with what is added to the names of its files and to its titles."""
+    """Yields (stage, suffix of its file names, title) for each stage."""
     if len(stages) == 1:
         yield stages[0], "", name
     else:
@@ -147,8 +147,8 @@ def _attention(classifier: Classifier, stages: Sequence[Backbone], pixels: np.nd
             f"attention{suffix}.png",
             attention_maps(pixels[0], [block[0] for block in probabilities], stage.grid, class_token, title=title),
         )
-    answers = classifier.predict(pixels)
-    captions = [f"{label} · {100 * sure:.0f} %" for label, sure in zip(answers.names, answers.confidence)]
+    prediction = classifier.predict(pixels)
+    captions = [f"{label} · {100 * confidence:.0f} %" for label, confidence in zip(prediction.names, prediction.confidence)]
     yield "rollout.png", rollout_maps(pixels, rollouts, [stage.grid for stage in stages], class_token, captions, classifier.model.name)
 
 
@@ -157,44 +157,46 @@ def _cascade(
     classifier: Classifier, calibration: Calibration, data: str, images: np.ndarray, labels: np.ndarray, budget: float | None
 ) -> Pictures:
     predictor, batches = classifier.predictor, classifier.preprocessing.batches
-    sure, correct = measured_exits(predictor, batches(images), labels, calibration.confidence)  # (n, K) both
+    confidences, correct = measured_exits(predictor, batches(images), labels, calibration.confidence)  # (n, K) both
     budgets = dict(zip(reversed(calibration.thresholds), reversed(calibration.budgets)))  # the smallest of equal ones
-    reached = [outcome(thresholds, sure, correct, calibration.macs) for thresholds in budgets]
-    alone = correct.mean(0)  # (K,)
+    outcomes = [outcome(thresholds, confidences, correct, calibration.macs) for thresholds in budgets]
+    exit_accuracies = correct.mean(0)  # (K,)
     title = f"{classifier.model.name}: {len(images)} test images of {data}"
     yield (
         "accuracy_cost.png",
-        accuracy_cost_curve([(each.mean_cost, each.accuracy) for each in reached], list(zip(calibration.macs, alone)), "macs", title),
+        accuracy_cost_curve(
+            [(result.mean_cost, result.accuracy) for result in outcomes], list(zip(calibration.macs, exit_accuracies)), "macs", title
+        ),
     )
     timed = list(batches(images[np.arange(BATCH * TIMED) % len(images)], BATCH))
-    cascade = zip(_milliseconds(classifier, timed, [*budgets.values()]), [each.accuracy for each in reached])
-    exits = zip(stage_milliseconds(predictor.model, timed[0], BATCH), alone)
+    cascade = zip(_milliseconds(classifier, timed, [*budgets.values()]), [result.accuracy for result in outcomes])
+    exits = zip(stage_milliseconds(predictor.model, timed[0], BATCH), exit_accuracies)
     yield "accuracy_ms.png", accuracy_cost_curve(list(cascade), list(exits), "ms", f"{title}, batch {BATCH}")
     budget = _as_good(calibration) if budget is None else budget
-    answers = classifier.predict(images, budget)
-    title = f"{title}\nbudget {describe_cost(budget, calibration.unit)}\nspent {describe_cost(answers.macs.mean(), 'macs')} an image"
-    yield "exits.png", exit_histogram(answers.exits, len(alone), answers.labels == labels, title)
+    prediction = classifier.predict(images, budget)
+    title = f"{title}\nbudget {describe_cost(budget, calibration.unit)}\nspent {describe_cost(prediction.macs.mean(), 'macs')} an image"
+    yield "exits.png", exit_histogram(prediction.exits, len(exit_accuracies), prediction.labels == labels, title)
     yield (
         "exit_sheet.png",
-        exit_sheet(images, answers.exits, answers.confidence, answers.names, [classifier.class_names[k] for k in labels]),
+        exit_sheet(images, prediction.exits, prediction.confidence, prediction.names, [classifier.class_names[k] for k in labels]),
     )
 
 
 def _as_good(calibration: Calibration) -> float:
-    """The smallest budget that loses next to no accuracy against the last exit, or else the largest."""
-    wanted = calibration.exit_accuracies[-1] - AS_GOOD
-    return next((b for b, accuracy in zip(calibration.budgets, calibration.accuracies) if accuracy >= wanted), calibration.budgets[-1])
+    """The smallest budget with almost the accuracy of the last exit, otherwise the largest."""
+    required = calibration.exit_accuracies[-1] - AS_GOOD
+    return next((b for b, accuracy in zip(calibration.budgets, calibration.accuracies) if accuracy >= required), calibration.budgets[-1])
 
 
 def _milliseconds(classifier: Classifier, batches: Sequence[np.ndarray], budgets: Sequence[float]) -> np.ndarray:
-    """Milliseconds an image takes under each budget: medians of rounds in which the budgets take turns: (budgets,)."""
+    """Milliseconds per image for each budget, (budgets,): medians over rounds that measure every budget once."""
     predict = classifier.predictor.predict
     rounds: list[list[float]] = []
     for budget in budgets:
         for batch in batches:  # records the plans
             predict(batch, budget)
-    begun = perf_counter()
-    while not rounds or (len(rounds) < ROUNDS and perf_counter() - begun < SECONDS):
+    first_start = perf_counter()
+    while not rounds or (len(rounds) < ROUNDS and perf_counter() - first_start < SECONDS):
         rounds.append([])
         for budget in budgets:
             start = perf_counter()

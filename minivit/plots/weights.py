@@ -1,4 +1,4 @@
-"""What models learn, as maps: similarity of position embeddings, patch filters, the token-mixing weights of mixers."""
+"""Learned weights as maps: similarity of position embeddings, patch filters, and token-mixing weights of mixers."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 def position_similarity(pos_embed: np.ndarray, grid: int, title: str = "") -> Figure:
-    """Cosine similarity of each patch's position embedding with all others', a map for each (2010.11929, Figure 7, centre).
+    """Cosine similarity of each patch's position embedding with all others, one map per patch (2010.11929, Figure 7, centre).
 
-    pos_embed: (grid², C), patches in reading order, without class tokens. Raises UserError for another number of them.
+    pos_embed: (grid², C), patches in row-major order, without class tokens. Raises UserError for another number of patches.
     """
     unit = pos_embed / np.maximum(np.linalg.norm(pos_embed, axis=1, keepdims=True), 1e-12)  # (N, C)
     maps = patch_map(unit @ unit.T, grid)  # (N, grid, grid)
-    drawn = mosaic(maps, grid)
+    tiles = mosaic(maps, grid)
     figure = new_figure(5.6, 4.9)
     axes = figure.subplots()
-    image = axes.imshow(drawn, cmap="viridis", vmin=min(0.0, float(maps.min())), vmax=1)
-    step = (len(drawn) - 1) / grid
-    shown = range(0, grid, -(-grid // 16))
+    image = axes.imshow(tiles, cmap="viridis", vmin=min(0.0, float(maps.min())), vmax=1)
+    step = (len(tiles) - 1) / grid
+    labelled = range(0, grid, -(-grid // 16))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks([(k + 0.5) * step for k in shown], [str(k + 1) for k in shown])
+        axis.set_ticks([(k + 0.5) * step for k in labelled], [str(k + 1) for k in labelled])
         axis.set_tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set(xlabel="column of the patch", ylabel="row of the patch")
@@ -38,10 +38,10 @@ def position_similarity(pos_embed: np.ndarray, grid: int, title: str = "") -> Fi
 
 
 def patch_filters(weight: np.ndarray, number: int = 28, title: str = "") -> Figure:
-    """The first principal components of the patch projection's filters, with the share of their variance (2010.11929, Figure 7, left).
+    """The first principal components of the patch projection's filters, with their fraction of the variance (2010.11929, Figure 7, left).
 
-    weight: (dim, C, P, P), C 1 (drawn gray) or 3 (RGB); middle gray is 0, and each component fills the range. number: of components,
-    at most C·P² and dim are there. Raises UserError for another number of channels.
+    weight: (dim, C, P, P), C 1 (drawn gray) or 3 (RGB); 0 is middle gray, and each component is scaled to the full range. number: maximum
+    number of components (there are at most min(C·P², dim)). Raises UserError for another number of channels.
     """
     dim, channels, size, _ = weight.shape
     if channels not in (1, 3):
@@ -51,18 +51,18 @@ def patch_filters(weight: np.ndarray, number: int = 28, title: str = "") -> Figu
     pictures = 0.5 + 0.5 * filters / np.maximum(np.abs(filters).max((1, 2, 3), keepdims=True), 1e-12)
     columns = min(7, len(pictures))
     figure, axes = panels(-(-len(pictures) // columns), columns, size=0.85, caption=0.17, header=0.3)
-    for one in axes.flat[len(pictures) :]:
-        one.set_axis_off()
-    for one, picture, share in zip(axes.flat, pictures, shares):
-        one.imshow(picture if channels == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
-        one.spines[:].set(visible=True, linewidth=0.5)
-        one.set_xlabel(f"{100 * share:.1f} %", fontsize="x-small", labelpad=1)
+    for ax in axes.flat[len(pictures) :]:
+        ax.set_axis_off()
+    for ax, picture, share in zip(axes.flat, pictures, shares):
+        ax.imshow(picture if channels == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=1)
+        ax.spines[:].set(visible=True, linewidth=0.5)
+        ax.set_xlabel(f"{100 * share:.1f} %", fontsize="x-small", labelpad=1)
     figure.suptitle(f"{title}\nfilters' principal components, share of variance".strip(), fontsize="x-small")
     return figure
 
 
 def _principal_components(rows: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """(components (n, C), each of length 1 and with its largest entry positive; their shares of the variance (n,)) of rows (R, C)."""
+    """(components (n, C), of length 1 and with positive largest entry; their fractions of the variance (n,)) of rows (R, C)."""
     centred = rows.astype(np.float64) - rows.mean(0, dtype=np.float64)
     _, strengths, components = np.linalg.svd(centred, full_matrices=False)
     largest = np.take_along_axis(components, np.abs(components).argmax(1)[:, None], 1)  # (n, 1)
@@ -71,19 +71,19 @@ def _principal_components(rows: np.ndarray, number: int) -> tuple[np.ndarray, np
 
 
 def token_mixing_maps(weights: Sequence[np.ndarray], grid: int, number: int = 128, title: str = "") -> Figure:
-    """What each hidden unit of the token-mixing MLPs takes from each patch: a map a unit, a panel a block (2105.01601, Figure 5).
+    """The weights from patches to hidden units of the token-mixing MLPs: one map per unit, one panel per block (2105.01601, Figure 5).
 
-    weights: of each block's first layer, (F, grid²), without columns of class tokens. As in the paper, units of opposite phase stand beside
-    each other, sorted by frequency, low ones first. number: the strongest units (by norm) of a block that are drawn.
+    weights: of each block's first layer, (F, grid²), without columns of class tokens. As in the paper, units of opposite phase are next to
+    each other, and pairs are sorted by increasing frequency. number: maximum number of units per block; those of largest norm are drawn.
     Raises UserError for no weights, or another number of patches.
     """
     if not len(weights):
         raise UserError("there are no token-mixing weights to draw")
     columns = 8 if min(number, len(weights[0])) <= 128 else 16
-    drawn = [mosaic(_sorted_units(patch_map(w.astype(np.float64), grid), number), columns) for w in weights]
-    height, width = drawn[0].shape
-    figure = new_figure(2.4 * len(drawn) + 0.2, 2.4 * height / width + 0.6)
-    for n, (axes, picture) in enumerate(zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn), 1):
+    pictures = [mosaic(_sorted_units(patch_map(w.astype(np.float64), grid), number), columns) for w in weights]
+    height, width = pictures[0].shape
+    figure = new_figure(2.4 * len(pictures) + 0.2, 2.4 * height / width + 0.6)
+    for n, (axes, picture) in enumerate(zip(figure.subplots(1, len(pictures), squeeze=False)[0], pictures), 1):
         axes.imshow(picture, cmap="RdBu_r", vmin=-1, vmax=1)
         axes.set(xticks=[], yticks=[], title=f"block {n}")
         axes.title.set_fontsize("small")
@@ -93,7 +93,7 @@ def token_mixing_maps(weights: Sequence[np.ndarray], grid: int, number: int = 12
 
 
 def _sorted_units(maps: np.ndarray, number: int) -> np.ndarray:
-    """The `number` strongest of maps (F, grid, grid), each scaled to -1..1, in pairs of opposite phase, by the pairs' frequency."""
+    """The `number` maps of (F, grid, grid) with the largest norm, scaled to -1..1, in pairs of opposite phase sorted by frequency."""
     norms = np.linalg.norm(maps, axis=(1, 2))
     maps = maps[np.sort(np.argsort(-norms, kind="stable")[:number])]
     pairs = _opposite_pairs(maps.reshape(len(maps), -1))
@@ -103,7 +103,7 @@ def _sorted_units(maps: np.ndarray, number: int) -> np.ndarray:
 
 
 def _opposite_pairs(rows: np.ndarray) -> list[tuple[int, ...]]:
-    """Indices of rows in pairs, the most opposite first; an odd one out is alone."""
+    """Indices of rows in pairs, the most opposite first; an unpaired row is last."""
     unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     first, second = np.triu_indices(len(unit), 1)
     order = np.argsort((unit @ unit.T)[first, second], kind="stable")
@@ -116,8 +116,8 @@ def _opposite_pairs(rows: np.ndarray) -> list[tuple[int, ...]]:
 
 
 def _frequency(maps: np.ndarray) -> np.ndarray:
-    """Mean spatial frequency of maps (F, grid, grid), weighted by power, in cycles a patch: (F,)."""
+    """Mean spatial frequency of maps (F, grid, grid), weighted by power, in cycles per patch: (F,)."""
     power = np.abs(np.fft.fft2(maps)) ** 2
-    one = np.fft.fftfreq(maps.shape[1])
-    radius = np.hypot(one[:, None], one)
+    frequencies = np.fft.fftfreq(maps.shape[1])
+    radius = np.hypot(frequencies[:, None], frequencies)
     return (power * radius).sum((1, 2)) / np.maximum(power.sum((1, 2)), 1e-300)

@@ -26,6 +26,6 @@ def explain_out_of_memory(images: int) -> Iterator[None]:
     try:
         yield
     except OutOfMemoryError as error:
-        fits = images * error.free // max(error.asked, 1)  # most of a step's memory is proportional to the batch size
-        advice = f"a batch of {fits} would fit" if fits else "the model is too large for it"
+        batch_size = images * error.free // max(error.asked, 1)  # most of a step's memory is proportional to the batch size
+        advice = f"a batch of {batch_size} would fit" if batch_size else "the model is too large for it"
         raise UserError(f"a batch of {images} images: {error}; {advice}") from error

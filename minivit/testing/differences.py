@@ -89,8 +89,8 @@ def compare(
         result.directions += 1
     for (name, array), scale in zip(variables.items(), scales):
         size = _rms(gradients[name])
-        chosen = range(array.size) if array.size <= elements else np.sort(rng.choice(array.size, elements, replace=False))
-        for position in chosen:
+        positions = range(array.size) if array.size <= elements else np.sort(rng.choice(array.size, elements, replace=False))
+        for position in positions:
             index = tuple(int(i) for i in np.unravel_index(position, array.shape))
             difference = slope(evaluate, weights, along_element(array, index), STEP * scale)
             derivative = float(gradients[name][index])

@@ -41,8 +41,8 @@ def check_accuracy(
         fast = sample.run(implementation, weights, running)
     bounds = _bfloat16_bounds(sample, weights, running, rng) if sample.dtype == BFLOAT16 else _bounds(sample, weights, running, rng, split)
     truth, bound, rounding = bounds
-    operands = (*sample.inputs.values(), *weights.values(), *running.values(), *(truth.get(n) for n in op.saves))
-    largest = max(_largest(a) for a in operands if is_floating(a))
+    used = [a for a in (*sample.inputs.values(), *weights.values(), *running.values(), *(truth.get(n) for n in op.saves)) if is_floating(a)]
+    largest = max(_largest(a) for a in used)
     for name, value in fast.items():
         if value is None:
             continue
@@ -55,12 +55,12 @@ def check_accuracy(
         size = _largest(truth[name])
         allowed = bound[name] + rounding * max(size, largest)
         error = _largest(errors)  # NaN if any element is NaN
-        where = np.unravel_index(np.argmax(errors), errors.shape)
+        index = np.unravel_index(np.argmax(errors), errors.shape)
         result.note(
             error / (size or 1.0),
             error <= allowed,
-            f"{op.name} {'bf16x3' if split else sample.dtype}: {name}[{', '.join(map(str, where))}] is {value[where]:.9g}, the "
-            f"reference in float64 {truth[name][where]:.9g}; they may differ by {allowed:.2g}",
+            f"{op.name} {'bf16x3' if split else sample.dtype}: {name}[{', '.join(map(str, index))}] is {value[index]:.9g}, the "
+            f"reference in float64 {truth[name][index]:.9g}; they may differ by {allowed:.2g}",
         )
 
 

@@ -1,1 +1,1 @@
-"""Training: the trainer of single steps, `train` with its loop and recipes, and profiles."""
+"""Training: Trainer for single steps, `train` with its loop and recipes, and profiling."""

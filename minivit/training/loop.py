@@ -1,4 +1,4 @@
-"""The loop of `train`: epochs, their tests, history and progress."""
+"""The loop of `train`: epochs, tests, history and progress."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .trainer import Trainer, TrainingError
 
 
 class Interrupted(KeyboardInterrupt):
-    """An interrupt that left a usable run folder; the message says where."""
+    """An interrupt of a run whose folder is usable; the message names the folder."""
 
 
 class Loop:
-    """Epochs of training, each followed by a test, a line of metrics and a saved model."""
+    """Training epochs, each followed by a test, a line of metrics and saving of the model."""
 
     def __init__(
         self, trainer: Trainer, classifier: Classifier, dataset: Dataset, batches: Batches, recipe: Recipe, schedule: str, folder: RunFolder
@@ -41,21 +41,21 @@ class Loop:
         self.schedule = SCHEDULES[schedule]
 
     def run(self, progress: bool) -> None:
-        """Train to the end; the model then has the weights that were tested. Raises Interrupted, TrainingError, UserError."""
-        self.classifier.save(self.folder.path / MODEL)  # so that the folder is usable from here on, and a full disk shows at once
-        shown = Progress(progress, self.recipe.epochs, len(self.batches))
+        """Train all epochs; the model then has the weights that were tested. Raises Interrupted, TrainingError, UserError."""
+        self.classifier.save(self.folder.path / MODEL)  # makes the folder usable, and detects a full disk early
+        progress_bar = Progress(progress, self.recipe.epochs, len(self.batches))
         try:
             for epoch in range(self.recipe.epochs):
-                self.folder.add_metrics(self._epoch(epoch, shown))
-                shown.epoch(self.folder.history[-1])
+                self.folder.add_metrics(self._epoch(epoch, progress_bar))
+                progress_bar.epoch(self.folder.history[-1])
         except (KeyboardInterrupt, TrainingError) as stop:
             self._draw()
-            kept = f"{self.folder.path} holds the model after {len(self.folder.history)} of {self.recipe.epochs} epochs"
+            status = f"{self.folder.path} holds the model after {len(self.folder.history)} of {self.recipe.epochs} epochs"
             if isinstance(stop, TrainingError):
-                raise TrainingError(f"{stop}; {kept}") from None
-            raise Interrupted(f"interrupted; {kept}") from None
+                raise TrainingError(f"{stop}; {status}") from None
+            raise Interrupted(f"interrupted; {status}") from None
         finally:
-            shown.close()
+            progress_bar.close()
         self._draw()
         self.trainer.swap_average()
         self.classifier.eval()
@@ -66,19 +66,19 @@ class Loop:
             with writing(path):
                 save_learning_curves(self.folder.history, path, f"{self.classifier.model.name} on {self.dataset.name}")
 
-    def _epoch(self, epoch: int, shown: Progress) -> dict[str, Any]:
+    def _epoch(self, epoch: int, progress_bar: Progress) -> dict[str, Any]:
         recipe, trainer, steps = self.recipe, self.trainer, len(self.batches)
-        start, losses, last = perf_counter(), [], None
-        for number, (images, labels) in enumerate(self.batches.epoch(epoch), epoch * steps):
-            trainer.lr = self.schedule(number, recipe.epochs * steps, recipe.lr, round(recipe.warmup * steps), recipe.min_lr)
+        start, losses, pending = perf_counter(), [], None
+        for step_number, (images, labels) in enumerate(self.batches.epoch(epoch), epoch * steps):
+            trainer.lr = self.schedule(step_number, recipe.epochs * steps, recipe.lr, round(recipe.warmup * steps), recipe.min_lr)
             step = trainer.submit(images, labels)
-            if last:  # asked for one step later, so that a GPU always has one to compute
-                losses.append(last.value())
-            last = step
-            shown.step()
-        if last:
-            losses.append(last.value())
-        trained = perf_counter() - start
+            if pending:  # read one step later, so that a GPU always has work
+                losses.append(pending.value())
+            pending = step
+            progress_bar.step()
+        if pending:
+            losses.append(pending.value())
+        training_seconds = perf_counter() - start
         dataset = self.dataset
         with trainer.averaged():
             test_loss, accuracies = evaluate(
@@ -93,21 +93,23 @@ class Loop:
             **({"exit_accuracies": accuracies} if len(accuracies) > 1 else {}),
             "learning_rate": trainer.lr,
             "seconds": round(perf_counter() - start, 3),
-            "images_per_second": round(len(losses) * self.batches.batch_size / trained, 1),
+            "images_per_second": round(len(losses) * self.batches.batch_size / training_seconds, 1),
         }
 
 
 class Progress:
-    """A bar on a terminal, a line an epoch elsewhere, on standard error."""
+    """Progress on standard error: a bar on a terminal, otherwise one line per epoch."""
 
     def __init__(self, shown: bool, epochs: int, steps: int) -> None:
         self.lines, self.epochs = shown and not sys.stderr.isatty(), epochs
         self.bar = tqdm(total=epochs * steps, unit="step", dynamic_ncols=True, disable=not shown or self.lines)
 
     def step(self) -> None:
+        """Report the end of a step."""
         self.bar.update()
 
     def epoch(self, line: Mapping[str, Any]) -> None:
+        """Report the end of an epoch, with its line of metrics."""
         accuracy = f"{100 * line['test_accuracy']:.1f} %"
         if self.lines:
             say(
@@ -117,8 +119,10 @@ class Progress:
         self.bar.set_postfix_str(f"epoch {line['epoch']}/{self.epochs}, train loss {line['train_loss']:.3f}, test accuracy {accuracy}")
 
     def close(self) -> None:
+        """Remove the bar."""
         self.bar.close()
 
 
 def say(line: str) -> None:
+    """Print a line on standard error."""
     print(line, file=sys.stderr, flush=True)

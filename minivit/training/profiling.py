@@ -1,8 +1,8 @@
-"""`profile`: what a step's time goes to, by op, beside what the machine would need for it at least.
+"""`profile`: the time of a step by op, compared with lower bounds (floors) of the machine.
 
-The recorded step is replayed launch by launch. An op's floors are what it says of itself, the arithmetic of `Op.cost` and the bytes of
-`Op.least_bytes`, at rates that are measured in the same minute: of minivit's own product of two large matrices, and of arrays that fit
-no cache. An op that takes hardly longer than its larger floor is done; one whose arrays stay in a cache takes less than the memory's.
+The recorded step is replayed launch by launch. An op's floors are the arithmetic of `Op.cost` and the memory traffic of `Op.least_bytes`,
+at rates that are measured in the same run: of minivit's own product of two large matrices, and of arrays that exceed all caches. An op
+whose time is close to its larger floor cannot be improved much; an op whose arrays stay in a cache can be faster than its memory floor.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ from ..runtime.precision import precision_for
 from ..runtime.threads import thread_count
 from .trainer import Trainer
 
-PRODUCT, TINY_PRODUCT = 2048, 64  # rows, columns and depth of the product whose rate counts as the machine's
-STREAM, TINY_STREAM = 128 << 20, 64 << 10  # bytes of each of the two arrays that are streamed
-SECONDS = 1.0  # spent on each rate
-STEPS, STEP_SECONDS = 5, 1.0  # replays at least, and the time for more
+PRODUCT, TINY_PRODUCT = 2048, 64  # rows, columns and depth of the matrix product that measures the arithmetic rate
+STREAM, TINY_STREAM = 128 << 20, 64 << 10  # bytes of each of the two arrays that measure the memory rate
+SECONDS = 1.0  # duration of the measurement of each rate
+STEPS, STEP_SECONDS = 5, 1.0  # minimum number of replays, and their minimum duration
 
 
 @dataclass(frozen=True)
 class Row:
-    """All launches of one op in one phase of a step; a kernel that is no op's has no phase and no floors."""
+    """All launches of one op in one phase of a step; a kernel that does not belong to an op has no phase and no floors."""
 
     name: str
     phase: str  # forward, backward, update (of the weights)
     launches: int
     milliseconds: float
-    share: float  # of all launches' time, 0..1
+    share: float  # fraction of the time of all launches, 0..1
     arithmetic: float  # floor in milliseconds
     memory: float  # floor in milliseconds
 
     @property
     def times(self) -> float:
-        """How many times the larger floor it takes; NaN where there is none."""
+        """The time as a multiple of the larger floor; NaN if there is none."""
         floor = max(self.arithmetic, self.memory)
         return self.milliseconds / floor if floor else float("nan")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What `profile` gives. As text, a table."""
+    """The result of `profile`. As text, a table."""
 
     title: str  # model, kind of step, batch, dtype, threads
-    rows: tuple[Row, ...]  # the slowest first
-    step: float  # milliseconds of a replay as a whole; the rows' sum has the timing on top
-    product_rate: float  # floating-point operations a second
-    memory_rate: float  # bytes a second
+    rows: tuple[Row, ...]  # slowest first
+    step: float  # milliseconds of a replay; the sum of the rows includes the overhead of timing
+    product_rate: float  # floating-point operations per second
+    memory_rate: float  # bytes per second
 
     @property
     def total(self) -> Row:
@@ -99,38 +99,39 @@ def profile(
     precision: str = "float32",
     train: bool = True,
     threads: int | None = None,
-    **trainer: Any,
+    **trainer_options: Any,
 ) -> Profile:
-    """The time of a step by op, with floors; some seconds on an otherwise idle machine. `print` shows it as a table.
+    """The time of a step by op, with floors, as a table for `print`. Takes some seconds; the machine should be otherwise idle.
 
-    model: a name, or a Model, of which a copy is measured. batch: images of a step. precision, threads: as the Trainer's.
-    train: a training step, else inference, all exits of a cascade. trainer: other options of the Trainer, such as optimizer or ema.
-    Each floor of a backward is that of all gradients, though the first layer need not give its input's. Raises UserError.
+    model: a name, or a Model, of which a copy is measured. batch: batch size. precision, threads: as for Trainer.
+    train: profile a training step, otherwise inference with all exits of a cascade. trainer_options: other options of Trainer, such as
+    optimizer or ema. The floors of a backward are for all gradients, although the first layer does not need that of its input. Raises
+    UserError.
     """
     if batch < 1:
         raise UserError(f"batch must be 1 or more, got {batch}")
     options: dict[str, Any] = {"dtype": "float64"} if precision == "float64" else {}
-    measured = create_model(model, **options) if isinstance(model, str) else deepcopy(model.unwrapped())
-    if not isinstance(measured, Model):
-        raise UserError(f"profile() takes a model of create_model, not {type(measured).__name__}")
+    profiled = create_model(model, **options) if isinstance(model, str) else deepcopy(model.unwrapped())
+    if not isinstance(profiled, Model):
+        raise UserError(f"profile() takes a model of create_model, not {type(profiled).__name__}")
     with threads_set(thread_count(threads)):
-        plans = _recorded(measured, batch, precision, train, trainer)
-        exactness = precision_for(precision, np.dtype(measured.config.dtype))
+        plans = _record_plans(profiled, batch, precision, train, trainer_options)
+        step_precision = precision_for(precision, np.dtype(profiled.config.dtype))
         title = (
-            f"{measured.name}, {'training step' if train else 'inference'}, batch {batch}, {exactness.name}, {threads_now()} "
+            f"{profiled.name}, {'training step' if train else 'inference'}, batch {batch}, {step_precision.name}, {threads_now()} "
             f"thread{'s' if threads_now() > 1 else ''}, {sum(plan.launches for plan in plans)} launches"
         )
-        with exactness.products():
-            rates = product_rate(exactness.activations), memory_rate()
+        with step_precision.products():
+            rates = product_rate(step_precision.activations), memory_rate()
         step = 1e3 * median(repeat(lambda: _replay(plans), STEP_SECONDS, STEPS))
         replays: list[list[float]] = []
         repeat(lambda: replays.append([seconds for plan in plans for seconds in plan.timed_replay()]), STEP_SECONDS, STEPS)
-    seconds = np.median(replays[1:], axis=0)  # of each launch
+    seconds = np.median(replays[1:], axis=0)  # of each launch, the first replay excluded
     return Profile(title, _rows([label for plan in plans for label in plan.labels], seconds.tolist(), *rates), step, *rates)
 
 
-def _recorded(model: Model, batch: int, precision: str, train: bool, options: dict[str, Any]) -> list[Plan]:
-    """The plans of a step on random images."""
+def _record_plans(model: Model, batch: int, precision: str, train: bool, options: dict[str, Any]) -> list[Plan]:
+    """Record the plans of a step on random images. Raises UserError for trainer options of inference."""
     config, rng = model.config, np.random.default_rng(0)
     images = rng.standard_normal((batch, config.in_channels, config.image_size, config.image_size), np.float32)
     if train:
@@ -150,27 +151,27 @@ def _replay(plans: list[Plan]) -> None:
 
 
 def _rows(labels: Iterable[tuple[Any, str]], seconds: Iterable[float], product: float, memory: float) -> tuple[Row, ...]:
-    """labels: as `Plan.labels`; seconds: of each launch."""
-    found: dict[tuple[str, str], list[float]] = {}  # (name, phase) -> launches, seconds, arithmetic, bytes
-    met: set[int] = set()  # calls whose floors are counted: one may have several launches
+    """The rows of a profile, slowest first. labels: of the launches, as `Plan.labels`; seconds: of each launch; product, memory: rates."""
+    sums: dict[tuple[str, str], list[float]] = {}  # (name, phase) -> launches, seconds, operations, bytes
+    counted: set[int] = set()  # calls that are counted already: a call may have several launches
     for (op_call, kernel), time in zip(labels, seconds):
-        entry = found.setdefault((op_call.op.name, op_call.phase) if op_call else (kernel, ""), [0, 0.0, 0, 0])
-        operations, least = op_call.least() if op_call and id(op_call) not in met else (0, 0)
-        met.add(id(op_call))
-        entry[:] = np.add(entry, (1, time, operations, least))
-    whole = sum(time for _, time, *_ in found.values())
+        entry = sums.setdefault((op_call.op.name, op_call.phase) if op_call else (kernel, ""), [0, 0.0, 0, 0])
+        operations, min_bytes = op_call.least() if op_call and id(op_call) not in counted else (0, 0)
+        counted.add(id(op_call))
+        entry[:] = np.add(entry, (1, time, operations, min_bytes))
+    total = sum(time for _, time, *_ in sums.values())
     rows = [
-        Row(*key, int(launches), 1e3 * time, time / whole, 1e3 * operations / product, 1e3 * least / memory)
-        for key, (launches, time, operations, least) in found.items()
+        Row(*key, int(launches), 1e3 * time, time / total, 1e3 * operations / product, 1e3 * min_bytes / memory)
+        for key, (launches, time, operations, min_bytes) in sums.items()
     ]
     return tuple(sorted(rows, key=lambda row: -row.milliseconds))
 
 
 # ------------------------------------------------------------------------------------------------------------------------- rates
 def product_rate(dtype: Any = np.float32, tiny: bool = False) -> float:
-    """Floating-point operations a second of a large product by minivit's own kernels, as it multiplies now: the best of several.
+    """Floating-point operations per second of a large matrix product by minivit's kernels, in the current precision: the best of several.
 
-    tiny: so small a one that only whether it works can be learnt.
+    tiny: a small product, only to test that the measurement works.
     """
     size = TINY_PRODUCT if tiny else PRODUCT
     a, b = np.random.default_rng(0).standard_normal((2, size, size)).astype(dtype)
@@ -184,9 +185,9 @@ def product_rate(dtype: Any = np.float32, tiny: bool = False) -> float:
 
 
 def memory_rate(tiny: bool = False) -> float:
-    """Bytes a second that a = a + b reads and writes, of arrays that fit no cache: the best of several. tiny: as above.
+    """Bytes per second read and written by a = a + b, for arrays that exceed all caches: the best of several. tiny: see `product_rate`.
 
-    In place, for what is written elsewhere is read by the processor too, unasked and uncounted.
+    In place, because a write to another array would make the processor read it first, which would not be counted.
     """
     a, b = (empty(((TINY_STREAM if tiny else STREAM) // 4,), np.float32) for _ in range(2))
     a[:], b[:] = 1, 0
@@ -198,7 +199,7 @@ def _then(_: None, result: np.ndarray) -> np.ndarray:
 
 
 def repeat(function: Callable[[], Any], seconds: float, least: int = 5) -> list[float]:
-    """The seconds that each call took: after one that is not counted, for `seconds` in all and at least `least` calls."""
+    """The seconds of each call, after an unmeasured one: calls for at least `seconds` in total and at least `least` times."""
     function()
     times: list[float] = []
     end = perf_counter() + seconds

@@ -1,4 +1,4 @@
-"""What `minivit.train` does where it is not told: plain data, a recipe a dataset."""
+"""The default hyperparameters of `minivit.train`: one recipe per dataset, as plain data."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class Recipe:
     model: str = "vit_tiny_patch4_32"
     epochs: int = 20
     batch_size: int = 64
-    lr: float = 1e-3  # the highest learning rate
-    min_lr: float = 0.0  # the learning rate after the last step, on the cosine schedule
+    lr: float = 1e-3  # peak learning rate
+    min_lr: float = 0.0  # learning rate after the last step of the cosine schedule
     warmup: float = 1.0  # epochs in which the learning rate rises to `lr`
     weight_decay: float = 0.05  # decoupled; not for biases, scales, the class token and the position embedding
-    clip_norm: float = 1.0  # the largest norm of the whole gradient; 0: no clipping
+    clip_norm: float = 1.0  # maximum global norm of the gradient; 0: no clipping
     label_smoothing: float = 0.1
     mixup: float = 0.0  # alpha of mixup's Beta distribution; 0: off
-    cutmix: float = 0.0  # alpha of CutMix's; 0: off
+    cutmix: float = 0.0  # alpha of CutMix's Beta distribution; 0: off
     drop_path: float = 0.0  # stochastic depth of the last block
     ema: float = 0.0  # decay of the running average of weights; 0: off
 
@@ -44,19 +44,19 @@ class Recipe:
             raise UserError(f"warmup must end before the last epoch does: {self.warmup:g} of {self.epochs} epochs leave none")
 
 
-# By `Dataset.name`. What a dataset's images bear in flips and warps, it says itself (`Dataset.augmentation`).
+# By `Dataset.name`. The default augmentation is an attribute of the dataset (`Dataset.augmentation`).
 RECIPES = {
     "digits": Recipe(model="vit_nano_patch2_8", epochs=100, batch_size=32, lr=3e-3, warmup=10.0, mixup=0.2, ema=0.998),
 }
 OTHERS = Recipe()
 
 
-def recipe_for(dataset: str, images: int, **given: Any) -> Recipe:
-    """The recipe for a dataset of so many training images, with the values that are given (not None) in place of its own.
+def recipe_for(dataset: str, images: int, **overrides: Any) -> Recipe:
+    """The recipe for a dataset with this number of training images, with values overridden by `overrides` (unless None).
 
-    Its own batch is no larger than the dataset, and its own warmup no longer than a fifth of the epochs.
+    Unless overridden, the batch size is at most the number of images, and the warmup at most a fifth of the epochs.
     """
     recipe = RECIPES.get(dataset, OTHERS)
-    given = {name: value for name, value in given.items() if value is not None}
-    fitted = {"batch_size": min(recipe.batch_size, images), "warmup": min(recipe.warmup, given.get("epochs", recipe.epochs) / 5)}
-    return replace(recipe, **fitted | given)
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    defaults = {"batch_size": min(recipe.batch_size, images), "warmup": min(recipe.warmup, overrides.get("epochs", recipe.epochs) / 5)}
+    return replace(recipe, **defaults | overrides)

@@ -1,4 +1,4 @@
-"""`train`: from a model's name and data to a trained model in a run folder."""
+"""`train`: train a model by name, or an existing one, on a dataset, and write a run folder."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ from .trainer import Trainer
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What `train` gives."""
+    """The result of `train`."""
 
     model: Classifier  # trained, in evaluation mode; has predict()
-    history: list[dict[str, Any]]  # an entry an epoch, as in metrics.jsonl
+    history: list[dict[str, Any]]  # one entry per epoch, as in metrics.jsonl
     folder: Path  # config.json, metrics.jsonl, model.safetensors, curves.png
 
     @property
     def test_accuracy(self) -> float:
-        """In 0..1, after the last epoch."""
+        """The test accuracy after the last epoch, in 0..1."""
         return self.history[-1]["test_accuracy"]
 
 
@@ -54,66 +54,66 @@ class Run:
 def train(model: str | Module | None = None, data: Any = "digits", **options: Any) -> Run:
     """Train a model on images, and write a run folder.
 
-    A value that is None follows the recipe of the data (`minivit.training.recipes`); the model is made to fit the data's classes, channels
-    and image size.
+    None selects the value of the recipe for the data (`minivit.training.recipes`); the model is adapted to the data's classes, channels and
+    image size.
 
-    Raises UserError, one line, for all that is wrong with these; TrainingError where the loss is not finite; Interrupted. In either of the
-    last two the run folder holds the weights of the last finished epoch.
+    Raises UserError, one line, for any invalid argument; TrainingError if the loss is not finite; Interrupted. In the last two cases the
+    run folder contains the weights of the last finished epoch.
     """
-    asked = TrainOptions(model, data, **options)
-    check_device(asked.device)
-    precision_for(asked.precision, np.dtype(np.float32))  # raises
-    threads = thread_count(asked.threads)
-    check_free(asked.out, asked.overwrite)
-    announce = say if asked.progress else _say_nothing
-    dataset = _load(asked)
-    recipe = recipe_for(dataset.name, len(dataset.train_images), **asked.of_recipe())
-    batches = _batches(asked, dataset, recipe)
-    trained = _adapt(asked, dataset, recipe, announce) if isinstance(model, Module) else _create(asked, dataset, recipe)
-    settings = _trainer_settings(asked, recipe, threads)
+    train_options = TrainOptions(model, data, **options)
+    check_device(train_options.device)
+    precision_for(train_options.precision, np.dtype(np.float32))  # raises
+    threads = thread_count(train_options.threads)
+    check_free(train_options.out, train_options.overwrite)
+    announce = say if train_options.progress else _say_nothing
+    dataset = _load(train_options)
+    recipe = recipe_for(dataset.name, len(dataset.train_images), **train_options.of_recipe())
+    batches = _batches(train_options, dataset, recipe)
+    trained = _adapt(train_options, dataset, recipe, announce) if isinstance(model, Module) else _create(train_options, dataset, recipe)
+    settings = _trainer_settings(train_options, recipe, threads)
     trainer = Trainer(trained, **settings)
-    folder = RunFolder.create(asked.out, f"{_slug(trained.name)}-{_slug(dataset.name)}", asked.overwrite)
-    folder.write_config(_config(asked, dataset, recipe, batches, trained, trainer))
+    folder = RunFolder.create(train_options.out, f"{_slug(trained.name)}-{_slug(dataset.name)}", train_options.overwrite)
+    folder.write_config(_config(train_options, dataset, recipe, batches, trained, trainer))
     announce(f"{dataset.summary()}\n{trained.name}: {trainer.flat.size:,} parameters to train; run folder {folder.path}")
-    if asked.precision == "auto":
-        name, reason = fastest(asked.device)
+    if train_options.precision == "auto":
+        name, reason = fastest(train_options.device)
         announce(f"precision {trainer.precision.name}: {reason if trainer.precision.name == name else 'that of the model'}")
-    if asked.progress and not has_compiled_kernels():
+    if train_options.progress and not has_compiled_kernels():
         announce("compiling kernels for this machine, once: some seconds")
-    if asked.profile:
+    if train_options.profile:
         say(f"{profile_step(trained, recipe.batch_size, **settings)}\n")
-    known = hash_sample(dataset.train_images) if trained.num_exits > 1 else ()  # only thresholds ask for it
-    classifier = Classifier(trained, dataset.class_names, Preprocessing.of(dataset), known, trainer.precision.name)
-    loop = Loop(trainer, classifier, dataset, batches, recipe, asked.schedule, folder)
+    training_hashes = hash_sample(dataset.train_images) if trained.num_exits > 1 else ()  # only used by the calibration of cascades
+    classifier = Classifier(trained, dataset.class_names, Preprocessing.of(dataset), training_hashes, trainer.precision.name)
+    loop = Loop(trainer, classifier, dataset, batches, recipe, train_options.schedule, folder)
     with threads_set(threads):
-        loop.run(asked.progress)
+        loop.run(train_options.progress)
     return Run(loop.classifier, folder.history, folder.path)
 
 
 # ------------------------------------------------------------------------------------------------------------- model and data
-def _load(asked: TrainOptions) -> Dataset:
-    """The dataset at the size that is asked for, or a given Model's, or for a folder of images the size that the model is named for."""
-    model, image_size, in_channels = asked.model, asked.image_size, asked.in_channels
+def _load(options: TrainOptions) -> Dataset:
+    """The dataset at the requested image size, or that of a Model instance, or for a folder of images the default size of the model."""
+    model, image_size, in_channels = options.model, options.image_size, options.in_channels
     if isinstance(model, Module):
         config = _unwrapped(model).config
         image_size, in_channels = image_size or config.image_size, in_channels or config.in_channels
     elif image_size is None:
-        preferred = _preferred_size(model or OTHERS.model)  # also tells an unknown name before any data is decoded
-        image_size = preferred if _is_image_folder(asked.data) else None
+        preferred = _preferred_size(model or OTHERS.model)  # also rejects an unknown name before data is decoded
+        image_size = preferred if _is_image_folder(options.data) else None
     dataset = load_data(
-        asked.data,
+        options.data,
         image_size=image_size,
         in_channels=in_channels,
-        test_fraction=asked.test_fraction,
-        split_seed=asked.split_seed,
-        skip_bad_images=asked.skip_bad_images,
-        progress=asked.progress,
+        test_fraction=options.test_fraction,
+        split_seed=options.split_seed,
+        skip_bad_images=options.skip_bad_images,
+        progress=options.progress,
     )
-    return dataset.limited(asked.limit)
+    return dataset.limited(options.limit)
 
 
 def _preferred_size(name: str) -> int:
-    family = FAMILIES.get(name) or PRESETS.get(name) or type(create_model(name))  # which raises, naming the nearest
+    family = FAMILIES.get(name) or PRESETS.get(name) or type(create_model(name))  # raises, naming the nearest
     return family.Config(**family.presets.get(name, {})).image_size
 
 
@@ -122,7 +122,7 @@ def _is_image_folder(data: Any) -> bool:
     return path is not None and path.is_dir() and not recognise(path) and not holds_idx(path)
 
 
-def _batches(asked: TrainOptions, dataset: Dataset, recipe: Recipe) -> Batches:
+def _batches(options: TrainOptions, dataset: Dataset, recipe: Recipe) -> Batches:
     return Batches(
         dataset.train_images,
         dataset.train_labels,
@@ -130,24 +130,29 @@ def _batches(asked: TrainOptions, dataset: Dataset, recipe: Recipe) -> Batches:
         num_classes=dataset.num_classes,
         mean=dataset.mean,
         std=dataset.std,
-        seed=asked.seed,
+        seed=options.seed,
         mixup=recipe.mixup,
         cutmix=recipe.cutmix,
-        augmentation=dataset.augmentation if asked.augmentation is None else asked.augmentation,
-        device=asked.device,
+        augmentation=dataset.augmentation if options.augmentation is None else options.augmentation,
+        device=options.device,
     )
 
 
-def _create(asked: TrainOptions, dataset: Dataset, recipe: Recipe) -> Model:
-    options = dict(asked.model_options or {})
-    implied: dict[str, Any] = {"dtype": "float64"} if asked.precision == "float64" else {}
+def _create(options: TrainOptions, dataset: Dataset, recipe: Recipe) -> Model:
+    model_options = dict(options.model_options or {})
+    implied: dict[str, Any] = {"dtype": "float64"} if options.precision == "float64" else {}
     if recipe.drop_path:
         implied["drop_path_rate"] = recipe.drop_path
-    decided = {"num_classes": dataset.num_classes, "image_size": dataset.image_size, "in_channels": dataset.in_channels, "seed": asked.seed}
-    clash = next((name for name in options if name in decided), None)
+    data_options = {
+        "num_classes": dataset.num_classes,
+        "image_size": dataset.image_size,
+        "in_channels": dataset.in_channels,
+        "seed": options.seed,
+    }
+    clash = next((name for name in model_options if name in data_options), None)
     if clash:
         raise UserError(f"{clash} is not for model_options: the data, or image_size, in_channels and seed themselves, decide it")
-    return create_model(recipe.model, **decided, **implied | options)
+    return create_model(recipe.model, **data_options, **implied | model_options)
 
 
 def _unwrapped(module: Module) -> Model:
@@ -157,11 +162,11 @@ def _unwrapped(module: Module) -> Model:
     return model
 
 
-def _adapt(asked: TrainOptions, dataset: Dataset, recipe: Recipe, announce: Callable[[str], None]) -> Model:
-    """A given Model made to fit the data: a new head where the number of classes differs."""
-    assert isinstance(asked.model, Module)
-    model = _unwrapped(asked.model)
-    if asked.model_options or recipe.drop_path:
+def _adapt(options: TrainOptions, dataset: Dataset, recipe: Recipe, announce: Callable[[str], None]) -> Model:
+    """Adapt a Model instance to the data, with a new head if the number of classes differs. Raises UserError if it does not fit."""
+    assert isinstance(options.model, Module)
+    model = _unwrapped(options.model)
+    if options.model_options or recipe.drop_path:
         raise UserError("model_options and drop_path are for a model given by name: give them to create_model (drop_path_rate)")
     size, channels = model.config.image_size, model.config.in_channels
     if (dataset.image_size, dataset.in_channels) != (size, channels):
@@ -169,7 +174,7 @@ def _adapt(asked: TrainOptions, dataset: Dataset, recipe: Recipe, announce: Call
             f"the model takes {size}×{size}×{channels} images, but image_size and in_channels ask for "
             f"{dataset.image_size}×{dataset.image_size}×{dataset.in_channels}: leave them out"
         )
-    model.restart(asked.seed)
+    model.restart(options.seed)
     if model.config.num_classes != dataset.num_classes:
         announce(f"a new head for {dataset.num_classes} classes, in place of {model.config.num_classes}")
         model.reset_head(dataset.num_classes)
@@ -177,42 +182,42 @@ def _adapt(asked: TrainOptions, dataset: Dataset, recipe: Recipe, announce: Call
 
 
 # ------------------------------------------------------------------------------------------------------------------- the run
-def _trainer_settings(asked: TrainOptions, recipe: Recipe, threads: int) -> dict[str, Any]:
-    optimizer = OPTIMIZERS.get(asked.optimizer)  # Trainer raises for an unknown one
-    own = {name: getattr(asked, name) for name in (optimizer.options() if optimizer else ()) if hasattr(asked, name)}
+def _trainer_settings(options: TrainOptions, recipe: Recipe, threads: int) -> dict[str, Any]:
+    optimizer = OPTIMIZERS.get(options.optimizer)  # Trainer raises for an unknown one
+    optimizer_options = {name: getattr(options, name) for name in (optimizer.options() if optimizer else ()) if hasattr(options, name)}
     return dict(
-        precision=asked.precision,
-        device=asked.device,
-        optimizer=asked.optimizer,
+        precision=options.precision,
+        device=options.device,
+        optimizer=options.optimizer,
         lr=recipe.lr,
         weight_decay=recipe.weight_decay,
         clip_norm=recipe.clip_norm,
         label_smoothing=recipe.label_smoothing,
-        accumulate=asked.accumulate,
+        accumulate=options.accumulate,
         ema=recipe.ema,
         threads=threads,
-        **own,
+        **optimizer_options,
     )
 
 
-def _config(asked: TrainOptions, dataset: Dataset, recipe: Recipe, batches: Batches, model: Model, trainer: Trainer) -> dict[str, Any]:
+def _config(options: TrainOptions, dataset: Dataset, recipe: Recipe, batches: Batches, model: Model, trainer: Trainer) -> dict[str, Any]:
     """Everything needed to repeat the run."""
-    same = ("schedule", "optimizer", "momentum", "seed", "device", "test_fraction", "split_seed", "skip_bad_images", "limit")
+    unchanged = ("schedule", "optimizer", "momentum", "seed", "device", "test_fraction", "split_seed", "skip_bad_images", "limit")
     arguments = {
         **asdict(recipe),
-        **{name: getattr(asked, name) for name in same},
+        **{name: getattr(options, name) for name in unchanged},
         "model": model.name,
-        "data": _repeatable(asked.data),
+        "data": _repeatable(options.data),
         "augmentation": batches.policy,
         "accumulate": trainer.parts(recipe.batch_size),
         "precision": trainer.precision.name,
         "image_size": dataset.image_size,
         "in_channels": dataset.in_channels,
-        "model_options": dict(asked.model_options or {}),
+        "model_options": dict(options.model_options or {}),
     }
     return {
         "arguments": arguments,
-        "model_given": isinstance(asked.model, Module),
+        "model_given": isinstance(options.model, Module),
         "model_config": asdict(model.config),
         "dataset": dataset.summary(),
         "class_names": dataset.class_names,
@@ -225,7 +230,7 @@ def _config(asked: TrainOptions, dataset: Dataset, recipe: Recipe, batches: Batc
 
 
 def _repeatable(data: Any) -> str | None:
-    """What finds the data again: a name, an absolute path, or None for arrays."""
+    """The data as an argument that can be used again: a name, an absolute path, or None for arrays."""
     if isinstance(data, (str, Path)):
         return str(data) if data in KNOWN else str(Path(data).expanduser().resolve())
     return None

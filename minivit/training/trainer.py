@@ -1,4 +1,4 @@
-"""Trainer: one optimizer step after another, recorded once for each batch shape and replayed."""
+"""Trainer: single optimizer steps, recorded once per batch shape and then replayed."""
 
 from __future__ import annotations
 
@@ -26,36 +26,38 @@ from ..runtime.precision import Precision, precision_for
 from ..runtime.threads import thread_count
 from ..tensor import Tensor
 
-SHAPES = 4  # of batches whose buffers and plans a Trainer keeps
-# Each part of a batch packs the weights anew and reads their gradients, and twice as many parts save half as much memory again: so their
-# number grows with the root of what backward keeps, in units of so many times the weights' memory, or of so many bytes.
+SHAPES = 4  # maximum number of batch shapes whose buffers and plans a Trainer keeps
+# Each part of a batch packs the weights again and reads their gradients, while doubling the number of parts saves half as much memory as
+# the previous doubling. Hence the number of parts is the square root of the memory that backward keeps, in units of the larger of
+# PART_OF_WEIGHTS times the memory of the weights and PART_BYTES.
 PART_OF_WEIGHTS, PART_BYTES = 2, 32 << 20
 
 
 class TrainingError(UserError):
-    """Training cannot go on: the loss is not finite."""
+    """Training cannot continue, because the loss is not finite."""
 
 
 class Trainer:
     """Trains a model batch by batch.
 
-    model: a Module that takes images (B, C, H, W) and returns logits (B, K). The loss is the mean cross-entropy, of a cascade's exits
-        summed with equal weights and nothing detached (2105.15075, section 3.2). Its trainable parameters move into one flat buffer.
-    precision: "float32", "bf16x3", "bfloat16", "float64" or "auto", as `minivit.runtime.precision` says; a float32 model is converted
-        to "float64", and a float64 model is trained in float64 in any case. `precision.name` tells which it is.
-    device: "cpu", or "cuda": then the whole model moves there. optimizer: "adamw" or "sgd"; its own options (betas, eps; momentum,
-        nesterov) are taken by keyword too.
-    weight_decay: of all parameters but those of one dimension, biases, class tokens and position embeddings (`Module.decayed_parameters`).
-    clip_norm: the largest norm of the whole gradient; None or 0: no clipping. label_smoothing: 0 ... below 1 (`functional.cross_entropy`).
-    accumulate: parts that a batch is computed in, one after the other, for less memory; the gradient is that of the whole. None: 1 on a
-        GPU and for a Module that is not `separable`; else what `parts` chooses, so that activations take a half to a fourth of the memory
-        for 1 to 2 % more time.
-    ema: decay of a running average of the weights, e.g. 0.999; None or 0: none. `averaged()` puts it into the model.
-    plan: record the first step of each shape of batch, and replay it later (`minivit.runtime.plan`): the same numbers bit for bit, without
-        Python's and the allocator's cost. What the model computes besides ops (a Python `if`) is fixed at the first step then.
-    threads: how many compute; None: as many as there are cores. The results are the same bit for bit.
+    model: a Module that maps images (B, C, H, W) to logits (B, K). The loss is the mean cross-entropy; for a cascade, the sum over all
+        exits with equal weights and nothing detached (2105.15075, section 3.2). The trainable parameters are moved into one flat buffer.
+    precision: "float32", "bf16x3", "bfloat16", "float64" or "auto" (`minivit.runtime.precision`). For "float64" a float32 model is
+        converted; a float64 model is always trained in float64. `precision.name` is the resulting precision.
+    device: "cpu", or "cuda", to which the entire model is moved. optimizer: "adamw" or "sgd"; its specific options (betas, eps; momentum,
+        nesterov) are also accepted as keywords.
+    weight_decay: for all parameters except those with one dimension, biases, class tokens and position embeddings
+        (`Module.decayed_parameters`).
+    clip_norm: maximum global norm of the gradient; None or 0: no clipping. label_smoothing: 0 ... below 1 (`functional.cross_entropy`).
+    accumulate: number of parts of a batch that are computed one after the other, to save memory; the gradient is that of the entire batch.
+        None: 1 on a GPU and for a Module that is not `separable`; otherwise selected by `parts`, so that activations need one half to one
+        fourth of the memory for 1 to 2 % more time.
+    ema: decay of a running average of the weights, e.g. 0.999; None or 0: none. `averaged()` swaps it into the model.
+    plan: record the first step for each batch shape and replay it afterwards (`minivit.runtime.plan`): identical results without the
+        overhead of Python and the allocator. Python control flow in the model is then fixed at the first step.
+    threads: number of compute threads; None: the number of cores. It does not affect results.
 
-    lr, weight_decay: may be set between steps. steps: how many were made. gradient_norm: of the last step, before clipping.
+    lr, weight_decay: may be set between steps. steps: number of steps so far. gradient_norm: of the last step, before clipping.
     Raises UserError for values out of range.
     """
 
@@ -74,16 +76,16 @@ class Trainer:
         ema: float | None = None,
         plan: bool = True,
         threads: int | None = None,
-        **own: Any,
+        **optimizer_options: Any,
     ) -> None:
         check_device(device)
         self.threads = thread_count(threads)
         if optimizer not in OPTIMIZERS:
             raise UserError(f"unknown optimizer {optimizer!r}{nearest(optimizer, OPTIMIZERS)}: choose {', '.join(OPTIMIZERS)}")
-        known = OPTIMIZERS[optimizer].options()
-        for name in own:
-            if name not in known:
-                raise UserError(f"{optimizer} has no option {name!r}{nearest(name, known)}; its own are {', '.join(known)}")
+        available = OPTIMIZERS[optimizer].options()
+        for name in optimizer_options:
+            if name not in available:
+                raise UserError(f"{optimizer} has no option {name!r}{nearest(name, available)}; its own are {', '.join(available)}")
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing must lie in 0 ... below 1, got {label_smoothing}")
         if accumulate is not None and accumulate < 1:
@@ -92,16 +94,20 @@ class Trainer:
         self.precision = precision_for(precision, dtype_of(model), device)
         with explain_out_of_memory(1):
             self.flat = FlatParameters(model, self.precision.parameters, device, OPTIMIZERS[optimizer].groups)
-        self._bf16_copy = device == "cuda" and self.precision.name == "bfloat16"  # on the CPU, packing rounds
-        self.optimizer = OPTIMIZERS[optimizer](self.flat, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm, ema=ema, **own)
+        self._bf16_copy = device == "cuda" and self.precision.name == "bfloat16"  # on the CPU, packing rounds weights
+        self.optimizer = OPTIMIZERS[optimizer](
+            self.flat, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm, ema=ema, **optimizer_options
+        )
         self.steps = 0
-        self._shapes: dict[tuple, _Batch] = {}  # shape and kind of a batch -> its buffers and plan; last used last
+        self._shapes: dict[tuple[Any, ...], _Batch] = {}  # shapes of images and labels -> buffers and plan, in order of last use
         self._lock = Lock()  # held during a step
         self._arguments = dict(precision=precision, device=device, optimizer=optimizer, weight_decay=weight_decay, clip_norm=clip_norm)
-        self._arguments |= dict(label_smoothing=label_smoothing, accumulate=accumulate, ema=ema, plan=plan, threads=threads, **own)
+        self._arguments |= dict(
+            label_smoothing=label_smoothing, accumulate=accumulate, ema=ema, plan=plan, threads=threads, **optimizer_options
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What a pickle or a copy holds: the model and the optimizer's state; steps are recorded anew."""
+        """What a pickle or a copy contains: the model and the optimizer's state; steps are recorded again."""
         return _restored, (self.model, self._arguments, self.optimizer.state_dict(), self.steps)
 
     @property
@@ -125,16 +131,16 @@ class Trainer:
         return self.optimizer.gradient_norm
 
     def step(self, images: Any, labels: Any) -> float:
-        """One optimizer step; returns the mean loss of the batch before it.
+        """Perform one optimizer step; returns the mean loss of the batch before the update.
 
-        images: (B, C, H, W) floats, normalised. labels: (B,) integers below K, or (B, K) probabilities. Either may lie on the device.
-        Raises UserError for arrays that do not fit, and then nothing is changed; TrainingError where the loss is not finite, and then the
-        weights are lost.
+        images: (B, C, H, W) floats, normalised. labels: (B,) integers below K, or (B, K) probabilities. Both may be on the device.
+        Raises UserError for invalid arrays, without changing anything; TrainingError if the loss is not finite, in which case the weights
+        are unusable.
         """
         return self.submit(images, labels).value()
 
     def submit(self, images: Any, labels: Any) -> PendingLoss:
-        """The same without waiting for a GPU, which computes while the next batch is made: ask what it returns for the loss later."""
+        """Like `step`, without waiting for a GPU, which computes while the next batch is prepared; `value()` of the result is the loss."""
         if not self._lock.acquire(blocking=False):
             raise UserError("a Trainer makes one step at a time, and another thread is in one: give each thread a Trainer of its own")
         try:
@@ -161,16 +167,16 @@ class Trainer:
 
     @property
     def plans(self) -> list[Plan]:
-        """The recorded steps that are kept, one for each shape of batch; last used last."""
+        """The recorded steps that are currently kept, one per batch shape, in order of last use."""
         return [batch.plan for batch in self._shapes.values() if batch.plan]
 
     def swap_average(self) -> None:
-        """Exchange the model's weights with their running average, where `ema` is on."""
+        """Swap the model's weights with their running average, if `ema` is enabled."""
         self.optimizer.swap_average()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the model's weights are their running average, where `ema` is on."""
+        """Context manager: inside, the model has the running average of its weights, if `ema` is enabled."""
         self.swap_average()
         try:
             yield
@@ -179,7 +185,7 @@ class Trainer:
 
     def _new_batch(self, images: np.ndarray, labels: np.ndarray) -> _Batch:
         if len(self._shapes) == SHAPES:
-            del self._shapes[next(iter(self._shapes))]  # the one that has not been used for longest
+            del self._shapes[next(iter(self._shapes))]  # the least recently used one
         if images.ndim != 4 or 0 in images.shape:
             raise UserError(f"images must have the shape (B, C, H, W) and hold an image, got {images.shape}")
         if labels.ndim not in (1, 2) or len(labels) != len(images):
@@ -187,19 +193,19 @@ class Trainer:
         return _Batch(images.shape, labels.shape, self.parts(len(images)), self.precision, self.flat.device)
 
     def parts(self, images: int) -> int:
-        """In how many parts a batch of so many images is computed: `accumulate` where that is given; no part is empty.
+        """The number of parts for a batch of `images` images: `accumulate` if set, at most one part per image.
 
-        Chosen by what a backward would keep if every layer were trained, beside the weights that are.
+        Otherwise it depends on the memory that backward keeps if all layers are trained, relative to that of the trainable weights.
         """
         if self.accumulate:
             return min(images, self.accumulate)
         if self.flat.device != "cpu" or not self.model.separable or not isinstance(self.model, Model):
             return 1
-        kept = images * self.model.cost().activations * self.precision.activations.itemsize
-        return max(1, min(images, round(sqrt(kept / max(PART_BYTES, PART_OF_WEIGHTS * self.flat.data.nbytes)))))
+        kept_bytes = images * self.model.cost().activations * self.precision.activations.itemsize
+        return max(1, min(images, round(sqrt(kept_bytes / max(PART_BYTES, PART_OF_WEIGHTS * self.flat.data.nbytes)))))
 
     def _compute(self, batch: _Batch) -> tuple[np.ndarray, ...]:
-        """Forward, backward and update; the loss () of each part."""
+        """Forward, backward and update; returns the loss () of each part."""
         self.model.train()
         self.flat.forget_gradients()
         losses = []
@@ -228,15 +234,15 @@ def _array(values: Any) -> Any:
 
 
 class PendingLoss:
-    """The loss of a step that may not have ended yet."""
+    """The loss of a step that may still be running."""
 
     def __init__(self, trainer: Trainer, batch: _Batch) -> None:
         self._shares = batch.shares
-        self._parts = [arrays.fetch(loss) for loss in batch.losses]  # for the next step overwrites them
+        self._parts = [arrays.fetch(loss) for loss in batch.losses]  # copied, because the next step overwrites them
         self._step, self._lr = trainer.steps, trainer.lr
 
     def value(self) -> float:
-        """Wait for it. Raises TrainingError where it is not finite."""
+        """Wait for the loss. Raises TrainingError if it is not finite."""
         loss = sum(share * float(part()) for share, part in zip(self._shares, self._parts))
         if not isfinite(loss):
             raise TrainingError(
@@ -247,36 +253,38 @@ class PendingLoss:
 
 
 class _Batch:
-    """Where batches of one shape are copied to, and the plan that reads them there, in parts that differ by one image at the most."""
+    """The buffers for batches of one shape, in parts whose sizes differ by at most one image, and the plan that reads them."""
 
     def __init__(self, images: tuple[int, ...], labels: tuple[int, ...], parts: int, precision: Precision, device: str) -> None:
-        kind = np.int64 if len(labels) == 1 else precision.parameters
+        label_dtype = np.int64 if len(labels) == 1 else precision.parameters
         self.images = arrays.empty(images, precision.activations, device)  # (B, C, H, W)
-        self.labels = arrays.empty(labels, kind, device)  # (B,) or (B, K)
+        self.labels = arrays.empty(labels, label_dtype, device)  # (B,) or (B, K)
         bounds = [images[0] * i // parts for i in range(parts + 1)]
         self.parts = [(self.images[start:stop], self.labels[start:stop]) for start, stop in pairwise(bounds)]
         self.shares = [(stop - start) / images[0] for start, stop in pairwise(bounds)]
-        self.given = np.zeros(0)  # the labels that were copied last
-        self.classes = 0  # of the model; 0 before its first step
+        self.last_labels = np.zeros(0)  # the labels of the current batch
+        self.classes = 0  # number of classes of the model; 0 before the first step
         self.plan: Plan | None = None
-        self.losses: tuple[np.ndarray, ...] = ()  # one a part, ()
+        self.losses: tuple[np.ndarray, ...] = ()  # of shape (), one per part
 
     def fill(self, images: Any, labels: Any) -> None:
+        """Copy a batch into the buffers. Raises UserError for invalid labels."""
         if labels.ndim == 1 and device_of(labels) == "cpu":
             if labels.dtype.kind not in "iu":
                 raise UserError(f"labels must be integers, or rows of probabilities, got {labels.dtype} of shape {labels.shape}")
             if self.classes and (labels.min() < 0 or labels.max() >= self.classes):
                 classes_below(labels, self.classes)  # raises
-        self.given = labels
-        for to, values in ((self.images, images), (self.labels, labels)):
+        self.last_labels = labels
+        for buffer, values in ((self.images, images), (self.labels, labels)):
             if device_of(values) == "cpu":
-                arrays.copy_from_numpy(to, values)
+                arrays.copy_from_numpy(buffer, values)
             else:
-                primitives(device_of(to)).convert(to, values)
+                primitives(device_of(buffer)).convert(buffer, values)
 
     def check_classes(self, classes: int) -> None:
+        """Raises UserError if the labels do not match the model's number of classes."""
         if self.labels.ndim == 2 and self.labels.shape[1] != classes:
             raise UserError(f"labels have {self.labels.shape[1]} columns, the model {classes} classes")
-        if self.labels.ndim == 1 and device_of(self.given) == "cpu":
-            classes_below(self.given, classes)  # of the whole batch, so that a message names the right position
+        if self.labels.ndim == 1 and device_of(self.last_labels) == "cpu":
+            classes_below(self.last_labels, classes)  # of the entire batch, so that the message names the right position
         self.classes = classes

@@ -53,13 +53,13 @@ def confidence(logits: np.ndarray, kind: str = "max") -> np.ndarray:
 def describe_cost(value: float, unit: str, short: bool = False) -> str:
     """A cost as text for users: "1.2 M multiply-adds", "0.31 ms an image", "25 % of all multiply-adds"; short: "1.2 M", ..."""
     if unit == "ms":
-        number, suffix = f"{value:.3g} ms", "an image"
+        text, suffix = f"{value:.3g} ms", "an image"
     elif unit == "share":
-        number, suffix = f"{100 * value:.3g} %", "of all multiply-adds"
+        text, suffix = f"{100 * value:.3g} %", "of all multiply-adds"
     else:
         scale, letter = (1e9, " G") if value >= 1e9 else (1e6, " M") if value >= 1e3 else (1, "")
-        number, suffix = f"{value / scale:.4g}{letter}", "multiply-adds"
-    return number if short else f"{number} {suffix}"
+        text, suffix = f"{value / scale:.4g}{letter}", "multiply-adds"
+    return text if short else f"{text} {suffix}"
 
 
 def check_feasible(budgets: Iterable[float], costs: Sequence[float], unit: str) -> None:
@@ -75,12 +75,12 @@ def check_feasible(budgets: Iterable[float], costs: Sequence[float], unit: str) 
 
 def check_budget(budget: Any, unit: str) -> float:
     """The budget as a float. Raises UserError if it is not a number above 0, or is a share above 1."""
-    number = float(budget) if isinstance(budget, Real) and not isinstance(budget, bool) else 0.0
-    if not (isfinite(number) and number > 0):
+    value = float(budget) if isinstance(budget, Real) and not isinstance(budget, bool) else 0.0
+    if not (isfinite(value) and value > 0):
         raise UserError(f"a budget must be a number above 0, got {budget!r}")
-    if unit == "share" and number > 1:
+    if unit == "share" and value > 1:
         raise UserError(f"a budget that is a share must be at most 1, got {budget:g}: it is of the multiply-adds of all exits together")
-    return number
+    return value
 
 
 # ---------------------------------------------------------------------------------------------------------------------- calibration

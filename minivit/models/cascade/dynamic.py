@@ -204,8 +204,8 @@ class RelationReuse(Sequential):
         )  # (B, L'·H', N²)
         rows = F.resample(mixed.reshape(-1, N, N), *self.grids, "upsample", self.class_token)  # (B·L'·H', M, N)
         M = rows.shape[1]
-        both = F.resample(rows.reshape(-1, N, 1), *self.grids, "upsample", self.class_token)  # (B·L'·H'·M, M, 1)
-        return F.split(both.reshape(B, -1, M, M), self.depth, axis=1)
+        upsampled = F.resample(rows.reshape(-1, N, 1), *self.grids, "upsample", self.class_token)  # (B·L'·H'·M, M, 1)
+        return F.split(upsampled.reshape(B, -1, M, M), self.depth, axis=1)
 
 
 @register
@@ -277,12 +277,12 @@ class DVT(Model):
 
     def _tokens(self, k: int, images: Tensor, state: State) -> tuple[Tensor, State]:
         """The tokens (B, N, C) after the last block of one stage, and the state that the next stage reuses."""
-        last = k == len(self.stages) - 1
-        logits: list[Tensor] | None = [] if self.config.relationship_reuse and not last else None
+        is_last = k == len(self.stages) - 1
+        logits: list[Tensor] | None = [] if self.config.relationship_reuse and not is_last else None
         features, relationships = state or (None, None)
         x = self.stages[k].encode(images, features, relationships, logits)
         relation = F.concatenate(*logits, axis=1) if logits else None  # (B, L·H, N, N)
-        return x, (x if self.config.feature_reuse and not last else None, relation)
+        return x, (x if self.config.feature_reuse and not is_last else None, relation)
 
     def exits(self, images: Any) -> list[Tensor]:
         """The logits (B, num_classes) of every exit. images: (B, in_channels, S, S), a float array or Tensor."""

@@ -163,8 +163,8 @@ class _Cascade(NamedTuple):
             return [thresholds] * len(limits)
         passing = k + 2 + exits_of(self.confidences[rows, k + 2 :], thresholds[k + 2 :])  # the exit of images that pass both
         options = np.column_stack((np.full_like(passing, k), np.full_like(passing, k + 1), passing))  # (rows, 3) exits
-        spent = self.costs[exits].sum() - self.costs[exits[rows]].sum()
-        pairs = _solve_pair(self.confidences[rows, k : k + 2], self.correct[rows[:, None], options], self.costs[options], limits - spent)
+        fixed = self.costs[exits].sum() - self.costs[exits[rows]].sum()
+        pairs = _solve_pair(self.confidences[rows, k : k + 2], self.correct[rows[:, None], options], self.costs[options], limits - fixed)
         return [pair and thresholds[:k] + pair + thresholds[k + 2 :] for pair in pairs]
 
     def ascend(self, thresholds: Thresholds, limit: float) -> Thresholds:
