@@ -87,7 +87,8 @@ def run(options: argparse.Namespace) -> int:
             }
         )
         return 0
-    print(f"{calibration.images} images of {dataset.name} for calibration, {len(testing)} others for testing; accuracies and shares in %\n")
+    parts = f"{calibration.images} for calibration, {len(testing)} others for testing"
+    print(f"of {dataset.test_part()}, {parts}; accuracies and shares in %\n")
     _print_calibration(calibration, correct.mean(0), outcomes)
     print(
         f"\nsaved with the model: {file}\nuse: minivit predict {options.run} IMAGE ... --budget {calibration.budgets[0]:.6g}   (any of "

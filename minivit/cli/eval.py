@@ -26,11 +26,17 @@ def run(options: argparse.Namespace) -> int:
     loss, accuracies = evaluate(
         classifier.predictor, dataset.test_images, dataset.test_labels, preprocessing.mean, preprocessing.std, dataset.num_classes
     )
-    count = len(dataset.test_images)
     if options.json:
         print_json(
-            {"test_accuracy": accuracies[-1], "exit_accuracies": accuracies, "test_loss": loss, "images": count, "data": dataset.name}
+            {
+                "test_accuracy": accuracies[-1],
+                "exit_accuracies": accuracies,
+                "test_loss": loss,
+                "images": len(dataset.test_images),
+                "part": "all" if dataset.is_whole else "test",
+                "data": dataset.name,
+            }
         )
     else:
-        print(f"test accuracy {100 * accuracies[-1]:.1f} %{by_exit(accuracies)} · test loss {loss:.4f} · {count} images of {dataset.name}")
+        print(f"test accuracy {100 * accuracies[-1]:.1f} %{by_exit(accuracies)} · test loss {loss:.4f} · {dataset.test_part()}")
     return 0

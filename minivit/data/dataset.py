@@ -27,6 +27,7 @@ class Dataset:
     mean: tuple[float, ...]  # of each channel over the training images, on the scale 0..1
     std: tuple[float, ...]  # of each channel, at least 1/255
     augmentation: str = "none"  # the default policy for these images
+    is_whole: bool = False  # whether training and test images are the same: all images of data without a split
 
     @property
     def num_classes(self) -> int:
@@ -45,14 +46,24 @@ class Dataset:
         size = f"{self.image_size}×{self.image_size}×{self.in_channels}"
         return f"{self.name}: {len(self.train_images)} training and {len(self.test_images)} test images, {size}, {self.num_classes} classes"
 
+    def test_part(self) -> str:
+        """What the test images are: "359 test images of digits", or "all 359 images of held_out"."""
+        count = len(self.test_images)
+        return f"all {count} images of {self.name}" if self.is_whole else f"{count} test images of {self.name}"
+
+    def whole(self) -> Dataset:
+        """The dataset with its training images as test images."""
+        return replace(self, test_images=self.train_images, test_labels=self.train_labels, is_whole=True)
+
     def resized(self, image_size: int | None = None, in_channels: int | None = None) -> Dataset:
         """The dataset with another image size or number of channels (1 or 3), and new statistics; None keeps the current value."""
         size, channels = image_size or self.image_size, in_channels or self.in_channels
         if (size, channels) == (self.image_size, self.in_channels):
             return self
         train_images = fit(self.train_images, size, channels)
+        test_images = train_images if self.is_whole else fit(self.test_images, size, channels)
         mean, std = channel_statistics(train_images)
-        return replace(self, train_images=train_images, test_images=fit(self.test_images, size, channels), mean=mean, std=std)
+        return replace(self, train_images=train_images, test_images=test_images, mean=mean, std=std)
 
     def limited(self, limit: int | None) -> Dataset:
         """At most `limit` training and `limit` test images, evenly spaced; all if `limit` is None. Raises UserError if it is below 1."""
@@ -122,6 +133,17 @@ class Split(NamedTuple):
             f"split by chance within each class: {train} for training, {test} for testing (test_fraction {self.test_fraction:g}, "
             f"seed {self.seed})"
         )
+
+
+class Whole:
+    """In the place of a Split: all images are in both parts, for tests of a model that was trained on other data."""
+
+    def divide(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Indices (all, none): `Dataset.is_whole` tells that the training images are the test images too."""
+        return np.arange(len(labels)), np.arange(0)
+
+    def describe(self, train: int, test: int) -> str:
+        return f"no split: all {train} images are used"
 
 
 def check_seed(seed: int) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import UserError, nearest
 from .cache import cache_key, data_folder, load_cached, say, store, with_progress
-from .dataset import Dataset, Split
+from .dataset import Dataset, Split, Whole
 from .decode import SUFFIXES, Header, Unreadable, in_threads, read_header, read_image
 
 DEFAULT_SIZE = 32  # for images of different sizes: the input size of the small models
@@ -134,14 +134,14 @@ def _find_parts(root: Path) -> dict[str, str]:
     return {part: names[0] for part, names in named.items()}
 
 
-def list_images(root: Path, split: Split) -> Listing:
+def list_images(root: Path, split: Split | Whole) -> Listing:
     """The images in `root`, in the order in which they are decoded. Raises UserError."""
     left_out: Counter[str] = Counter()
     parts = _find_parts(root)
     train = _files_by_class(root, parts.get("train", "."), left_out)
     test = parts.get("test") or parts.get("validation")
     if test is None:
-        items, messages = _split_by_chance(train, split)
+        items, messages = _divided(train, split)
     else:
         items = _with_test(root, train, parts["train"], test, left_out)
         messages = [f"{test} is the folder for testing"]
@@ -168,7 +168,7 @@ def _with_test(root: Path, train: dict[str, list[File]], train_folder: str, test
     return items
 
 
-def _split_by_chance(classes: dict[str, list[File]], split: Split) -> tuple[list[Item], list[str]]:
+def _divided(classes: dict[str, list[File]], split: Split | Whole) -> tuple[list[Item], list[str]]:
     files = [file for members in classes.values() for file in members]
     labels = np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()])  # (n,)
     train, test = split.divide(labels)
@@ -219,13 +219,13 @@ def _decode(
         else:
             notes["skipped"].append(str(image))
             remaining[item.label, item.train] -= 1
-    if not all(remaining[k, True] for k in range(classes)) or not any(remaining[k, False] for k in range(classes)):
+    if not all(remaining[k, True] for k in range(classes)) or not (items[-1].train or any(remaining[k, False] for k in range(classes))):
         raise UserError(f"too few images can be read: {len(notes['skipped'])} of {len(items)} were skipped; {notes['skipped'][0]}")
 
 
 def load_folder(
     root: Path,
-    split: Split,
+    split: Split | Whole,
     *,
     image_size: int | None,
     in_channels: int | None,
@@ -259,4 +259,4 @@ def load_folder(
         say(notes["size"], progress)
     if notes["skipped"]:
         say(f"skipped {len(notes['skipped'])} unreadable images:\n  " + "\n  ".join(notes["skipped"]), progress)
-    return dataset
+    return dataset.whole() if listing.items[-1].train else dataset  # without test images where `split` is Whole

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import UserError, nearest
 from .cache import say
 from .cifar import find_or_download, load_cifar, recognise
-from .dataset import Dataset, Split, check_class_names, check_labels, from_arrays
+from .dataset import Dataset, Split, Whole, check_class_names, check_labels, from_arrays
 from .decode import SUFFIXES, check_pixels
 from .folder import load_folder
 from .idx import holds_idx, load_idx
@@ -58,10 +58,33 @@ def load_data(
 
     Raises UserError, one line that names the value and the remedy, for any problem with the data.
     """
+    return load_parts(
+        data,
+        Split(test_fraction, split_seed),
+        image_size=image_size,
+        in_channels=in_channels,
+        skip_bad_images=skip_bad_images,
+        class_names=class_names,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
+
+
+def load_parts(
+    data: Any,
+    split: Split | Whole,
+    *,
+    image_size: int | None = None,
+    in_channels: int | None = None,
+    skip_bad_images: bool = False,
+    class_names: Sequence[str] | None = None,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> Dataset:
+    """`load_data` with any way to divide data that has no split."""
     for name, value in (("image_size", image_size), ("in_channels", in_channels)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be 1 or more, got {value}")
-    split = Split(test_fraction, split_seed)
     if isinstance(data, Dataset):
         dataset = data
     elif isinstance(data, (tuple, list)):
@@ -125,7 +148,12 @@ def load_digits() -> Dataset:
 
 
 def _from_tuple(
-    arrays: Sequence[Any], class_names: Sequence[str] | None, image_size: int | None, split: Split, progress: bool, name: str = "arrays"
+    arrays: Sequence[Any],
+    class_names: Sequence[str] | None,
+    image_size: int | None,
+    split: Split | Whole,
+    progress: bool,
+    name: str = "arrays",
 ) -> Dataset:
     if len(arrays) == 4:
         return from_arrays(name, (arrays[0], arrays[1]), (arrays[2], arrays[3]), class_names, image_size=image_size)
@@ -138,10 +166,13 @@ def _from_tuple(
     names = check_class_names(class_names, labels)
     train, test = split.divide(labels)
     say(split.describe(len(train), len(test)), progress)
+    if isinstance(split, Whole):
+        dataset = from_arrays(name, (images, labels), (images[:1], labels[:1]), names, image_size=image_size)
+        return dataset.whole()
     return from_arrays(name, (images[train], labels[train]), (images[test], labels[test]), names, image_size=image_size)
 
 
-def _from_npz(path: Path, class_names: Sequence[str] | None, image_size: int | None, split: Split, progress: bool) -> Dataset:
+def _from_npz(path: Path, class_names: Sequence[str] | None, image_size: int | None, split: Split | Whole, progress: bool) -> Dataset:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files if key in (*WHOLE, *PARTED, "class_names")}

@@ -136,10 +136,10 @@ def test_every_keyword_of_train_is_an_option(capsys):
 def test_eval(folder, capsys):
     accuracy = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["test_accuracy"]
     assert main(["eval", str(folder), "--data", "digits"]) == 0
-    assert capsys.readouterr().out.endswith(" · 359 images of digits\n")
+    assert capsys.readouterr().out.endswith(" · 359 test images of digits\n")
     assert main(["eval", str(folder), "--json", "--threads", "1"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["data"] == "digits" and result["images"] == 96  # as the run was limited
+    assert result["data"] == "digits" and (result["images"], result["part"]) == (96, "test")  # as the run was limited
     assert result["test_accuracy"] == accuracy
 
 
@@ -160,7 +160,7 @@ def test_calibrate_saves_thresholds(cascade, capsys):
     printed = capsys.readouterr().out
     calibration = minivit.load(cascade).model.calibration
     assert calibration.budgets == (0.2, 0.9) and (calibration.unit, calibration.method, calibration.images) == ("share", "exact", 120)
-    assert printed.startswith("120 images of digits for calibration, 120 others for testing")
+    assert printed.startswith("of 240 test images of digits, 120 for calibration, 120 others for testing")
     assert f"saved with the model: {cascade / 'model.safetensors'}\nuse: minivit predict {cascade} IMAGE ... --budget " in printed
     rows = [line.split() for line in printed.splitlines() if line.startswith(("  ", "budget"))][-3:]
     assert [row[0] for row in rows] == ["budget,", "20.000", "90.000"]
