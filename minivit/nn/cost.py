@@ -72,9 +72,7 @@ class _Counter:
     """A Tracer that adds the cost of each op to the innermost running module, and counts the elements of results."""
 
     def __init__(self, model: Module) -> None:
-        self.names = {
-            id(module): name for name, module in reversed([*model.named_modules()])
-        }  # a shared module counts under its first name
+        self.names = {id(module): name for name, module in reversed([*model.named_modules()])}  # a shared module has its first name
         self.running: list[str] = []
         self.layers: dict[str, int] = {}
         self.activations = 0

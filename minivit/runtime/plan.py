@@ -24,8 +24,8 @@ from ..kernels.cpu.run import threads
 class Plan:
     """Record `step()` and run it once; `replay()` repeats it, bit for bit.
 
-    step: a function without arguments that returns an array or a tuple of arrays, the results; it computes only through ops, and does not
-        depend on any value.
+    step: a function without arguments that returns an array or a tuple of arrays, the results; it computes only through ops, and must not
+        read the values of arrays.
     device: the device of all its arrays, "cpu" or "cuda".
     constants: arrays that rarely change, such as the weights of a model used for inference. Data that kernels derive from them alone
         (packed panels of weights) is kept; `prepare()` computes it again after they have changed.

@@ -101,9 +101,8 @@ def check_op(
             if op.backward and dtype == np.float64:
                 shapes = [None if a is None else a.shape for a in sample.inputs.values()]
                 total_size = sum(prod(s) for s in shapes if s is not None)
-                operations = (
-                    op.cost(*shapes, *sample.constants.values()).forward + 20 * total_size
-                )  # copying an element costs about 20 operations
+                # reading and writing an element costs about 20 operations
+                operations = op.cost(*shapes, *sample.constants.values()).forward + 20 * total_size
                 elements = int(np.clip(work / operations, 2, 100))
                 check_gradients(sample, implementation, rng, directions, elements, gradients)
     rows = [("float64", "differences", gradients)] if op.backward else []

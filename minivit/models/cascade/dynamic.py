@@ -191,9 +191,8 @@ class RelationReuse(Sequential):
     """
 
     def __init__(self, maps: int, depth: int, heads: int, grids: tuple[int, int], prefix: int, dtype: str) -> None:
-        super().__init__(
-            Projection(maps, 3 * maps, 1, dtype), None, Projection(3 * maps, depth * heads, 1, dtype)
-        )  # position 1 is the GELU
+        # None stands for the GELU
+        super().__init__(Projection(maps, 3 * maps, 1, dtype), None, Projection(3 * maps, depth * heads, 1, dtype))
         self.depth, self.grids, self.class_token = depth, grids, "keep" if prefix else "none"
 
     def forward(self, relation: Tensor) -> tuple[Tensor, ...]:
