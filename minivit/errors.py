@@ -6,8 +6,21 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+def printable(text: str) -> str:
+    """One line for any terminal: control characters, line ends and halves of surrogate pairs as escapes, such as "\\x1b"."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class UserError(ValueError):
-    """A value passed in by the user is invalid. The command line prints the message without a traceback and exits with status 2."""
+    """A value passed in by the user is invalid. The command line prints the message, one line, without a traceback.
+
+    status: the exit status of the command line.
+    """
+
+    status = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class DeviceError(RuntimeError):

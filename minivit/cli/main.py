@@ -1,12 +1,13 @@
 """The command line: minivit train | eval | predict | calibrate | plot | gradcheck | info.
 
-Results are written to standard output, progress and errors to standard error. Exit status: 0; 1 if a gradient check fails; 2 for a user
-error, reported in one line; 130 for an interrupt. Expensive modules are imported only by the commands that need them.
+Results are written to standard output, progress and errors to standard error. Exit status: 0; 1 if a gradient check fails or a loss is not
+finite; 2 for a user error, reported in one line; 130 for an interrupt. Expensive modules are imported only by the commands that need them.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,19 +38,27 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default the arguments of this process; returns the exit status."""
+    _escape_what_cannot_be_encoded()
     try:
         options = _parse(sys.argv[1:] if arguments is None else list(arguments))
         with _on_threads(getattr(options, "threads", None)):
             return _module(options.command).run(options)
     except (UserError, DeviceError) as error:
         print(f"minivit: {error}", file=sys.stderr)
-        return 2
+        return getattr(error, "status", 2)
     except KeyboardInterrupt as interrupt:
         print(f"minivit: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader closed the pipe, as in `minivit ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _escape_what_cannot_be_encoded() -> None:
+    """Let a terminal or pipe of any encoding show any name: characters that it lacks become escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..errors import printable
 from ..inference.classifier import load
 from .options import add_precision, add_threads
 from .output import print_json
@@ -44,5 +45,11 @@ def run(options: argparse.Namespace) -> int:
     else:
         for row in rows:
             path, label, probability, *exit_columns = row.values()
-            print(path, label, f"{probability:.4f}", *([exit_columns[0], f"{exit_columns[1] / 1e6:.3f}"] if exit_columns else []), sep="\t")
+            print(
+                printable(path),
+                printable(label),
+                f"{probability:.4f}",
+                *([exit_columns[0], f"{exit_columns[1] / 1e6:.3f}"] if exit_columns else []),
+                sep="\t",
+            )
     return 0

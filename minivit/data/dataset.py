@@ -179,7 +179,7 @@ def check_class_names(class_names: Sequence[str] | None, labels: np.ndarray) -> 
                 "(numpy.unique with return_inverse=True does), or give class_names"
             )
         class_names = [str(k) for k in range(largest + 1)]
-    names = tuple(str(name) for name in class_names)
+    names = tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in class_names)
     if len(names) < 2:
         raise UserError(f"training needs two classes or more, got {len(names)}")
     if largest >= len(names):

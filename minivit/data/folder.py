@@ -106,6 +106,9 @@ def _files_by_class(root: Path, folder: str, left_out: Counter[str]) -> dict[str
         direct_count = len(_files_in(root, folder, Counter()))
         reason = f"{direct_count} images lie in it directly" if direct_count else f"no file ends in {', '.join(sorted(SUFFIXES))}"
         raise UserError(f"{parent} has no class folders with images: {reason}; put each class into a folder of its own")
+    for name in classes:
+        if not name.isprintable():
+            raise UserError(f"class folder {name!r} of {root} has a name that cannot be shown or is not UTF-8: rename it")
     empty = [name for name, members in classes.items() if not members]
     if empty:
         raise UserError(f"class folder {parent / empty[0]} holds no images: remove it, or add some")

@@ -121,7 +121,7 @@ class RunFolder:
     def add_metrics(self, line: Mapping[str, Any]) -> None:
         """Append a line to the history and to metrics.jsonl. Raises UserError."""
         self.history.append(dict(line))
-        self._write(METRICS, "".join(json.dumps(entry) + "\n" for entry in self.history))
+        self._write(METRICS, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in self.history))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; empty if there is no such file. Raises UserError if it is damaged."""

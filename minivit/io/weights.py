@@ -52,16 +52,17 @@ def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = Tru
 
     head=False keeps the model's head, for a file with another number of classes. A ViT's position embedding is resized to the model's grid
     as in timm: bicubic with antialiasing from safetensors, bilinear from npz. The thresholds of a cascade are loaded if all of its weights
-    are those of the file. Names of the original authors' code are accepted too (`Model.rename_foreign`).
+    are those of the file. Names of the original authors' code are accepted too (`Model.rename_foreign`), and names that all begin with
+    "module.", "model." or "_orig_mod.". Google's `pre_logits` layer is a part of the file's head, so it needs head=False.
     Raises UserError, without changing the model, for a file that is missing, damaged or does not fit.
     """
     path = Path(path)
     metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
         state, metadata = read_safetensors(path)
-        state, method = model.rename_foreign(state), "bicubic_antialias"
+        state, method = model.rename_foreign(_without_wrappers(state)), "bicubic_antialias"
     elif path.suffix == ".npz":
-        state, method = _from_google(model, _read_npz(path), path), "bilinear"
+        state, method = _from_google(model, _read_npz(path), path, head), "bilinear"
     else:
         raise UserError(f"weights are .safetensors or .npz files: {path} has another ending")
     head_state = {name: parameter.numpy() for name, parameter in model.named_parameters() if _of_head(name)}
@@ -79,6 +80,16 @@ def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = Tru
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     model.restore(content, own_file=False)
+
+
+def _without_wrappers(state: State) -> State:
+    """The state dict without a prefix that all names have because the module was wrapped when it was saved."""
+    while prefix := next((p for p in _WRAPPERS if state and all(name.startswith(p) for name in state)), ""):
+        state = {name.removeprefix(prefix): array for name, array in state.items()}
+    return state
+
+
+_WRAPPERS = ("module.", "model.", "_orig_mod.")  # data-parallel training, Lightning and the like, compiled modules
 
 
 def _of_head(name: str) -> bool:
@@ -154,13 +165,18 @@ def _unreadable(path: str | os.PathLike[str], error: OSError) -> UserError:
 _PREFIXES = ("opt/target/", "params/img/", "params/")  # of training checkpoints and big_vision files
 
 
-def _from_google(model: Model, arrays: State, path: Path) -> State:
-    """The arrays with the model's parameter names and layout."""
+def _from_google(model: Model, arrays: State, path: Path, head: bool) -> State:
+    """The arrays with the model's parameter names and layout; without those of the file's head unless `head`."""
     prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in arrays)), "")
     arrays = {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
     names = model.google_names(arrays.keys())
     if names is None:
         raise UserError(f"{path}: there is no npz import for {model.family}: use a .safetensors file")
+    if not head:
+        names = {ours: theirs for ours, theirs in names.items() if not _of_head(ours)}
+        arrays = {name: array for name, array in arrays.items() if not name.startswith(("head/", "pre_logits/"))}
+    elif any(name.startswith("pre_logits/") for name in arrays):
+        raise UserError(f"{path}: its head has a layer pre_logits, which {model.name} does not: load with head=False")
     table = {
         ours: [theirs.replace("{query,key,value}", part) for part in ("query", "key", "value")] if "{" in theirs else [theirs]
         for ours, theirs in names.items()

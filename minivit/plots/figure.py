@@ -29,7 +29,11 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as PNG, atomically."""
+    """Write a figure as PNG, atomically; "$" in a name is a dollar sign, not mathematics."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=150)
 

@@ -8,6 +8,7 @@ from statistics import fmean
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from ..data import Batches, Dataset
@@ -84,6 +85,7 @@ class Loop:
             test_loss, accuracies = evaluate(
                 self.classifier.predictor, dataset.test_images, dataset.test_labels, dataset.mean, dataset.std, dataset.num_classes
             )
+            self._check_finite(test_loss)
             self.classifier.save(self.folder.path / MODEL)
         return {
             "epoch": epoch + 1,
@@ -95,6 +97,13 @@ class Loop:
             "seconds": round(perf_counter() - start, 3),
             "images_per_second": round(len(losses) * self.batches.batch_size / training_seconds, 1),
         }
+
+    def _check_finite(self, test_loss: float) -> None:
+        """Raises TrainingError before a model that computes nothing any more replaces a good one."""
+        broken = next((name for name, p in self.classifier.model.named_parameters() if not np.isfinite(p.numpy()).all()), "")
+        if broken or not np.isfinite(test_loss):
+            reason = f"{broken} is not finite" if broken else f"the test loss is {test_loss}"
+            raise TrainingError(f"{reason} at the end of an epoch: lower lr, or set clip_norm")
 
 
 class Progress:

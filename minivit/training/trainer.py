@@ -34,7 +34,9 @@ PART_OF_WEIGHTS, PART_BYTES = 2, 32 << 20
 
 
 class TrainingError(UserError):
-    """Training cannot continue, because the loss is not finite."""
+    """Training cannot continue, because the loss or a weight is not finite."""
+
+    status = 1
 
 
 class Trainer:

@@ -155,6 +155,21 @@ def test_predict(folder, digit_files, capsys):
     assert row["probability"] == max(row["probabilities"].values())
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp932", "cp1252", "utf-8"])
+def test_output_of_any_encoding(folder, digit_files, tmp_path, encoding):
+    path = tmp_path / "größe\t雪.png"
+    path.write_bytes(Path(digit_files[0]).read_bytes())
+    for arguments in (["eval", folder], ["predict", folder, path], ["predict", folder, path, "--json"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "minivit", *arguments], capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding}, check=True
+        )
+        output = done.stdout.decode(encoding)
+        if arguments[-1] == "--json":
+            assert json.loads(output)[0]["path"] == str(path)
+        elif arguments[0] == "predict":
+            assert output.count("\t") == 2 and output.startswith(str(tmp_path))
+
+
 def test_calibrate_saves_thresholds(cascade, capsys):
     assert main(["calibrate", str(cascade), "--budgets", "0.9", "0.2", "--quiet"]) == 0
     printed = capsys.readouterr().out

@@ -85,6 +85,15 @@ def test_float_images_turn_gray_with_the_weights_of_bytes():
     np.testing.assert_allclose(floats, gray / 255, atol=1.1 / 255)
 
 
+def test_class_names_of_bytes_are_text():
+    assert load_data((images(), labels()), class_names=[b"a", b"b", "\u96ea".encode(), "d"]).class_names == (
+        "a",
+        "b",
+        "\u96ea",
+        "d",
+    )
+
+
 def test_class_names_allow_classes_without_images():
     data = load_data((images(), labels() * 2), class_names=["a", "b", "c", "d", "e", "f", "g"])
     assert data.num_classes == 7 and data.class_names[6] == "g"

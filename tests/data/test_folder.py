@@ -1,4 +1,5 @@
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -282,6 +283,16 @@ def test_bad_layouts_are_named(write_images, load, paths, message):
     with pytest.raises(UserError, match=message) as caught:
         load(write_images(*paths))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text here")
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\nb", b"\x1b[31m"])
+def test_names_that_cannot_be_shown_are_told(write_images, load, name):
+    root = write_images(*WHOLE)
+    os.rename(root / "cat", os.path.join(os.fsencode(root), name))
+    with pytest.raises(UserError, match=r"class folder .* has a name that cannot be shown or is not UTF-8: rename it") as caught:
+        load(root)
+    assert str(caught.value).isprintable()
 
 
 def test_empty_folders_are_named(write_images, load, tmp_path):

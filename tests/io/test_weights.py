@@ -215,6 +215,14 @@ def test_the_head_of_other_classes(tmp_path):
     minivit.load_weights(model, path, head=False)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod."])
+def test_names_of_a_wrapped_module(prefix, tmp_path):
+    source, model, path = vit(seed=1), vit(), tmp_path / "w.safetensors"
+    save_file({prefix + name: array for name, array in source.state_dict().items()}, path)
+    minivit.load_weights(model, path)
+    assert same(model, source.state_dict())
+
+
 def test_positions_of_another_image_size(tmp_path):
     path = tmp_path / "w.safetensors"
     source = vit(image_size=16, seed=1)
@@ -253,14 +261,31 @@ def test_google_numbering_and_prefixes(block, prefix, tmp_path):
     assert same(model, source.state_dict())
 
 
+def test_pre_logits_belongs_to_the_head_of_the_file(tmp_path):
+    source, model, path = vit(seed=1), vit(num_classes=7), tmp_path / "w.npz"
+    np.savez(path, **to_google(source), **{"pre_logits/kernel": np.zeros((16, 16)), "pre_logits/bias": np.zeros(16)})
+    assert "its head has a layer pre_logits, which vit does not: load with head=False" in refused(vit(), path)
+    own_head = model.head.weight.numpy().copy()
+    minivit.load_weights(model, path, head=False)
+    assert same(model, {**source.state_dict(), "head.weight": own_head, "head.bias": np.zeros(7, np.float32)})
+
+
+def test_a_file_without_a_head(tmp_path):
+    source, model, path = vit(seed=1), vit(), tmp_path / "w.npz"
+    np.savez(path, **{name: array for name, array in to_google(source).items() if not name.startswith("head/")})
+    assert "missing: head/kernel, head/bias" in refused(vit(), path)
+    minivit.load_weights(model, path, head=False)
+    np.testing.assert_array_equal(model.cls_token.data, source.cls_token.data)
+
+
 def test_google_names_that_do_not_fit(tmp_path):
     path = tmp_path / "w.npz"
     arrays = to_google(vit())
     del arrays["Transformer/encoderblock_1/MlpBlock_3/Dense_0/bias"]
-    arrays["pre_logits/kernel"] = np.zeros((4, 4))
+    arrays["others/kernel"] = np.zeros((4, 4))
     np.savez(path, **arrays)
     message = refused(vit(), path)
-    assert "missing: Transformer/encoderblock_1/MlpBlock_3/Dense_0/bias; unexpected: pre_logits/kernel" in message
+    assert "missing: Transformer/encoderblock_1/MlpBlock_3/Dense_0/bias; unexpected: others/kernel" in message
     assert "unexpected: Transformer/encoderblock_1/" in refused(vit(depth=1), path)
     assert "missing: stem/kernel" in refused(mixer(), path)
 

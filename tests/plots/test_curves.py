@@ -21,6 +21,11 @@ def test_curves_are_drawn(tmp_path, epochs):
     assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
 
 
+@pytest.mark.parametrize("title", ["$a", "a$b$c", "$\\frac$"])
+def test_a_dollar_in_a_name_is_no_mathematics(tmp_path, title):
+    assert plots.save_learning_curves(HISTORY, tmp_path / "curves.png", title).exists()
+
+
 def test_curves_hold_the_history():
     losses, accuracies = plots.learning_curves(HISTORY).axes
     train, test = losses.lines

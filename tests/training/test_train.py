@@ -202,6 +202,15 @@ def test_a_loss_that_is_not_finite_leaves_the_run_usable(tmp_path):
         assert np.isfinite(value).all()
 
 
+def test_weights_that_the_last_step_breaks_replace_no_good_ones(tmp_path):
+    broken = r"(is not finite|the test loss is (nan|inf)) at the end of an epoch.*run holds the model after 0 of 1 epochs"
+    with pytest.raises(TrainingError, match=broken):
+        small(tmp_path, optimizer="sgd", lr=1e30, clip_norm=0, epochs=1, warmup=0, batch_size=96, mixup=0, augmentation="none")
+    for value in minivit.load(tmp_path / "run").state_dict().values():
+        assert np.isfinite(value).all()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_lines_where_there_is_no_terminal(tmp_path, capsys):
     small(tmp_path, progress=True)
     captured = capsys.readouterr()
