@@ -29,7 +29,7 @@ class TrainOptions:
     lr: Annotated[float | None, "highest learning rate"] = None
     min_lr: Annotated[float | None, "learning rate at the end of the cosine schedule"] = None
     warmup: Annotated[float | None, "epochs in which the learning rate rises"] = None
-    schedule: Annotated[str, "what follows the warmup, cosine or constant"] = "cosine"
+    schedule: Annotated[str, f"what follows the warmup: {', '.join(SCHEDULES)}"] = "cosine"
     weight_decay: Annotated[float | None, "decoupled weight decay, not of biases, scales and position embeddings"] = None
     clip_norm: Annotated[float | None, "maximum norm of the whole gradient; 0 is off"] = None
     label_smoothing: Annotated[float | None, "fraction of the target that is spread evenly over all classes"] = None
