@@ -26,7 +26,8 @@ namespace emulation {
 struct Thread {                                                         // what a running thread sees
     dim3 thread, block_index, block_size, grid_size;
     unsigned char* shared;
-    unsigned char (*slots)[64];                                         // of its warp, one a lane
+    unsigned char (*slots)[2][64];                                      // of its warp, two a lane, which take turns: while some
+    unsigned turn;                                                      // lanes still read the one, others write the other
 };
 extern "C" Thread* emulated_thread;                                     // the running one
 extern "C" void emulated_block_barrier();
@@ -40,17 +41,20 @@ inline void warp_barrier() { emulated_warp_barrier(); }
 inline void fail(const char* reason) { emulated_fail(reason); }
 
 inline void publish(const void* value, size_t bytes) {                  // for the other lanes of the warp to collect
-    memcpy(emulated_thread->slots[lane()], value, bytes);
+    Thread& thread = *emulated_thread;
+    memcpy(thread.slots[lane()][thread.turn ^= 1], value, bytes);
     warp_barrier();
 }
-inline void collect(void* value, size_t bytes, int from) { memcpy(value, emulated_thread->slots[from & 31], bytes); }
+inline void collect(void* value, size_t bytes, int from) {
+    const Thread& thread = *emulated_thread;
+    memcpy(value, thread.slots[from & 31][thread.turn], bytes);
+}
 
 template <class T> T exchange(T value, int from) {
     static_assert(sizeof(T) <= 64, "too large to exchange");
     T result;
     publish(&value, sizeof value);
     collect(&result, sizeof result, from);
-    warp_barrier();
     return result;
 }
 
@@ -96,7 +100,6 @@ inline unsigned __ballot_sync(unsigned, int vote) {
         emulation::collect(&other, 1, i);
         ballot |= unsigned(other) << i;
     }
-    emulation::warp_barrier();
     return ballot;
 }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
