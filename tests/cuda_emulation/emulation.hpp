@@ -1,11 +1,8 @@
 // Enough of CUDA C++ to run a kernel on a CPU. A block's threads are fibers on one thread of the CPU; which of them goes first after a
 // barrier is drawn anew from a seed, so that a race shows as results that differ with it. `scheduler.cpp` switches between them.
 #pragma once
-#include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
-#include <tuple>
 #include <utility>
 
 #define __global__
@@ -26,7 +23,8 @@ namespace emulation {
 struct Thread {                                                         // what a running thread sees
     dim3 thread, block_index, block_size, grid_size;
     unsigned char* shared;
-    unsigned char (*slots)[64];                                         // of its warp, one a lane
+    unsigned char (*slots)[2][64];                                      // of its warp, two a lane, which take turns: while some
+    unsigned turn;                                                      // lanes still read the one, others write the other
 };
 extern "C" Thread* emulated_thread;                                     // the running one
 extern "C" void emulated_block_barrier();
@@ -40,17 +38,20 @@ inline void warp_barrier() { emulated_warp_barrier(); }
 inline void fail(const char* reason) { emulated_fail(reason); }
 
 inline void publish(const void* value, size_t bytes) {                  // for the other lanes of the warp to collect
-    memcpy(emulated_thread->slots[lane()], value, bytes);
+    Thread& thread = *emulated_thread;
+    memcpy(thread.slots[lane()][thread.turn ^= 1], value, bytes);
     warp_barrier();
 }
-inline void collect(void* value, size_t bytes, int from) { memcpy(value, emulated_thread->slots[from & 31], bytes); }
+inline void collect(void* value, size_t bytes, int from) {
+    const Thread& thread = *emulated_thread;
+    memcpy(value, thread.slots[from & 31][thread.turn], bytes);
+}
 
 template <class T> T exchange(T value, int from) {
     static_assert(sizeof(T) <= 64, "too large to exchange");
     T result;
     publish(&value, sizeof value);
     collect(&result, sizeof result, from);
-    warp_barrier();
     return result;
 }
 
@@ -96,16 +97,38 @@ inline unsigned __ballot_sync(unsigned, int vote) {
         emulation::collect(&other, 1, i);
         ballot |= unsigned(other) << i;
     }
-    emulation::warp_barrier();
     return ballot;
 }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }
 inline int __clz(unsigned x) { return x ? __builtin_clz(x) : 32; }
-inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
-inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
-inline float rsqrt(float x) { return 1.0f / std::sqrt(x); }
-inline float __expf(float x) { return std::exp(x); }
+
+// Of <cmath>, which takes longer to read than most kernels to compile, what they may call.
+#define FUNCTION(name) \
+    inline float name##f(float x) { return __builtin_##name##f(x); } \
+    inline float name(float x) { return __builtin_##name##f(x); } \
+    inline double name(double x) { return __builtin_##name(x); }
+FUNCTION(exp) FUNCTION(exp2) FUNCTION(expm1) FUNCTION(log) FUNCTION(log2) FUNCTION(log1p) FUNCTION(sqrt) FUNCTION(tanh) FUNCTION(erf)
+FUNCTION(erfc) FUNCTION(sin) FUNCTION(cos) FUNCTION(floor) FUNCTION(ceil) FUNCTION(fabs)
+#undef FUNCTION
+inline float abs(float x) { return fabsf(x); }
+inline double abs(double x) { return fabs(x); }
+inline float powf(float x, float y) { return __builtin_powf(x, y); }
+inline float pow(float x, float y) { return __builtin_powf(x, y); }
+inline double pow(double x, double y) { return __builtin_pow(x, y); }
+inline float fmaf(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
+inline float fma(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
+inline double fma(double x, double y, double z) { return __builtin_fma(x, y, z); }
+inline double nan(const char*) { return __builtin_nan(""); }
+template <class T> bool isnan(T x) { return x != x; }
+inline float __int_as_float(int bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+inline float rsqrtf(float x) { return 1.0f / sqrt(x); }
+inline double rsqrt(double x) { return 1.0 / sqrt(x); }
+inline float rsqrt(float x) { return 1.0f / sqrt(x); }
+inline float __expf(float x) { return exp(x); }
 inline float __fdividef(float a, float b) { return a / b; }
-using std::nan, std::exp, std::log, std::sqrt, std::tanh, std::erf, std::erfc, std::floor, std::pow, std::fabs, std::abs, std::isnan;
 template <class T> T min(T a, T b) { return b < a ? b : a; }
 template <class T> T max(T a, T b) { return a < b ? b : a; }

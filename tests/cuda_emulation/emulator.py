@@ -216,7 +216,7 @@ def alone() -> Iterator[None]:
 
 
 def _flags(sanitize: bool) -> tuple[str, ...]:
-    return ("-fsanitize=address", "-g") if sanitize else ()
+    return ("-fsanitize=address", "-g1") if sanitize else ()  # with the lines where it happened
 
 
 @cache

@@ -49,7 +49,6 @@ inline void multiply_add(float (&d)[4], const unsigned (&a)[4], const unsigned (
             d[i] += x * emulation::half_of(other.b[k / 8], k % 2);
         }
     }
-    emulation::warp_barrier();
 }
 
 namespace emulation {
@@ -66,7 +65,7 @@ inline void load_matrices(unsigned (&to)[4], const void* row, bool transposed) {
         }
         to[matrix] = pair[0] | unsigned(pair[1]) << 16;
     }
-    warp_barrier();
+    warp_barrier();                                                     // it has read before any lane goes on to write
 }
 }
 

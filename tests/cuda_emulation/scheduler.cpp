@@ -1,5 +1,6 @@
 // Runs the threads of a block in turns; see emulation.hpp.
 #include "emulation.hpp"
+#include <algorithm>
 #include <cstdlib>
 #include <vector>
 #if !defined(__x86_64__)
@@ -12,7 +13,7 @@ Thread* emulated_thread = nullptr;
 const char* emulated_reason = nullptr;                                  // of the last failure
 }
 
-static const size_t STACK = 64 << 10;
+static const size_t STACK = (64 << 10) + 7 * 64;                      // not a power of two: stacks would share the lines of a cache
 enum State { READY, AT_BLOCK_BARRIER, AT_WARP_BARRIER, DONE };
 
 #if defined(__x86_64__)
@@ -40,7 +41,8 @@ emulated_switch:
     popq %r12
     popq %rbx
     popq %rbp
-    ret
+    popq %rcx
+    jmp *%rcx
 .size emulated_switch, .-emulated_switch
 )");
 static void change(Context& from, Context& to) { emulated_switch(&from.top, to.top); }
@@ -71,76 +73,99 @@ struct Fiber {
 
 static std::vector<Fiber> fibers;
 static std::vector<unsigned char> stacks;
-static unsigned char slots[1024][64];
+static unsigned char slots[1024][2][64];
 static Context scheduler;
-static unsigned current;
 static void (*body)(void*);
 static void* argument;
+
+static unsigned alive[32], waiting[32];                                 // threads of a warp that are not done; at its barrier
+static unsigned block_alive, block_waiting;
+static std::vector<unsigned> ready;                                     // threads in the order in which they run; one after the other,
+static size_t next_ready;                                               // from here on
+static unsigned current;
+
+static void go_on(Context& from) {                                      // with the next thread, or, after the last, with the scheduler
+    if (next_ready == ready.size() || emulated_reason) return change(from, scheduler);
+    current = ready[next_ready++];
+    emulated_thread = &fibers[current].seen;
+    change(from, fibers[current].context);
+}
 
 static void stop(State state) {
     Fiber& fiber = fibers[current];
     fiber.state = state;
-    change(fiber.context, scheduler);
+    go_on(fiber.context);
 }
 
 static void run_fiber() {
     body(argument);
+    alive[current / 32]--;
+    block_alive--;
     stop(DONE);
 }
 
-extern "C" void emulated_block_barrier() { stop(AT_BLOCK_BARRIER); }
-extern "C" void emulated_warp_barrier() { stop(AT_WARP_BARRIER); }
+extern "C" void emulated_block_barrier() {
+    block_waiting++;
+    stop(AT_BLOCK_BARRIER);
+}
+extern "C" void emulated_warp_barrier() {
+    waiting[current / 32]++;
+    stop(AT_WARP_BARRIER);
+}
 extern "C" void emulated_fail(const char* reason) {
     emulated_reason = reason;
     stop(DONE);
 }
 
 static uint64_t random_state;
-static unsigned drawn(unsigned below) {                                 // xorshift64*
+static uint64_t random_word() {                                         // xorshift64*
     random_state ^= random_state >> 12;
     random_state ^= random_state << 25;
     random_state ^= random_state >> 27;
-    return unsigned((random_state * 2685821657736338717ull >> 32) * below >> 32);
+    return random_state * 2685821657736338717ull;
+}
+static unsigned drawn(unsigned below) { return unsigned((random_word() >> 32) * below >> 32); }
+
+static void shuffle(std::vector<unsigned>& order) {                     // of at most 1024; a word is enough for three draws
+    uint64_t word = 0;
+    for (unsigned i = unsigned(order.size()); i > 1; i--) {
+        word = i % 3 && word ? word << 21 : random_word();
+        std::swap(order[i - 1], order[(word >> 43) * i >> 21]);
+    }
 }
 
-// Those that wait are ready again where all of [first, last) that are not done wait for the same.
-static bool release(unsigned first, unsigned last, State waiting) {
-    bool any = false;
-    for (unsigned i = first; i < last; i++) {
-        if (fibers[i].state != waiting && fibers[i].state != DONE) return false;
-        any |= fibers[i].state == waiting;
-    }
+// Those of [first, last) that wait are ready again.
+static void release(unsigned first, unsigned last, State state) {
     for (unsigned i = first; i < last; i++)
-        if (fibers[i].state == waiting) fibers[i].state = READY;
-    return any;
+        if (fibers[i].state == state) {
+            fibers[i].state = READY;
+            ready.push_back(i);
+        }
 }
 
 static bool run_block(unsigned threads) {
-    static std::vector<unsigned> order;
-    order.resize(threads);
-    for (unsigned i = 0; i < threads; i++) order[i] = i;
-    for (;;) {
-        for (unsigned i = threads - 1; i > 0; i--) std::swap(order[i], order[drawn(i + 1)]);
-        bool ran = false;
-        for (unsigned i : order) {
-            if (fibers[i].state != READY) continue;
-            current = i;
-            emulated_thread = &fibers[i].seen;
-            change(scheduler, fibers[i].context);
-            ran = true;
-            if (emulated_reason) return false;
-        }
-        bool freed = false;
-        for (unsigned first = 0; first < threads; first += 32)
-            freed |= release(first, first + 32 < threads ? first + 32 : threads, AT_WARP_BARRIER);
-        if (freed || release(0, threads, AT_BLOCK_BARRIER) || ran) continue;
-        for (unsigned i = 0; i < threads; i++)
-            if (fibers[i].state != DONE) {
-                emulated_reason = "some threads wait at a barrier that others do not reach";
-                return false;
+    ready.resize(threads);
+    for (unsigned i = 0; i < threads; i++) ready[i] = i;
+    block_alive = threads, block_waiting = 0;
+    for (unsigned warp = 0; warp < (threads + 31) / 32; warp++) alive[warp] = std::min(32u, threads - 32 * warp), waiting[warp] = 0;
+    while (!ready.empty()) {
+        shuffle(ready);
+        next_ready = 0;
+        go_on(scheduler);
+        if (emulated_reason) return false;
+        ready.clear();
+        for (unsigned warp = 0; warp < (threads + 31) / 32; warp++)
+            if (waiting[warp] && waiting[warp] == alive[warp]) {        // all that are not done wait for the same
+                release(32 * warp, std::min(threads, 32 * warp + 32), AT_WARP_BARRIER);
+                waiting[warp] = 0;
             }
-        return true;
+        if (ready.empty() && block_waiting == block_alive) {
+            release(0, threads, AT_BLOCK_BARRIER);
+            block_waiting = 0;
+        }
     }
+    if (block_alive) emulated_reason = "some threads wait at a barrier that others do not reach";
+    return !block_alive;
 }
 
 extern "C" int emulated_run(void (*function)(void*), void* with, unsigned blocks, unsigned threads, unsigned bytes, unsigned seed) {
@@ -162,7 +187,7 @@ extern "C" int emulated_run(void (*function)(void*), void* with, unsigned blocks
         memset(start, 0xff, bytes);                                     // NaN
         for (unsigned i = 0; i < threads; i++) {
             fibers[i].state = READY;
-            fibers[i].seen = Thread{{i, 0, 0}, {block, 0, 0}, {threads, 1, 1}, {blocks, 1, 1}, start, &slots[i / 32 * 32]};
+            fibers[i].seen = Thread{{i, 0, 0}, {block, 0, 0}, {threads, 1, 1}, {blocks, 1, 1}, start, &slots[i / 32 * 32], 0};
             begin(fibers[i].context, aligned + i * STACK, run_fiber);
         }
         const bool done = run_block(threads);
