@@ -1,13 +1,28 @@
-"""Atomic file writes: a reader sees either the old content or the new content, never a part of it."""
+"""Paths given by users, and atomic file writes: a reader sees either the old content or the new content, never a part of it."""
 
 from __future__ import annotations
 
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from .errors import UserError
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path given by a user, with "~" expanded. Raises UserError for one that no file can have: too long, a loop of links, no such
+    user."""
+    try:
+        expanded = Path(path).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            os.stat(expanded)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise UserError(f"{str(path)[:100]} cannot be a path: {reason}") from error
+    return expanded
 
 
 @contextmanager

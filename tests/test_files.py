@@ -3,7 +3,21 @@ import os
 
 import pytest
 
-from minivit.files import atomic_file
+from minivit.errors import UserError
+from minivit.files import atomic_file, user_path
+
+
+def test_the_home_of_a_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_path("~/photos") == tmp_path / "photos"
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/photos", "a" * 300, "a\0b", "loop"])
+def test_what_cannot_be_a_path(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="cannot be a path: "):
+        user_path(path)
 
 
 def test_the_name_appears_with_the_whole_content(tmp_path):

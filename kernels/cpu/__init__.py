@@ -6,3 +6,10 @@ tiles, multiply, packing, product, epilogue, gemm       the matrix product, from
 strided                  copies, sums and arithmetic over arrays with any strides
 primitives               the functions for ops composed of other kernels, under the same names as on a GPU
 """
+
+from ...errors import UserError
+
+try:
+    import numba  # noqa: F401
+except ValueError as error:  # for a variable of the environment, such as NUMBA_NUM_THREADS=0
+    raise UserError(f"Numba cannot start: {error} Its settings are the environment variables NUMBA_*") from error

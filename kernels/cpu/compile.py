@@ -21,9 +21,12 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache,
 from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
 
+from ...errors import UserError
 from ..core.cache import cache_folder, is_trusted, make_private, say_once
 
 log = logging.getLogger(__name__)
+if numba.config.DISABLE_JIT:
+    raise UserError("NUMBA_DISABLE_JIT is set, and minivit's kernels run compiled only: unset it")
 
 # Reassociation allows sums to vectorise. Without nnan and ninf, so that NaN propagates.
 OPTIONS: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, nearest
+from ..files import user_path
 from ..inference.classifier import load
 from ..models import FAMILIES, PRESETS, create_model
 from ..nn.cost import ModelCost
@@ -58,7 +59,7 @@ def describe_model(name: str) -> dict[str, Any]:
         field_names = {field.name for field in fields((FAMILIES.get(name) or PRESETS[name]).Config)}
         options: dict[str, Any] = {"init": "zeros"} if "init" in field_names else {}  # fast even for the largest model
         model = create_model(name, **options)
-    elif Path(name).expanduser().exists() or Path("runs", name).exists():
+    elif user_path(name).exists() or Path("runs", name).exists():
         model = load(name).model
     else:
         raise UserError(f"{name} is no model{nearest(name, [*PRESETS, *FAMILIES])} and no run: list_models() names the models")

@@ -157,7 +157,10 @@ def check_labels(labels: Any, count: int, what: str = "labels") -> np.ndarray:
     labels = np.asarray(labels)
     if labels.shape != (count,):
         raise UserError(f"{what} must have the shape ({count},), one for each image, got {labels.shape}")
-    if labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
+    if labels.dtype.kind == "f":
+        whole = np.isfinite(labels) & (labels == np.rint(labels))
+        if not whole.all():
+            raise UserError(f"{what}[{np.argmin(whole)}] is {labels[np.argmin(whole)]}: labels must be whole numbers")
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "iu":
         raise UserError(f"{what} must be integers, got {labels.dtype}: number the classes 0, 1, 2, ...")

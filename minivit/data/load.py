@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, nearest
+from ..files import user_path
 from .cache import say
 from .cifar import find_or_download, load_cifar, recognise
 from .dataset import Dataset, Split, Whole, check_class_names, check_labels, from_arrays
@@ -121,7 +122,7 @@ def load_parts(
 
 def _existing(data: str | Path) -> Path:
     """The path, if it exists. Raises UserError."""
-    path = Path(data).expanduser()
+    path = user_path(data)
     if path.exists():
         return path
     if isinstance(data, Path) or len(path.parts) > 1 or path.suffix:

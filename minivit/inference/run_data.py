@@ -10,6 +10,7 @@ from ..data import Dataset
 from ..data.dataset import Split, Whole
 from ..data.load import load_parts
 from ..errors import UserError
+from ..files import user_path
 from ..io.run_folder import CONFIG, RunFolder, find_model
 from .classifier import Classifier
 
@@ -60,7 +61,7 @@ def data_of_run(
 
 def _is_same(data: str, own: str) -> bool:
     """Whether two names or paths mean the same data."""
-    return str(data) == own or (Path(own).exists() and Path(data).expanduser().resolve() == Path(own).resolve())
+    return str(data) == own or (Path(own).exists() and user_path(data).resolve() == Path(own).resolve())
 
 
 def _shortened(names: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, nearest
-from ..files import atomic_file
+from ..files import atomic_file, user_path
 from ..models import Model, create_model
 from .weights import read_safetensors, save_weights
 
@@ -66,7 +66,7 @@ def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
 
 def find_model(path: Path) -> Path:
     """The model file for a run folder, a name in runs/, or the file itself. Raises UserError, with the nearest names."""
-    path = path.expanduser()
+    path = user_path(path)
     folder = next((p for p in (path, Path("runs") / path) if p.is_dir()), None)
     if folder:
         if not (folder / MODEL).is_file():
@@ -99,7 +99,7 @@ class RunFolder:
         if out is None:
             return cls(_create_numbered(Path("runs"), name))
         check_free(out, overwrite)
-        path = Path(out).expanduser()
+        path = user_path(out)
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             for file in (CONFIG, METRICS, MODEL, CURVES):
@@ -138,7 +138,7 @@ class RunFolder:
 
 def check_free(out: str | os.PathLike[str] | None, overwrite: bool) -> None:
     """Raises UserError if `out` exists, unless it is an empty folder, or any folder with `overwrite`."""
-    path = Path(out).expanduser() if out is not None else None
+    path = user_path(out) if out is not None else None
     if path and path.exists() and (not path.is_dir() or (any(path.iterdir()) and not overwrite)):
         hint = ", or overwrite=True (--overwrite) to replace its run" if path.is_dir() else ""
         raise UserError(f"{path} exists already: give another folder as out (--out){hint}")

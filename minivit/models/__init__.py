@@ -61,6 +61,9 @@ def create_model(
     for option in options:
         if option not in option_names:
             raise UserError(f"{name} has no option {option!r}{nearest(option, option_names)}; it has {', '.join(option_names)}")
+    for field in fields(family.Config):
+        if field.metadata.get("stage_only") and options.get(field.name, field.default) != field.default:
+            raise UserError(f"{field.name} is for the stages of a cascade, which sets it: leave it out")
     if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed!r}")
     common = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}

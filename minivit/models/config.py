@@ -40,7 +40,8 @@ class BackboneConfig(Config):
     patch_size: int = 16  # pixels, both sides; must divide image_size if patch_stride is None
     patch_stride: int | None = None  # pixels from one patch to the next; None: patch_size
     patch_padding: int = field(default=0, metadata={"least": 0})  # pixels of zeros around the image
-    extra_channels: int = field(default=0, metadata={"least": 0})  # channels that a cascade appends to the input of each channel MLP
+    # Channels that a cascade appends to the input of each channel MLP.
+    extra_channels: int = field(default=0, metadata={"least": 0, "stage_only": True})
 
     @classmethod
     def stage_defaults(cls, decided: Mapping[str, Any]) -> dict[str, Any]:

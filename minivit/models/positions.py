@@ -16,6 +16,7 @@ def resize(positions: np.ndarray, grid: int, prefix: int, method: str) -> np.nda
     method: of `axis_matrix`; timm uses "bicubic_antialias", Google's code "bilinear", DeiT and T2T "bicubic".
     Raises UserError if the number of the others is not a square.
     """
+    prefix = int(prefix)
     patches = positions.shape[1] - prefix
     old = isqrt(max(patches, 0))
     if old < 1 or old * old != patches:

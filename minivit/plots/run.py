@@ -26,6 +26,7 @@ import numpy as np
 
 from ..data import Dataset, prepare
 from ..errors import UserError
+from ..files import user_path
 from ..inference.calibrate import halves, measured_exits, stage_milliseconds
 from ..inference.classifier import Classifier, load
 from ..inference.run_data import data_of_run
@@ -103,7 +104,7 @@ def draw_run(
         if calibration and dataset:
             yield from _cascade(classifier, calibration, dataset.name, dataset.test_images[unseen], dataset.test_labels[unseen], budget)
 
-    folder, paths = file.parent if out is None else Path(out).expanduser(), []
+    folder, paths = file.parent if out is None else user_path(out), []
     for picture, figure in pictures():
         paths.append(folder / picture)
         with writing(paths[-1]):

@@ -18,6 +18,7 @@ from ..data.idx import holds_idx
 from ..data.load import KNOWN
 from ..data.train_test_overlap import hash_sample
 from ..errors import UserError
+from ..files import user_path
 from ..inference.classifier import Classifier, Preprocessing
 from ..io.run_folder import RunFolder, check_free
 from ..kernels.cpu.compile import has_compiled_kernels
@@ -118,7 +119,7 @@ def _preferred_size(name: str) -> int:
 
 
 def _is_image_folder(data: Any) -> bool:
-    path = Path(data).expanduser() if isinstance(data, (str, Path)) and data not in KNOWN else None
+    path = user_path(data) if isinstance(data, (str, Path)) and data not in KNOWN else None
     return path is not None and path.is_dir() and not recognise(path) and not holds_idx(path)
 
 
@@ -232,7 +233,7 @@ def _config(options: TrainOptions, dataset: Dataset, recipe: Recipe, batches: Ba
 def _repeatable(data: Any) -> str | None:
     """The data as an argument that can be used again: a name, an absolute path, or None for arrays."""
     if isinstance(data, (str, Path)):
-        return str(data) if data in KNOWN else str(Path(data).expanduser().resolve())
+        return str(data) if data in KNOWN else str(user_path(data).resolve())
     return None
 
 

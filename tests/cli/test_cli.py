@@ -155,6 +155,19 @@ def test_predict(folder, digit_files, capsys):
     assert row["probability"] == max(row["probabilities"].values())
 
 
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("NUMBA_NUM_THREADS", "0", "Numba cannot start: Number of threads specified must be > 0."),
+        ("NUMBA_DISABLE_JIT", "1", "NUMBA_DISABLE_JIT is set, and minivit's kernels run compiled only: unset it"),
+    ],
+)
+def test_settings_of_numba_with_which_nothing_runs(name, value, message):
+    command = [sys.executable, "-m", "minivit", "gradcheck", "softmax"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {name: value})
+    assert done.returncode == 2 and done.stderr.startswith(f"minivit: {message}") and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp932", "cp1252", "utf-8"])
 def test_output_of_any_encoding(folder, digit_files, tmp_path, encoding):
     path = tmp_path / "größe\t雪.png"

@@ -5,13 +5,14 @@ import pytest
 
 import minivit
 from minivit import Tensor, UserError
+from minivit.models import FFOnly, FFOnlyConfig
 from minivit.models.positions import resize
+
+SMALL = {"image_size": 12, "patch_size": 4, "num_classes": 3, "dim": 8, "depth": 2, "dtype": "float64"}
 
 
 def small(**options):
-    return minivit.create_model(
-        "ff_only", **{"image_size": 12, "patch_size": 4, "num_classes": 3, "dim": 8, "depth": 2, "dtype": "float64", **options}
-    )
+    return minivit.create_model("ff_only", **SMALL | options)
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_the_class_token_is_what_the_head_sees(images):
 
 
 def test_extra_channels_reach_the_channel_mlp_alone(images):
-    model = small(extra_channels=5)
+    model = FFOnly(FFOnlyConfig(**SMALL, extra_channels=5))
     block = model.blocks[0]
     assert block.norm1.weight.shape == (13,) and block.mlp1.fc1.weight.shape == (32, 13) and block.mlp1.fc2.weight.shape == (8, 32)
     assert block.norm2.weight.shape == (10,) and block.mlp2.fc1.weight.shape == (40, 10)
@@ -48,6 +49,11 @@ def test_extra_channels_reach_the_channel_mlp_alone(images):
     assert y.shape == x.shape
     y.sum().backward()
     assert np.abs(extra.grad.numpy()).max() > 0
+
+
+def test_extra_channels_are_for_stages_of_a_cascade():
+    with pytest.raises(UserError, match="extra_channels is for the stages of a cascade, which sets it: leave it out"):
+        small(extra_channels=5)
 
 
 def test_overlapping_and_padded_patches(images):
