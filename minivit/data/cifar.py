@@ -204,7 +204,8 @@ def _members(path: Path, form: Form, progress: bool) -> dict[str, bytes]:
 
 
 def _broken(path: Path, error: BaseException) -> UserError:
-    return UserError(f"cannot read archive {path}: {error or type(error).__name__}; it is damaged or not whole: fetch it again")
+    reason = str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__  # tarfile lists what it tried
+    return UserError(f"cannot read archive {path}: {reason}; it is damaged or not whole: fetch it again")
 
 
 def _read(path: Path, form: Form, progress: bool) -> tuple[list[tuple[np.ndarray, np.ndarray]], tuple[str, ...]]:
