@@ -2,7 +2,8 @@
 
 Flash-attention's rule (2205.14135, its tests): a fast version may err, against the reference in float64, at most twice as much as
 the plain reference in the same low precision does, plus a floor of a few roundings; in bfloat16 of one. With products of split
-bfloat16 ("bf16x3"), whose roundings are 64 times float32's, it may err by 64 times what the reference does in float32, plus one of them.
+bfloat16 ("bf16x3"), whose roundings are 64 times float32's, it may err by twice 64 times what the reference does in float32, plus one of
+them.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def _doubt(
             doubt = {n: max(d, other[n]) for n, d in doubt.items()}
     own, factor, floor = float(np.finfo(sample.dtype).eps), 2, FLOOR  # flash-attention's 2
     if split:
-        own, factor, floor = SPLIT_ROUNDING, 1, 1.0
+        own, floor = SPLIT_ROUNDING, 1.0
     doubt = {n: factor * own / unit * d for n, d in doubt.items()}
     if sample.dtype == np.float64:  # where the little precision that there is above it shows what the reference errs
         given = [sample.inputs, weights, running]
