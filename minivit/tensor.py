@@ -332,7 +332,9 @@ def apply(op: Op, *inputs: Tensor | np.ndarray | None, **constants: Any) -> Any:
     if len(devices) > 1:
         raise TypeError(f"{op.name}: the inputs lie on cpu and cuda: move them with .to()")
     if dtypes not in DTYPES:
-        raise TypeError(f"{op.name}: the inputs must all be float32, all float64 or all bfloat16, not {', '.join(map(str, dtypes)) or 'integers'}")
+        raise TypeError(
+            f"{op.name}: the inputs must all be float32, all float64 or all bfloat16, not {', '.join(map(str, dtypes)) or 'integers'}"
+        )
     constants = op.complete(constants)
     device = devices.pop()
     recorded = op.backward and is_grad_enabled() and any(_requires_grad(t) for n, t in zip(op.inputs, inputs) if n in op.differentiable)

@@ -1,4 +1,7 @@
-"""Recording a step of training or a forward: which kernels run, on which buffers. All launches go through `launch`, which runs or records a kernel."""
+"""Recording a step of training or a forward: which kernels run, on which buffers.
+
+All launches go through `launch`, which runs or records a kernel.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The criterion of FlashAttention's tests (2205.14135): the error of the kernel, relative to the reference in float64, may be at most twice
 the error of the plain reference in the same low precision, plus a floor of a few roundings (one in bfloat16). With products of split
-bfloat16 ("bf16x3"), whose roundings are 64 times those of float32, it may be 64 times the error of the reference in float32, plus one
+bfloat16 ("bf16x3"), whose roundings are 64 times those of float32, it may be twice 64 times the error of the reference in float32, plus one
 rounding.
 """
 
@@ -85,7 +85,7 @@ def _bounds(
             bound = {n: max(b, other[n]) for n, b in bound.items()}
     eps, factor, floor = float(np.finfo(sample.dtype).eps), 2, FLOOR  # the factor of FlashAttention's criterion
     if split:
-        eps, factor, floor = SPLIT_ROUNDING, 1, 1.0
+        eps, floor = SPLIT_ROUNDING, 1.0
     bound = {n: factor * eps / unit * b for n, b in bound.items()}
     if sample.dtype == np.float64:  # also measure the error of the reference in float64, against the slightly more precise long double
         arguments = [sample.inputs, weights, running]

@@ -110,8 +110,6 @@ inline int __clz(unsigned x) { return x ? __builtin_clz(x) : 32; }
 FUNCTION(exp) FUNCTION(exp2) FUNCTION(expm1) FUNCTION(log) FUNCTION(log2) FUNCTION(log1p) FUNCTION(sqrt) FUNCTION(tanh) FUNCTION(erf)
 FUNCTION(erfc) FUNCTION(sin) FUNCTION(cos) FUNCTION(floor) FUNCTION(ceil) FUNCTION(fabs)
 #undef FUNCTION
-inline float abs(float x) { return fabsf(x); }
-inline double abs(double x) { return fabs(x); }
 inline float powf(float x, float y) { return __builtin_powf(x, y); }
 inline float pow(float x, float y) { return __builtin_powf(x, y); }
 inline double pow(double x, double y) { return __builtin_pow(x, y); }

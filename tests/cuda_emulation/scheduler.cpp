@@ -1,6 +1,5 @@
 // Runs the threads of a block in turns; see emulation.hpp.
 #include "emulation.hpp"
-#include <algorithm>
 #include <cstdlib>
 #include <vector>
 #if !defined(__x86_64__)
@@ -147,7 +146,7 @@ static bool run_block(unsigned threads) {
     ready.resize(threads);
     for (unsigned i = 0; i < threads; i++) ready[i] = i;
     block_alive = threads, block_waiting = 0;
-    for (unsigned warp = 0; warp < (threads + 31) / 32; warp++) alive[warp] = std::min(32u, threads - 32 * warp), waiting[warp] = 0;
+    for (unsigned warp = 0; warp < (threads + 31) / 32; warp++) alive[warp] = min(32u, threads - 32 * warp), waiting[warp] = 0;
     while (!ready.empty()) {
         shuffle(ready);
         next_ready = 0;
@@ -156,7 +155,7 @@ static bool run_block(unsigned threads) {
         ready.clear();
         for (unsigned warp = 0; warp < (threads + 31) / 32; warp++)
             if (waiting[warp] && waiting[warp] == alive[warp]) {        // all that are not done wait for the same
-                release(32 * warp, std::min(threads, 32 * warp + 32), AT_WARP_BARRIER);
+                release(32 * warp, min(threads, 32 * warp + 32), AT_WARP_BARRIER);
                 waiting[warp] = 0;
             }
         if (ready.empty() && block_waiting == block_alive) {

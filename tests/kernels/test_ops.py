@@ -195,6 +195,7 @@ def drawn_cases(draw, op: Op) -> dict:
     except ValueError:
         assume(False)
     assume(all(min(a.shape, default=1) > 0 for a in outputs.values() if a is not None))
+    assume(sum(prod(a.shape) for a in outputs.values() if a is not None) <= 2 * SMALL)
     assume(op.cost(*shapes, *constants.values()).forward < 5e6)
     return case
 
@@ -207,12 +208,12 @@ def test_agreement_at_any_shape(op, implementation, kernels_of, poisoned_scratch
     accumulate = bool(op.accumulates) and data.draw(st.booleans())
     for dtype in (dtype for dtype in DTYPES if has_dtype(op, dtype)):
         call, rng = call_of(op, case, dtype)
-        with kernels_of(implementation):
-            try:
+        try:
+            with kernels_of(implementation):
                 passed(check_accuracy, call, implementation, rng, accumulate=accumulate)
-            except UserError:  # a GPU's kernels refuse, in words, heads of more than 128 channels
-                assert implementation == "cuda"
-                reject()
+        except UserError:  # a GPU's kernels refuse, in words, heads of more than 128 channels
+            assert implementation == "cuda"
+            reject()
         if implementation == "cpu" and dtype == "float32" and multiplies(call):
             passed(check_accuracy, call, "cpu", rng, split=True)
 
