@@ -66,6 +66,7 @@ def test_an_op(tmp_path, monkeypatch):
     assert reports and all(report.passed for report in reports)
 
 
+@pytest.mark.slow
 def test_an_op_on_cuda(tmp_path, monkeypatch, cuda_runtime):
     name = "minivit.kernels.square"
     square = load(example("op"), name, tmp_path).square
@@ -99,6 +100,7 @@ def test_a_model(tmp_path):
         registry.PRESETS.pop("patch_mlp_nano_8", None)
 
 
+@pytest.mark.slow
 def test_the_python_call(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -124,6 +126,7 @@ def test_a_schedule(monkeypatch):
     assert np.all(np.diff(rates[:8]) > 0) and np.all(np.diff(rates[8:]) < 0)
 
 
+@pytest.mark.slow
 def test_the_cascade(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}

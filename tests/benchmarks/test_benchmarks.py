@@ -37,6 +37,7 @@ def run(name, *options):
 
 
 # -------------------------------------------------------------------------------------------------------------------------- cpu
+@pytest.mark.slow
 def test_cpu(tmp_path):
     printed = run("cpu", "--models", "mixer_nano_patch2_8", "--threads", 1, "--precisions", "float32", "--json", tmp_path / "cpu.json")
     result = json.loads((tmp_path / "cpu.json").read_text())
@@ -55,6 +56,7 @@ def test_cpu(tmp_path):
     assert find_spec("torch") or "torch not installed" in printed
 
 
+@pytest.mark.slow
 def test_growth(tmp_path):
     printed = run("cpu", "--growth", "--threads", 1, "--precisions", "float32", "--json", tmp_path / "growth.json")
     result = json.loads((tmp_path / "growth.json").read_text())
@@ -140,6 +142,7 @@ def test_an_unknown_model_is_told(capsys):
     assert "vit_nano_patch2_8" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_rival_that_fails_or_errs_is_not_timed():
     options = cpu.parse(["--tiny", "--threads", "1"])
     problem = answers.make_problem("vit_nano_patch2_8", 2)
@@ -271,6 +274,7 @@ def cascade_run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_cascade(cascade_run, tmp_path, capsys):
     assert cascade.main(["--tiny", "--run", str(cascade_run), "--json", str(tmp_path / "cascade.json")]) == 0
     result = json.loads((tmp_path / "cascade.json").read_text())
@@ -292,6 +296,7 @@ def test_a_cascade_that_answers_wrongly_is_not_timed(cascade_run, monkeypatch):
         cascade.main(["--tiny", "--run", str(cascade_run)])
 
 
+@pytest.mark.slow
 def test_an_interrupted_ablation_goes_on(tmp_path, monkeypatch, capsys):
     trained, train = [], cascade.train
     monkeypatch.setattr(cascade, "REUSES", {"both": (True, True), "none": (False, False)})
@@ -343,6 +348,7 @@ def test_table():
 
 
 # -------------------------------------------------------------------------------------------------------------------------- gpu
+@pytest.mark.slow
 def test_gpu(cuda_runtime, tmp_path, capsys):
     with devices.using(cuda_runtime):
         assert gpu.main(["--tiny", "--json", str(tmp_path / "gpu.json")]) == 0

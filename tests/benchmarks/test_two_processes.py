@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from minivit.kernels.cpu import run
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     command = [sys.executable, "-m", "benchmarks.two_processes", "--tiny", "--json", str(tmp_path / "result.json")]
     finished = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)

@@ -168,6 +168,7 @@ def test_settings_of_numba_with_which_nothing_runs(name, value, message):
     assert done.returncode == 2 and done.stderr.startswith(f"minivit: {message}") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp932", "cp1252", "utf-8"])
 def test_output_of_any_encoding(folder, digit_files, tmp_path, encoding):
     path = tmp_path / "größe\t雪.png"

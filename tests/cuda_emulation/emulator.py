@@ -1,6 +1,7 @@
 """Runs the CUDA kernels on a CPU: a Runtime whose arrays lie in NumPy's memory, and that builds the sources with g++.
 
-An array here is no NumPy array, and knows only what `kernels.core.devices.Runtime` promises: code that does more with an array on a GPU fails.
+An array here is no NumPy array, and knows only what `kernels.core.devices.Runtime` promises: code that does more with an array on a GPU
+fails.
 """
 
 from __future__ import annotations

@@ -200,6 +200,7 @@ def drawn_cases(draw, op: Op) -> dict:
     return case
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", KERNELS)
 @pytest.mark.parametrize("op", EVERY, ids=list(OPS))
 @given(data=st.data())

@@ -73,6 +73,7 @@ def loss_of(model, images, labels):
 
 
 # --------------------------------------------------------------------------------------------------------------- gradients
+@pytest.mark.slow
 @EVERY
 def test_gradients_in_evaluation(variant, set_threads):
     set_threads(1)  # far faster for models as small as these

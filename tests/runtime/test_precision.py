@@ -59,6 +59,7 @@ def losses(trainer, digits, steps=200, size=64) -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------------------------------------------------- training
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["vit", "mixer", "ff_only"])
 def test_loss_curves_follow_float64(family, digits):
     """200 AdamW steps. A training that amplifies roundings, as of a class token out of its plateau, parts from float64 in float32 too."""
@@ -70,6 +71,7 @@ def test_loss_curves_follow_float64(family, digits):
     assert (curves["bf16x3"] != high).any() and (curves["bfloat16"] != curves["bf16x3"]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_gives_nearly_the_same_logits(family, digits):
     model = nano(family)
@@ -83,6 +85,7 @@ def test_bfloat16_gives_nearly_the_same_logits(family, digits):
         assert low.dtype == np.float32 and 0 < np.abs(low - high).max() < error * np.abs(high).max(), precision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", DROPPING)
 def test_dropping_models_learn_alike(family, digits):
     """Masks are the same in every precision."""

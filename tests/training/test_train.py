@@ -78,6 +78,7 @@ def test_the_config_names_every_argument(run):
     assert None not in [value for name, value in config["arguments"].items() if name != "limit"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

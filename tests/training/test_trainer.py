@@ -26,6 +26,7 @@ def digits():
         return np.rint(arrays["images"] * (16 / 255)), arrays["labels"].astype(np.int64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", [True, False])
 @pytest.mark.parametrize("name", ["vit", "mixer"])
 def test_forty_steps_follow_pytorch(name, plan):
@@ -53,6 +54,7 @@ def test_forty_steps_follow_pytorch(name, plan):
         np.testing.assert_allclose(state[parameter], expected, rtol=1e-8, atol=1e-8, err_msg=parameter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -125,6 +125,7 @@ def stored(matrix, transpose, guarded) -> np.ndarray:
     return guarded.copy(np.ascontiguousarray(matrix.swapaxes(-1, -2)) if transpose else matrix)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_any_shape_and_layout(tile, shape, guarded):
     rows, columns, depth = shape

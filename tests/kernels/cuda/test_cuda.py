@@ -67,6 +67,7 @@ def test_arrays_of_two_devices_do_not_meet(on_cuda):
 
 
 # ---------------------------------------------------------------------------------------------------------------- training
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2, "ema": 0.9, "clip_norm": 0.5}, {"optimizer": "sgd", "nesterov": True}], ids=str)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_follows_the_cpu(on_cuda, name, options):
@@ -80,6 +81,7 @@ def test_training_follows_the_cpu(on_cuda, name, options):
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_plan_equals_eager_bit_for_bit(on_cuda, name, precision):
@@ -200,6 +202,7 @@ def nvrtc_missing():
     return ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(nvrtc_missing()), reason=nvrtc_missing())
 @pytest.mark.parametrize("architecture", listing.ARCHITECTURES)
 def test_every_kernel_compiles_without_spills(every_kernel, architecture):
@@ -245,6 +248,7 @@ def sanitized(*command):
     return subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=environment)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(emulator.unavailable()), reason=emulator.unavailable())
 def test_no_kernel_leaves_its_arrays():
     done = sanitized(TESTS / "cuda_emulation" / "sanitized.py")
@@ -264,6 +268,7 @@ runtime.launch(cuda.Kernel("wrong", sys.argv[2], ()), cuda.Grid(1, 64, 256), (y,
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(emulator.unavailable()), reason=emulator.unavailable())
 @pytest.mark.parametrize("name, seen", [("fine", False), ("write", True), ("read", True), ("shared_memory", True)])
 def test_an_access_out_of_bounds_is_seen(tmp_path, name, seen):
