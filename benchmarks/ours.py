@@ -14,6 +14,7 @@ from minivit import Predictor, Tensor, Trainer, create_model
 from minivit.functional import cross_entropy
 from minivit.grad_mode import trace
 from minivit.kernels import OPS
+from minivit.kernels.begin_update import PARTS, SCALARS
 from minivit.kernels.core.op import Op
 from minivit.nn.layers import Linear
 from minivit.nn.module import Module, evaluating
@@ -85,8 +86,9 @@ class Contender:
                 cost = node.op.cost(*(None if t is None else t.shape for t in node.inputs), *node.constants)
                 arrays = [None if t is None else stored(precision, t.shape, t.dtype) for t in node.inputs]
                 yield cost.forward + cost.backward, sum(node.op.least_bytes(arrays, dict(zip(node.op.constants, node.constants))))
-        adamw, flat, few = OPS["adamw"], (sum(p.size for p in self.model.parameters()),), ()
-        yield 0, adamw.least_bytes([stored("float32", shape) for shape in (flat, flat, flat, flat, few, few)], adamw.constants)[0]
+        adamw, flat = OPS["adamw"], (sum(p.size for p in self.model.parameters()),)
+        arrays = [stored("float32", flat)] * 4 + [None, stored("float64", (PARTS,)), stored("float64", (SCALARS,))]  # no average
+        yield 0, adamw.least_bytes(arrays, adamw.constants)[0]
 
     def _infer_work(self, precision: str) -> list[tuple[int, int]]:
         counter = _Counter(precision)

@@ -231,7 +231,12 @@ def _is_length(length: int, token: str, sizes: dict[str, Any], constants: Mappin
         return any(_is_length(length, each, sizes, constants) for each in token.split("|"))
     if token.isdigit():
         return length == int(token)
-    return sizes.setdefault(token, length) == length if token.isidentifier() else length == eval(token, {}, {**constants, **sizes})
+    if not token.isidentifier():
+        try:
+            return length == eval(token, {}, {**constants, **sizes})
+        except NameError:  # a letter of which no axis alone has the length: the whole expression is like a letter then
+            pass
+    return sizes.setdefault(token, length) == length
 
 
 def require(op: str, **shapes: tuple[Shape | None, Shape]) -> None:
