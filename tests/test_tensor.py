@@ -121,7 +121,7 @@ def test_no_grad_and_detach_leave_the_tape():
     ],
 )
 def test_mixed_dtypes_are_refused(call):
-    with pytest.raises(TypeError, match="all float32 or all float64"):
+    with pytest.raises(TypeError, match="all be float32, all float64 or all bfloat16"):
         call()
 
 

@@ -43,13 +43,18 @@ def small_cases(op: Op) -> list:
 
 
 def cases(ops=EVERY, choose=lambda op: op.cases) -> list:
-    return [pytest.param(op, case, id=f"{op.name}-{i}") for op in ops for i, case in enumerate(choose(op))]
+    """All cases; those after an op's first two are slow."""
+    return [
+        pytest.param(op, case, id=f"{op.name}-{i}", marks=pytest.mark.slow if i > 1 else ())
+        for op in ops
+        for i, case in enumerate(choose(op))
+    ]
 
 
 def typed_cases(choose=lambda op: op.cases) -> list:
     """Cases in every dtype that the op has: there is no bfloat16 form where all that floats are parameters."""
     return [
-        pytest.param(*c.values, dtype, id=f"{c.id}-{dtype}")
+        pytest.param(*c.values, dtype, id=f"{c.id}-{dtype}", marks=c.marks)
         for dtype in DTYPES
         for c in cases(choose=choose)
         if has_dtype(c.values[0], dtype)

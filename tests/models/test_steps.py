@@ -157,7 +157,7 @@ def test_dropout_of_every_kind_is_unbiased_to_first_order(variant):
 
 
 # --------------------------------------------------------------------------------------------------------------- the plan
-@pytest.mark.parametrize("precision", ["float32", "bf16x3", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", *(pytest.param(p, marks=pytest.mark.slow) for p in ("bf16x3", "bfloat16"))])
 @EVERY
 def test_replay_equals_eager(variant, precision):
     precision = precision_for(precision, np.dtype(np.float32))

@@ -138,6 +138,7 @@ def test_any_shape_and_layout(tile, shape, guarded):
         guarded.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(5, 9, 3), (67, 45, 300)], ids=str)
 @pytest.mark.parametrize("batched", ["a", "b", "ab"])
 def test_batches(tile, shape, batched, guarded):
