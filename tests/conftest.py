@@ -1,6 +1,9 @@
 """What all tests share."""
 
+import os
 from contextlib import nullcontext
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is imported: the processes of the tests share the cores already
 
 import numba
 import numpy as np

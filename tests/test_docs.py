@@ -109,6 +109,7 @@ def test_the_python_call(tmp_path, monkeypatch, capsys):
     assert "%" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_trainer(capsys):
     names = {}
     exec(example("trainer"), names)

@@ -80,6 +80,7 @@ def test_what_grows_too_fast_is_told():
         assert (entry["verdict"], entry["from_tokens"], entry["tokens"]) == (verdict, 16, 36)
 
 
+@pytest.mark.slow
 def test_the_work_of_a_step_is_counted():
     problem = answers.make_problem("vit_nano_patch2_8", 2)
     tokens, dim, depth, heads, head = 16, 64, 4, 4, 16
@@ -101,6 +102,7 @@ def answers_of(problem, **adamw):
         return replace(answers.Answers.of(worker, "train"), logits=logits)
 
 
+@pytest.mark.slow
 def test_sides_that_disagree_are_not_timed():
     problem = answers.make_problem("mixer_nano_patch2_8", 2)
     right = answers_of(problem)
@@ -127,6 +129,7 @@ def test_sides_that_disagree_are_not_timed():
                     answers.compare(problem.weights, side, each, right)
 
 
+@pytest.mark.slow
 def test_an_error_in_the_other_process_is_told():
     problem = answers.make_problem("vit_nano_patch2_8", 2)
     with pytest.raises(RuntimeError, match="unknown model"):
@@ -255,6 +258,7 @@ def test_a_heavy_import_is_told(tmp_path, monkeypatch):
         start.time_import(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_first_step_runs():
     cache = os.environ.get(start.CACHE_VARIABLE, str(Path.home() / ".cache"))
     found = start.run(start.FIRST_STEP, cache, "float32")
@@ -289,6 +293,7 @@ def test_cascade(cascade_run, tmp_path, capsys):
         assert heading in printed
 
 
+@pytest.mark.slow
 def test_a_cascade_that_answers_wrongly_is_not_timed(cascade_run, monkeypatch):
     stop = Predictor.predict
     monkeypatch.setattr(Predictor, "predict", lambda self, images, budget=None: stop(self, images[::-1], budget))

@@ -29,6 +29,7 @@ def cascade():
 
 
 # --------------------------------------------------------------------------------------------------------------------- threads
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, None])
 @pytest.mark.parametrize("kind", ["vit", "cascade"])
 def test_threads_get_the_answers_of_one(kind, threads):
@@ -141,6 +142,7 @@ def test_a_threading_layer_that_takes_one_caller(layer):
 
 # --------------------------------------------------------------------------------------------------------- pickles and copies
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))], ids=["deepcopy", "pickle"])
+@pytest.mark.slow
 class TestCopies:
     def test_of_a_model(self, copied):
         for model in (nano(), cascade().model):

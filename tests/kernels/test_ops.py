@@ -43,9 +43,9 @@ def small_cases(op: Op) -> list:
 
 
 def cases(ops=EVERY, choose=lambda op: op.cases) -> list:
-    """All cases; those after an op's first two are slow."""
+    """All cases; those after the first of an op are slow."""
     return [
-        pytest.param(op, case, id=f"{op.name}-{i}", marks=pytest.mark.slow if i > 1 else ())
+        pytest.param(op, case, id=f"{op.name}-{i}", marks=pytest.mark.slow if i else ())
         for op in ops
         for i, case in enumerate(choose(op))
     ]
@@ -156,6 +156,7 @@ def planted(op: Op, name: str, factor: float = 1.01) -> Op:
     return replace(op, backward=Implementation(op.backward.reference, backward))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op, name", [pytest.param(op, n, id=f"{op.name}-{n}") for op in DIFFERENTIABLE for n in op.differentiable])
 def test_a_planted_wrong_gradient_is_caught(op, name):
     having = [case for case in small_cases(op) if input_shapes(op, case)[name] is not None]

@@ -81,6 +81,7 @@ def test_gradients_in_evaluation(variant, set_threads):
     assert not report.failure, report.failure
 
 
+@pytest.mark.slow
 @DROPPING
 def test_gradients_in_training(variant, set_threads):
     set_threads(1)
@@ -104,6 +105,7 @@ def test_gradients_in_training(variant, set_threads):
         assert abs((tensor.grad.numpy() * direction).sum() - difference) < 1e-8 + 1e-6 * abs(difference), name
 
 
+@pytest.mark.slow
 @EVERY
 def test_gradients_add_up(variant):
     model = create(variant, "float64")

@@ -47,6 +47,7 @@ def drawn(folders, tmp_path):
     return draw
 
 
+@pytest.mark.slow
 def test_a_vit(drawn):
     assert drawn("vit") == ["curves.png", "filters.png", "positions.png", "attention.png", "rollout.png"]
 
@@ -77,10 +78,12 @@ EXITS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_cascade_before_it_is_calibrated(drawn):
     assert drawn("dvt") == ["curves.png", *EXITS]
 
 
+@pytest.mark.slow
 def test_a_calibrated_cascade(folders, drawn, monkeypatch):
     given = {}
     for name in ("accuracy_cost_curve", "exit_histogram", "exit_sheet"):

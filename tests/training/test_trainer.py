@@ -88,6 +88,7 @@ def test_plan_equals_eager_bit_for_bit(name, soft, options):
         np.testing.assert_array_equal(value, eager_state[parameter], err_msg=parameter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan, precision", [(True, "float32"), (False, "float32"), (True, "bf16x3"), (True, "bfloat16")])
 @pytest.mark.parametrize("name", MODELS)
 def test_any_number_of_threads_gives_the_same_bits(name, plan, precision):
@@ -178,6 +179,7 @@ def test_accumulated_parts_equal_one_batch(name):
             np.testing.assert_allclose(value, states[0][2][parameter], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", [True, False])
 def test_parts_are_chosen_by_what_backward_keeps(plan, monkeypatch):
     images, labels = next(batches(1, size=64))

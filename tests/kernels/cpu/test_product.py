@@ -180,6 +180,7 @@ COLUMN, ROW, GELU, GRADIENT, TANH, RESIDUAL = (
 FLAGS = [COLUMN, ROW, RESIDUAL, GELU, COLUMN | GELU | TANH | RESIDUAL, ROW | GELU | RESIDUAL, GRADIENT, GRADIENT | TANH]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", FLAGS)
 @pytest.mark.parametrize("shape", [(5, 3, 7), (123, 779, 530)], ids=str)
 def test_epilogues(tile, shape, flags, guarded):
@@ -210,6 +211,7 @@ def test_epilogues(tile, shape, flags, guarded):
         guarded.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear", "matmul", "attention", "channel_mixing", "token_mixing"])
 def test_ops_made_of_products(tile, name, guarded):
     for case in OPS[name].cases[:2]:

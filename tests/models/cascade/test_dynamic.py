@@ -203,6 +203,7 @@ def test_bad_values_are_named(options, message):
 
 
 # ----------------------------------------------------------------------------------------------------------- early exits
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
