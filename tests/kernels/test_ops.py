@@ -45,9 +45,7 @@ def small_cases(op: Op) -> list:
 def cases(ops=EVERY, choose=lambda op: op.cases) -> list:
     """All cases; those after the first of an op are slow."""
     return [
-        pytest.param(op, case, id=f"{op.name}-{i}", marks=pytest.mark.slow if i else ())
-        for op in ops
-        for i, case in enumerate(choose(op))
+        pytest.param(op, case, id=f"{op.name}-{i}", marks=pytest.mark.slow if i else ()) for op in ops for i, case in enumerate(choose(op))
     ]
 
 
