@@ -248,3 +248,34 @@ def test_what_numpy_can_see_is_an_array_of_the_cpu():
     x = Tensor(OtherLibrarys())
     assert (x.device, x.shape, repr(x)) == ("cpu", (3,), "Tensor([1., 2., 3.], dtype=float32)")
     np.testing.assert_array_equal((Tensor(np.ones(3, np.float32)) + OtherLibrarys()).numpy(), [2, 3, 4])
+
+
+class ArrayOfAnotherLibrary:
+    """As PyTorch's tensors on the CPU and JAX's arrays: NumPy can read it, and it has the attributes of an array."""
+
+    def __init__(self, values):
+        self.values = np.asarray(values)
+        self.dtype, self.shape, self.ndim = f"other.{self.values.dtype}", self.values.shape, self.values.ndim
+
+    def __len__(self):
+        return len(self.values)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype)
+
+    def reshape(self, *shape):
+        return ArrayOfAnotherLibrary(self.values.reshape(*shape))
+
+
+def test_arrays_that_numpy_can_read_lie_on_the_cpu():
+    images, labels = np.random.default_rng(0).standard_normal((4, 1, 8, 8)).astype(np.float32), np.arange(4)
+    tensor = Tensor(ArrayOfAnotherLibrary(images))
+    assert tensor.device == "cpu"
+    np.testing.assert_array_equal((tensor * 2).numpy(), images * 2)
+    losses = []
+    for wrap in (np.asarray, ArrayOfAnotherLibrary):
+        trainer = minivit.Trainer(minivit.create_model("vit_nano_patch2_8"))
+        losses.append([trainer.step(wrap(images), wrap(labels)) for _ in range(2)])
+    assert losses[0] == losses[1]
+    predictor = minivit.Predictor(minivit.create_model("vit_nano_patch2_8"))
+    np.testing.assert_array_equal(predictor(ArrayOfAnotherLibrary(images)), predictor(images))
