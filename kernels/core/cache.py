@@ -54,6 +54,19 @@ def is_trusted(folder: Path) -> bool:
     return status.st_uid in (0, os.getuid()) and not status.st_mode & OTHERS_MAY_WRITE
 
 
+def is_used(folder: Path, *inner: Path) -> bool:
+    """Whether compiled code in a folder, and in folders inside it, is used: `is_trusted`, and a line that says so where it is not."""
+    trusted = all(map(is_trusted, (folder, *inner)))
+    if not trusted:
+        say_once(f"{folder} is not used, since others may write to it; kernels are compiled for this process alone")
+    return trusted
+
+
+def say_not_kept(folder: Path, error: OSError) -> None:
+    """Say once that compiled code cannot be written to a folder."""
+    say_once(f"cannot keep compiled kernels in {folder}: {error.strerror or error}; they are compiled for this process alone")
+
+
 @cache
 def say_once(line: str) -> None:
     """Print a line on standard error, once in a process, where there is a standard error."""

@@ -22,7 +22,7 @@ from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
 
 from ...errors import UserError
-from ..core.cache import cache_folder, is_trusted, make_private, say_once
+from ..core.cache import cache_folder, is_used, make_private, say_not_kept
 
 log = logging.getLogger(__name__)
 if numba.config.DISABLE_JIT:
@@ -79,7 +79,7 @@ class _Cache(FunctionCache):
     _impl_class = _Results
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        if not self._is_trusted():
+        if not self._is_used():
             return None
         try:
             return super().load_overload(sig, target_context)
@@ -89,20 +89,15 @@ class _Cache(FunctionCache):
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        if not self._is_trusted():
+        if not self._is_used():
             return
         try:
             super().save_overload(sig, data)
         except OSError as error:
-            say_once(
-                f"cannot keep compiled kernels in {kernel_cache()}: {error.strerror or error}; they are compiled for this process alone"
-            )
+            say_not_kept(kernel_cache(), error)
 
-    def _is_trusted(self) -> bool:
-        trusted = is_trusted(kernel_cache()) and is_trusted(Path(self.cache_path))
-        if not trusted:
-            say_once(f"{kernel_cache()} is not used, since others may write to it; kernels are compiled for this process alone")
-        return trusted
+    def _is_used(self) -> bool:
+        return is_used(kernel_cache(), Path(self.cache_path))
 
     def _discard(self) -> None:
         for file in Path(self.cache_path).glob(f"{glob.escape(self._impl.filename_base)}.*"):

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from ...files import atomic_file
-from ..core.cache import cache_folder, is_trusted, make_private, say_once
+from ..core.cache import cache_folder, is_used, make_private, say_not_kept
 from .kernel import Kernel
 from .nvrtc import OPTIONS, compile_kernel, headers, source_of
 
@@ -28,15 +28,14 @@ def _folder(source: str, architecture: str) -> Path:
 def compiled(kernel: Kernel, architecture: str) -> Code:
     """A kernel's machine code, from the cache or the compiler. Raises DeviceError if it does not compile."""
     folder = _folder(source_of(kernel), architecture)
-    if not is_trusted(folder):
-        say_once(f"{folder} is not used, since others may write to it; kernels are compiled for this process alone")
-        binary = compile_kernel(kernel, architecture)
-        return binary.name, binary.code
     path = folder / f"{hashlib.sha256(kernel.expression.encode()).hexdigest()[:24]}.cubin"
-    if (code := _read(path)) is None:
+    used = is_used(folder)
+    code = _read(path) if used else None
+    if code is None:
         binary = compile_kernel(kernel, architecture)
         code = binary.name, binary.code
-        _write(path, code)
+        if used:
+            _write(path, code)
     return code
 
 
@@ -55,7 +54,7 @@ def _write(path: Path, code: Code) -> None:
         with atomic_file(path) as file:
             file.write(b"\n".join((code[0].encode(), hashlib.sha256(code[1]).hexdigest().encode(), code[1])))
     except OSError as error:
-        say_once(f"cannot keep compiled kernels in {path.parent}: {error.strerror or error}; they are compiled for this process alone")
+        say_not_kept(path.parent, error)
 
 
 def compile_all(kernels: Iterable[Kernel], architecture: str) -> None:

@@ -13,7 +13,7 @@ from ..inference.classifier import load
 from ..io.run_folder import find_model
 from ..models.cascade.calibration import Calibration
 from ..models.cascade.thresholds import Outcome, outcome
-from .options import add_precision, add_threads, test_data
+from .options import add_test_options, test_data
 from .output import print_json, table
 
 
@@ -46,10 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="what makes an image stop: max, the largest probability, entropy or margin (default: max)",
     )
     parser.add_argument("--batch-size", type=int, default=64, metavar="INT", help="images that are measured together for ms (default: 64)")
-    parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read, and name them")
-    add_precision(parser)
-    add_threads(parser)
-    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    add_test_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -6,17 +6,14 @@ import argparse
 
 from ..inference.classifier import load
 from ..inference.evaluate import evaluate
-from .options import add_precision, add_threads, test_data
+from .options import add_test_options, test_data
 from .output import by_exit, print_json
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder, its name below runs/, or a .safetensors file of minivit")
     parser.add_argument("--data", metavar="STR", help="test images: a name, folder or .npz file (default: those of the run)")
-    parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read, and name them")
-    add_precision(parser)
-    add_threads(parser)
-    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    add_test_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:

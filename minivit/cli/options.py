@@ -23,6 +23,14 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="INT", help="how many compute (default: as many as there are cores)")
 
 
+def add_test_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that test a model on `test_data`."""
+    parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read, and name them")
+    add_precision(parser)
+    add_threads(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+
+
 def assignment(text: str, option: str = "--model-option") -> tuple[str, Any]:
     """("depth", 4) from "depth=4"; a value that is not JSON is a string. Raises UserError, naming the option, for invalid text."""
     name, equals, value = text.partition("=")
