@@ -1,0 +1,85 @@
+"""Damaged files, and what reading one may do: give a result, or one clear line, in little time and memory."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from minivit.errors import UserError
+
+SECONDS = 2.0
+LINE = 300  # characters
+VALUES = (b"\0", b"\1", b"\x7f", b"\x80", b"\xff", b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\xff" * 8, b"\0" * 8)
+
+
+def mutations(data: bytes, count: int, seed: int) -> Iterator[bytes]:
+    """`count` damaged versions of a file: bytes changed, cut off, taken out, doubled, moved, and put in; one to four of these each."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        damaged = data
+        for _ in range(rng.integers(1, 5)):
+            damaged = _damage(damaged, rng)
+        yield damaged
+
+
+def _damage(data: bytes, rng: np.random.Generator) -> bytes:
+    if not data:
+        return bytes(rng.integers(0, 256, 4, np.uint8))
+    # Half of all changes lie in the first 256 bytes, where headers are.
+    at = int(rng.integers(0, min(len(data), 256) if rng.random() < 0.5 else len(data)))
+    end = min(len(data), at + int(rng.integers(1, 33)))
+    match rng.integers(0, 8):
+        case 0:
+            return data[:at] + bytes([data[at] ^ (1 << int(rng.integers(0, 8)))]) + data[at + 1 :]
+        case 1:
+            return data[:at] + bytes(rng.integers(0, 256, end - at, np.uint8)) + data[end:]
+        case 2:
+            return data[:at]
+        case 3:
+            return data[:at] + data[end:]
+        case 4:
+            return data[:end] + data[at:]
+        case 5:
+            other = int(rng.integers(0, len(data)))
+            return data[:at] + data[other : other + end - at] + data[end:]
+        case 6:
+            value = VALUES[rng.integers(0, len(VALUES))]
+            return data[:at] + value + data[at + len(value) :]
+        case _:
+            return data[:at] + VALUES[rng.integers(0, len(VALUES))] + data[at:]
+
+
+@contextmanager
+def memory_limit(size: int) -> Iterator[None]:
+    """Within the block, this process can get at most `size` more bytes of memory: more raises MemoryError."""
+    with open("/proc/self/statm") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def check_outcome(read: Callable[[], object], what: str) -> bool:
+    """Calls read(): it must return, or raise UserError with one printable line, within SECONDS. Returns whether it returned.
+
+    what: names the damaged file in the message of a failure.
+    """
+    start = time.process_time()
+    try:
+        read()
+        done = True
+    except UserError as error:
+        line = str(error)
+        assert line.isprintable() and 0 < len(line) <= LINE, (what, line)
+        done = False
+    except Exception as error:
+        raise AssertionError(f"{what}: {type(error).__name__}: {str(error)[:300]}") from error
+    assert time.process_time() - start < SECONDS, (what, time.process_time() - start)
+    return done
