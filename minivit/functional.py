@@ -67,11 +67,9 @@ def attention(
     """
     _check_rank("attention", "qkv", qkv, "(B, N, 3·C)")
     B, N, channels = qkv.shape
-    if heads < 1:
-        raise UserError(f"attention: heads must be 1 or more, not {heads}")
-    if channels % (3 * heads):
-        raise UserError(f"attention: heads must divide the channels: {channels // 3} is not a multiple of {heads}")
-    size = channels // (3 * heads)
+    if channels % 3:
+        raise UserError(f"attention: qkv has {channels} channels, which is no multiple of 3")
+    size = _head_size("attention", channels // 3, heads)
     if bias is not None:
         bias = bias if isinstance(bias, Tensor) else Tensor(np.asarray(bias, qkv.dtype))
         bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
@@ -88,6 +86,31 @@ def attention(
     context = context.reshape(B, N, channels // 3)
     optional_results = [t for t in (probabilities, logits) if t is not None]
     return (context, *optional_results) if optional_results else context
+
+
+def cross_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None = None) -> Tensor:
+    """Multi-head attention of one query per sample: q (B, C), k and v (B, N, C) -> (B, C).
+
+    scale: D^-1/2 by default. Raises UserError if heads does not divide the channels. Source: 2103.14899, equation 5.
+    """
+    for name, value, shape in (("q", q, "(B, C)"), ("k", k, "(B, N, C)"), ("v", v, "(B, N, C)")):
+        _check_rank("cross_attention", name, value, shape)
+    channels = q.shape[1]
+    size = _head_size("cross_attention", channels, heads)
+    keys, values = (t.reshape(*t.shape[:2], -1, size) if t.shape[2] % size == 0 else t for t in (k, v))
+    context = apply(
+        OPS["cross_attention"], q.reshape(len(q), heads, size), keys, values, scale=float(size**-0.5 if scale is None else scale)
+    )
+    return context.reshape(len(q), channels)
+
+
+def _head_size(function: str, channels: int, heads: int) -> int:
+    """The channels of a head. Raises UserError if heads does not divide the channels."""
+    if heads < 1:
+        raise UserError(f"{function}: heads must be 1 or more, not {heads}")
+    if channels % heads:
+        raise UserError(f"{function}: heads must divide the channels: {channels} is not a multiple of {heads}")
+    return channels // heads
 
 
 def patch_projection(

@@ -11,6 +11,7 @@ from ..errors import UserError, nearest
 from .base import Model
 from .cascade.dynamic import DVT, DVTConfig
 from .config import Config
+from .crossvit import CrossViT, CrossViTConfig
 from .ff_only import FFOnly, FFOnlyConfig
 from .mixer import Mixer, MixerConfig
 from .registry import FAMILIES, PRESETS, register
@@ -19,6 +20,8 @@ from .vit import ViT, ViTConfig
 __all__ = [
     "DVT",
     "Config",
+    "CrossViT",
+    "CrossViTConfig",
     "DVTConfig",
     "FFOnly",
     "FFOnlyConfig",
@@ -49,7 +52,8 @@ def create_model(
 ) -> Model:
     """Create a model, in evaluation mode.
 
-    name: a preset (`list_models()`), or a family ("vit", "mixer", "ff_only", "dvt"), which starts from the defaults of its configuration.
+    name: a preset (`list_models()`), or a family ("vit", "mixer", "ff_only", "crossvit", "dvt"), which starts from the defaults of its
+    configuration.
     num_classes, image_size, in_channels, options: fields of the configuration (ViTConfig, MixerConfig, ...) to override.
     seed: of the initial weights and of dropout, 0 or more.
     Raises UserError for an unknown name or option, naming the nearest ones, and for inconsistent values.

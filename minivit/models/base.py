@@ -27,13 +27,14 @@ class Model(Module):
     `self.initialise()`, and which defines `features` and `initialisers`. The output for an image must not depend on other images of the
     batch, because Trainer splits batches into parts; otherwise the family sets `separable` to False.
 
-    attends: whether the model has attention. config: an instance of the family's Config. name: the name under which the model was created.
-    random: the random state of its dropout layers.
+    attends: whether the model has attention. part_name: what one of its `backbones` is called. config: an instance of the family's Config.
+    name: the name under which the model was created. random: the random state of its dropout layers.
     """
 
     family: ClassVar[str]
     attends: ClassVar[bool] = False
     separable: ClassVar[bool] = True
+    part_name: ClassVar[str] = "exit"
     Config: ClassVar[type[configs.Config]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # name of the preset -> fields of the configuration
 
@@ -69,7 +70,7 @@ class Model(Module):
         if self.training and self.random.active:
             self.random.advance()
         array = images.data if isinstance(images, Tensor) else np.asarray(images)
-        dtype = self.head.weight.dtype
+        dtype = np.dtype(self.config.dtype)
         if array.dtype in (dtype, BFLOAT16):
             return images if isinstance(images, Tensor) else Tensor(array)
         if isinstance(images, Tensor) and images.requires_grad:
@@ -133,7 +134,7 @@ class Model(Module):
 
     # ----------------------------------------------------------------------------------------------------------------- for pictures
     def backbones(self) -> list[Any]:
-        """The models to draw separately: the stages of a cascade, otherwise the model itself."""
+        """What to draw separately: the stages of a cascade, the branches of a CrossViT, otherwise the model itself."""
         return [self]
 
     def patch_filters(self) -> np.ndarray | None:

@@ -57,6 +57,10 @@ def _checked(name: str, value: Any, hint: Any, minimum: int) -> Any:
             raise UserError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}{nearest(str(value), choices)}")
     elif type(None) in choices:
         return None if value is None else _checked(name, value, choices[0], minimum)
+    elif get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)) or len(value) != len(choices):
+            raise UserError(f"{name} must hold {len(choices)} values, not {value!r}")
+        return tuple(_checked(name, each, choice, minimum) for each, choice in zip(value, choices))
     elif hint is bool:
         if not isinstance(value, (bool, np.bool_)):
             raise UserError(f"{name} must be true or false, not {value!r}")

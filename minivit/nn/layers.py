@@ -22,6 +22,7 @@ from .module import Module, Parameter
 
 __all__ = [
     "Attention",
+    "CrossAttention",
     "DropPath",
     "Dropout",
     "LayerNorm",
@@ -239,6 +240,24 @@ class Attention(Module):
         B, N, channels = qkv.shape
         v = qkv.reshape(B, N, 3, self.heads, -1)[:, :, 2].transpose(0, 2, 1, 3)  # (B, H, N, D)
         return (self.attn_drop(probabilities) @ v).transpose(0, 2, 1, 3).reshape(B, N, channels // 3)
+
+
+class CrossAttention(Module):
+    """Attention of the first token to all tokens: (B, N, C) -> (B, 1, C) (2103.14899, equation 5).
+
+    Raises UserError if `heads` does not divide `dim`.
+    """
+
+    def __init__(self, dim: int, heads: int, random: Random, proj_drop: float = 0.0, dtype: str = "float32") -> None:
+        if dim % heads:
+            raise UserError(f"heads must divide dim: {dim} is not a multiple of {heads}")
+        self.heads = heads
+        self.wq, self.wk, self.wv, self.proj = (Linear(dim, dim, dtype=dtype) for _ in range(4))
+        self.proj_drop = Dropout(proj_drop, random)
+
+    def forward(self, z: Tensor) -> Tensor:
+        context = F.cross_attention(self.wq(z[:, 0]), self.wk(z), self.wv(z), self.heads)  # (B, C)
+        return self.proj_drop(self.proj(context)).reshape(len(z), 1, -1)
 
 
 class Mlp(Module):

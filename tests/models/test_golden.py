@@ -14,6 +14,21 @@ def create(config, family, dtype="float64"):
     def given(*names):
         return next(config[name] for name in names if name in config)
 
+    if family == "crossvit":
+        (small, large), stages = config["blocks_per_stage_per_branch"][0], len(config["blocks_per_stage_per_branch"])
+        return minivit.create_model(
+            family,
+            image_size=config["input_image_size"],
+            branch_sizes=config["branch_image_sizes"],
+            patch_sizes=config["patch_sizes"],
+            num_classes=config["classes"],
+            dims=config["dims"],
+            depths=(small, large),
+            stages=stages,
+            heads=config["heads"],
+            mlp_ratios=config["mlp_ratios"],
+            dtype=dtype,
+        )
     common = dict(
         image_size=config["image_size"],
         patch_size=config["patch_size"],
@@ -49,7 +64,15 @@ def run(model, images, weights):
 
 
 @pytest.mark.parametrize(
-    "name, family", [("vit", "vit"), ("vit_gap", "vit"), ("mixer", "mixer"), ("ff_only", "ff_only"), ("ff_only_resize", "ff_only")]
+    "name, family",
+    [
+        ("vit", "vit"),
+        ("vit_gap", "vit"),
+        ("mixer", "mixer"),
+        ("ff_only", "ff_only"),
+        ("ff_only_resize", "ff_only"),
+        ("crossvit", "crossvit"),
+    ],
 )
 class TestTimmAndAuthors:
     def test_float64(self, name, family):

@@ -37,6 +37,14 @@ PARAMETERS = {  # counted in timm or the authors' code, or by shapes
     "dvt_nano_8": 825_886,
     "dvt_nano_32": 1_387_461,
     "dvt_tiny_32": 13_420_098,
+    "crossvit_nano_8": 288_244,
+    "crossvit_tiny_32": 5_161_844,
+    "crossvit_tiny_240": 7_014_800,
+    "crossvit_small_240": 26_856_272,
+    "crossvit_base_240": 105_025_232,
+    "crossvit_9_240": 8_553_296,
+    "crossvit_15_240": 27_528_464,
+    "crossvit_18_240": 43_271_408,
     "ff_only_nano_patch2_8": 144_838,
     "ff_only_nano_patch4_32": 681_158,
 }
@@ -52,7 +60,9 @@ def test_parameter_count(name):
     assert sum(p.size for p in model.parameters()) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", [n for n in PARAMETERS if n.endswith(("16_224", "14_224", "_tiny", "_base", "_large", "deit_small"))])
+@pytest.mark.parametrize(
+    "name", [n for n in PARAMETERS if n.endswith(("16_224", "14_224", "_tiny", "_base", "_large", "deit_small", "_240"))]
+)
 def test_counts_of_the_reference(name):
     path = golden_path(f"names/{name}.json")
     assert json.loads(path.read_text())["parameters"] == PARAMETERS[name]
@@ -71,7 +81,8 @@ def test_small_presets_run(name):
     config = model.config
     images = np.random.default_rng(0).random((2, config.in_channels, config.image_size, config.image_size))
     assert model(images).shape == (2, 10)
-    assert model.features(images).shape == (2, model.head.weight.shape[1])
+    heads = model.head if isinstance(model.head, list) else [model.head]
+    assert model.features(images).shape == (2, sum(head.weight.shape[1] for head in heads))
     assert model.name == name and not model.training
 
 

@@ -15,6 +15,7 @@ from minivit.testing.checks import check_model
 
 RATES = dict(drop_rate=0.2, proj_drop_rate=0.1, drop_path_rate=0.4)
 CASCADE = dict(patches=((4, 4, 0), (4, 2, 0), (3, 2, 1)))  # 2, 3 and 4 a side of 8 pixels
+CROSS = dict(branch_sizes=(8, 6), patch_sizes=(2, 3), dims=(6, 8), depths=(1, 2), stages=2, heads=(3, 2))
 VARIANTS = {
     "vit": ("vit", dict(heads=2)),
     "vit_mean": ("vit", dict(heads=2, pool="mean", class_token=False, qkv_bias=False)),
@@ -33,15 +34,19 @@ VARIANTS = {
     ),
     "dvt_mixer": ("dvt", dict(backbone="mixer", relationship_reuse=False, drop_path_rate=0.3, **CASCADE)),
     "dvt_ff_only": ("dvt", dict(backbone="ff_only", relationship_reuse=False, **CASCADE)),
+    "crossvit": ("crossvit", CROSS),
+    "crossvit_dropping": ("crossvit", dict(pos_drop_rate=0.1, attn_drop_rate=0.2, **RATES, **CROSS)),
     "ff_only_dropping": ("ff_only", dict(activation="gelu_tanh", pos_drop_rate=0.1, **RATES)),
 }
 EVERY = pytest.mark.parametrize("variant", VARIANTS)
 DROPPING = pytest.mark.parametrize(
-    "variant", ["vit_dropping", "vit_drop_path", "mixer_dropping", "ff_only_dropping", "dvt_dropping", "dvt_mixer"]
+    "variant", ["vit_dropping", "vit_drop_path", "mixer_dropping", "ff_only_dropping", "dvt_dropping", "dvt_mixer", "crossvit_dropping"]
 )
 
 
 def sizes(family):
+    if family == "crossvit":
+        return dict(image_size=8)
     return dict(image_size=8, dim=12, depth=3 if family != "dvt" else 2) | ({"patch_size": 4} if family != "dvt" else {})
 
 
