@@ -22,7 +22,7 @@ NAMES = {  # the names of the ops defined by each module
     "token_layernorm": ("token_layernorm",),
     "unfold": ("unfold",),
     "resample": ("resample",),
-    "arithmetic": ("add", "subtract", "multiply", "divide"),
+    "arithmetic": ("add", "subtract", "multiply", "divide", "power", "maximum", "minimum"),
     "gelu": ("gelu",),
     "elementwise": ("exp", "log", "sqrt", "absolute", "tanh", "sigmoid", "relu", "relu6", "hardsigmoid", "hardswish"),
     "softmax": ("softmax",),

@@ -26,7 +26,7 @@ from numba import njit
 
 from .core.op import Cost, Implementation, Op
 from .core.recording import launch
-from .cpu.kernel import Kernel, kernel
+from .cpu.kernel import Kernel, named_kernel
 from .cpu.math import OPTIONS, clip, exp, log, logistic, tanh
 from .cpu.strided import bands_for
 from .cuda.kernel import Source
@@ -48,12 +48,6 @@ def _references(function: Callable, derivative: Callable) -> Pair:
     return forward, backward
 
 
-def _named(function: Callable, name: str) -> Kernel:
-    """A kernel under a name of its own, by which its compiled code is found again."""
-    function.__name__ = function.__qualname__ = name
-    return kernel(function)
-
-
 def _on_cpu(name: str, function: Scalar, derivative: Scalar) -> Pair:
     value, slope = njit(**OPTIONS)(function), njit(**OPTIONS)(derivative)
 
@@ -70,7 +64,7 @@ def _on_cpu(name: str, function: Scalar, derivative: Scalar) -> Pair:
         for i in range(len(dx)):
             dx[i] = dy[i] * number(slope(saved[i]))
 
-    kernels = _named(forward, f"_{name}"), _named(backward, f"_{name}_backward")
+    kernels = named_kernel(name, forward), named_kernel(f"{name}_backward", backward)
 
     def run(kernel: Kernel, *arrays: np.ndarray) -> None:
         launch(kernel, bands_for(arrays[0].size), *(a.reshape(-1) for a in arrays))

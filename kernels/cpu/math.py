@@ -167,6 +167,13 @@ def tanh(x):
 
 
 @njit(**OPTIONS)
+def power(x, y):
+    """x to the y, as the C library's; the powers that are no call of it are exact, and a loop with one such y vectorises."""
+    x, y = x * type(x)(1), y * type(y)(1)
+    return x if y == 1 else x * x if y == 2 else x**y
+
+
+@njit(**OPTIONS)
 def logistic(x):
     """1 / (1 + exp(-x))."""
     one = type(x)(1)
