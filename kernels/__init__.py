@@ -25,6 +25,7 @@ NAMES = {  # the names of the ops defined by each module
     "resample": ("resample",),
     "arithmetic": ("add", "subtract", "multiply", "divide"),
     "gelu": ("gelu",),
+    "elementwise": ("exp", "log", "sqrt", "absolute", "tanh", "sigmoid", "relu", "relu6", "hardsigmoid", "hardswish"),
     "softmax": ("softmax",),
     "reduce_sum": ("reduce_sum",),
     "broadcast": ("broadcast",),

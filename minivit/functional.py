@@ -15,7 +15,7 @@ import numpy as np
 from .errors import UserError
 from .kernels import OPS
 from .kernels.concatenate import concatenation, splitting
-from .tensor import Tensor, apply, axis_in
+from .tensor import Tensor, apply, axis_in, elementwise
 
 
 def linear(
@@ -169,6 +169,56 @@ def token_mixing_mlp(
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """x·Φ(x); approximate "none" uses erf, "tanh" the tanh form (1606.08415)."""
     return apply(OPS["gelu"], x, approximate=approximate)
+
+
+def exp(x: Tensor) -> Tensor:
+    """eˣ."""
+    return elementwise("exp", x)
+
+
+def log(x: Tensor) -> Tensor:
+    """The natural logarithm: -∞ of 0, NaN below, without a warning."""
+    return elementwise("log", x)
+
+
+def sqrt(x: Tensor) -> Tensor:
+    """The square root: NaN below 0, without a warning. The derivative at 0 is ∞."""
+    return elementwise("sqrt", x)
+
+
+def absolute(x: Tensor) -> Tensor:
+    """|x|; the derivative at 0 is 0."""
+    return elementwise("absolute", x)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """The hyperbolic tangent."""
+    return elementwise("tanh", x)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + e⁻ˣ)."""
+    return elementwise("sigmoid", x)
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0); the derivative at 0 is 0."""
+    return elementwise("relu", x)
+
+
+def relu6(x: Tensor) -> Tensor:
+    """min(max(x, 0), 6); the derivative at 0 and at 6 is 0 (1704.04861)."""
+    return elementwise("relu6", x)
+
+
+def hardsigmoid(x: Tensor) -> Tensor:
+    """relu6(x + 3) / 6; the derivative at -3 and at 3 is 0 (1905.02244, section 5.2)."""
+    return elementwise("hardsigmoid", x)
+
+
+def hardswish(x: Tensor) -> Tensor:
+    """x·relu6(x + 3) / 6, also called h-swish; the derivative at -3 is 0, at 3 it is 1 (1905.02244, section 5.2)."""
+    return elementwise("hardswish", x)
 
 
 def softmax(x: Tensor) -> Tensor:

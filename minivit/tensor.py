@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import count
 from operator import index
 from typing import Any
@@ -37,6 +38,11 @@ class Node:
     ) -> None:
         self.op, self.inputs, self.constants, self.saved, self.results = op, inputs, constants, saved, results
         self.number = next(_numbers)
+
+
+def _operators(name: str) -> tuple[Callable[[Tensor, Any], Tensor], Callable[[Tensor, Any], Tensor]]:
+    """The operator of an op of two tensors, and the one for a tensor on the right."""
+    return lambda self, other: elementwise(name, self, other), lambda self, other: elementwise(name, other, self)
 
 
 class Tensor:
@@ -113,8 +119,7 @@ class Tensor:
     def __array_ufunc__(self, function: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         op = UFUNCS.get(function)
         if op is not None and method == "__call__" and not options:
-            a, *rest = (value if isinstance(value, Tensor) else self._as_tensor(value) for value in inputs)
-            return op(a, *rest)
+            return op(*inputs)
         if any(_requires_grad(value) for value in inputs):
             raise TypeError(f"numpy.{function.__name__} of a Tensor that requires a gradient would lose it: {WITHOUT_GRADIENT}")
         return getattr(function, method)(*(_as_numpy(value) for value in inputs), **options)
@@ -149,30 +154,16 @@ class Tensor:
     def _as_tensor(self, value: Any) -> Tensor:
         return value if isinstance(value, Tensor) else Tensor(constant(np.asarray(value, self.dtype), self.device))
 
-    def __add__(self, other: Any) -> Tensor:
-        return apply(OPS["add"], self, self._as_tensor(other))
-
-    __radd__ = __add__
-
-    def __sub__(self, other: Any) -> Tensor:
-        return apply(OPS["subtract"], self, self._as_tensor(other))
-
-    def __rsub__(self, other: Any) -> Tensor:
-        return self._as_tensor(other) - self
-
-    def __mul__(self, other: Any) -> Tensor:
-        return apply(OPS["multiply"], self, self._as_tensor(other))
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, other: Any) -> Tensor:
-        return apply(OPS["divide"], self, self._as_tensor(other))
-
-    def __rtruediv__(self, other: Any) -> Tensor:
-        return self._as_tensor(other) / self
+    __add__, __radd__ = _operators("add")
+    __sub__, __rsub__ = _operators("subtract")
+    __mul__, __rmul__ = _operators("multiply")
+    __truediv__, __rtruediv__ = _operators("divide")
 
     def __neg__(self) -> Tensor:
         return self * -1.0
+
+    def __abs__(self) -> Tensor:
+        return elementwise("absolute", self)
 
     def __matmul__(self, other: Any) -> Tensor:
         a, b = self, self._as_tensor(other)
@@ -263,15 +254,22 @@ class Tensor:
         _backpropagate(self, seed.data)
 
 
+def elementwise(name: str, *values: Any) -> Tensor:
+    """An op of tensors, arrays and numbers: what is no Tensor is made one with the dtype and on the device of the first that is."""
+    like = next((value for value in values if isinstance(value, Tensor)), None)
+    like = Tensor(values[0]) if like is None else like
+    return apply(OPS[name], *map(like._as_tensor, values))
+
+
 WITHOUT_GRADIENT = "take x.detach().numpy(), or the operators and functions of minivit"
-UFUNCS: dict[np.ufunc, Callable[..., Tensor]] = {
-    np.add: Tensor.__add__,
-    np.subtract: Tensor.__sub__,
-    np.multiply: Tensor.__mul__,
-    np.divide: Tensor.__truediv__,
-    np.negative: Tensor.__neg__,
+OF_NUMPY = {np.add: "add", np.subtract: "subtract", np.multiply: "multiply", np.divide: "divide", np.absolute: "absolute"} | {
+    getattr(np, name): name for name in ("exp", "log", "sqrt", "tanh")
+}  # its functions that ops compute element by element
+UFUNCS: dict[np.ufunc, Callable[..., Tensor]] = {function: partial(elementwise, name) for function, name in OF_NUMPY.items()} | {
+    np.negative: lambda a: -a,
     np.positive: lambda a: a,
-    np.matmul: Tensor.__matmul__,
+    np.square: lambda a: a * a,
+    np.matmul: lambda a, b: a @ b if isinstance(a, Tensor) else b.__rmatmul__(a),
 }
 
 
