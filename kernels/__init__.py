@@ -21,6 +21,7 @@ NAMES = {  # the names of the ops defined by each module
     "mixing": ("channel_mixing", "token_mixing"),
     "layernorm": ("layernorm", "add_layernorm"),
     "token_layernorm": ("token_layernorm",),
+    "batchnorm": ("batchnorm", "running_statistics"),
     "unfold": ("unfold",),
     "resample": ("resample",),
     "arithmetic": ("add", "subtract", "multiply", "divide", "power", "maximum", "minimum"),

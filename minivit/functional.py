@@ -49,6 +49,35 @@ def token_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6)
     return apply(OPS["token_layernorm"], x, weight, bias, eps=eps)
 
 
+def batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: str = "none",
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """activation(normalised x·weight + bias), normalised per channel over all rows: x (..., C), all others (C,) (1502.03167).
+
+    activation: "none", "relu", "relu6" or "hardswish". Returns the result, and the mean and the biased variance of the rows, without
+    gradient; None for these two with a running mean and variance, which then normalise in their place.
+    """
+    return apply(OPS["batchnorm"], x, weight, bias, running_mean, running_var, eps=eps, activation=activation)
+
+
+def follow_statistics(running_mean: Tensor, running_var: Tensor, mean: Tensor, variance: Tensor, count: int, momentum: float = 0.1) -> None:
+    """Move running statistics (C,), in place, by the fraction `momentum` to the mean and the biased variance of `count` values per channel.
+
+    As in PyTorch, the running variance follows the unbiased one. A recorded step moves them in each replay.
+    """
+    inputs = tuple(t.data for t in (running_mean, running_var, mean, variance))
+    op, constants = OPS["running_statistics"], {"momentum": momentum, "count": count}
+    op.describe(inputs, constants)
+    op.run("forward", (*inputs[:2], *inputs, *constants.values()), inputs, constants.values())
+
+
 def attention(
     qkv: Tensor,
     heads: int,

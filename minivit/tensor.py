@@ -320,7 +320,7 @@ def _bounds(key: Any, length: int) -> tuple[int, int, int]:
 
 
 def apply(op: Op, *inputs: Tensor | np.ndarray | None, **constants: Any) -> Any:
-    """Run an op. Returns its result as a Tensor, or a tuple of Tensors (None if absent) if the op has several results."""
+    """Run an op. Returns its result as a Tensor, or a tuple of Tensors (None if absent) if the op has several results, or detached ones."""
     arrays = [t.data if isinstance(t, Tensor) else t for t in inputs]
     for i, (name, t) in enumerate(zip(op.inputs, inputs)):
         if name in op.bf16_parameters and isinstance(t, Tensor) and t.bf16_copy is not None:
@@ -343,11 +343,11 @@ def apply(op: Op, *inputs: Tensor | np.ndarray | None, **constants: Any) -> Any:
         op.run("forward", (*outputs.values(), *arrays, *constants.values()), arrays, constants.values())
     else:
         tracer.op(op, [None if a is None else a.shape for a in arrays], constants)
-    results = [None if outputs[n] is None else Tensor(outputs[n]) for n in op.results]
+    results = [None if outputs[n] is None else Tensor(outputs[n]) for n in (*op.results, *op.detached)]
     if recorded:
         array_by_name = outputs | dict(zip(op.inputs, arrays))
-        node = Node(op, inputs, tuple(constants.values()), tuple(array_by_name[n] for n in op.saves), len(results))
-        for i, result in enumerate(results):
+        node = Node(op, inputs, tuple(constants.values()), tuple(array_by_name[n] for n in op.saves), len(op.results))
+        for i, result in enumerate(results[: len(op.results)]):
             if result is not None:
                 result.requires_grad, result.node, result.result = True, node, i
     return results[0] if len(results) == 1 else tuple(results)

@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import functional as F
 from ..errors import UserError
+from ..grad_mode import current_tracer
 from ..kernels import primitives
 from ..kernels.core.arrays import empty_like, to_device
 from ..kernels.core.devices import device_of
@@ -23,6 +24,7 @@ from .module import Module, Parameter
 __all__ = [
     "Attention",
     "CrossAttention",
+    "BatchNorm",
     "DropPath",
     "Dropout",
     "LayerNorm",
@@ -147,6 +149,48 @@ class TokenLayerNorm(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.token_layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class BatchNorm(Module):
+    """Normalisation of each channel over all rows of a batch, and an activation: (..., C) -> (..., C) (1502.03167).
+
+    In evaluation the running statistics normalise. In training the batch's own do, and the running ones follow them, also in a recorded
+    step, which is why a batch is not computed in parts. A module that computes the statistics elsewhere uses the parameters of this one
+    and calls `check_batch` and `follow`. Raises UserError for a batch of one image in training.
+    """
+
+    statistics = ("running_mean", "running_var")
+    ignored = ("num_batches_tracked",)  # PyTorch's
+
+    def __init__(self, dim: int, eps: float = 1e-5, momentum: float = 0.1, dtype: str = "float32") -> None:
+        self.eps, self.momentum = eps, momentum
+        self.weight = Parameter(np.ones(dim, dtype))
+        self.bias = Parameter(np.zeros(dim, dtype))
+        self.running_mean = Parameter(np.zeros(dim, dtype), requires_grad=False)
+        self.running_var = Parameter(np.ones(dim, dtype), requires_grad=False)
+
+    def forward(self, x: Tensor, activation: str = "none") -> Tensor:
+        if not self.training:
+            given = self.running_mean, self.running_var
+            return F.batch_norm(x, self.weight, self.bias, *given, self.eps, activation=activation)[0]
+        self.check_batch(x)
+        y, mean, variance = F.batch_norm(x, self.weight, self.bias, eps=self.eps, activation=activation)
+        assert mean is not None and variance is not None
+        self.follow(mean, variance, x.size // x.shape[-1])
+        return y
+
+    @staticmethod
+    def check_batch(x: Tensor) -> None:
+        """Raises UserError for a batch (B, ...) of one image, whose statistics would be those of the image."""
+        if len(x) < 2:
+            raise UserError(
+                "batch normalisation learns from two images or more at once, got 1: choose a larger batch, or call model.eval()"
+            )
+
+    def follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Move the running statistics towards the mean and biased variance (C,) of `count` values per channel."""
+        if current_tracer() is None:  # which computes nothing
+            F.follow_statistics(self.running_mean, self.running_var, mean, variance, count, self.momentum)
 
 
 class LayerScale(Module):

@@ -43,6 +43,8 @@ class Module:
 
     separable: ClassVar[bool] = False  # whether an image's output is independent of the rest of the batch: batches may be split into parts
     no_decay: ClassVar[Collection[str]] = ("bias", "cls_token", "pos_embed")  # attributes whose parameters are exempt from weight decay
+    statistics: ClassVar[Collection[str]] = ()  # attributes whose parameters follow the batches in training: frozen, but not constant
+    ignored: ClassVar[Collection[str]] = ()  # names of state dicts by other programs that it has no use for
 
     training: bool = False
 
@@ -121,8 +123,12 @@ class Module:
                     decays.setdefault(id(child), (child, child.ndim > 1 and name not in module.no_decay))
         return [parameter for parameter, decayed in decays.values() if decayed]
 
+    def statistic_parameters(self) -> list[Parameter]:
+        """The parameters of this module and its descendants that follow the batches in training, without duplicates."""
+        return list({id(p): p for module in self.modules() for p in map(vars(module).get, module.statistics) if p is not None}.values())
+
     def train(self, mode: bool = True) -> Module:
-        """Switch dropout and DropPath on (or off) in this module and its descendants; returns self."""
+        """Switch dropout, DropPath and the statistics of batches on (or off) in this module and its descendants; returns self."""
         for module in self.modules():
             module.training = mode
         return self
@@ -166,7 +172,8 @@ class Module:
             f"{n} is {tuple(state[n].shape)}, not {p.shape}" for n, p in parameters.items() if n in state and state[n].shape != p.shape
         ]
         missing = [n for n in parameters if n not in state] if strict else []
-        unexpected = [n for n in state if n not in parameters] if strict else []
+        ignored = {f"{name}.{each}".lstrip(".") for name, module in self.named_modules() for each in module.ignored}
+        unexpected = [n for n in state if n not in parameters and n not in ignored] if strict else []
         errors = [
             f"{problem}: {', '.join(names)}"
             for problem, names in (("wrong shape", misshapen), ("missing", missing), ("unexpected", unexpected))

@@ -52,8 +52,8 @@ class Trainer:
         (`Module.decayed_parameters`).
     clip_norm: maximum global norm of the gradient; None or 0: no clipping. label_smoothing: 0 ... below 1 (`functional.cross_entropy`).
     accumulate: number of parts of a batch that are computed one after the other, to save memory; the gradient is that of the entire batch.
-        None: 1 on a GPU and for a Module that is not `separable`; otherwise selected by `parts`, so that activations need one half to one
-        fourth of the memory for 1 to 2 % more time.
+        None: 1 on a GPU and for a Module that is not `separable`, and nothing else for one with batch normalisation; otherwise selected
+        by `parts`, so that activations need one half to one fourth of the memory for 1 to 2 % more time.
     ema: decay of a running average of the weights, e.g. 0.999; None or 0: none. `averaged()` swaps it into the model.
     plan: record the first step for each batch shape and replay it afterwards (`minivit.runtime.plan`): identical results without the
         overhead of Python and the allocator. Python control flow in the model is then fixed at the first step.
@@ -93,6 +93,8 @@ class Trainer:
         if accumulate is not None and accumulate < 1:
             raise UserError(f"accumulate must be 1 or more, got {accumulate}")
         self.model, self.label_smoothing, self.accumulate, self.plan = model, label_smoothing, accumulate, plan
+        if accumulate is not None and accumulate > 1 and model.statistic_parameters():
+            raise UserError(f"accumulate={accumulate}: the model normalises over the whole batch, which has no parts: leave accumulate out")
         self.precision = precision_for(precision, dtype_of(model), device)
         with explain_out_of_memory(1):
             self.flat = FlatParameters(model, self.precision.parameters, device, OPTIMIZERS[optimizer].groups)
