@@ -23,8 +23,8 @@ from .module import Module, Parameter
 
 __all__ = [
     "Attention",
-    "CrossAttention",
     "BatchNorm",
+    "CrossAttention",
     "DropPath",
     "Dropout",
     "LayerNorm",
