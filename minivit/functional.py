@@ -117,6 +117,19 @@ def attention(
     return (context, *optional_results) if optional_results else context
 
 
+def head_moments(p: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance among the heads of attention probabilities (B, H, N, N): -> (H,) and (H, H), float32 if p is bfloat16."""
+    return apply(OPS["head_moments"], p)
+
+
+def head_mixing(p: Tensor, v: Tensor, a: Tensor, c: Tensor) -> Tensor:
+    """Values weighted by attention probabilities that are mixed among the heads: y_h = (Σ a_hg·p_g + c_h)·v_h.
+
+    p (B, H, N, N), v (B, N, H, D), a (H, H), c (H,) -> (B, N, H, D). Source: 2103.11886, section 4.2.
+    """
+    return apply(OPS["head_mixing"], p, v, a, c)
+
+
 def cross_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None = None) -> Tensor:
     """Multi-head attention of one query per sample: q (B, C), k and v (B, N, C) -> (B, C).
 

@@ -12,6 +12,7 @@ from .base import Model
 from .cascade.dynamic import DVT, DVTConfig
 from .config import Config
 from .crossvit import CrossViT, CrossViTConfig
+from .deepvit import DeepViT, DeepViTConfig
 from .ff_only import FFOnly, FFOnlyConfig
 from .mixer import Mixer, MixerConfig
 from .registry import FAMILIES, PRESETS, register
@@ -23,6 +24,8 @@ __all__ = [
     "CrossViT",
     "CrossViTConfig",
     "DVTConfig",
+    "DeepViT",
+    "DeepViTConfig",
     "FFOnly",
     "FFOnlyConfig",
     "Mixer",
@@ -52,8 +55,7 @@ def create_model(
 ) -> Model:
     """Create a model, in evaluation mode.
 
-    name: a preset (`list_models()`), or a family ("vit", "mixer", "ff_only", "crossvit", "dvt"), which starts from the defaults of its
-    configuration.
+    name: a preset (`list_models()`), or a family ("vit", "mixer", "ff_only", ...), which starts from the defaults of its configuration.
     num_classes, image_size, in_channels, options: fields of the configuration (ViTConfig, MixerConfig, ...) to override.
     seed: of the initial weights and of dropout, 0 or more.
     Raises UserError for an unknown name or option, naming the nearest ones, and for inconsistent values.

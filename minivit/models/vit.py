@@ -78,14 +78,18 @@ class Block(Module):
     def __init__(self, config: ViTConfig, drop_path_rate: float, random: Random) -> None:
         dim, dtype = config.dim, config.dtype
         self.norm1 = LayerNorm(dim, config.eps, dtype)
-        self.attn = Attention(dim, config.heads, random, config.qkv_bias, config.attn_drop_rate, config.proj_drop_rate, dtype)
-        self.ls1 = None if config.layer_scale is None else LayerScale(dim, config.layer_scale, dtype)
+        self.attn = self.attention(config, random)
+        self.ls1: Module | None = None if config.layer_scale is None else LayerScale(dim, config.layer_scale, dtype)
         self.drop_path1 = DropPath(drop_path_rate, random)
         mlp_dim = dim + config.extra_channels
         self.norm2 = LayerNorm(mlp_dim, config.eps, dtype)
         self.mlp = Mlp(mlp_dim, int(dim * config.mlp_ratio), random, config.activation, config.proj_drop_rate, dtype, out=dim)
-        self.ls2 = None if config.layer_scale is None else LayerScale(dim, config.layer_scale, dtype)
+        self.ls2: Module | None = None if config.layer_scale is None else LayerScale(dim, config.layer_scale, dtype)
         self.drop_path2 = DropPath(drop_path_rate, random)
+
+    def attention(self, config: ViTConfig, random: Random) -> Attention:
+        """The attention of the block."""
+        return Attention(config.dim, config.heads, random, config.qkv_bias, config.attn_drop_rate, config.proj_drop_rate, config.dtype)
 
     def forward(self, x: Tensor, extra: Tensor | None = None, bias: Tensor | None = None, return_logits: bool = False) -> Any:
         result = self.attn(self.norm1(x), bias, return_logits)
@@ -127,7 +131,7 @@ class ViT(Backbone):
         self.pos_embed = Parameter(np.zeros((1, config.class_token + embed.grid**2, dim), dtype))
         self.patch_embed = embed
         self.pos_drop = Dropout(config.pos_drop_rate, random)
-        self.blocks = [Block(config, float(rate), random) for rate in np.linspace(0.0, config.drop_path_rate, config.depth)]
+        self.blocks = [self.block(i, float(rate)) for i, rate in enumerate(np.linspace(0.0, config.drop_path_rate, config.depth))]
         norm = LayerNorm(dim, config.eps, dtype)
         self.norm: LayerNorm | None
         self.fc_norm: LayerNorm | None
@@ -135,6 +139,10 @@ class ViT(Backbone):
         self.head_drop = Dropout(config.drop_rate, random)
         self.head = Linear(dim, config.num_classes, dtype=dtype)
         self.initialise()
+
+    def block(self, i: int, drop_path_rate: float) -> Block:
+        """The i-th block."""
+        return Block(self.config, drop_path_rate, self.random)
 
     def initialisers(self) -> dict[str, Initialiser]:
         config = self.config
@@ -195,7 +203,7 @@ class ViT(Backbone):
             return state
         return state | {"pos_embed": positions.resize(pos_embed, self.patch_embed.grid, self.config.class_token, method)}
 
-    def google_names(self, names: Collection[str]) -> dict[str, str]:
+    def google_names(self, names: Collection[str]) -> dict[str, str] | None:
         is_original = "Transformer/encoderblock_0/LayerNorm_2/scale" in names  # big_vision numbers each kind of layer from 0
         attention, norm2, mlp = (1, 2, 3) if is_original else (0, 1, 0)
         position = "pos_embedding" if "pos_embedding" in names else "Transformer/posembed_input/pos_embedding"

@@ -271,19 +271,25 @@ class Attention(Module):
         self.proj = Linear(dim, dim, dtype=dtype)
         self.proj_drop = Dropout(proj_drop, random)
 
+    @property
+    def needs_probabilities(self) -> bool:
+        """Whether `context` computes the weighted sum of the values."""
+        return self.attn_drop.active
+
     def forward(self, x: Tensor, bias: Tensor | None = None, return_logits: bool = False) -> Any:
         qkv = self.qkv(x)  # (B, N, 3·C)
-        result = F.attention(qkv, self.heads, bias=bias, return_probabilities=self.attn_drop.active, return_logits=return_logits)
+        result = F.attention(qkv, self.heads, bias=bias, return_probabilities=self.needs_probabilities, return_logits=return_logits)
         context, *optional_results = result if isinstance(result, tuple) else (result,)
-        if self.attn_drop.active:
-            context = self._context_with_dropout(qkv, optional_results.pop(0))
+        if self.needs_probabilities:
+            B, N, channels = x.shape
+            v = qkv.reshape(B, N, 3, self.heads, channels // self.heads)[:, :, 2]  # (B, N, H, D)
+            context = self.context(self.attn_drop(optional_results.pop(0)), v).reshape(B, N, channels)
         y = self.proj_drop(self.proj(context))
         return (y, optional_results[0]) if return_logits else y
 
-    def _context_with_dropout(self, qkv: Tensor, probabilities: Tensor) -> Tensor:
-        B, N, channels = qkv.shape
-        v = qkv.reshape(B, N, 3, self.heads, -1)[:, :, 2].transpose(0, 2, 1, 3)  # (B, H, N, D)
-        return (self.attn_drop(probabilities) @ v).transpose(0, 2, 1, 3).reshape(B, N, channels // 3)
+    def context(self, probabilities: Tensor, v: Tensor) -> Tensor:
+        """The values weighted by the probabilities (B, H, N, N), after dropout: v (B, N, H, D) -> (B, N, H, D)."""
+        return (probabilities @ v.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
 
 
 class CrossAttention(Module):
