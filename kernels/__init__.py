@@ -33,6 +33,7 @@ NAMES = {  # the names of the ops defined by each module
     "broadcast": ("broadcast",),
     "permute": ("permute",),
     "slice": ("slice",),
+    "take": ("take",),
     "concatenate": ("concatenate", "concatenate_3", "split", "split_3"),
     "random": ("dropout", "drop_path"),
     "loss": ("cross_entropy", "soft_cross_entropy"),

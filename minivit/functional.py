@@ -207,6 +207,21 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     return apply(OPS["gelu"], x, approximate=approximate)
 
 
+def power(x: Tensor, y: Tensor) -> Tensor:
+    """x ** y with NumPy's broadcasting; one of the two may be a number. NaN for x < 0 where y is no whole number."""
+    return elementwise("power", x, y)
+
+
+def maximum(x: Tensor, y: Tensor) -> Tensor:
+    """The larger of two elements, with NumPy's broadcasting; where they are equal, each gets half of the gradient."""
+    return elementwise("maximum", x, y)
+
+
+def minimum(x: Tensor, y: Tensor) -> Tensor:
+    """The smaller of two elements, with NumPy's broadcasting; where they are equal, each gets half of the gradient."""
+    return elementwise("minimum", x, y)
+
+
 def exp(x: Tensor) -> Tensor:
     """eˣ."""
     return elementwise("exp", x)
@@ -260,6 +275,14 @@ def hardswish(x: Tensor) -> Tensor:
 def softmax(x: Tensor) -> Tensor:
     """exp(x) / Σ exp(x) over the last axis."""
     return apply(OPS["softmax"], x)
+
+
+def take(x: Tensor, indices: Any, axis: int) -> Tensor:
+    """x at whole-number indices along an axis, which have any shape and may be negative or repeated. Raises IndexError beyond the end."""
+    numbers = np.asarray(indices)
+    if numbers.dtype.kind not in "iu":
+        raise UserError(f"take: indices must be whole numbers, not {numbers.dtype}")
+    return x[(slice(None),) * axis_in(axis, x.ndim) + (numbers,)]
 
 
 def broadcast(x: Tensor, shape: tuple[int, ...]) -> Tensor:

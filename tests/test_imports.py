@@ -24,6 +24,7 @@ FLOORS = (
     "minivit.kernels.ops",  # the files at the top of kernels/
     "minivit.kernels",  # the list of ops
     "minivit.grad_mode",
+    "minivit.indexing",
     "minivit.tensor",
     "minivit.functional",
     "minivit.runtime",
