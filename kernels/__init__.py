@@ -17,6 +17,7 @@ NAMES = {  # the names of the ops defined by each module
     "matmul": ("matmul",),
     "linear": ("linear",),
     "attention": ("attention",),
+    "performer": ("performer",),
     "mixing": ("channel_mixing", "token_mixing"),
     "layernorm": ("layernorm", "add_layernorm"),
     "token_layernorm": ("token_layernorm",),
