@@ -14,10 +14,12 @@ from .config import Config
 from .ff_only import FFOnly, FFOnlyConfig
 from .mixer import Mixer, MixerConfig
 from .registry import FAMILIES, PRESETS, register
+from .t2t import T2T, T2TConfig
 from .vit import ViT, ViTConfig
 
 __all__ = [
     "DVT",
+    "T2T",
     "Config",
     "DVTConfig",
     "FFOnly",
@@ -25,6 +27,7 @@ __all__ = [
     "Mixer",
     "MixerConfig",
     "Model",
+    "T2TConfig",
     "ViT",
     "ViTConfig",
     "create_model",
@@ -49,7 +52,7 @@ def create_model(
 ) -> Model:
     """Create a model, in evaluation mode.
 
-    name: a preset (`list_models()`), or a family ("vit", "mixer", "ff_only", "dvt"), which starts from the defaults of its configuration.
+    name: a preset (`list_models()`), or a family ("vit", "mixer", "ff_only", "t2t", "dvt"), which starts from its configuration's defaults.
     num_classes, image_size, in_channels, options: fields of the configuration (ViTConfig, MixerConfig, ...) to override.
     seed: of the initial weights and of dropout, 0 or more.
     Raises UserError for an unknown name or option, naming the nearest ones, and for inconsistent values.
