@@ -19,6 +19,7 @@ NAMES = {  # the names of the ops defined by each module
     "attention": ("attention",),
     "cross_attention": ("cross_attention",),
     "head_mixing": ("head_moments", "head_mixing"),
+    "performer": ("performer",),
     "mixing": ("channel_mixing", "token_mixing"),
     "layernorm": ("layernorm", "add_layernorm"),
     "token_layernorm": ("token_layernorm",),

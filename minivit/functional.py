@@ -155,6 +155,17 @@ def _head_size(function: str, channels: int, heads: int) -> int:
     return channels // heads
 
 
+def performer(kqv: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Linear attention φ(q)(φ(k)ᵀ v) / (φ(q)·Σ φ(k) + 1e-8), φ(x) = exp(x wᵀ - |x|²/2) / √m, from packed kqv (B, T, 3·E), ordered k, q, v.
+
+    weights: w, (m, E), without a gradient. Returns this, (B, T, E), and v, (B, T, E), for a residual connection.
+    Source: 2101.11986 (T2T-ViT), whose code has this order and this constant; 2009.14794, lemma 1.
+    """
+    _check_rank("performer", "kqv", kqv, "(B, T, 3·E)")
+    _check_rank("performer", "weights", weights, "(m, E)")
+    return apply(OPS["performer"], kqv.reshape(*kqv.shape[:2], 3, weights.shape[1]), weights)
+
+
 def patch_projection(
     images: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] | None = None, padding: int | Sequence[int] = 0
 ) -> Tensor:
@@ -168,14 +179,26 @@ def patch_projection(
     return linear(patches.reshape(B, rows * columns, size), weight.reshape(len(weight), size), bias)
 
 
-def unfold(images: Tensor, kernel: int | Sequence[int], stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0) -> Tensor:
-    """Extract patches of images (B, C, H, W) as rows: -> (B, rows, columns, C·kh·kw), zero padded. Raises UserError if none fits."""
+def unfold(
+    images: Tensor,
+    kernel: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    *,
+    channels_last: bool = False,
+) -> Tensor:
+    """Extract patches of images (B, C, H, W) as rows: -> (B, rows, columns, C·kh·kw), zero padded.
+
+    channels_last: the images are (B, H, W, C), as tokens of a grid are; the patches are the same. Raises UserError if none fits.
+    """
     size, step, border = ((v, v) if isinstance(v, int) else tuple(v) for v in (kernel, stride, padding))
-    _check_rank("unfold", "images", images, "(B, C, H, W)")
+    _check_rank("unfold", "images", images, "(B, H, W, C)" if channels_last else "(B, C, H, W)")
+    first = 1 if channels_last else 2  # axis of the height
     for axis, name in ((0, "height"), (1, "width")):
-        if images.shape[2 + axis] + 2 * border[axis] < size[axis]:
-            raise UserError(f"patch size {size[axis]} does not fit into image {name} {images.shape[2 + axis]} with padding {border[axis]}")
-    return apply(OPS["unfold"], images, kernel=size, stride=step, padding=border)
+        length = images.shape[first + axis]
+        if length + 2 * border[axis] < size[axis]:
+            raise UserError(f"patch size {size[axis]} does not fit into image {name} {length} with padding {border[axis]}")
+    return apply(OPS["unfold"], images, kernel=size, stride=step, padding=border, channels_last=channels_last)
 
 
 def resample(x: Tensor, old: int, new: int, method: str, class_token: str = "none") -> Tensor:

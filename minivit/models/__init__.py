@@ -16,10 +16,12 @@ from .deepvit import DeepViT, DeepViTConfig
 from .ff_only import FFOnly, FFOnlyConfig
 from .mixer import Mixer, MixerConfig
 from .registry import FAMILIES, PRESETS, register
+from .t2t import T2T, T2TConfig
 from .vit import ViT, ViTConfig
 
 __all__ = [
     "DVT",
+    "T2T",
     "Config",
     "CrossViT",
     "CrossViTConfig",
@@ -31,6 +33,7 @@ __all__ = [
     "Mixer",
     "MixerConfig",
     "Model",
+    "T2TConfig",
     "ViT",
     "ViTConfig",
     "create_model",

@@ -17,7 +17,7 @@ from ..nn.layers import Dropout, Linear, Random
 from ..nn.module import Module
 from ..tensor import Tensor
 from . import config as configs
-from .config import BackboneConfig
+from .config import StageConfig
 
 
 class Model(Module):
@@ -160,7 +160,7 @@ class Backbone(Model):
     prefix: number of class tokens before the patch tokens. grid: patches per side. random: shared with the other stages of a cascade.
     """
 
-    config: BackboneConfig
+    config: StageConfig
     blocks: list[Any]
     relation_reuse: Any = None  # set by a cascade, as is each block's feature_reuse
     prefix: int = 0

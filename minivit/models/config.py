@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from math import isfinite
 from numbers import Integral, Real
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -34,12 +34,12 @@ class Config:
 
 
 @dataclass(frozen=True)
-class BackboneConfig(Config):
-    """Configuration of a family that splits images into patches and can be a stage of a cascade (`models/cascade/dynamic.py`)."""
+class StageConfig(Config):
+    """Configuration of a family that can be a stage of a cascade (`models/cascade/dynamic.py`)."""
 
-    patch_size: int = 16  # pixels, both sides; must divide image_size if patch_stride is None
-    patch_stride: int | None = None  # pixels from one patch to the next; None: patch_size
-    patch_padding: int = field(default=0, metadata={"least": 0})  # pixels of zeros around the image
+    # Fields that the cascade's options may set although its patches decide them too: `patch_fields` receives these options.
+    patch_options: ClassVar[tuple[str, ...]] = ()
+
     # Channels that a cascade appends to the input of each channel MLP.
     extra_channels: int = field(default=0, metadata={"least": 0, "stage_only": True})
 
@@ -47,6 +47,33 @@ class BackboneConfig(Config):
     def stage_defaults(cls, decided: Mapping[str, Any]) -> dict[str, Any]:
         """Default fields of a cascade stage, derived from the fields set by the cascade; the cascade's options override them."""
         return {}
+
+    @classmethod
+    def patch_fields(cls, patch: tuple[int, int, int], options: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a stage with this patch (size, stride, padding). options: those of the cascade."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class BackboneConfig(StageConfig):
+    """Configuration of a family that splits images into patches once."""
+
+    patch_size: int = 16  # pixels, both sides; must divide image_size if patch_stride is None
+    patch_stride: int | None = None  # pixels from one patch to the next; None: patch_size
+    patch_padding: int = field(default=0, metadata={"least": 0})  # pixels of zeros around the image
+
+    @classmethod
+    def patch_fields(cls, patch: tuple[int, int, int], options: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(zip(("patch_size", "patch_stride", "patch_padding"), patch))
+
+
+def checked_patches(name: str, value: Any, each: str) -> tuple[tuple[int, int, int], ...]:
+    """The field's value as tuples (size, stride, padding), one for each `each`. Raises UserError if it is anything else."""
+    rows = [tuple(row) if isinstance(row, (list, tuple)) else row for row in value] if isinstance(value, (list, tuple)) else []
+    valid = rows and all(isinstance(r, tuple) and len(r) == 3 and all(isinstance(n, Integral) for n in r) for r in rows)
+    if not valid or any(size < 1 or stride < 1 or padding < 0 for size, stride, padding in rows):
+        raise UserError(f"{name} must hold (size, stride, padding) in pixels for each {each}, as ((8, 8, 0), (4, 4, 0)), not {value!r}")
+    return tuple((int(size), int(stride), int(padding)) for size, stride, padding in rows)
 
 
 def _checked(name: str, value: Any, hint: Any, minimum: int) -> Any:

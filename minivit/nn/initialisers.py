@@ -69,3 +69,11 @@ def xavier_uniform(parts: int = 1) -> Initialiser:
         return rng.uniform(-limit, limit, shape)
 
     return draw
+
+
+def orthogonal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """A uniformly random (m, E) matrix with m <= E orthogonal rows of length √m; with m > E, E orthogonal columns of this length."""
+    rows, columns = max(shape), min(shape)
+    q, r = np.linalg.qr(rng.normal(0.0, 1.0, (rows, columns)))
+    q = q * np.sign(np.diag(r)) * sqrt(shape[0])  # the signs of LAPACK's factors are not random
+    return q if shape == (rows, columns) else q.T

@@ -203,6 +203,15 @@ class LayerScale(Module):
         return x * self.gamma
 
 
+def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises UserError for images that do not have the shape (B, *shape)."""
+    if images.ndim != 4 or images.shape[1:] != shape:
+        raise UserError(
+            f"images have shape {images.shape}, the model takes (B, {', '.join(map(str, shape))}): resize them, "
+            "or create the model with their image_size and in_channels"
+        )
+
+
 class PatchEmbed(Module):
     """Cut images into patches and project each: (B, in_channels, S, S) -> (B, grid², dim) (2010.11929, section 3.1).
 
@@ -230,11 +239,7 @@ class PatchEmbed(Module):
         self.proj = Projection(in_channels, dim, patch_size, dtype)
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1:] != self.shape:
-            raise UserError(
-                f"images have shape {images.shape}, the model takes (B, {', '.join(map(str, self.shape))}): resize them, "
-                "or create the model with their image_size and in_channels"
-            )
+        check_images(images, self.shape)
         return F.patch_projection(images, self.proj.weight, self.proj.bias, self.stride, self.padding)
 
 

@@ -29,6 +29,11 @@ def create(config, family, dtype="float64"):
             mlp_ratios=config["mlp_ratios"],
             dtype=dtype,
         )
+    if family == "t2t":
+        names = ("image_size", "num_classes", "dim", "depth", "heads", "mlp_ratio", "token_dim", "in_channels")
+        unfolds, features = config["unfolds_kernel_stride_padding"], config.get("kernel_features")
+        own = dict(tokens=config["tokens_type"], unfolds=unfolds, kernel_features=features, eps=config["norm_eps"])
+        return minivit.create_model(family, **{name: config[name] for name in names}, **own, dtype=dtype)
     common = dict(
         image_size=config["image_size"],
         patch_size=config["patch_size"],
@@ -76,6 +81,8 @@ def run(model, images, weights):
         ("ff_only_resize", "ff_only"),
         ("crossvit", "crossvit"),
         ("deepvit", "deepvit"),
+        ("t2t_vit_performer", "t2t"),
+        ("t2t_vit_transformer", "t2t"),
     ],
 )
 class TestTimmAndAuthors:
@@ -87,7 +94,7 @@ class TestTimmAndAuthors:
         assert_matches(logits, arrays["logits"], "logits")
         assert_matches(image_gradient, arrays["input_gradient"], "input gradient")
         expected = part(arrays, "gradients/")
-        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         assert expected.keys() == trained.keys()
         for parameter_name, parameter in trained.items():
             assert_matches(parameter.grad.numpy(), expected[parameter_name], parameter_name)
