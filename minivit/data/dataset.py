@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UserError
-from .decode import check_pixels, fit
+from .decode import check_pixels, fit_arrays
 
 SMALLEST_STD = 1 / 255  # of a channel, to avoid division by zero for constant channels
 
@@ -27,6 +27,7 @@ class Dataset:
     mean: tuple[float, ...]  # of each channel over the training images, on the scale 0..1
     std: tuple[float, ...]  # of each channel, at least 1/255
     augmentation: str = "none"  # the default policy for these images
+    fit: str = "crop"  # how images of other proportions became squares: crop, pad or stretch (`decode.py`)
     is_whole: bool = False  # whether training and test images are the same: all images of data without a split
 
     @property
@@ -55,13 +56,15 @@ class Dataset:
         """The dataset with its training images as test images."""
         return replace(self, test_images=self.train_images, test_labels=self.train_labels, is_whole=True)
 
-    def resized(self, image_size: int | None = None, in_channels: int | None = None) -> Dataset:
-        """The dataset with another image size or number of channels (1 or 3), and new statistics; None keeps the current value."""
+    def resized(self, image_size: int | None = None, in_channels: int | None = None, fit: str | None = None) -> Dataset:
+        """The dataset with another image size, number of channels (1 or 3) or `fit`, and new statistics; None keeps the current value."""
         size, channels = image_size or self.image_size, in_channels or self.in_channels
+        if fit is not None and fit != self.fit:  # the images are squares already
+            return replace(self, fit=fit).resized(size, channels)
         if (size, channels) == (self.image_size, self.in_channels):
             return self
-        train_images = fit(self.train_images, size, channels)
-        test_images = train_images if self.is_whole else fit(self.test_images, size, channels)
+        train_images = fit_arrays(self.train_images, size, channels)
+        test_images = train_images if self.is_whole else fit_arrays(self.test_images, size, channels)
         mean, std = channel_statistics(train_images)
         return replace(self, train_images=train_images, test_images=test_images, mean=mean, std=std)
 
@@ -197,17 +200,18 @@ def from_arrays(
     class_names: Sequence[str] | None = None,
     augmentation: str = "none",
     image_size: int | None = None,
+    fit: str = "crop",
 ) -> Dataset:
     """A validated Dataset from (images, labels) pairs.
 
-    Images are (n, H, W, C) or (n, H, W); they are cropped and resized to `image_size`, or must be square if it is None. Raises UserError.
+    Images are (n, H, W, C) or (n, H, W); they are fitted into squares of `image_size`, or must be square if it is None. Raises UserError.
     """
     checked = []
     for part, (images, labels) in (("train", train), ("test", test)):
         images = check_pixels(images, f"{part}_images")
         images = images[..., None] if images.ndim == 3 else images
         check_shape(images, f"{part}_images", square=image_size is None)
-        images = fit(images, image_size, images.shape[3]) if image_size else images
+        images = fit_arrays(images, image_size, images.shape[3], fit) if image_size else images
         checked += [images, check_labels(labels, len(images), f"{part}_labels")]
     train_images, train_labels, test_images, test_labels = checked
     if train_images.shape[1:] != test_images.shape[1:] or train_images.dtype != test_images.dtype:
@@ -223,7 +227,7 @@ def from_arrays(
             f"0..{len(names) - 1}"
         )
     mean, std = channel_statistics(train_images)
-    return Dataset(name, train_images, train_labels, test_images, test_labels, names, mean, std, augmentation)
+    return Dataset(name, train_images, train_labels, test_images, test_labels, names, mean, std, augmentation, fit)
 
 
 def check_shape(images: np.ndarray, what: str, square: bool) -> None:
@@ -234,4 +238,4 @@ def check_shape(images: np.ndarray, what: str, square: bool) -> None:
     if channels > 4 and height in (1, 3):
         raise UserError(f"{what} of shape {images.shape} have their channels first: pass images.transpose(0, 2, 3, 1)")
     if square and height != width:
-        raise UserError(f"{what} must be square, got {height}×{width}: give image_size=N to crop and resize them")
+        raise UserError(f"{what} must be square, got {height}×{width}: give image_size=N to fit them into squares")

@@ -1,8 +1,13 @@
 """Decoding of images to square arrays of one size, shared by training and prediction.
 
 EXIF orientation is applied; palettes, CMYK, 16-bit and floating-point images are converted to 8-bit gray or RGB; transparent pixels are
-composited on white. The largest centred square is cropped and resized to `image_size` with Pillow's antialiased bicubic filter, which is
-equivalent to resizing the shorter side and cropping the centre; a square that already has this size is copied.
+composited on white. Pillow's antialiased bicubic filter resizes; an image that already has the size is copied. `fit` says how an image of
+other proportions becomes a square (`frame`):
+
+    crop      the largest centred square is resized: the shorter side fills the square, and the ends of the longer one are lost
+    pad       the whole image is resized by its longer side, and centred; the rest has the image's mean colour, which adds no edge of
+              high contrast and does not change the mean
+    stretch   the whole image is resized to the square, without its proportions
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..errors import UserError
+from ..errors import UserError, nearest
 
 # Formats that Pillow decodes itself; PostScript and similar formats would start other programs.
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -38,6 +43,7 @@ UPRIGHT = {  # how an image of each other orientation becomes upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+FITS = ("crop", "pad", "stretch")
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R 601-2, Pillow's weights
 
 # Exceptions of Pillow's decoders for data that is not an image or is truncated.
@@ -128,30 +134,67 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _square(image: Image.Image, image_size: int, in_channels: int) -> np.ndarray:
+class Frame(NamedTuple):
+    """How an image becomes one of another size: a box of it is resized, and the result laid into the new image."""
+
+    box: tuple[int, int, int, int]  # left, top, right, bottom in the image; whole pixels, so that an image of equal size is copied
+    size: tuple[int, int]  # width and height of the resized box
+    corner: tuple[int, int]  # left and top of the resized box in the new image
+
+
+def frame(source: tuple[int, int], target: tuple[int, int], fit: str) -> Frame:
+    """The frame for an image of size `source` in a new one of size `target`, both (width, height)."""
+    width, height = source
+    if fit == "crop":
+        box_width = min(width, max(1, round(height * target[0] / target[1])))
+        box_height = min(height, max(1, round(width * target[1] / target[0])))
+        left, top = (width - box_width) // 2, (height - box_height) // 2
+        return Frame((left, top, left + box_width, top + box_height), target, (0, 0))
+    size = target
+    if fit == "pad":
+        scale = min(target[0] / width, target[1] / height)
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+    return Frame((0, 0, width, height), size, ((target[0] - size[0]) // 2, (target[1] - size[1]) // 2))
+
+
+def check_fit(fit: str) -> str:
+    """`fit` itself. Raises UserError if it is not one of FITS."""
+    if fit not in FITS:
+        raise UserError(f"unknown fit {fit!r}{nearest(str(fit), FITS)}: choose {', '.join(FITS)}")
+    return fit
+
+
+def _square(image: Image.Image, image_size: int, in_channels: int, fit: str) -> np.ndarray:
     """Returns uint8 (image_size, image_size, in_channels)."""
     if (orientation := _orientation(image)) != 1:
         image = image.transpose(UPRIGHT[orientation])
     mode = "L" if in_channels == 1 else "RGB"
     image = _eight_bits(image)
     image = image if image.mode == mode else image.convert(mode)
-    return np.asarray(_resize(image, image_size)).reshape(image_size, image_size, in_channels)
+    return np.asarray(_resize(image, (image_size, image_size), fit)).reshape(image_size, image_size, in_channels)
 
 
-def _resize(image: Image.Image, image_size: int) -> Image.Image:
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2  # whole pixels, so that an image of equal size is copied
-    if side != image_size:
-        return image.resize((image_size, image_size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
-    return image if width == height else image.crop((left, top, left + side, top + side))
+def _resize(image: Image.Image, target: tuple[int, int], fit: str) -> Image.Image:
+    """The image at the size `target` (width, height); its mode is L, RGB or F."""
+    box, size, corner = frame(image.size, target, fit)
+    if size != (box[2] - box[0], box[3] - box[1]):
+        image = image.resize(size, Image.Resampling.BICUBIC, box)
+    elif box != (0, 0, *image.size):
+        image = image.crop(box)
+    if size == target:
+        return image
+    mean = np.asarray(image).mean((0, 1), np.float64)  # () or (3,)
+    colour = mean.item() if image.mode == "F" else tuple(np.rint(np.atleast_1d(mean)).astype(int).tolist())
+    padded = Image.new(image.mode, target, colour)
+    padded.paste(image, corner)
+    return padded
 
 
-def read_image(path: str | os.PathLike[str], image_size: int, in_channels: int) -> np.ndarray:
+def read_image(path: str | os.PathLike[str], image_size: int, in_channels: int, fit: str = "crop") -> np.ndarray:
     """An image file as uint8 (image_size, image_size, in_channels). Raises Unreadable."""
     try:
         with _open(path) as image:
-            return _square(image, image_size, in_channels)
+            return _square(image, image_size, in_channels, fit)
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
 
@@ -172,37 +215,38 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any] | np.ndarray
 
 
 # ------------------------------------------------------------------------------------------------------------------------- arrays
-def _fit_float(image: np.ndarray, image_size: int, in_channels: int) -> np.ndarray:
+def _fit_float(image: np.ndarray, image_size: int, in_channels: int, fit: str) -> np.ndarray:
     """Resize and convert an image: float32 (H, W, C) in 0..1 -> float32 (image_size, image_size, in_channels)."""
     if image.shape[2] == 3 and in_channels == 1:
         image = image @ LUMA[:, None]
-    planes = [np.asarray(_resize(Image.fromarray(np.ascontiguousarray(plane)), image_size)) for plane in np.moveaxis(image, 2, 0)]
+    target = image_size, image_size
+    planes = [np.asarray(_resize(Image.fromarray(np.ascontiguousarray(plane)), target, fit)) for plane in np.moveaxis(image, 2, 0)]
     resized = np.stack(planes, axis=2).clip(0, 1)  # bicubic filters overshoot
     return np.repeat(resized, in_channels, axis=2) if resized.shape[2] < in_channels else resized
 
 
-def _fit_array(image: np.ndarray, image_size: int, in_channels: int) -> np.ndarray:
+def _fit_array(image: np.ndarray, image_size: int, in_channels: int, fit: str) -> np.ndarray:
     """Resize and convert one image (H, W, C), uint8 or float32. Raises UserError if the number of channels cannot be converted."""
     channels, dtype = image.shape[2], image.dtype
     convertible = (1, 3, 4) if dtype == np.uint8 else (1, 3)  # gray, RGB and, in bytes, RGBA
     if image.shape == (image_size, image_size, in_channels):
         return image
     if channels in convertible and in_channels in (1, 3) and dtype == np.uint8:
-        return _square(Image.fromarray(np.ascontiguousarray(image[:, :, 0] if channels == 1 else image)), image_size, in_channels)
+        return _square(Image.fromarray(np.ascontiguousarray(image[:, :, 0] if channels == 1 else image)), image_size, in_channels, fit)
     if channels != in_channels and not (channels in convertible and in_channels in (1, 3)):
         raise UserError(
             f"{dtype} images of {channels} channels cannot become {in_channels}: convert them first, or set in_channels={channels}"
         )
-    resized = _fit_float(image.astype(np.float32) / (255 if dtype == np.uint8 else 1), image_size, in_channels)
+    resized = _fit_float(image.astype(np.float32) / (255 if dtype == np.uint8 else 1), image_size, in_channels, fit)
     return np.rint(resized * 255).astype(np.uint8) if dtype == np.uint8 else resized
 
 
-def fit(images: np.ndarray, image_size: int, in_channels: int) -> np.ndarray:
+def fit_arrays(images: np.ndarray, image_size: int, in_channels: int, fit: str = "crop") -> np.ndarray:
     """Images (n, H, W, C), uint8 or float32, resized and converted to (n, image_size, image_size, in_channels) if necessary."""
     if images.shape[1:] == (image_size, image_size, in_channels):
         return images
     result = np.empty((len(images), image_size, image_size, in_channels), images.dtype)
-    for i, image in enumerate(in_threads(lambda image: _fit_array(image, image_size, in_channels), images)):
+    for i, image in enumerate(in_threads(lambda image: _fit_array(image, image_size, in_channels, fit), images)):
         result[i] = image
     return result
 
@@ -253,33 +297,34 @@ def _channels_last(images: np.ndarray, in_channels: int) -> np.ndarray:
     return images
 
 
-def _prepare_one(item: Any, image_size: int, in_channels: int) -> np.ndarray:
+def _prepare_one(item: Any, image_size: int, in_channels: int, fit: str) -> np.ndarray:
     if isinstance(item, (str, os.PathLike)):
-        return read_image(item, image_size, in_channels)
+        return read_image(item, image_size, in_channels, fit)
     if isinstance(item, Image.Image):
         try:
-            return _square(item, image_size, in_channels)
+            return _square(item, image_size, in_channels, fit)
         except UNREADABLE as error:
             raise _unreadable(getattr(item, "filename", "") or "given", error) from error
     image = _channels_last(check_pixels(item, "image"), in_channels)
     if len(image) != 1:
         raise UserError(f"an image in a list must have the shape (H, W) or (H, W, C), got {np.shape(item)}")
-    return _fit_array(image[0], image_size, in_channels)
+    return _fit_array(image[0], image_size, in_channels, fit)
 
 
-def prepare(images: Any, *, image_size: int, in_channels: int) -> np.ndarray:
-    """Images of any kind as (n, image_size, image_size, in_channels), decoded and resized as for training.
+def prepare(images: Any, *, image_size: int, in_channels: int, fit: str = "crop") -> np.ndarray:
+    """Images of any kind as (n, image_size, image_size, in_channels), decoded and fitted (see above) as for training.
 
     `images` is an array (n, H, W, C) or (H, W, C), or without C if gray: uint8, or floating-point in 0..1; a path; a PIL image; or a
     sequence of these. A 3-D array is one image if its last dimension is 1, 3 or 4, otherwise n gray images; for a model of 3 channels, an
     array (3, H, W) or (n, 3, H, W) is an error. The result is uint8, or float32
     if any input is a floating-point array. Raises UserError for a file that cannot be decoded, or pixels out of range.
     """
+    check_fit(fit)
     if isinstance(images, (str, os.PathLike, Image.Image)):
         images = [images]
     if not isinstance(images, Sequence):
-        return fit(_channels_last(check_pixels(images), in_channels), image_size, in_channels)
-    prepared = list(in_threads(lambda item: _prepare_one(item, image_size, in_channels), images))
+        return fit_arrays(_channels_last(check_pixels(images), in_channels), image_size, in_channels, fit)
+    prepared = list(in_threads(lambda item: _prepare_one(item, image_size, in_channels, fit), images))
     if not prepared:
         raise UserError("no images were given: pass at least one")
     if len({image.dtype for image in prepared}) > 1:

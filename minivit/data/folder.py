@@ -203,13 +203,21 @@ def _choose_shape(root: Path, items: list[Item], image_size: int | None, in_chan
 
 
 def _decode(
-    root: Path, items: list[Item], classes: int, image_size: int, in_channels: int, skip: bool, notes: dict[str, Any], progress: bool
+    root: Path,
+    items: list[Item],
+    classes: int,
+    image_size: int,
+    in_channels: int,
+    fit: str,
+    skip: bool,
+    notes: dict[str, Any],
+    progress: bool,
 ) -> Iterator[tuple[np.ndarray, int, bool]]:
     """Yields (image, label, train) of each item, and appends a line to notes["skipped"] for each unreadable one. Raises UserError."""
 
     def decode(item: Item) -> np.ndarray | Unreadable:
         try:
-            return read_image(root / item.file.path, image_size, in_channels)
+            return read_image(root / item.file.path, image_size, in_channels, fit)
         except Unreadable as error:
             return error
 
@@ -232,6 +240,7 @@ def load_folder(
     *,
     image_size: int | None,
     in_channels: int | None,
+    fit: str,
     skip_bad_images: bool,
     cache_dir: str | Path | None,
     progress: bool,
@@ -240,14 +249,14 @@ def load_folder(
     listing = list_images(root, split)
     for message in listing.messages:
         say(message, progress)
-    key = cache_key("folder", root.resolve().name, listing.items, image_size, in_channels, skip_bad_images)
+    key = cache_key("folder", root.resolve().name, listing.items, image_size, in_channels, fit, skip_bad_images)
     folder = data_folder(cache_dir)
     if cached := load_cached(folder, key):
         dataset, notes = cached
     else:
         size, channels, line = _choose_shape(root, listing.items, image_size, in_channels, progress)
         notes = {"size": line, "skipped": []}
-        rows = _decode(root, listing.items, len(listing.class_names), size, channels, skip_bad_images, notes, progress)
+        rows = _decode(root, listing.items, len(listing.class_names), size, channels, fit, skip_bad_images, notes, progress)
         dataset = store(
             folder,
             key,

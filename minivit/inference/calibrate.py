@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ..data import prepare
 from ..data.dataset import Split, check_labels
 from ..data.train_test_overlap import overlap
 from ..errors import UserError
@@ -134,7 +133,7 @@ def _prepare(model: Module | Predictor, images: Any, batch_size: int) -> np.ndar
     """All images: as pixels (n, S, S, C) for a Classifier, otherwise unchanged. Raises UserError for images of the training set."""
     if not isinstance(model, Classifier):
         return np.atleast_1d(images.data if isinstance(images, Tensor) else images)
-    pixels = prepare(images, image_size=model.preprocessing.image_size, in_channels=model.preprocessing.in_channels)
+    pixels = model.preprocessing.pixels(images)
     training_share = overlap(model.training_sketch, pixels)
     if training_share > MOST_KNOWN:
         raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..data import Batches, Dataset, prepare
+from ..data.decode import check_fit
 from ..errors import UserError
 from ..io import run_folder
 from ..models.base import Model
@@ -26,19 +27,24 @@ from .predictor import LARGEST_BATCH, Prediction, Predictor
 class Preprocessing:
     """The conversion of images to a model's input."""
 
-    image_size: int  # pixels; the central square is resized to it
+    image_size: int  # pixels, both sides
     in_channels: int  # 1 gray, 3 RGB
     mean: tuple[float, ...]  # subtracted from each channel, on the scale 0..1
     std: tuple[float, ...]  # divisor of each channel
+    fit: str = "crop"  # how an image becomes a square: crop, pad or stretch (`data/decode.py`)
 
     @classmethod
     def of(cls, dataset: Dataset) -> Preprocessing:
         """The preprocessing for a dataset's images."""
-        return cls(dataset.image_size, dataset.in_channels, dataset.mean, dataset.std)
+        return cls(dataset.image_size, dataset.in_channels, dataset.mean, dataset.std, dataset.fit)
+
+    def pixels(self, images: Any) -> np.ndarray:
+        """Anything that `data.prepare` takes as (n, S, S, C), uint8 or float32 in 0..1. Raises UserError."""
+        return prepare(images, image_size=self.image_size, in_channels=self.in_channels, fit=self.fit)
 
     def batches(self, images: Any, batch_size: int = LARGEST_BATCH) -> Iterator[np.ndarray]:
         """Normalised float32 (B, C, S, S) batches of anything that `data.prepare` takes. Raises UserError."""
-        pixels = prepare(images, image_size=self.image_size, in_channels=self.in_channels)  # (n, S, S, C)
+        pixels = self.pixels(images)
         batches = Batches(
             pixels,
             np.zeros(len(pixels), np.int64),
@@ -144,7 +150,13 @@ def load(path: str | os.PathLike[str], precision: str | None = None, device: str
     model, metadata = run_folder.load_model(file)
     try:
         fields = metadata["preprocessing"]
-        preprocessing = Preprocessing(int(fields["image_size"]), int(fields["in_channels"]), tuple(fields["mean"]), tuple(fields["std"]))
+        preprocessing = Preprocessing(
+            int(fields["image_size"]),
+            int(fields["in_channels"]),
+            tuple(fields["mean"]),
+            tuple(fields["std"]),
+            check_fit(fields.get("fit", "crop")),  # files of earlier versions do not say it
+        )
         names, training_hashes = tuple(map(str, metadata["class_names"])), tuple(map(int, metadata.get("training_sketch", ())))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file} does not say how its images are prepared ({error}): load its weights with load_weights") from error

@@ -48,6 +48,7 @@ def data_of_run(
         split,
         image_size=preprocessing.image_size,
         in_channels=preprocessing.in_channels,
+        fit=preprocessing.fit,
         skip_bad_images=skip_bad_images,
         progress=progress,
     )

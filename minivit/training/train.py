@@ -94,10 +94,12 @@ def train(model: str | Module | None = None, data: Any = "digits", **options: An
 # ------------------------------------------------------------------------------------------------------------- model and data
 def _load(options: TrainOptions) -> Dataset:
     """The dataset at the requested image size, or that of a Model instance, or for a folder of images the default size of the model."""
-    model, image_size, in_channels = options.model, options.image_size, options.in_channels
+    model, image_size, in_channels, fit = options.model, options.image_size, options.in_channels, options.fit
     if isinstance(model, Module):
         config = _unwrapped(model).config
         image_size, in_channels = image_size or config.image_size, in_channels or config.in_channels
+        if isinstance(model, Classifier) and not isinstance(options.data, Dataset):
+            fit = fit or model.preprocessing.fit
     elif image_size is None:
         preferred = _preferred_size(model or OTHERS.model)  # also rejects an unknown name before data is decoded
         image_size = preferred if _is_image_folder(options.data) else None
@@ -105,6 +107,7 @@ def _load(options: TrainOptions) -> Dataset:
         options.data,
         image_size=image_size,
         in_channels=in_channels,
+        fit=fit,
         test_fraction=options.test_fraction,
         split_seed=options.split_seed,
         skip_bad_images=options.skip_bad_images,
@@ -214,6 +217,7 @@ def _config(options: TrainOptions, dataset: Dataset, recipe: Recipe, batches: Ba
         "precision": trainer.precision.name,
         "image_size": dataset.image_size,
         "in_channels": dataset.in_channels,
+        "fit": dataset.fit,
         "model_options": dict(options.model_options or {}),
     }
     return {
