@@ -12,6 +12,7 @@ from minivit.data import load_data, prepare
 from minivit.data.decode import frame
 from minivit.errors import UserError
 from minivit.inference.run_data import data_of_run
+from minivit.io.run_folder import save_model
 
 HALVES = np.zeros((8, 16, 3), np.uint8)  # the left half is red, the right half blue
 HALVES[:, :8, 0] = HALVES[:, 8:, 2] = 255
@@ -125,3 +126,14 @@ def test_an_unknown_way_is_one_line(write_images):
         load_data("digits", fit="padd")
     with pytest.raises(UserError, match=r"^unknown fit 'centre': choose crop, pad, stretch$"):
         prepare(HALVES, image_size=8, in_channels=3, fit="centre")
+
+
+def test_model_files_that_do_not_say_it_crop(tmp_path):
+    model = minivit.create_model("vit_nano_patch2_8", depth=1)
+    about = {"class_names": list("0123456789"), "preprocessing": {"image_size": 8, "in_channels": 1, "mean": [0.5], "std": [0.25]}}
+    save_model(tmp_path / "old.safetensors", model, about)
+    assert minivit.load(tmp_path / "old.safetensors").preprocessing.fit == "crop"
+    about["preprocessing"]["fit"] = "centre"
+    save_model(tmp_path / "odd.safetensors", model, about)
+    with pytest.raises(UserError, match=r"unknown fit 'centre'"):
+        minivit.load(tmp_path / "odd.safetensors")
