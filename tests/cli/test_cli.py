@@ -319,6 +319,11 @@ def test_info(capsys):
         (["train", "--model-option", "dim"], "--model-option takes NAME=VALUE, as depth=4, got 'dim'"),
         (["train", "--model-option", "dmi=3"], "vit_nano_patch2_8 has no option 'dmi'"),
         (["train", "--model-option", "image_size=9"], "image_size is not for model_options"),
+        (["train", "--fit", "squeeze"], "unknown fit 'squeeze': choose crop, pad, stretch"),
+        (["train", "--class-weights", "3=two"], "--class-weights takes balanced or CLASS=NUMBER,..., as cat=2,dog=1, got '3=two'"),
+        (["train", "--class-weights", "3=2,3=1"], "--class-weights names '3' twice, in '3=2,3=1'"),
+        (["train", "--class-weights", "cat=2"], "class_weights: there is no class 'cat': see the data's class names"),
+        (["train", "--class-weights", "balance"], "class_weights must be 'balanced' or a table, got 'balance'"),
         (["train", "--device", "tpu"], "device='tpu' is not available: choose 'cpu' or 'cuda'"),
         (["train", "--threads", "0"], f"threads must be a whole number of 1 ... {most_threads()}, the cores of this process, got 0"),
         (["predict", "no_such_run", "x.png", "--threads", "100000"], f"threads must be a whole number of 1 ... {most_threads()}"),
@@ -331,6 +336,13 @@ def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, message
     monkeypatch.chdir(tmp_path)
     assert told(capsys, *arguments).startswith(message)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text, third", [("3=5,0=1.5", 5), ("balanced", None)])
+def test_class_weights(tmp_path, text, third):
+    assert main([*TRAIN, "--quiet", "--epochs", "1", "--class-weights", text, "--out", str(tmp_path / "run")]) == 0
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]["class_weights"]
+    assert len(kept) == 10 and (kept[3] == third if third else np.ptp(kept) > 0)
 
 
 def test_a_run_that_exists(capsys, folder):
