@@ -15,10 +15,11 @@ from ..errors import UserError, nearest
 from ..files import user_path
 from .cache import say
 from .cifar import find_or_download, load_cifar, recognise
-from .dataset import Dataset, Split, Whole, check_class_names, check_labels, from_arrays
+from .dataset import Dataset, Split, Whole, from_arrays
 from .decode import SUFFIXES, check_fit, check_pixels
 from .folder import load_folder
 from .idx import holds_idx, load_idx
+from .labels import check_class_names, check_labels, implied_names
 
 KNOWN = ("digits", "cifar10", "cifar100")
 WHOLE = ("images", "labels")
@@ -49,7 +50,8 @@ def load_data(
       `test/<class>/*` (or `val`), or `<class>/*` alone; an .npz file with the arrays `images` and `labels`, or `train_images`,
       `train_labels`, `test_images`, `test_labels`, and optionally `class_names`;
     - arrays (images, labels) or (train_images, train_labels, test_images, test_labels): images (n, H, W, C) or (n, H, W), uint8 or
-      floating-point in 0..1; labels (n,) integers from 0;
+      floating-point in 0..1; labels (n,) or (n, 1), integers from 0 or names, whose sorted names are
+      the classes, or one-hot rows (n, classes);
     - a Dataset.
 
     If the data has no split, `test_fraction` of each class, selected by `split_seed`, is used for testing, and a message says so. Images
@@ -170,7 +172,8 @@ def _from_tuple(
     images = check_pixels(arrays[0])
     if images.ndim < 3 or not len(images):
         raise UserError(f"images must have the shape (n, H, W, C) or (n, H, W) and hold an image, got {images.shape}")
-    labels = check_labels(arrays[1], len(images))
+    class_names = implied_names(arrays[1]) if class_names is None else class_names
+    labels = check_labels(arrays[1], len(images), class_names=class_names)
     names = check_class_names(class_names, labels)
     train, test = split.divide(labels)
     say(split.describe(len(train), len(test)), progress)

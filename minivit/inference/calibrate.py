@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.dataset import Split, check_labels
+from ..data.dataset import Split
+from ..data.labels import check_labels
 from ..data.train_test_overlap import overlap
 from ..errors import UserError
 from ..models import Model
@@ -52,7 +53,7 @@ def calibrate(
 
     model: a cascade of create_model("dvt", ...), its Predictor, or a Classifier (`load(...)`, `train(...).model`).
     images: at least 100 images that the model was not trained on: for a Classifier anything that its predict() takes, otherwise normalised
-        (n, C, S, S) arrays. labels: (n,) integers.
+        (n, C, S, S) arrays. labels: (n,) integers, for a Classifier also names of classes.
     budgets: maximum mean costs per image; None: 8, evenly spaced between the costs of the first and the last exit.
     unit: of the budgets: "macs", multiply-adds; "ms", milliseconds per image, measured on this machine in batches of `batch_size`;
         "share", the fraction of the multiply-adds up to the last exit.
@@ -69,7 +70,7 @@ def calibrate(
     predictor = _predictor_of(model)
     macs = _exit_macs(predictor.model)
     pixels = _prepare(model, images, batch_size)
-    targets = check_labels(labels, len(pixels))
+    targets = check_labels(labels, len(pixels), class_names=model.class_names if isinstance(model, Classifier) else None)
     if len(pixels) < FEWEST:
         raise UserError(f"thresholds need at least {FEWEST} images, got {len(pixels)}: give more that the model was not trained on")
     if unit == "ms":
