@@ -31,7 +31,7 @@ class Dataset:
     mean: tuple[float, ...]  # of each channel over the training images, on the scale 0..1
     std: tuple[float, ...]  # of each channel, at least 1/255
     augmentation: str = "none"  # the default policy for these images
-    fit: str = "crop"  # how images of other proportions became squares: crop, pad or stretch (`decode.py`)
+    fit: str = "crop"  # how images of other proportions became squares: crop, pad or stretch (`fit.py`)
     is_whole: bool = False  # whether training and test images are the same: all images of data without a split
 
     def __post_init__(self) -> None:

@@ -137,6 +137,23 @@ def _find_parts(root: Path) -> dict[str, str]:
     return {part: names[0] for part, names in named.items()}
 
 
+def image_files(folder: Path) -> tuple[list[str], str]:
+    """(the paths of all images in a folder and its subfolders, in sorted order; a line on what is left out, or "").
+
+    Raises UserError if there is none.
+    """
+    left_out: Counter[str] = Counter()
+    files = [str(folder / file.path) for file in _files_in(folder, ".", left_out)]
+    if not files:
+        raise UserError(f"{folder} holds no images: no file in it ends in {', '.join(sorted(SUFFIXES))}")
+    return files, _line_on(left_out)
+
+
+def _line_on(left_out: Counter[str]) -> str:
+    kinds = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in left_out.most_common())
+    return kinds and f"left out, since the ending is none of an image that minivit reads: {kinds}"
+
+
 def list_images(root: Path, split: Split | Whole) -> Listing:
     """The images in `root`, in the order in which they are decoded. Raises UserError."""
     left_out: Counter[str] = Counter()
@@ -151,8 +168,7 @@ def list_images(root: Path, split: Split | Whole) -> Listing:
     if parts and (unused := [name for name in _class_folders(root) if name not in (parts["train"], test)]):
         messages.append(f"not used: {', '.join(unused)} of {root}")
     if left_out:
-        kinds = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in left_out.most_common())
-        messages.append(f"left out, since the ending is none of an image that minivit reads: {kinds}")
+        messages.append(_line_on(left_out))
     return Listing(items, list(train), messages)
 
 

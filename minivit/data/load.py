@@ -16,7 +16,8 @@ from ..files import user_path
 from .cache import say
 from .cifar import find_or_download, load_cifar, recognise
 from .dataset import Dataset, Split, Whole, from_arrays
-from .decode import SUFFIXES, check_fit, check_pixels
+from .decode import SUFFIXES, check_pixels
+from .fit import check_fit
 from .folder import load_folder
 from .idx import holds_idx, load_idx
 from .labels import check_class_names, check_labels, implied_names

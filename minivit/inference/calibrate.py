@@ -52,8 +52,8 @@ def calibrate(
     `predict(images, budget)` uses.
 
     model: a cascade of create_model("dvt", ...), its Predictor, or a Classifier (`load(...)`, `train(...).model`).
-    images: at least 100 images that the model was not trained on: for a Classifier anything that its predict() takes, otherwise normalised
-        (n, C, S, S) arrays. labels: (n,) integers, for a Classifier also names of classes.
+    images: at least 100 images that the model was not trained on: for a Classifier anything that its predict() takes except
+        folders, otherwise normalised (n, C, S, S) arrays. labels: (n,) integers, for a Classifier also names of classes.
     budgets: maximum mean costs per image; None: 8, evenly spaced between the costs of the first and the last exit.
     unit: of the budgets: "macs", multiply-adds; "ms", milliseconds per image, measured on this machine in batches of `batch_size`;
         "share", the fraction of the multiply-adds up to the last exit.

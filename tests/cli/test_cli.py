@@ -155,6 +155,32 @@ def test_predict(folder, digit_files, capsys):
     assert row["probability"] == max(row["probabilities"].values())
 
 
+def test_predict_a_folder(folder, digit_files, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("no image")
+    assert main(["predict", str(folder), str(tmp_path), digit_files[1]]) == 0
+    out, err = capsys.readouterr()
+    assert main(["predict", str(folder), *digit_files, digit_files[1]]) == 0
+    assert out == capsys.readouterr().out
+    assert err == f"{tmp_path}: left out, since the ending is none of an image that minivit reads: 1 .txt\n"
+    assert main(["predict", str(folder), str(tmp_path), "--json"]) == 0
+    listed = capsys.readouterr().out
+    assert listed == json.dumps(json.loads(listed), indent=2) + "\n"
+    assert [row["path"] for row in json.loads(listed)] == digit_files
+
+
+def test_predict_past_bad_files(folder, digit_files, tmp_path, capsys):
+    bad = tmp_path / "digit 1b.png"
+    bad.write_bytes(b"no image")
+    reason = f"cannot read image {bad}: not an image of a known format"
+    assert told(capsys, "predict", folder, tmp_path) == reason
+    assert told(capsys, "predict", folder, tmp_path, "--json") == reason
+    assert main(["predict", str(folder), str(tmp_path), "--skip-bad"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split("\t")[0] for line in out.splitlines()] == digit_files
+    assert err == f"skipped 1 unreadable images:\n  {reason}\n"
+    assert told(capsys, "predict", folder, bad, "--skip-bad") == f"none of the 1 images can be read: {reason}"
+
+
 @pytest.mark.parametrize(
     "name, value, message",
     [

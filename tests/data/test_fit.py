@@ -9,7 +9,7 @@ from PIL import Image
 
 import minivit
 from minivit.data import load_data, prepare
-from minivit.data.decode import frame
+from minivit.data.fit import frame
 from minivit.errors import UserError
 from minivit.inference.run_data import data_of_run
 from minivit.io.run_folder import save_model
