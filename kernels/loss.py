@@ -127,7 +127,7 @@ def _backward(band, bands, dlogits, dloss, logits, classes, targets, weights, ls
             dlogits[i, k] = weight * exp(logits[i, k] - lse[i]) - mean * everywhere * weights[k]
         if soft:
             for k in range(K):
-                dlogits[i, k] -= mean * rest * targets[i, k] * weights[k]
+                dlogits[i, k] -= mean * rest * weights[k] * targets[i, k]
         elif 0 <= classes[i] < K:
             dlogits[i, classes[i]] -= mean * rest * weights[classes[i]]
         else:
