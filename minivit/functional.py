@@ -15,6 +15,7 @@ import numpy as np
 from .errors import UserError
 from .kernels import OPS
 from .kernels.concatenate import concatenation, splitting
+from .kernels.core.dtypes import accumulator_dtype
 from .tensor import Tensor, apply, axis_in, elementwise
 
 
@@ -343,14 +344,18 @@ def _check_rank(function: str, name: str, value: Tensor, shape: str) -> None:
         raise UserError(f"{function}: {name} must have the shape {shape}, not {value.shape}")
 
 
-def cross_entropy(logits: Tensor, targets: Any, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(logits: Tensor, targets: Any, label_smoothing: float = 0.0, *, weight: Any = None, batch: Any = None) -> Tensor:
     """Mean cross-entropy of logits (B, K) against classes (B,) or probabilities (B, K): -> ().
 
     label_smoothing s makes the target (1 - s)·target + s / K (1512.00567, section 7).
-    Raises UserError for a class outside 0 … K - 1 or a wrong number of targets. Classes on a GPU are not checked: one that is out of range
-    makes the loss NaN.
+    weight: (K,), of the classes, as in PyTorch: against classes the mean is weighted too, Σ w·loss / Σ w of the rows' classes, and 0 if the
+    latter is 0; against probabilities the weight multiplies each class's term, and the mean is over rows.
+    batch: (M,), the classes of the batch of which these rows are a part: the mean is then over that batch, so that parts add up.
+    Raises UserError for a class outside 0 … K - 1, a wrong number of targets or weights, and weights that are negative, not finite or all
+    0. Arrays on a GPU are not checked: a class that is out of range makes the loss NaN.
     """
-    targets = targets if logits.device == "cuda" else np.asarray(targets)
+    on_cpu = logits.device != "cuda"
+    targets = np.asarray(targets) if on_cpu else targets
     _check_rank("cross_entropy", "logits", logits, "(B, K)")
     if not 0 <= label_smoothing < 1:
         raise UserError(f"label_smoothing must lie in 0 ... below 1, got {label_smoothing}")
@@ -358,11 +363,14 @@ def cross_entropy(logits: Tensor, targets: Any, label_smoothing: float = 0.0) ->
         raise UserError(f"cross_entropy: targets must have the shape (B,) or (B, K), not {targets.shape}")
     if len(targets) != len(logits):
         raise UserError(f"cross_entropy: {len(targets)} targets for {len(logits)} rows of logits")
+    if weight is not None and on_cpu:
+        weight = checked_class_weights(weight, logits.shape[1]).astype(accumulator_dtype(logits.dtype), copy=False)
     if targets.ndim == 2:
-        targets = targets if logits.device == "cuda" else targets.astype(logits.dtype, copy=False)
-        return apply(OPS["soft_cross_entropy"], logits, targets, label_smoothing=label_smoothing)
-    targets = targets if logits.device == "cuda" else classes_below(targets, logits.shape[1])
-    return apply(OPS["cross_entropy"], logits, targets, label_smoothing=label_smoothing)
+        targets = targets.astype(logits.dtype, copy=False) if on_cpu else targets
+        return apply(OPS["soft_cross_entropy"], logits, targets, weight, label_smoothing=label_smoothing)
+    if on_cpu:
+        targets, batch = (None if labels is None else classes_below(np.asarray(labels), logits.shape[1]) for labels in (targets, batch))
+    return apply(OPS["cross_entropy"], logits, targets, weight, batch, label_smoothing=label_smoothing)
 
 
 def classes_below(labels: np.ndarray, number: int) -> np.ndarray:
@@ -373,6 +381,23 @@ def classes_below(labels: np.ndarray, number: int) -> np.ndarray:
     if len(outside):
         raise UserError(f"label {labels[outside[0]]} at position {outside[0]} is outside 0 … {number - 1}")
     return labels.astype(np.int64, copy=False)
+
+
+def checked_class_weights(weights: Any, number: int) -> np.ndarray:
+    """The weights of `number` classes as a floating-point array (number,). Raises UserError for anything that is not that, or useless."""
+    try:
+        array = np.asarray(weights)
+        array = array if array.dtype.kind == "f" else array.astype(np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"class weights must be {number} numbers, one for each class, got {str(weights)[:100]!r}") from None
+    if array.shape != (number,):
+        raise UserError(f"class weights must be {number} numbers, one for each class, got the shape {array.shape}")
+    wrong = ~(np.isfinite(array) & (array >= 0))
+    if wrong.any():
+        raise UserError(f"the weight of class {np.argmax(wrong)} is {array[np.argmax(wrong)]}: a weight must be finite, and 0 or more")
+    if not array.any():
+        raise UserError("all class weights are 0: nothing would be learned; leave them out, or give some class a weight")
+    return array
 
 
 def dropout(x: Tensor, rate: float, state: np.ndarray, use: int = 0) -> Tensor:

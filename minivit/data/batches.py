@@ -11,7 +11,8 @@ from ..errors import UserError
 from ..kernels import OPS
 from ..kernels.core.arrays import empty, to_device
 from .augmentation import Policy, check_mixing, draw_matrices, draw_mixing, find_policy
-from .dataset import check_labels, check_seed
+from .dataset import check_seed
+from .labels import check_labels
 
 ORDER, BATCH = 0, 1  # the use of random numbers: the last word of the Philox counter
 

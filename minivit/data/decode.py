@@ -1,8 +1,8 @@
 """Decoding of images to square arrays of one size, shared by training and prediction.
 
 EXIF orientation is applied; palettes, CMYK, 16-bit and floating-point images are converted to 8-bit gray or RGB; transparent pixels are
-composited on white. The largest centred square is cropped and resized to `image_size` with Pillow's antialiased bicubic filter, which is
-equivalent to resizing the shorter side and cropping the centre; a square that already has this size is copied.
+composited on white. Pillow's antialiased bicubic filter resizes; an image that already has the size is copied. `fit.py`
+says how an image of other proportions becomes a square.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import islice
+from io import BytesIO
+from itertools import count, islice
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ..errors import UserError
+from .fit import check_fit, fitted
 
 # Formats that Pillow decodes itself; PostScript and similar formats would start other programs.
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -81,15 +83,26 @@ def _formats() -> tuple[str, ...]:
     return tuple(f for f in FORMATS if f in Image.OPEN)
 
 
-def _open(path: str | os.PathLike[str]) -> Image.Image:
-    return Image.open(path, formats=_formats())
+def _open(source: Any) -> Image.Image:
+    """The image of a path, of the bytes of a file, or of a file that is open for reading bytes, read from where it stands."""
+    if hasattr(source, "read"):
+        source = source.read()
+        if not isinstance(source, bytes):
+            raise ValueError("it is open for reading text, not bytes: open it with mode 'rb'")
+    return Image.open(BytesIO(source) if isinstance(source, (bytes, bytearray)) else source, formats=_formats())
 
 
-def _unreadable(path: str | os.PathLike[str], error: BaseException) -> Unreadable:
+def name_of(image: Any) -> str:
+    """The path of an image that is a path, or of an open file that has one; otherwise ""."""
+    name = image if isinstance(image, (str, os.PathLike)) else getattr(image, "filename", "") or getattr(image, "name", "")
+    return os.fsdecode(name) if isinstance(name, (str, os.PathLike)) else ""
+
+
+def _unreadable(source: Any, error: BaseException) -> Unreadable:
     reason = "not an image of a known format" if isinstance(error, Image.UnidentifiedImageError) else str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         reason = error.strerror  # without the path, which the message contains already
-    return Unreadable(f"cannot read image {os.fspath(path)}: {' '.join(reason.split())}")
+    return Unreadable(f"cannot read image {name_of(source) or 'given'}: {' '.join(reason.split())}")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -128,32 +141,23 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _square(image: Image.Image, image_size: int, in_channels: int) -> np.ndarray:
+def _square(image: Image.Image, image_size: int, in_channels: int, fit: str) -> np.ndarray:
     """Returns uint8 (image_size, image_size, in_channels)."""
     if (orientation := _orientation(image)) != 1:
         image = image.transpose(UPRIGHT[orientation])
     mode = "L" if in_channels == 1 else "RGB"
     image = _eight_bits(image)
     image = image if image.mode == mode else image.convert(mode)
-    return np.asarray(_resize(image, image_size)).reshape(image_size, image_size, in_channels)
+    return np.asarray(fitted(image, (image_size, image_size), fit)).reshape(image_size, image_size, in_channels)
 
 
-def _resize(image: Image.Image, image_size: int) -> Image.Image:
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2  # whole pixels, so that an image of equal size is copied
-    if side != image_size:
-        return image.resize((image_size, image_size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
-    return image if width == height else image.crop((left, top, left + side, top + side))
-
-
-def read_image(path: str | os.PathLike[str], image_size: int, in_channels: int) -> np.ndarray:
-    """An image file as uint8 (image_size, image_size, in_channels). Raises Unreadable."""
+def read_image(source: Any, image_size: int, in_channels: int, fit: str = "crop") -> np.ndarray:
+    """An image file, by its path, its bytes or open, as uint8 (image_size, image_size, in_channels). Raises Unreadable."""
     try:
-        with _open(path) as image:
-            return _square(image, image_size, in_channels)
+        with _open(source) as image:
+            return _square(image, image_size, in_channels, fit)
     except UNREADABLE as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(source, error) from error
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any] | np.ndarray) -> Iterator[Any]:
@@ -172,37 +176,38 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any] | np.ndarray
 
 
 # ------------------------------------------------------------------------------------------------------------------------- arrays
-def _fit_float(image: np.ndarray, image_size: int, in_channels: int) -> np.ndarray:
+def _fit_float(image: np.ndarray, image_size: int, in_channels: int, fit: str) -> np.ndarray:
     """Resize and convert an image: float32 (H, W, C) in 0..1 -> float32 (image_size, image_size, in_channels)."""
     if image.shape[2] == 3 and in_channels == 1:
         image = image @ LUMA[:, None]
-    planes = [np.asarray(_resize(Image.fromarray(np.ascontiguousarray(plane)), image_size)) for plane in np.moveaxis(image, 2, 0)]
+    target = image_size, image_size
+    planes = [np.asarray(fitted(Image.fromarray(np.ascontiguousarray(plane)), target, fit)) for plane in np.moveaxis(image, 2, 0)]
     resized = np.stack(planes, axis=2).clip(0, 1)  # bicubic filters overshoot
     return np.repeat(resized, in_channels, axis=2) if resized.shape[2] < in_channels else resized
 
 
-def _fit_array(image: np.ndarray, image_size: int, in_channels: int) -> np.ndarray:
+def _fit_array(image: np.ndarray, image_size: int, in_channels: int, fit: str) -> np.ndarray:
     """Resize and convert one image (H, W, C), uint8 or float32. Raises UserError if the number of channels cannot be converted."""
     channels, dtype = image.shape[2], image.dtype
     convertible = (1, 3, 4) if dtype == np.uint8 else (1, 3)  # gray, RGB and, in bytes, RGBA
     if image.shape == (image_size, image_size, in_channels):
         return image
     if channels in convertible and in_channels in (1, 3) and dtype == np.uint8:
-        return _square(Image.fromarray(np.ascontiguousarray(image[:, :, 0] if channels == 1 else image)), image_size, in_channels)
+        return _square(Image.fromarray(np.ascontiguousarray(image[:, :, 0] if channels == 1 else image)), image_size, in_channels, fit)
     if channels != in_channels and not (channels in convertible and in_channels in (1, 3)):
         raise UserError(
             f"{dtype} images of {channels} channels cannot become {in_channels}: convert them first, or set in_channels={channels}"
         )
-    resized = _fit_float(image.astype(np.float32) / (255 if dtype == np.uint8 else 1), image_size, in_channels)
+    resized = _fit_float(image.astype(np.float32) / (255 if dtype == np.uint8 else 1), image_size, in_channels, fit)
     return np.rint(resized * 255).astype(np.uint8) if dtype == np.uint8 else resized
 
 
-def fit(images: np.ndarray, image_size: int, in_channels: int) -> np.ndarray:
+def fit_arrays(images: np.ndarray, image_size: int, in_channels: int, fit: str = "crop") -> np.ndarray:
     """Images (n, H, W, C), uint8 or float32, resized and converted to (n, image_size, image_size, in_channels) if necessary."""
     if images.shape[1:] == (image_size, image_size, in_channels):
         return images
     result = np.empty((len(images), image_size, image_size, in_channels), images.dtype)
-    for i, image in enumerate(in_threads(lambda image: _fit_array(image, image_size, in_channels), images)):
+    for i, image in enumerate(in_threads(lambda image: _fit_array(image, image_size, in_channels, fit), images)):
         result[i] = image
     return result
 
@@ -253,35 +258,76 @@ def _channels_last(images: np.ndarray, in_channels: int) -> np.ndarray:
     return images
 
 
-def _prepare_one(item: Any, image_size: int, in_channels: int) -> np.ndarray:
-    if isinstance(item, (str, os.PathLike)):
-        return read_image(item, image_size, in_channels)
+def _prepare_one(item: Any, image_size: int, in_channels: int, fit: str) -> np.ndarray:
+    if is_file(item):
+        return read_image(item, image_size, in_channels, fit)
     if isinstance(item, Image.Image):
         try:
-            return _square(item, image_size, in_channels)
+            return _square(item, image_size, in_channels, fit)
         except UNREADABLE as error:
-            raise _unreadable(getattr(item, "filename", "") or "given", error) from error
+            raise _unreadable(item, error) from error
     image = _channels_last(check_pixels(item, "image"), in_channels)
     if len(image) != 1:
         raise UserError(f"an image in a list must have the shape (H, W) or (H, W, C), got {np.shape(item)}")
-    return _fit_array(image[0], image_size, in_channels)
+    return _fit_array(image[0], image_size, in_channels, fit)
 
 
-def prepare(images: Any, *, image_size: int, in_channels: int) -> np.ndarray:
-    """Images of any kind as (n, image_size, image_size, in_channels), decoded and resized as for training.
+def prepare(images: Any, *, image_size: int, in_channels: int, fit: str = "crop") -> np.ndarray:
+    """Images of any kind as (n, image_size, image_size, in_channels), decoded and fitted (see above) as for training.
 
-    `images` is an array (n, H, W, C) or (H, W, C), or without C if gray: uint8, or floating-point in 0..1; a path; a PIL image; or a
-    sequence of these. A 3-D array is one image if its last dimension is 1, 3 or 4, otherwise n gray images; for a model of 3 channels, an
-    array (3, H, W) or (n, 3, H, W) is an error. The result is uint8, or float32
+    `images` is an array (n, H, W, C) or (H, W, C), or without C if gray: uint8, or floating-point in 0..1; a path; the bytes of an image
+    file, or such a file, open; a PIL image; or a sequence of these. A 3-D array is one image if its last dimension is 1, 3 or 4, otherwise
+    n gray images; for a model of 3 channels, an array (3, H, W) or (n, 3, H, W) is an error. The result is uint8, or float32
     if any input is a floating-point array. Raises UserError for a file that cannot be decoded, or pixels out of range.
     """
-    if isinstance(images, (str, os.PathLike, Image.Image)):
-        images = [images]
+    check_fit(fit)
+    images = as_items(images)
     if not isinstance(images, Sequence):
-        return fit(_channels_last(check_pixels(images), in_channels), image_size, in_channels)
-    prepared = list(in_threads(lambda item: _prepare_one(item, image_size, in_channels), images))
+        return fit_arrays(_channels_last(check_pixels(images), in_channels), image_size, in_channels, fit)
+    prepared = list(in_threads(lambda item: _prepare_one(item, image_size, in_channels, fit), images))
     if not prepared:
         raise UserError("no images were given: pass at least one")
-    if len({image.dtype for image in prepared}) > 1:
-        prepared = [image / np.float32(255) if image.dtype == np.uint8 else image for image in prepared]
-    return np.stack(prepared)  # (n, S, S, C)
+    return _stacked(prepared)
+
+
+def prepare_in_batches(
+    images: Sequence[Any], batch_size: int, skipped: list[Unreadable] | None, *, image_size: int, in_channels: int, fit: str = "crop"
+) -> Iterator[tuple[np.ndarray, list[int]]]:
+    """`prepare` for a sequence of any length, of which only some images are in memory at once.
+
+    Yields (pixels (B, image_size, image_size, in_channels), their places in `images`), B at most `batch_size`. skipped: a list, to which an
+    Unreadable is added for each image that cannot be decoded, which is then left out; None: the first one is raised.
+    """
+
+    def decode(item: Any) -> np.ndarray | Unreadable:
+        try:
+            return _prepare_one(item, image_size, in_channels, fit)
+        except Unreadable as error:
+            if skipped is None:
+                raise
+            return error
+
+    decoded = zip(count(), in_threads(decode, images))
+    while some := list(islice(decoded, batch_size)):
+        good = [(place, image) for place, image in some if isinstance(image, np.ndarray)]
+        if skipped is not None:
+            skipped += [image for _, image in some if isinstance(image, Unreadable)]
+        if good:
+            yield _stacked([image for _, image in good]), [place for place, _ in good]
+
+
+def _stacked(images: list[np.ndarray]) -> np.ndarray:
+    """(n, S, S, C), float32 if any image is."""
+    if len({image.dtype for image in images}) > 1:
+        images = [image / np.float32(255) if image.dtype == np.uint8 else image for image in images]
+    return np.stack(images)
+
+
+def is_file(image: Any) -> bool:
+    """Whether this is the path, the bytes or the open file of one image."""
+    return isinstance(image, (str, os.PathLike, bytes, bytearray)) or hasattr(image, "read")
+
+
+def as_items(images: Any) -> Any:
+    """Images as an array, or as a sequence where one file or PIL image was given."""
+    return [images] if is_file(images) or isinstance(images, Image.Image) else images

@@ -137,6 +137,23 @@ def _find_parts(root: Path) -> dict[str, str]:
     return {part: names[0] for part, names in named.items()}
 
 
+def image_files(folder: Path) -> tuple[list[str], str]:
+    """(the paths of all images in a folder and its subfolders, in sorted order; a line on what is left out, or "").
+
+    Raises UserError if there is none.
+    """
+    left_out: Counter[str] = Counter()
+    files = [str(folder / file.path) for file in _files_in(folder, ".", left_out)]
+    if not files:
+        raise UserError(f"{folder} holds no images: no file in it ends in {', '.join(sorted(SUFFIXES))}")
+    return files, _line_on(left_out)
+
+
+def _line_on(left_out: Counter[str]) -> str:
+    kinds = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in left_out.most_common())
+    return kinds and f"left out, since the ending is none of an image that minivit reads: {kinds}"
+
+
 def list_images(root: Path, split: Split | Whole) -> Listing:
     """The images in `root`, in the order in which they are decoded. Raises UserError."""
     left_out: Counter[str] = Counter()
@@ -151,8 +168,7 @@ def list_images(root: Path, split: Split | Whole) -> Listing:
     if parts and (unused := [name for name in _class_folders(root) if name not in (parts["train"], test)]):
         messages.append(f"not used: {', '.join(unused)} of {root}")
     if left_out:
-        kinds = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in left_out.most_common())
-        messages.append(f"left out, since the ending is none of an image that minivit reads: {kinds}")
+        messages.append(_line_on(left_out))
     return Listing(items, list(train), messages)
 
 
@@ -203,13 +219,21 @@ def _choose_shape(root: Path, items: list[Item], image_size: int | None, in_chan
 
 
 def _decode(
-    root: Path, items: list[Item], classes: int, image_size: int, in_channels: int, skip: bool, notes: dict[str, Any], progress: bool
+    root: Path,
+    items: list[Item],
+    classes: int,
+    image_size: int,
+    in_channels: int,
+    fit: str,
+    skip: bool,
+    notes: dict[str, Any],
+    progress: bool,
 ) -> Iterator[tuple[np.ndarray, int, bool]]:
     """Yields (image, label, train) of each item, and appends a line to notes["skipped"] for each unreadable one. Raises UserError."""
 
     def decode(item: Item) -> np.ndarray | Unreadable:
         try:
-            return read_image(root / item.file.path, image_size, in_channels)
+            return read_image(root / item.file.path, image_size, in_channels, fit)
         except Unreadable as error:
             return error
 
@@ -232,6 +256,7 @@ def load_folder(
     *,
     image_size: int | None,
     in_channels: int | None,
+    fit: str,
     skip_bad_images: bool,
     cache_dir: str | Path | None,
     progress: bool,
@@ -240,14 +265,14 @@ def load_folder(
     listing = list_images(root, split)
     for message in listing.messages:
         say(message, progress)
-    key = cache_key("folder", root.resolve().name, listing.items, image_size, in_channels, skip_bad_images)
+    key = cache_key("folder", root.resolve().name, listing.items, image_size, in_channels, fit, skip_bad_images)
     folder = data_folder(cache_dir)
     if cached := load_cached(folder, key):
         dataset, notes = cached
     else:
         size, channels, line = _choose_shape(root, listing.items, image_size, in_channels, progress)
         notes = {"size": line, "skipped": []}
-        rows = _decode(root, listing.items, len(listing.class_names), size, channels, skip_bad_images, notes, progress)
+        rows = _decode(root, listing.items, len(listing.class_names), size, channels, fit, skip_bad_images, notes, progress)
         dataset = store(
             folder,
             key,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..data import Batches, Dataset, prepare
+from ..data.decode import Unreadable, as_items, name_of, prepare_in_batches
+from ..data.fit import check_fit
+from ..data.folder import image_files
 from ..errors import UserError
 from ..io import run_folder
 from ..models.base import Model
@@ -26,19 +29,29 @@ from .predictor import LARGEST_BATCH, Prediction, Predictor
 class Preprocessing:
     """The conversion of images to a model's input."""
 
-    image_size: int  # pixels; the central square is resized to it
+    image_size: int  # pixels, both sides
     in_channels: int  # 1 gray, 3 RGB
     mean: tuple[float, ...]  # subtracted from each channel, on the scale 0..1
     std: tuple[float, ...]  # divisor of each channel
+    fit: str = "crop"  # how an image becomes a square: crop, pad or stretch (`data/fit.py`)
 
     @classmethod
     def of(cls, dataset: Dataset) -> Preprocessing:
         """The preprocessing for a dataset's images."""
-        return cls(dataset.image_size, dataset.in_channels, dataset.mean, dataset.std)
+        return cls(dataset.image_size, dataset.in_channels, dataset.mean, dataset.std, dataset.fit)
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The arguments of `data.prepare`."""
+        return {"image_size": self.image_size, "in_channels": self.in_channels, "fit": self.fit}
+
+    def pixels(self, images: Any) -> np.ndarray:
+        """Anything that `data.prepare` takes as (n, S, S, C), uint8 or float32 in 0..1. Raises UserError."""
+        return prepare(images, **self.shape)
 
     def batches(self, images: Any, batch_size: int = LARGEST_BATCH) -> Iterator[np.ndarray]:
         """Normalised float32 (B, C, S, S) batches of anything that `data.prepare` takes. Raises UserError."""
-        pixels = prepare(images, image_size=self.image_size, in_channels=self.in_channels)  # (n, S, S, C)
+        pixels = self.pixels(images)  # (n, S, S, C)
         batches = Batches(
             pixels,
             np.zeros(len(pixels), np.int64),
@@ -112,14 +125,47 @@ class Classifier(Module):
             self._predictor = Predictor(self.model, self.precision)
         return self._predictor
 
-    def predict(self, images: Any, budget: float | None = None) -> Prediction:
-        """Labels and probabilities of images: uint8 (B, H, W, C) or floats in 0..1, PIL images, paths, or a single one of these.
+    def predict(self, images: Any, budget: float | None = None, *, skip_bad_images: bool = False) -> Prediction:
+        """Labels and probabilities of images: uint8 (B, H, W, C) or floats in 0..1, PIL images, paths of files or of folders, bytes of
+        image files, such files open for reading bytes, or a single one of these.
 
-        budget: as for `Predictor.predict`. Raises UserError for an image that cannot be read.
+        A folder stands for all image files in it and its subfolders, in sorted order. budget: as for `Predictor.predict`.
+        skip_bad_images: leave out images that cannot be read; `sources` and `skipped` of the result tell which.
+        Raises UserError for an image that cannot be read, and if none can.
         """
-        parts = [self.predictor.predict(inputs, budget) for inputs in self.preprocessing.batches(images)]
+        skipped: list[Unreadable] = []
+        parts = list(self.predict_in_batches(images, budget, skipped if skip_bad_images else None))
         probabilities, exits, macs = (np.concatenate([getattr(p, name) for p in parts]) for name in ("probabilities", "exits", "macs"))
-        return Prediction(probabilities, exits, macs, self.class_names)
+        sources = tuple(source for p in parts for source in p.sources)
+        return Prediction(probabilities, exits, macs, self.class_names, sources, tuple(map(str, skipped)))
+
+    def predict_in_batches(
+        self, images: Any, budget: float | None = None, skipped: list[Unreadable] | None = None, batch_size: int = LARGEST_BATCH
+    ) -> Iterator[Prediction]:
+        """Like `predict`, for any number of files: yields the Prediction of each batch, whose images alone are in memory.
+
+        skipped: a list, to which an error is added for each image that cannot be read; None: the first one is raised.
+        """
+        given = as_items(images)
+        items: Sequence[Any]
+        batches: Iterable[tuple[np.ndarray, Sequence[int]]]
+        if isinstance(given, Sequence):
+            items = _with_folders_listed(given)
+            batches = prepare_in_batches(items, batch_size, skipped, **self.preprocessing.shape)
+        else:
+            array = self.preprocessing.pixels(given)
+            items = range(len(array))
+            batches = ((array[start : start + batch_size], items[start : start + batch_size]) for start in items[::batch_size])
+        found = 0
+        for pixels, places in batches:
+            (inputs,) = self.preprocessing.batches(pixels, batch_size)
+            prediction = self.predictor.predict(inputs, budget)
+            found += len(places)
+            sources = tuple(name_of(items[place]) or place for place in places)
+            yield replace(prediction, class_names=self.class_names, sources=sources)
+        if not found:
+            reason = f"none of the {len(items)} images can be read: {skipped[0]}" if skipped else "no images were given: pass at least one"
+            raise UserError(reason)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, configuration, thresholds, class names and preprocessing as one safetensors file for `load`.
@@ -133,6 +179,15 @@ class Classifier(Module):
         )
 
 
+def _with_folders_listed(images: Sequence[Any]) -> Sequence[Any]:
+    """The images, with those of a folder in place of its path. Raises UserError for a folder without images."""
+    items: list[Any] = []
+    for item in images:
+        is_folder = isinstance(item, (str, os.PathLike)) and os.path.isdir(item)
+        items += image_files(Path(item))[0] if is_folder else [item]
+    return items
+
+
 def load(path: str | os.PathLike[str], precision: str | None = None, device: str = "cpu") -> Classifier:
     """Load the model of a run folder, or of a .safetensors file written by minivit, in evaluation mode.
 
@@ -144,7 +199,13 @@ def load(path: str | os.PathLike[str], precision: str | None = None, device: str
     model, metadata = run_folder.load_model(file)
     try:
         fields = metadata["preprocessing"]
-        preprocessing = Preprocessing(int(fields["image_size"]), int(fields["in_channels"]), tuple(fields["mean"]), tuple(fields["std"]))
+        preprocessing = Preprocessing(
+            int(fields["image_size"]),
+            int(fields["in_channels"]),
+            tuple(fields["mean"]),
+            tuple(fields["std"]),
+            check_fit(fields.get("fit", "crop")),  # files of earlier versions do not say it
+        )
         names, training_hashes = tuple(map(str, metadata["class_names"])), tuple(map(int, metadata.get("training_sketch", ())))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file} does not say how its images are prepared ({error}): load its weights with load_weights") from error

@@ -25,7 +25,8 @@ def data_of_run(
     run: the folder, its name in runs/, or its .safetensors file. classifier: its model (`load`). data: other data (`load_data`) instead; if
     it has no split, all its images are test images. The run's own data keeps the run's split also if it is given as `data`, then
     without the limit.
-    Raises UserError if the run does not record its data, and for data with other classes than the model's.
+    Classes are found by their names, so data may have some of the model's, in any order. Raises UserError if the run does not record its
+    data, and for data with other classes than the model's.
     """
     folder = RunFolder(find_model(Path(run)).parent)
     known = (folder.path / CONFIG).is_file()
@@ -48,9 +49,13 @@ def data_of_run(
         split,
         image_size=preprocessing.image_size,
         in_channels=preprocessing.in_channels,
+        fit=preprocessing.fit,
         skip_bad_images=skip_bad_images,
         progress=progress,
     )
+    is_named = dataset.class_names != tuple(map(str, range(dataset.num_classes)))  # numbers alone do not tell which classes they mean
+    if is_named and set(dataset.class_names) <= set(classifier.class_names):
+        dataset = dataset.with_classes(classifier.class_names)  # some of them, as in a small test set, or in another order
     if dataset.class_names != classifier.class_names:
         raise UserError(
             f"the classes of {dataset.name} ({_shortened(dataset.class_names)}) are not the model's "

@@ -12,7 +12,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -47,13 +47,15 @@ def save_weights(model: Model, path: str | os.PathLike[str], metadata: Mapping[s
         raise UserError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
 
 
-def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = True) -> None:
+def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = True) -> tuple[str, ...]:
     """Load weights into a model: `.safetensors` with timm's names, or `.npz` with the names of Google's ViT and Mixer files.
 
     head=False keeps the model's head, for a file with another number of classes. A ViT's position embedding is resized to the model's grid
-    as in timm: bicubic with antialiasing from safetensors, bilinear from npz. The thresholds of a cascade are loaded if all of its weights
-    are those of the file. Names of the original authors' code are accepted too (`Model.rename_foreign`), and names that all begin with
-    "module.", "model." or "_orig_mod.". Google's `pre_logits` layer is a part of the file's head, so it needs head=False.
+    as in timm: bicubic with antialiasing from safetensors, bilinear from npz. A patch projection for another number of channels is
+    converted as in timm: for a gray model the weights of all channels are summed (`models/channels.py`). The result has a line for each
+    array that was resized or converted. The thresholds of a cascade are loaded if all of its weights are those of the file. Names of the
+    original authors' code are accepted too (`Model.rename_foreign`), and names that all begin with "module.", "model." or "_orig_mod.".
+    Google's `pre_logits` layer is a part of the file's head, so it needs head=False.
     Raises UserError, without changing the model, for a file that is missing, damaged or does not fit.
     """
     path = Path(path)
@@ -76,10 +78,22 @@ def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = Tru
         )
     try:
         content = model.read_metadata(metadata)
-        model.load_state_dict(model.resize_positions(state, method))
+        converted = model.convert_channels(model.resize_positions(state, method))
+        model.load_state_dict(converted)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     model.restore(content, own_file=False)
+    return tuple(_changes(model, state, converted, method))
+
+
+def _changes(model: Model, given: State, converted: State, method: str) -> Iterator[str]:
+    """A line for each parameter of another shape than the file's, in the order of the model."""
+    for name, _ in model.named_parameters():
+        old, new = given[name].shape, converted[name].shape
+        if old != new and len(new) == 4:
+            yield f"{name}: {old[1]} channels became {new[1]}, {'summed' if new[1] == 1 else 'repeated and scaled'}"
+        elif old != new:
+            yield f"{name}: resized from {old} to {new}, {method}"
 
 
 def _without_wrappers(state: State) -> State:

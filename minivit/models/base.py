@@ -13,9 +13,10 @@ from ..errors import UserError
 from ..kernels.core.dtypes import BFLOAT16
 from ..nn.cost import ModelCost, count
 from ..nn.initialisers import Initialiser, initialise
-from ..nn.layers import Dropout, Linear, Random
+from ..nn.layers import Dropout, Linear, PatchEmbed, Random
 from ..nn.module import Module
 from ..tensor import Tensor
+from . import channels
 from . import config as configs
 from .config import StageConfig
 
@@ -117,6 +118,11 @@ class Model(Module):
     def resize_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
         """`state`, a state dict of this family, with its position embeddings resized to this model's grid (`positions.resize`)."""
         return state
+
+    def convert_channels(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`state` with its patch projections converted to this model's in_channels (`channels.convert`)."""
+        names = [f"{name}.proj.weight" for name, module in self.named_modules() if isinstance(module, PatchEmbed)]
+        return state | {name: channels.convert(state[name], self.config.in_channels) for name in names if name in state}
 
     def metadata(self) -> dict[str, str]:
         """Further metadata of a weights file, as text by key, in addition to the configuration."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data import Dataset, prepare
+from ..data import Dataset
 from ..errors import UserError
 from ..files import user_path
 from ..inference.calibrate import halves, measured_exits, stage_milliseconds
@@ -86,8 +86,7 @@ def draw_run(
         calibration.for_budget(budget)  # raises UserError if the budget is not available
     if len(images) and not stages[0].attends:
         raise UserError(f"images are for laying attention over them, and {model.name} has none: leave them out")
-    preprocessing = classifier.preprocessing
-    pixels = prepare(images, image_size=preprocessing.image_size, in_channels=preprocessing.in_channels) if len(images) else None
+    pixels = classifier.preprocessing.pixels(images) if len(images) else None
     dataset, unseen = None, np.empty(0, np.int64)
     if calibration or (stages[0].attends and pixels is None):
         dataset = data_of_run(run, classifier, data, skip_bad_images=skip_bad_images, progress=progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from textwrap import fill
@@ -36,6 +36,11 @@ class TrainOptions:
     weight_decay: Annotated[float | None, "decoupled weight decay, not of biases, scales and position embeddings"] = None
     clip_norm: Annotated[float | None, "maximum norm of the whole gradient; 0 is off"] = None
     label_smoothing: Annotated[float | None, "fraction of the target that is spread evenly over all classes"] = None
+    class_weights: Annotated[
+        str | Mapping[str, float] | Sequence[float] | None,
+        "weights of the classes in the loss: balanced, by which each class weighs as much in all, or a table, as cat=2,dog=1, in which "
+        "other classes weigh 1; in Python also a dict of these, or a number for each class",
+    ] = None
     augmentation: Annotated[
         str | None,
         "none, flip, crop-flip or affine, by default the policy of the dataset; in Python also a custom policy",
@@ -62,6 +67,11 @@ class TrainOptions:
     device: Annotated[str, "device for training, cpu or cuda"] = "cpu"
     image_size: Annotated[int | None, "pixels that images are resized to"] = None
     in_channels: Annotated[int | None, "1 for gray, 3 for RGB"] = None
+    fit: Annotated[
+        str | None,
+        "how images become squares: crop, the centre; pad, the whole image with borders of its mean colour; stretch, the whole image "
+        "without its proportions; by default crop, or as a given Dataset or trained model has it; predict and eval do the same",
+    ] = None
     test_fraction: Annotated[float, "fraction of each class that is used for testing, if the data has no split"] = 0.2
     split_seed: Annotated[int, "seed of that split"] = 0
     skip_bad_images: Annotated[bool, "leave out images that cannot be read, and name them"] = False
