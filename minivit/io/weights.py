@@ -6,23 +6,21 @@ A file that does not fit the model is rejected before anything is changed, with 
 from __future__ import annotations
 
 import json
-import lzma
 import os
-import struct
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import safetensors
 from safetensors.numpy import save
 
-from ..errors import UserError
+from ..errors import UserError, listed
 from ..files import atomic_file
 from ..models.base import Model
+from ..schema import parse_json
 from ..version import __version__
 
 State = dict[str, np.ndarray]  # parameter name -> array
@@ -101,14 +99,17 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[State, dict[str, str
     """The arrays of a file, bfloat16 converted to float32, and its metadata. Raises UserError if it is missing or damaged."""
     try:
         content = Path(path).read_bytes()
-        raw = safetensors.deserialize(content)
+        raw = safetensors.deserialize(content)  # also holds the lengths that the header claims against those that there are
         length = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+        metadata = parse_json(content[8 : 8 + length].decode()).get("__metadata__") or {}
+        arrays = {name: _array(path, name, item["dtype"], item["data"]).reshape(item["shape"]) for name, item in raw}
     except OSError as error:
         raise _unreadable(path, error) from error
-    except safetensors.SafetensorError as error:
+    except UserError:
+        raise
+    except (safetensors.SafetensorError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is damaged or no safetensors file ({error}): get or make it again") from error
-    return {name: _array(path, name, item["dtype"], item["data"]).reshape(item["shape"]) for name, item in raw}, metadata
+    return arrays, metadata
 
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
@@ -122,39 +123,40 @@ def _array(path: str | os.PathLike[str], name: str, dtype: str, data: bytes) -> 
     return np.frombuffer(data, _DTYPES[dtype])
 
 
-# Exceptions of numpy.load and the modules it uses, for damaged files and files of another format.
-_NPZ_ERRORS = (
-    OSError,
-    ValueError,
-    TypeError,
-    EOFError,
-    LookupError,
-    AttributeError,
-    RuntimeError,
-    SyntaxError,
-    MemoryError,
-    OverflowError,
-    lzma.LZMAError,
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+# Weights are compressed little. A file whose arrays claim more bytes than these two allow is made to fill the memory.
+COMPRESSION, SMALL_FILE = 16, 2**26
 
 
 def _read_npz(path: Path) -> State:
     try:
+        _check_claims(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in file.files}
-    except FileNotFoundError as error:
+    except (FileNotFoundError, PermissionError) as error:
         raise _unreadable(path, error) from error
-    except _NPZ_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} is damaged or no npz file of plain arrays ({reason}): get or make it again") from error
+    except Exception as error:  # the reader of zip files, the decompressors and the parser of array headers raise almost anything
+        reason = str(error) or type(error).__name__
+        raise UserError(f"{path} is damaged or no npz file of plain arrays ({reason[:100]}): get or make it again") from error
     non_numeric = [name for name, array in arrays.items() if array.dtype.kind not in "fiu"]
     if non_numeric:
-        raise UserError(f"{path} is damaged or no npz file of plain arrays: {', '.join(non_numeric)} hold no numbers")
+        raise UserError(f"{path} is damaged or no npz file of plain arrays: {listed(non_numeric)} hold no numbers")
     return arrays
+
+
+def _check_claims(path: Path) -> None:
+    """Raises ValueError if the arrays of an npz file claim more bytes than it can hold. Raises what zipfile and NumPy raise."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        claimed, possible = sum(member.file_size for member in members), COMPRESSION * path.stat().st_size + SMALL_FILE
+        if claimed > possible:
+            raise ValueError(f"its arrays claim {claimed:,} bytes, which a file of {path.stat().st_size:,} bytes does not hold")
+        for member in members:
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read_header(file)
+                if prod(shape) * dtype.itemsize > member.file_size:
+                    raise ValueError(f"{member.filename} claims the shape {shape}, and has {member.file_size:,} bytes")
 
 
 def _unreadable(path: str | os.PathLike[str], error: OSError) -> UserError:
@@ -183,7 +185,7 @@ def _from_google(model: Model, arrays: State, path: Path, head: bool) -> State:
     }
     expected = [name for parts in table.values() for name in parts]
     missing, unexpected = [n for n in expected if n not in arrays], sorted(arrays.keys() - set(expected))
-    errors = [f"{problem}: {', '.join(listed)}" for problem, listed in (("missing", missing), ("unexpected", unexpected)) if listed]
+    errors = [f"{problem}: {listed(found)}" for problem, found in (("missing", missing), ("unexpected", unexpected)) if found]
     if errors:
         raise UserError(f"{path}: names do not fit {model.name}; {'; '.join(errors)}")
     return {ours: _concatenate(path, {name: arrays[name] for name in parts}) for ours, parts in table.items()}
