@@ -1,8 +1,8 @@
 """Values from outside, held against type annotations: the one check of configurations, of options and of what files say.
 
 An annotation is bool, int, float, str, a Literal of texts, Any, `X | None` or another union, Sequence[X], tuple[X, ...] or tuple[X, Y],
-Mapping[str, X], a dataclass, which is read from a mapping, or any other class, which accepts its instances. The range of a number is part
-of its annotation, `Annotated[int, Limits(least=1)]`.
+Mapping[str, X], a dataclass, which is read from a mapping, or any other class, which accepts its instances. The range of a number, or
+the largest length of a text or a sequence, is part of its annotation, `Annotated[int, Limits(least=1)]`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from .errors import UserError, nearest, shown
 
 LARGEST = 2**20  # of the sizes and factors of a model
+LONGEST_LIST = 2**16  # values
 DIGITS = 400  # of a number in JSON: more than those of the largest float
 
 R = TypeVar("R")
@@ -28,7 +29,8 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Limits:
-    """The range of a number. least, most: the smallest and the largest one. above, below: bounds that are excluded themselves."""
+    """The range of a number. least, most: the smallest and the largest one. above, below: bounds that are excluded themselves. Of a text
+    or a list, `most` is the largest length."""
 
     least: float = -inf
     most: float = inf
@@ -74,11 +76,7 @@ def checked(name: str, value: Any, hint: Any) -> Any:
 
     Raises UserError, which calls the value `name`, and its parts name[0], name.key.
     """
-    limits, origin, arguments = Limits(), get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        limits = next((each for each in hint.__metadata__ if isinstance(each, Limits)), limits)
-        hint = arguments[0]
-        origin, arguments = get_origin(hint), get_args(hint)
+    hint, origin, arguments, limits = _parts(hint)
     if hint is Any or (value is None and NoneType in arguments):
         return value
     if origin in (Union, UnionType):
@@ -93,16 +91,27 @@ def checked(name: str, value: Any, hint: Any) -> Any:
     if hint is bool:
         return bool(value) if isinstance(value, (bool, np.bool_)) else _reject(name, value, "true or false")
     if hint is str:
-        return str(value) if isinstance(value, str) and _is_text(value) else _reject(name, value, "text")
+        is_text = isinstance(value, str) and _is_text(value) and len(value) <= limits.most
+        return str(value) if is_text else _reject(name, value, f"text{limits.describe(len(value)) if isinstance(value, str) else ''}")
     kind: Any = origin or hint
     if issubclass(kind, Sequence):
-        return _sequence(name, value, arguments)
+        return _sequence(name, value, arguments, limits)
     if issubclass(kind, Mapping):
         _mapping(name, value)
         return {key: checked(f"{name}.{key}", item, arguments[1]) for key, item in value.items()}
     if isinstance(value, kind):
         return value
     return record(kind, value, name) if isinstance(kind, type) and is_dataclass(kind) else _reject(name, value, f"a {kind.__name__}")
+
+
+@cache
+def _parts(hint: Any) -> tuple[Any, Any, tuple[Any, ...], Limits]:
+    """(the annotation without its limits, its origin and arguments, the limits)."""
+    limits = Limits()
+    if get_origin(hint) is Annotated:
+        limits = next((each for each in hint.__metadata__ if isinstance(each, Limits)), limits)
+        hint = get_args(hint)[0]
+    return hint, get_origin(hint), get_args(hint), limits
 
 
 def _reject(name: str, value: Any, wanted: str) -> NoReturn:
@@ -137,9 +146,11 @@ def _one_of(name: str, value: Any, hints: Sequence[Any]) -> Any:
     raise problems[-1 if isinstance(value, (list, tuple)) else 0]  # a sequence is the last of several
 
 
-def _sequence(name: str, value: Any, hints: tuple[Any, ...]) -> tuple[Any, ...]:
+def _sequence(name: str, value: Any, hints: tuple[Any, ...], limits: Limits) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
         _reject(name, value, "a list")
+    if len(value) > min(limits.most, LONGEST_LIST):
+        raise UserError(f"{name} must hold at most {min(limits.most, LONGEST_LIST):,} values, not {len(value):,}")
     if len(hints) == 1 or hints[-1] is ...:
         hints = (hints[0],) * len(value)
     if len(value) != len(hints):
@@ -166,19 +177,20 @@ def record(kind: type[R], content: Any, name: str = "") -> R:
     return kind(**{key: checked(prefix + key, content[key], hint) for key, hint in hints.items() if key in content})
 
 
-def parse_json(text: str) -> Any:
-    """The value of JSON text. Raises ValueError, whose message is a short reason, also for NaN, for Infinity, for numbers of many digits
-    and for brackets in brackets that are too deep to read."""
+def parse_json(text: str, name: str) -> Any:
+    """The value of JSON text. Raises UserError, which calls the text `name`; also for NaN and Infinity, for numbers of many digits, and for
+    brackets in brackets that are too deep to read."""
     try:
         return json.loads(text, parse_constant=_no_number, parse_int=_whole_number)
     except RecursionError:
-        raise ValueError("brackets are nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON: {error}") from None
+        reason = "its brackets are nested too deeply"
+    except ValueError as error:
+        reason = str(error)
+    raise UserError(f"{name} is no JSON: {reason}")
 
 
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number in JSON")
+    raise ValueError(f"{text} is no number")
 
 
 def _whole_number(text: str) -> int:

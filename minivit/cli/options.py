@@ -37,7 +37,7 @@ def assignment(text: str, option: str = "--model-option") -> tuple[str, Any]:
     if not (name and equals):
         raise UserError(f"{option} takes NAME=VALUE, as depth=4, got {text!r}")
     try:
-        return name, parse_json(value)
+        return name, parse_json(value, name)
     except ValueError:
         return name, value
 

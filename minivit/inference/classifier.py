@@ -167,6 +167,6 @@ def load(path: str | os.PathLike[str], precision: str | None = None, device: str
     model, metadata = run_folder.load_model(file)
     precision_for(precision or model.config.dtype, dtype_of(model), device)  # raises
     model.to(device)
-    with run_folder.reading(file, "it does not say how its images are prepared; load its weights with load_weights"):
+    with run_folder.reading(file, "create the model and load its weights with load_weights"):
         about = record(About, metadata)
         return Classifier(model, about.class_names, about.preprocessing, about.training_sketch, precision)

@@ -49,6 +49,9 @@ def reading(what: str | os.PathLike[str], remedy: str) -> Iterator[None]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------- models
+Name = Annotated[str, Limits(most=100)]  # of a model: pictures have it in their titles
+
+
 def save_model(path: str | os.PathLike[str], model: Model, about: Mapping[str, Any]) -> None:
     """Write a model with its configuration and the metadata `about`, whose values JSON can represent. Raises UserError."""
     save_weights(model, path, {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()})
@@ -60,8 +63,8 @@ def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
     if "model" not in metadata:
         raise UserError(f"{path} does not say which model its weights are of: create that, and use load_weights")
     with reading(path, "get or make it again, or create the model and use load_weights"):
-        config = dict(checked("model", parse_json(metadata["model"]), Mapping[str, Any]))
-        family, name = (checked(f"model.{key}", config.pop(key, None), str) for key in ("family", "name"))
+        config = dict(checked("model", parse_json(metadata["model"], "model"), Mapping[str, Any]))
+        family, name = (checked(f"model.{key}", config.pop(key, None), Name) for key in ("family", "name"))
         model = outline(family, config, most=len(state))  # nothing is allocated before the shapes are known to be those of the file
         model.name = name
         model.check_state_dict(state)
@@ -69,7 +72,7 @@ def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
         model.load_state_dict(state)
         model.restore(model.read_metadata(metadata), own_file=True)
         about = metadata.keys() - model.metadata().keys() - {"format", "version", "model"}
-        return model, {key: parse_json(metadata[key]) for key in about}
+        return model, {key: parse_json(metadata[key], key) for key in about}
 
 
 def find_model(path: Path) -> Path:
@@ -134,7 +137,7 @@ class RunFolder:
     def read_config(self) -> dict[str, Any]:
         """The content of config.json. Raises UserError if it is missing or damaged."""
         with reading(self.path / CONFIG, f"give the data, which {CONFIG} is read for, or train again"):
-            return dict(checked("its content", parse_json((self.path / CONFIG).read_text(encoding="utf-8")), Mapping[str, Any]))
+            return dict(checked("its content", parse_json((self.path / CONFIG).read_text(encoding="utf-8"), "its text"), Mapping[str, Any]))
 
     def add_metrics(self, line: Mapping[str, Any]) -> None:
         """Append a line to the history and to metrics.jsonl. Raises UserError."""
@@ -146,11 +149,8 @@ class RunFolder:
         path, lines = self.path / METRICS, []
         with reading(path, "remove the line, or the file, which only the learning curves need"):
             for number, text in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), 1):
-                try:
-                    lines.append(parse_json(text))
-                    record(Epoch, lines[-1])
-                except ValueError as error:
-                    raise ValueError(f"line {number}: {error}") from error
+                lines.append(parse_json(text, f"line {number}"))
+                record(Epoch, lines[-1], f"line {number}")
         return lines
 
     def _write(self, name: str, text: str) -> None:

@@ -20,7 +20,6 @@ from safetensors.numpy import save
 from ..errors import UserError, listed
 from ..files import atomic_file
 from ..models.base import Model
-from ..schema import parse_json
 from ..version import __version__
 
 State = dict[str, np.ndarray]  # parameter name -> array
@@ -101,7 +100,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[State, dict[str, str
         content = Path(path).read_bytes()
         raw = safetensors.deserialize(content)  # also holds the lengths that the header claims against those that there are
         length = int.from_bytes(content[:8], "little")
-        metadata = parse_json(content[8 : 8 + length].decode()).get("__metadata__") or {}
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
         arrays = {name: _array(path, name, item["dtype"], item["data"]).reshape(item["shape"]) for name, item in raw}
     except OSError as error:
         raise _unreadable(path, error) from error

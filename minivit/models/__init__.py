@@ -36,7 +36,7 @@ __all__ = [
     "register",
 ]
 
-MOST_PARAMETERS = 2**16  # arrays of a model: those of some thousand blocks
+MOST_PARAMETERS = 2**15  # arrays of a model: those of some thousand blocks
 
 
 def list_models(pattern: str = "*") -> list[str]:

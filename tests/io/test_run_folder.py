@@ -82,7 +82,7 @@ def test_config_comes_back(tmp_path):
     folder.write_config({"seed": 3, "data": "çiçek"})
     assert RunFolder(tmp_path / "run").read_config() == {"seed": 3, "data": "çiçek"}
     (tmp_path / "run" / CONFIG).write_text("{")
-    with pytest.raises(UserError, match=r"config\.json is damaged: no JSON: .*: give the data"):
+    with pytest.raises(UserError, match=r"config\.json is damaged: its text is no JSON: .*: give the data"):
         folder.read_config()
 
 

@@ -131,10 +131,10 @@ class Calibration(Checked):
     def from_text(cls, text: str) -> Calibration:
         """The calibration from the JSON text of `to_json()`. Raises UserError if it is damaged."""
         try:
-            calibration = record(cls, parse_json(text))
+            calibration = record(cls, parse_json(text, "their text"))
             calibration._check_lengths()
         except ValueError as error:
-            raise UserError(f"the thresholds that were saved with the model are damaged ({error}): calibrate it again") from error
+            raise UserError(f"the thresholds that were saved with the model are damaged ({error})") from error
         return calibration
 
     def _check_lengths(self) -> None:

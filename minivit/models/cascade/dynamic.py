@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from ... import functional as F
 from ...errors import UserError, nearest, shown
 from ...nn.initialisers import Initialiser, truncated_normal, uniform
 from ...nn.layers import Dropout, LayerNorm, Linear, Mlp, Projection, Random, Sequential
+from ...schema import Limits
 from ...tensor import Tensor
 from ..base import Backbone, Model
 from ..config import BackboneConfig, Config, Count, Positive, Rate, Size
@@ -44,7 +45,11 @@ class DVTConfig(Config):
     """The defaults are those of DVT-DeiT-S."""
 
     backbone: str = "vit"  # the family of every stage
-    patches: Sequence[tuple[Size, Size, Count]] = ((32, 32, 0), (23, 23, 3), (16, 16, 0))  # (size, stride, padding) in pixels, one per exit
+    patches: Annotated[Sequence[tuple[Size, Size, Count]], Limits(most=64)] = (
+        (32, 32, 0),
+        (23, 23, 3),
+        (16, 16, 0),
+    )  # (size, stride, padding) in pixels, one per exit
     feature_reuse: bool = True  # whether a stage reuses the features of the previous stage
     relationship_reuse: bool = True  # whether the attention logits of the previous stage are added to those of a stage
     dim: Size | Sequence[Size] = 384  # channels of a token, for all stages or for each
