@@ -91,8 +91,9 @@ def checked(name: str, value: Any, hint: Any) -> Any:
     if hint is bool:
         return bool(value) if isinstance(value, (bool, np.bool_)) else _reject(name, value, "true or false")
     if hint is str:
-        is_text = isinstance(value, str) and _is_text(value) and len(value) <= limits.most
-        return str(value) if is_text else _reject(name, value, f"text{limits.describe(len(value)) if isinstance(value, str) else ''}")
+        if not isinstance(value, str) or not _is_text(value):
+            _reject(name, value, "text")
+        return str(value) if len(value) <= limits.most else _reject(name, value, f"text of at most {limits.most} characters")
     kind: Any = origin or hint
     if issubclass(kind, Sequence):
         return _sequence(name, value, arguments, limits)

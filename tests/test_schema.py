@@ -67,7 +67,7 @@ def test_values_that_fit(value, hint, expected):
         (1, bool, "it must be true or false, not 1"),
         (b"a", str, "it must be text, not b'a'"),
         ("\ud800", str, r"it must be text, not '\\ud800'"),
-        ("abc", Annotated[str, Limits(most=2)], "it must be text of at most 2, not 'abc'"),
+        ("abc", Annotated[str, Limits(most=2)], "it must be text of at most 2 characters, not 'abc'"),
         ("c", Literal["abc", "b"], r"it must be 'abc' or 'b', not 'c'"),
         ([], Literal["a", "b"], r"it must be 'a' or 'b', not \[\]"),
         ("ab", Sequence[str], "it must be a list, not 'ab'"),

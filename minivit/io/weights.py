@@ -19,6 +19,7 @@ from safetensors.numpy import save
 
 from ..errors import UserError, listed
 from ..files import atomic_file
+from ..models import MOST_PARAMETERS
 from ..models.base import Model
 from ..version import __version__
 
@@ -97,9 +98,15 @@ def _of_head(name: str) -> bool:
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[State, dict[str, str]]:
     """The arrays of a file, bfloat16 converted to float32, and its metadata. Raises UserError if it is missing or damaged."""
     try:
-        content = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > LARGEST_HEADER:
+                raise ValueError(f"a header of {length:,} bytes")
+            file.seek(0)
+            content = file.read()
         raw = safetensors.deserialize(content)  # also holds the lengths that the header claims against those that there are
-        length = int.from_bytes(content[:8], "little")
+        if len(raw) > MOST_PARAMETERS:
+            raise ValueError(f"{len(raw):,} arrays")
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
         arrays = {name: _array(path, name, item["dtype"], item["data"]).reshape(item["shape"]) for name, item in raw}
     except OSError as error:
@@ -111,6 +118,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[State, dict[str, str
     return arrays, metadata
 
 
+LARGEST_HEADER = 2**23  # bytes: twice what the names of all parameters of the largest model need
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
 
 
@@ -124,6 +132,7 @@ def _array(path: str | os.PathLike[str], name: str, dtype: str, data: bytes) -> 
 
 # Weights are compressed little. A file whose arrays claim more bytes than these two allow is made to fill the memory.
 COMPRESSION, SMALL_FILE = 16, 2**26
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}  # 3.0: of names that are no numbers
 
 
 def _read_npz(path: Path) -> State:
@@ -134,8 +143,8 @@ def _read_npz(path: Path) -> State:
     except (FileNotFoundError, PermissionError) as error:
         raise _unreadable(path, error) from error
     except Exception as error:  # the reader of zip files, the decompressors and the parser of array headers raise almost anything
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{path} is damaged or no npz file of plain arrays ({reason[:100]}): get or make it again") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} is damaged or no npz file of plain arrays ({reason}): get or make it again") from error
     non_numeric = [name for name, array in arrays.items() if array.dtype.kind not in "fiu"]
     if non_numeric:
         raise UserError(f"{path} is damaged or no npz file of plain arrays: {listed(non_numeric)} hold no numbers")
@@ -146,14 +155,17 @@ def _check_claims(path: Path) -> None:
     """Raises ValueError if the arrays of an npz file claim more bytes than it can hold. Raises what zipfile and NumPy raise."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
+        if len(members) > MOST_PARAMETERS:
+            raise ValueError(f"{len(members):,} arrays")
         claimed, possible = sum(member.file_size for member in members), COMPRESSION * path.stat().st_size + SMALL_FILE
         if claimed > possible:
             raise ValueError(f"its arrays claim {claimed:,} bytes, which a file of {path.stat().st_size:,} bytes does not hold")
         for member in members:
             with archive.open(member) as file:
                 version = np.lib.format.read_magic(file)
-                read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                shape, _, dtype = read_header(file)
+                if version not in _HEADERS:
+                    raise ValueError(f"{member.filename} has version {version}")
+                shape, _, dtype = _HEADERS[version](file)
                 if prod(shape) * dtype.itemsize > member.file_size:
                     raise ValueError(f"{member.filename} claims the shape {shape}, and has {member.file_size:,} bytes")
 

@@ -56,7 +56,7 @@ def filled(shape: tuple[int, ...], value: float, dtype: str) -> Parameter:
         return Parameter(np.full(shape, value, dtype) if value else np.zeros(shape, dtype))  # zeros take memory when they are first written
     counts[0] += 1
     if counts[0] > counts[1]:
-        raise UserError(f"the model has more than {counts[1]:,} parameters with a name: make it smaller")
+        raise UserError(f"the model has more than {counts[1]:,} parameter arrays: make it smaller")
     parameter = Parameter(np.empty(0, dtype))
     parameter.data = np.broadcast_to(np.array(value, dtype), shape)  # the one value, read everywhere
     return parameter

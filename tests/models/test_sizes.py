@@ -39,7 +39,7 @@ def test_an_outline_has_the_shapes_and_takes_no_memory(family):
 
 
 def test_an_outline_ends_with_its_block():
-    with pytest.raises(UserError, match="more than 3 parameters"), outlines(3):
+    with pytest.raises(UserError, match="more than 3 parameter arrays"), outlines(3):
         outline("vit", SMALL["vit"], 3)
     assert minivit.create_model("vit", **SMALL["vit"]).head.weight.data.flags.writeable
 
@@ -60,7 +60,7 @@ def test_sizes_of_users(family, size):
     [
         (dict(dim=10**9), "dim must be a whole number of at most 1,048,576, not 1000000000"),
         (dict(depth=2**64), "depth must be a whole number of at most 1,048,576, not 18446744073709551616"),
-        (dict(depth=10**6), "the model has more than 32,768 parameters with a name: make it smaller"),
+        (dict(depth=10**6), "the model has more than 32,768 parameter arrays: make it smaller"),
         (dict(dim=12 * 10**4), "vit of this size takes 7,725.7 GiB for its parameters alone, more memory than there is: make it smaller"),
         (dict(dim=2**20, heads=1, mlp_ratio=2.0**20), r"a parameter of shape \(1099511627776, 1048576\) is larger than any memory"),
         (dict(image_size=30_000), "image_size must be a whole number of at most 4,096, not 30000"),
@@ -121,7 +121,7 @@ def test_a_file_of_many_parameters_claims_no_more_than_it_has(tmp_path):
     for depth in (10**8, 10**6):
         save(path, "vit")
         claims(path, depth=depth)
-        with memory_limit(MEMORY), pytest.raises(UserError, match=r"depth must be|the model has more than 20 parameters"):
+        with memory_limit(MEMORY), pytest.raises(UserError, match=r"depth must be|the model has more than 20 parameter arrays"):
             minivit.load(path)
 
 
