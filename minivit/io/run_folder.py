@@ -26,6 +26,7 @@ from ..schema import Checked, Fraction, Limits, Size, checked, parse_json, recor
 from .weights import read_safetensors, save_weights
 
 CONFIG, METRICS, MODEL, CURVES = "config.json", "metrics.jsonl", "model.safetensors", "curves.png"
+LARGEST_TEXT = 2**24  # bytes of config.json and metrics.jsonl, which take twenty times as much memory as Python's values
 
 
 @contextmanager
@@ -137,7 +138,7 @@ class RunFolder:
     def read_config(self) -> dict[str, Any]:
         """The content of config.json. Raises UserError if it is missing or damaged."""
         with reading(self.path / CONFIG, f"give the data, which {CONFIG} is read for, or train again"):
-            return dict(checked("its content", parse_json((self.path / CONFIG).read_text(encoding="utf-8"), "its text"), Mapping[str, Any]))
+            return dict(checked("its content", parse_json(self._read(CONFIG), "its text"), Mapping[str, Any]))
 
     def add_metrics(self, line: Mapping[str, Any]) -> None:
         """Append a line to the history and to metrics.jsonl. Raises UserError."""
@@ -148,10 +149,16 @@ class RunFolder:
         """The lines of metrics.jsonl; empty if there is no such file. Raises UserError if it is damaged."""
         path, lines = self.path / METRICS, []
         with reading(path, "remove the line, or the file, which only the learning curves need"):
-            for number, text in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), 1):
+            for number, text in enumerate(self._read(METRICS).splitlines() if path.exists() else (), 1):
                 lines.append(parse_json(text, f"line {number}"))
                 record(Epoch, lines[-1], f"line {number}")
         return lines
+
+    def _read(self, name: str) -> str:
+        size = (self.path / name).stat().st_size
+        if size > LARGEST_TEXT:
+            raise ValueError(f"it has {size:,} bytes, more than the {LARGEST_TEXT:,} of any run")
+        return (self.path / name).read_text(encoding="utf-8")
 
     def _write(self, name: str, text: str) -> None:
         with writing(self.path / name), atomic_file(self.path / name) as file:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mutations import memory_limit
 
 from minivit import UserError, create_model
 from minivit.io.run_folder import CONFIG, CURVES, METRICS, MODEL, RunFolder, find_model, load_model, save_model
+from minivit.io.weights import read_safetensors, save_weights
 
 
 @pytest.fixture
@@ -186,10 +188,15 @@ def test_a_damaged_line_of_metrics_is_told(tmp_path, line, reason):
     ],
 )
 def test_what_a_model_file_says_is_checked(tmp_path, model, key, text, reason):
-    from minivit.io.weights import read_safetensors, save_weights
-
     save_weights(model, tmp_path / MODEL)
     assert len(read_safetensors(tmp_path / MODEL)[0]) == 18
     save_weights(model, tmp_path / MODEL, {key: text})
     with pytest.raises(UserError, match=rf"model\.safetensors is damaged: {reason}.*: get or make it again"):
         load_model(tmp_path / MODEL)
+
+
+def test_text_larger_than_that_of_any_run_is_not_read(tmp_path):
+    for name, read in ((CONFIG, RunFolder(tmp_path).read_config), (METRICS, RunFolder(tmp_path).read_metrics)):
+        (tmp_path / name).write_bytes(b"[" + b"[]," * 6_000_000)
+        with memory_limit(2**28), pytest.raises(UserError, match=f"{name} is damaged: it has 18,000,001 bytes"):
+            read()
