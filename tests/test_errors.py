@@ -1,6 +1,6 @@
 import pickle
 
-from minivit.errors import UserError, nearest
+from minivit.errors import UserError, listed, nearest, shown
 
 
 def test_nearest_names_best_first():
@@ -15,6 +15,24 @@ def test_nearest_says_nothing_where_nothing_is_near():
 def test_a_message_is_one_printable_line():
     assert str(UserError("cannot read a\nb\x1b[31m\udce9: Größe 8×8 · ok")) == r"cannot read a\nb\x1b[31m\udce9: Größe 8×8 · ok"
     assert str(pickle.loads(pickle.dumps(UserError("a\tb")))) == r"a\tb"
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end():
+    line = str(UserError(f"weights do not fit: {'a' * 1000}: give others"))
+    assert len(line) == 300 and line.startswith("weights do not fit: aaa") and " ... aaa" in line and line.endswith("aaa: give others")
+
+
+def test_values_are_shown_short():
+    assert shown("abc") == "'abc'" and shown((1, 2.5, None)) == "(1, 2.5, None)"
+    deep = value = []
+    for _ in range(100_000):
+        value.append(value := [])
+    for long in ("x" * 1000, [*range(1000)], 10**1000, 10**10_000, deep, {"a": deep}):
+        assert len(shown(long)) < 100
+
+
+def test_of_many_names_the_first_are_listed():
+    assert listed("abcd") == "a, b, c, d" and listed("abcdef") == "a, b, c, and 3 more" and listed([]) == ""
 
 
 def test_user_error_is_a_value_error():

@@ -18,6 +18,7 @@ FLOORS = (
     "minivit.version",
     "minivit.errors",
     "minivit.files",
+    "minivit.schema",
     "minivit.kernels.core",
     "minivit.kernels.cpu",
     "minivit.kernels.cuda",

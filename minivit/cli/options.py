@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from ..data import Dataset
 from ..errors import UserError
 from ..inference.classifier import Classifier
 from ..inference.run_data import data_of_run
+from ..schema import parse_json
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def assignment(text: str, option: str = "--model-option") -> tuple[str, Any]:
     if not (name and equals):
         raise UserError(f"{option} takes NAME=VALUE, as depth=4, got {text!r}")
     try:
-        return name, json.loads(value)
+        return name, parse_json(value, name)
     except ValueError:
         return name, value
 

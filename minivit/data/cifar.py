@@ -313,5 +313,5 @@ def _download(form: Form, folder: Path, progress: bool) -> None:
     try:
         pooch.retrieve(HOST + form.archive, f"md5:{form.md5}", form.archive, folder, downloader=downloader)
     except (OSError, ValueError) as error:  # network or disk errors; a wrong checksum
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:100]
         raise UserError(f"cannot download {HOST}{form.archive}: {reason}; or put the file into {folder} yourself") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from ..models.cascade.calibration import (
     METHODS,
     UNITS,
     Calibration,
+    Confidence,
+    Method,
+    Unit,
     check_budget,
     check_choice,
     check_feasible,
@@ -86,9 +89,9 @@ def calibrate(
     outcomes = [outcome(candidate, confidences, correct, costs) for candidate in thresholds]
     accuracies, mean_costs, shares = zip(*outcomes)
     calibration = Calibration(
-        unit,
-        method,
-        confidence,
+        cast(Unit, unit),
+        cast(Method, method),
+        cast(Confidence, confidence),
         checked_budgets,
         tuple(thresholds),
         accuracies,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -21,19 +21,27 @@ from ..nn.cost import ModelCost
 from ..nn.module import Module, Parameter, dtype_of
 from ..runtime.devices import check_device
 from ..runtime.precision import precision_for
+from ..schema import Checked, Limits, Size, record
 from ..tensor import Tensor
 from .predictor import LARGEST_BATCH, Prediction, Predictor
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """The conversion of images to a model's input."""
+class Preprocessing(Checked):
+    """The conversion of images to a model's input. Raises UserError for values that are out of range or not one for each channel."""
 
-    image_size: int  # pixels, both sides
-    in_channels: int  # 1 gray, 3 RGB
-    mean: tuple[float, ...]  # subtracted from each channel, on the scale 0..1
-    std: tuple[float, ...]  # divisor of each channel
-    fit: str = "crop"  # how an image becomes a square: crop, pad or stretch (`data/fit.py`)
+    image_size: Size  # pixels, both sides
+    in_channels: Size  # 1 gray, 3 RGB
+    mean: tuple[Annotated[float, Limits(-1000, 1000)], ...]  # subtracted from each channel, on the scale 0..1
+    std: tuple[Annotated[float, Limits(1e-6, 1000)], ...]  # divisor of each channel
+    fit: str = "crop"  # how an image becomes a square (`data/fit.py`); not in earlier files
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fit(self.fit)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.in_channels:
+                raise UserError(f"{name} must hold a number for each of {self.in_channels} channels, not {len(values)}")
 
     @classmethod
     def of(cls, dataset: Dataset) -> Preprocessing:
@@ -65,11 +73,21 @@ class Preprocessing:
         return (inputs for inputs, _ in batches.epoch(0))
 
 
+@dataclass(frozen=True)
+class About(Checked):
+    """What a model file says beside the model, for a Classifier."""
+
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    training_sketch: tuple[Annotated[int, Limits(0, 2**64 - 1)], ...] = ()
+
+
 class Classifier(Module):
     """A model with its class names and preprocessing, as returned by training and `load`.
 
     Its parameters are those of the model, with the same names. precision: of predictions, as for Predictor. training_sketch: for a cascade,
-    hashes by which images of the training set are detected (`data/train_test_overlap.py`).
+    hashes by which images of the training set are detected (`data/train_test_overlap.py`). Raises UserError for class names or a
+    preprocessing that do not fit the model.
     """
 
     def __init__(
@@ -84,6 +102,12 @@ class Classifier(Module):
         self.training_sketch = tuple(training_sketch)
         self.precision = precision
         self._predictor: Predictor | None = None
+        config = model.config
+        if len(self.class_names) != config.num_classes:
+            raise UserError(f"class_names holds {len(self.class_names)} names for a model of {config.num_classes} classes")
+        for name in ("image_size", "in_channels"):
+            if getattr(preprocessing, name) != getattr(config, name):
+                raise UserError(f"preprocessing: {name} is {getattr(preprocessing, name)}, that of the model {getattr(config, name)}")
 
     def forward(self, images: Any) -> Tensor:
         return self.model(images)
@@ -197,18 +221,8 @@ def load(path: str | os.PathLike[str], precision: str | None = None, device: str
     check_device(device)
     file = run_folder.find_model(Path(path))
     model, metadata = run_folder.load_model(file)
-    try:
-        fields = metadata["preprocessing"]
-        preprocessing = Preprocessing(
-            int(fields["image_size"]),
-            int(fields["in_channels"]),
-            tuple(fields["mean"]),
-            tuple(fields["std"]),
-            check_fit(fields.get("fit", "crop")),  # files of earlier versions do not say it
-        )
-        names, training_hashes = tuple(map(str, metadata["class_names"])), tuple(map(int, metadata.get("training_sketch", ())))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} does not say how its images are prepared ({error}): load its weights with load_weights") from error
     precision_for(precision or model.config.dtype, dtype_of(model), device)  # raises
     model.to(device)
-    return Classifier(model, names, preprocessing, training_hashes, precision)
+    with run_folder.reading(file, "create the model and load its weights with load_weights"):
+        about = record(About, metadata)
+        return Classifier(model, about.class_names, about.preprocessing, about.training_sketch, precision)

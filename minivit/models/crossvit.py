@@ -8,7 +8,7 @@ the model are the mean of both.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -16,11 +16,12 @@ from .. import functional as F
 from ..errors import UserError
 from ..nn.initialisers import Initialiser, normal, truncated_normal, uniform, xavier_uniform
 from ..nn.layers import CrossAttention, Dropout, DropPath, LayerNorm, Linear, PatchEmbed, Random, Sequential
-from ..nn.module import Module, Parameter
+from ..nn.module import Module, filled
+from ..schema import Limits
 from ..tensor import Tensor
 from . import positions
 from .base import Model
-from .config import Config
+from .config import Config, Positive, Rate, Size
 from .registry import register
 from .vit import Block, ViTConfig
 
@@ -31,20 +32,20 @@ BRANCHES = (0, 1)
 class CrossViTConfig(Config):
     """The defaults are those of CrossViT-Ti. Fields with two values have one for each branch."""
 
-    image_size: int = 240  # pixels, both sides, of the images that come in
-    branch_sizes: tuple[int, int] = (240, 224)  # pixels to which a branch resizes them
-    patch_sizes: tuple[int, int] = (12, 16)  # pixels, both sides; must divide the branch's size
-    dims: tuple[int, int] = (96, 192)  # channels of a token
-    depths: tuple[int, int] = (1, 4)  # blocks in a stage
-    stages: int = 3  # times that blocks of both branches and an exchange follow each other
-    heads: tuple[int, int] = (3, 3)  # attention heads of a block; must divide the branch's dim
-    mlp_ratios: tuple[float, float] = (4.0, 4.0)  # hidden channels of a block's MLP, in units of dim
-    drop_rate: float = 0.0  # dropout before the heads
-    pos_drop_rate: float = 0.0  # dropout after the position embeddings
-    proj_drop_rate: float = 0.0  # dropout after the projections of attention and each layer of the MLPs
-    attn_drop_rate: float = 0.0  # dropout of the attention probabilities of blocks
-    drop_path_rate: float = 0.0  # stochastic depth of the last block; increases linearly with depth, from 0 in the first
-    eps: float = 1e-6  # of every layer normalisation
+    image_size: Annotated[int, Limits(1, 4096)] = 240  # pixels, both sides, of the images that come in
+    branch_sizes: tuple[Size, Size] = (240, 224)  # pixels to which a branch resizes them
+    patch_sizes: tuple[Size, Size] = (12, 16)  # pixels, both sides; must divide the branch's size
+    dims: tuple[Size, Size] = (96, 192)  # channels of a token
+    depths: tuple[Size, Size] = (1, 4)  # blocks in a stage
+    stages: Size = 3  # times that blocks of both branches and an exchange follow each other
+    heads: tuple[Size, Size] = (3, 3)  # attention heads of a block; must divide the branch's dim
+    mlp_ratios: tuple[Positive, Positive] = (4.0, 4.0)  # hidden channels of a block's MLP, in units of dim
+    drop_rate: Rate = 0.0  # dropout before the heads
+    pos_drop_rate: Rate = 0.0  # dropout after the position embeddings
+    proj_drop_rate: Rate = 0.0  # dropout after the projections of attention and each layer of the MLPs
+    attn_drop_rate: Rate = 0.0  # dropout of the attention probabilities of blocks
+    drop_path_rate: Rate = 0.0  # stochastic depth of the last block; increases linearly with depth, from 0 in the first
+    eps: Positive = 1e-6  # of every layer normalisation
     init: Literal["timm", "jax", "zeros"] = "timm"  # initialisation: as in timm, as in Google's ViT, or none
 
     def branch(self, b: int) -> ViTConfig:
@@ -161,8 +162,8 @@ class CrossViT(Model):
         branches, random = tuple(map(config.branch, BRANCHES)), self.random
         self.patch_embed = [PatchEmbed(c.image_size, c.patch_size, c.in_channels, c.dim, c.dtype) for c in branches]
         for b, c in enumerate(branches):
-            setattr(self, f"pos_embed_{b}", Parameter(np.zeros((1, 1 + self.patch_embed[b].grid ** 2, c.dim), c.dtype)))
-            setattr(self, f"cls_token_{b}", Parameter(np.zeros((1, 1, c.dim), c.dtype)))
+            setattr(self, f"pos_embed_{b}", filled((1, 1 + self.patch_embed[b].grid ** 2, c.dim), 0, c.dtype))
+            setattr(self, f"cls_token_{b}", filled((1, 1, c.dim), 0, c.dtype))
         self.pos_drop = [Dropout(config.pos_drop_rate, random) for _ in BRANCHES]
         rates = np.linspace(0.0, config.drop_path_rate, config.stages * max(config.depths)).reshape(config.stages, -1)
         self.blocks = [Stage(branches, stage_rates, random) for stage_rates in rates]

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from numbers import Integral
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from .. import functional as F
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..nn.initialisers import Initialiser, uniform
 from ..nn.layers import Attention, BatchNorm, Projection, Random
 from ..nn.module import Module
+from ..schema import Limits
 from ..tensor import Tensor
 from . import vit
+from .config import Count, Positive, Size
 from .registry import register
 from .vit import ViT, ViTConfig
 
@@ -26,20 +27,20 @@ from .vit import ViT, ViTConfig
 class DeepViTConfig(ViTConfig):
     """The defaults are those of DeepViT-16B."""
 
-    dim: int = 384  # channels of a token
-    depth: int = 16  # blocks
-    heads: int = 12  # attention heads of a block; divides dim
-    mlp_ratio: float = 3.0  # hidden channels of a block's MLP, in units of dim
-    reattention_blocks: Sequence[int] | None = None  # the blocks with Re-attention, counted from 0; None: all
-    reattention_scale: float = 1.0  # factor of the mixed and normalised attention maps
-    residual_scale: float = 1.0  # a: a block normalises a·x, and divides its branches by a
+    dim: Size = 384  # channels of a token
+    depth: Size = 16  # blocks
+    heads: Size = 12  # attention heads of a block; divides dim
+    mlp_ratio: Positive = 3.0  # hidden channels of a block's MLP, in units of dim
+    reattention_blocks: Annotated[Sequence[Count], Limits(most=1024)] | None = None  # blocks with Re-attention, from 0; None: all
+    reattention_scale: Positive = 1.0  # factor of the mixed and normalised attention maps
+    residual_scale: Positive = 1.0  # a: a block normalises a·x, and divides its branches by a
     stem: Literal["patch", "convolution"] = "patch"  # patch projection, or three convolutions, the last with half the patch size
-    stem_width: int = 64  # channels of the first two convolutions of the stem
+    stem_width: Size = 64  # channels of the first two convolutions of the stem
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reattention_blocks is not None:
-            object.__setattr__(self, "reattention_blocks", _checked_blocks(self.reattention_blocks, self.depth))
+        if any(i >= self.depth for i in self.reattention_blocks or ()):
+            raise UserError(f"reattention_blocks must be from 0 to {self.depth - 1}, not {shown(self.reattention_blocks)}")
         if self.stem == "convolution" and (self.patch_size % 2 or self.image_size % 2):
             raise UserError(
                 f"stem='convolution' halves the image: image_size {self.image_size} and patch_size {self.patch_size} must be even"
@@ -48,14 +49,6 @@ class DeepViTConfig(ViTConfig):
     def reattends(self, i: int) -> bool:
         """Whether the i-th block has Re-attention."""
         return self.reattention_blocks is None or i in self.reattention_blocks
-
-
-def _checked_blocks(blocks: Any, depth: int) -> tuple[int, ...]:
-    numbers = list(blocks) if isinstance(blocks, (list, tuple)) else [None]
-    valid = all(isinstance(i, Integral) and not isinstance(i, bool) and 0 <= int(i) < depth for i in numbers)
-    if not valid:
-        raise UserError(f"reattention_blocks must hold numbers of blocks, from 0 to {depth - 1}, not {blocks!r}")
-    return tuple(sorted({int(i) for i in blocks}))
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ transformer. The backbone is deep and narrow, with ViT's blocks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,11 +17,12 @@ from .. import functional as F
 from ..errors import UserError
 from ..nn.initialisers import Initialiser, lecun_normal, normal, orthogonal, truncated_normal, xavier_uniform
 from ..nn.layers import Dropout, LayerNorm, Linear, Mlp, Random, Sequential, check_images
-from ..nn.module import Module, Parameter
+from ..nn.module import Module, filled
+from ..schema import checked
 from ..tensor import Tensor
 from . import positions
 from .base import Backbone
-from .config import StageConfig, checked_patches
+from .config import Patch, Positive, Rate, Size, StageConfig
 from .registry import register
 from .vit import Block, ViTConfig
 
@@ -34,39 +35,31 @@ class T2TConfig(StageConfig):
 
     patch_options: ClassVar = ("unfolds",)
 
-    unfolds: Sequence[Sequence[int]] = UNFOLDS  # (size, stride, padding) in pixels, then in tokens of the grid before
+    unfolds: tuple[Patch, Patch, Patch] = UNFOLDS  # (size, stride, padding) in pixels, then in tokens of the grid before
     tokens: Literal["performer", "transformer"] = "performer"  # the attention blocks between the unfolds
-    token_dim: int = 64  # channels of a token between the unfolds
-    kernel_features: int | None = None  # random features of a Performer; None: token_dim / 2
-    token_drop_rate: float = 0.1  # dropout after a Performer's projection and its MLP, as in the authors' code
-    dim: int = 384  # channels of a token of the backbone
-    depth: int = 14  # blocks
-    heads: int = 6  # attention heads of a block; divides dim
-    mlp_ratio: float = 3.0  # hidden channels of a block's MLP, in units of dim
+    token_dim: Size = 64  # channels of a token between the unfolds
+    kernel_features: Size | None = None  # random features of a Performer; None: token_dim / 2
+    token_drop_rate: Rate = 0.1  # dropout after a Performer's projection and its MLP, as in the authors' code
+    dim: Size = 384  # channels of a token of the backbone
+    depth: Size = 14  # blocks
+    heads: Size = 6  # attention heads of a block; divides dim
+    mlp_ratio: Positive = 3.0  # hidden channels of a block's MLP, in units of dim
     qkv_bias: bool = False  # whether a block's projection to q, k and v has a bias
-    drop_rate: float = 0.0  # dropout before the head
-    pos_drop_rate: float = 0.0  # dropout after the position embedding
-    proj_drop_rate: float = 0.0  # dropout after a block's attention's projection and each layer of its MLP
-    attn_drop_rate: float = 0.0  # dropout of attention probabilities of blocks
-    drop_path_rate: float = 0.0  # stochastic depth of the last block; increases linearly with depth, from 0 in the first
-    eps: float = 1e-5  # of every layer normalisation
+    drop_rate: Rate = 0.0  # dropout before the head
+    pos_drop_rate: Rate = 0.0  # dropout after the position embedding
+    proj_drop_rate: Rate = 0.0  # dropout after a block's attention's projection and each layer of its MLP
+    attn_drop_rate: Rate = 0.0  # dropout of attention probabilities of blocks
+    drop_path_rate: Rate = 0.0  # stochastic depth of the last block; increases linearly with depth, from 0 in the first
+    eps: Positive = 1e-5  # of every layer normalisation
     init: Literal["timm", "jax", "zeros"] = "timm"  # initialisation: as in the authors' code, as in Google's ViT, or none
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        unfolds = checked_patches("unfolds", self.unfolds, "unfold")
-        if len(unfolds) != len(UNFOLDS):
-            raise UserError(f"unfolds must hold (size, stride, padding) three times, not {len(unfolds)} times: {unfolds!r}")
-        object.__setattr__(self, "unfolds", unfolds)
         self.block()
 
     @classmethod
-    def patch_fields(cls, patch: tuple[int, int, int], options: Mapping[str, Any]) -> dict[str, Any]:
-        later = checked_patches("options: unfolds", options.get("unfolds", UNFOLDS[1:]), "unfold")
-        if len(later) != len(UNFOLDS) - 1:
-            raise UserError(
-                f"options: unfolds must hold the two unfolds after patches, which are the first ones, not {len(later)}: {later!r}"
-            )
+    def patch_fields(cls, patch: Patch, options: Mapping[str, Any]) -> dict[str, Any]:
+        later = checked("options: unfolds, after those of patches,", options.get("unfolds", UNFOLDS[1:]), tuple[Patch, Patch])
         return {"unfolds": (patch, *later)}
 
     def grids(self) -> list[int]:
@@ -138,7 +131,7 @@ class Performer(Module):
 
     def __init__(self, inputs: int, config: T2TConfig, random: Random) -> None:
         dim, dtype = config.token_dim, config.dtype
-        self.w = Parameter(np.zeros((config.kernel_features or max(1, dim // 2), dim), dtype), requires_grad=False)
+        self.w = filled((config.kernel_features or max(1, dim // 2), dim), 0, dtype, requires_grad=False)
         self.kqv = Linear(inputs, 3 * dim, dtype=dtype)
         self.proj = Linear(dim, dim, dtype=dtype)
         self.norm1 = LayerNorm(inputs, config.eps, dtype)
@@ -204,11 +197,12 @@ class TokensToToken(Module):
         return x.reshape(B, rows * columns, -1)
 
 
-def sinusoid(tokens: int, dim: int) -> np.ndarray:
-    """The fixed position embedding (tokens, dim): sine and cosine in turn, of n / 10000^(2⌊j/2⌋/dim), float32 (1706.03762, 3.5)."""
+def sinusoid(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """The fixed position embedding (1, tokens, dim): sine and cosine in turn, of n / 10000^(2⌊j/2⌋/dim), float32 (1706.03762, 3.5)."""
+    _, tokens, dim = shape
     channels = np.arange(dim)
     angles = np.arange(tokens)[:, None] / 10000.0 ** (2 * (channels // 2) / dim)
-    return np.where(channels % 2, np.cos(angles), np.sin(angles)).astype(np.float32)
+    return np.where(channels % 2, np.cos(angles), np.sin(angles)).astype(np.float32)[None]
 
 
 @register
@@ -230,8 +224,8 @@ class T2T(Backbone):
         super().__init__(config, seed, random)
         dim, dtype, random = config.dim, config.dtype, self.random
         self.grid = config.grids()[-1]
-        self.cls_token = Parameter(np.zeros((1, 1, dim), dtype))
-        self.pos_embed = Parameter(sinusoid(1 + self.grid**2, dim).astype(dtype)[None], requires_grad=False)
+        self.cls_token = filled((1, 1, dim), 0, dtype)
+        self.pos_embed = filled((1, 1 + self.grid**2, dim), 0, dtype, requires_grad=False)
         self.tokens_to_token = TokensToToken(config, random)
         self.pos_drop = Dropout(config.pos_drop_rate, random)
         rates = np.linspace(0.0, config.drop_path_rate, config.depth)
@@ -244,9 +238,9 @@ class T2T(Backbone):
     def initialisers(self) -> dict[str, Initialiser]:
         if self.config.init == "zeros":
             return {}
-        features = {"tokens_to_token.*.w": orthogonal}
+        fixed: dict[str, Initialiser] = {"pos_embed": sinusoid, "tokens_to_token.*.w": orthogonal}
         if self.config.init == "jax":
-            return features | {
+            return fixed | {
                 "tokens_to_token.project.weight": lecun_normal,
                 "*.kqv.weight": xavier_uniform(parts=3),
                 "*.qkv.weight": xavier_uniform(parts=3),
@@ -256,7 +250,7 @@ class T2T(Backbone):
             }
         weight_init = truncated_normal(0.02)
         matrices = "tokens_to_token.project", "*.kqv", "*.qkv", "*.proj", "*.mlp.*", "head"
-        return features | {"cls_token": weight_init} | {f"{name}.weight": weight_init for name in matrices}
+        return fixed | {"cls_token": weight_init} | {f"{name}.weight": weight_init for name in matrices}
 
     def embed(self, images: Tensor) -> Tensor:
         x = self.tokens_to_token(images)  # (B, grid², C)

@@ -14,7 +14,7 @@ from math import prod, sqrt
 
 import numpy as np
 
-from .module import Module
+from .module import Module, in_outline
 
 Initialiser = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
@@ -26,7 +26,12 @@ def generator(seed: int, name: str) -> np.random.Generator:
 
 
 def initialise(model: Module, table: Mapping[str, Initialiser], seed: int, only: str = "*") -> None:
-    """Draw every parameter of `model` whose name matches `only` from the first entry of the table that matches its name."""
+    """Draw every parameter of `model` whose name matches `only` from the first entry of the table that matches its name.
+
+    The parameters of an outline (`module.outlines`) have no memory to draw values into: they stay as they are.
+    """
+    if in_outline():
+        return
     for name, parameter in model.named_parameters():
         draw = next((draw for pattern, draw in table.items() if fnmatchcase(name, pattern)), None)
         if draw is not None and fnmatchcase(name, only):

@@ -19,7 +19,7 @@ from ..kernels.core.arrays import empty_like, to_device
 from ..kernels.core.devices import device_of
 from ..kernels.random import advance
 from ..tensor import Tensor
-from .module import Module, Parameter
+from .module import Module, Parameter, filled
 
 __all__ = [
     "Attention",
@@ -114,8 +114,8 @@ class Linear(Module):
     """activation(x @ weight.T + bias) + residual: x (..., inputs) -> (..., outputs)."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True, dtype: str = "float32") -> None:
-        self.weight = Parameter(np.zeros((outputs, inputs), dtype))
-        self.bias = Parameter(np.zeros(outputs, dtype)) if bias else None
+        self.weight = filled((outputs, inputs), 0.0, dtype)
+        self.bias = filled((outputs,), 0.0, dtype) if bias else None
 
     def forward(self, x: Tensor, activation: str = "none", residual: Tensor | None = None, precise: bool = False) -> Tensor:
         return F.linear(x, self.weight, self.bias, activation=activation, residual=residual, precise=precise)
@@ -126,8 +126,8 @@ class LayerNorm(Module):
 
     def __init__(self, dim: int, eps: float = 1e-6, dtype: str = "float32") -> None:
         self.eps = eps
-        self.weight = Parameter(np.ones(dim, dtype))
-        self.bias = Parameter(np.zeros(dim, dtype))
+        self.weight = filled((dim,), 1.0, dtype)
+        self.bias = filled((dim,), 0.0, dtype)
 
     def forward(self, x: Tensor, branch: Tensor | None = None) -> Any:
         if branch is None:
@@ -144,8 +144,8 @@ class TokenLayerNorm(Module):
 
     def __init__(self, tokens: int, eps: float = 1e-6, dtype: str = "float32") -> None:
         self.eps = eps
-        self.weight = Parameter(np.ones(tokens, dtype))
-        self.bias = Parameter(np.zeros(tokens, dtype))
+        self.weight = filled((tokens,), 1.0, dtype)
+        self.bias = filled((tokens,), 0.0, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.token_layer_norm(x, self.weight, self.bias, self.eps)
@@ -164,10 +164,10 @@ class BatchNorm(Module):
 
     def __init__(self, dim: int, eps: float = 1e-5, momentum: float = 0.1, dtype: str = "float32") -> None:
         self.eps, self.momentum = eps, momentum
-        self.weight = Parameter(np.ones(dim, dtype))
-        self.bias = Parameter(np.zeros(dim, dtype))
-        self.running_mean = Parameter(np.zeros(dim, dtype), requires_grad=False)
-        self.running_var = Parameter(np.ones(dim, dtype), requires_grad=False)
+        self.weight = filled((dim,), 1, dtype)
+        self.bias = filled((dim,), 0, dtype)
+        self.running_mean = filled((dim,), 0, dtype, requires_grad=False)
+        self.running_var = filled((dim,), 1, dtype, requires_grad=False)
 
     def forward(self, x: Tensor, activation: str = "none") -> Tensor:
         if not self.training:
@@ -197,7 +197,7 @@ class LayerScale(Module):
     """x · gamma, with one factor per channel, initially `initial` (2103.17239, section 2)."""
 
     def __init__(self, dim: int, initial: float, dtype: str = "float32") -> None:
-        self.gamma = Parameter(np.full(dim, initial, dtype))
+        self.gamma = filled((dim,), initial, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
@@ -247,8 +247,8 @@ class Projection(Module):
     """The weights of a convolution; the parent module applies them as a matrix product."""
 
     def __init__(self, inputs: int, outputs: int, size: int, dtype: str = "float32") -> None:
-        self.weight = Parameter(np.zeros((outputs, inputs, size, size), dtype))
-        self.bias = Parameter(np.zeros(outputs, dtype))
+        self.weight = filled((outputs, inputs, size, size), 0.0, dtype)
+        self.bias = filled((outputs,), 0.0, dtype)
 
 
 class Attention(Module):

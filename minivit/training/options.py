@@ -6,20 +6,18 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
 from textwrap import fill
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
-import numpy as np
-
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, shown
 from ..nn.module import Module
 from ..optim import SCHEDULES
+from ..schema import Checked
 from .recipes import Recipe
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(Checked):
     """The arguments of `train`. None selects the value of the recipe for the data (`minivit.training.recipes`). Raises UserError."""
 
     model: Annotated[str | Module | None, "name of a model; in Python also a Model, which is trained further"] = None
@@ -42,7 +40,7 @@ class TrainOptions:
         "other classes weigh 1; in Python also a dict of these, or a number for each class",
     ] = None
     augmentation: Annotated[
-        str | None,
+        str | Sequence[Any] | None,
         "none, flip, crop-flip or affine, by default the policy of the dataset; in Python also a custom policy",
     ] = None
     mixup: Annotated[float | None, "alpha of mixup; 0 is off"] = None
@@ -84,34 +82,14 @@ class TrainOptions:
     profile: Annotated[bool, "before training, print the time of a step by op, with lower bounds, on standard error"] = False
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(TrainOptions).items():
-            object.__setattr__(self, name, _checked(name, getattr(self, name), get_args(hint) or (hint,)))
+        super().__post_init__()
         if self.schedule not in SCHEDULES:
-            raise UserError(f"unknown schedule {self.schedule!r}{nearest(self.schedule, SCHEDULES)}: choose {', '.join(SCHEDULES)}")
+            raise UserError(f"unknown schedule {shown(self.schedule)}{nearest(self.schedule, SCHEDULES)}: choose {', '.join(SCHEDULES)}")
 
     def of_recipe(self) -> dict[str, Any]:
         """The values that override those of the recipe: the recipe's fields that are not None."""
         values = {item.name: getattr(self, item.name) for item in fields(Recipe)}
         return {name: value for name, value in values.items() if value is not None and not isinstance(value, Module)}
-
-
-def _checked(name: str, value: Any, kinds: tuple[Any, ...]) -> Any:
-    """`value` as a plain bool, int or float where one of the annotated `kinds` is that. Raises UserError for a value of another type."""
-    if value is None and type(None) in kinds:
-        return None
-    if bool in kinds:
-        if not isinstance(value, (bool, np.bool_)):
-            raise UserError(f"{name} must be True or False, got {value!r}")
-        return bool(value)
-    if int in kinds:
-        if not isinstance(value, Integral) or isinstance(value, bool):
-            raise UserError(f"{name} must be a whole number, got {value!r}")
-        return int(value)
-    if float in kinds:
-        if not isinstance(value, Real) or isinstance(value, bool):
-            raise UserError(f"{name} must be a number, got {value!r}")
-        return float(value)
-    return value
 
 
 def help_of_options() -> dict[str, str]:

@@ -20,18 +20,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from numbers import Integral
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from ... import functional as F
-from ...errors import UserError, nearest
+from ...errors import UserError, nearest, shown
 from ...nn.initialisers import Initialiser, truncated_normal, uniform
 from ...nn.layers import Dropout, LayerNorm, Linear, Mlp, Projection, Random, Sequential
+from ...schema import Limits
 from ...tensor import Tensor
 from ..base import Backbone, Model
-from ..config import Config, StageConfig, checked_patches
+from ..config import Config, Patch, Positive, Rate, Size, StageConfig
 from ..registry import FAMILIES, register
 from .calibration import Calibration, fits
 
@@ -45,37 +45,38 @@ class DVTConfig(Config):
     """The defaults are those of DVT-DeiT-S."""
 
     backbone: str = "vit"  # the family of every stage
-    patches: Sequence[Sequence[int]] = ((32, 32, 0), (23, 23, 3), (16, 16, 0))  # (size, stride, padding) in pixels, one per exit
+    patches: Annotated[Sequence[Patch], Limits(most=64)] = (
+        (32, 32, 0),
+        (23, 23, 3),
+        (16, 16, 0),
+    )  # (size, stride, padding) in pixels, one per exit
     feature_reuse: bool = True  # whether a stage reuses the features of the previous stage
     relationship_reuse: bool = True  # whether the attention logits of the previous stage are added to those of a stage
-    dim: int | Sequence[int] = 384  # channels of a token, for all stages or for each
-    depth: int | Sequence[int] = 12  # blocks, for all stages or for each
-    heads: int | Sequence[int] = 6  # attention heads, for all stages or for each; unused by a backbone without attention
-    mlp_ratio: float = 4.0  # hidden channels of a block's channel MLP, in units of dim
-    drop_path_rate: float = 0.0  # stochastic depth of every stage
+    dim: Size | Sequence[Size] = 384  # channels of a token, for all stages or for each
+    depth: Size | Sequence[Size] = 12  # blocks, for all stages or for each
+    heads: Size | Sequence[Size] = 6  # attention heads, for all stages or for each; unused by a backbone without attention
+    mlp_ratio: Positive = 4.0  # hidden channels of a block's channel MLP, in units of dim
+    drop_path_rate: Rate = 0.0  # stochastic depth of every stage
     init: Literal["timm", "jax", "zeros"] = "timm"  # initialisation of the backbones
     options: Mapping[str, Any] = field(default_factory=dict)  # further fields of the backbone's configuration
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        patches = checked_patches("patches", self.patches, "exit")
-        if len(patches) < 2:
-            raise UserError(
-                f"a cascade has two exits or more, but patches holds {len(patches)}: {patches!r}; for one, create the backbone itself"
-            )
-        object.__setattr__(self, "patches", patches)
+        exits = len(self.patches)
+        if exits < 2:
+            raise UserError(f"a cascade has two exits or more, but patches holds {exits}: for one, create the backbone itself")
         for name in ("dim", "depth", "heads"):
-            object.__setattr__(self, name, _checked_stages(name, getattr(self, name), len(self.patches)))
-        family = FAMILIES.get(self.backbone) if isinstance(self.backbone, str) else None
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != exits:
+                raise UserError(f"{name} holds {len(value)} numbers for {exits} exits: {shown(value)}")
+        family = FAMILIES.get(self.backbone)
         backbones = [name for name, candidate in FAMILIES.items() if issubclass(candidate, Backbone)]
         if family is None or not issubclass(family, Backbone):
             raise UserError(
-                f"backbone must be {' or '.join(map(repr, backbones))}, not {self.backbone!r}{nearest(str(self.backbone), backbones)}"
+                f"backbone must be {' or '.join(map(repr, backbones))}, not {shown(self.backbone)}{nearest(self.backbone, backbones)}"
             )
         if self.relationship_reuse and not family.attends:
             raise UserError(f"relationship_reuse needs attention, which {self.backbone} has not: set relationship_reuse=False")
-        if not isinstance(self.options, Mapping):
-            raise UserError(f"options must map names of the backbone's options to values, not {self.options!r}")
         decided = self.decided(0).keys() - _stage_config(family).patch_options
         allowed = [f.name for f in fields(family.Config) if f.name not in decided]
         for name in self.options:
@@ -83,7 +84,6 @@ class DVTConfig(Config):
                 raise UserError(
                     f"options: {self.backbone} has no option {name!r} to set here{nearest(name, allowed)}; it has {', '.join(allowed)}"
                 )
-        object.__setattr__(self, "options", dict(self.options))
 
     def decided(self, k: int) -> dict[str, Any]:
         """The fields of the k-th stage's configuration that are set by the cascade's configuration."""
@@ -121,15 +121,6 @@ class DVTConfig(Config):
 def _stage_config(family: type[Model]) -> type[StageConfig]:
     assert issubclass(family.Config, StageConfig)
     return family.Config
-
-
-def _checked_stages(name: str, value: Any, stages: int) -> int | tuple[int, ...]:
-    numbers = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) >= 1 for n in numbers):
-        raise UserError(f"{name} must be a whole number of at least 1, or one for each exit, not {value!r}")
-    if isinstance(value, (list, tuple)) and len(value) != stages:
-        raise UserError(f"{name} holds {len(value)} numbers for {stages} exits: {value!r}")
-    return tuple(map(int, numbers)) if isinstance(value, (list, tuple)) else int(value)
 
 
 def _t2t_preset(dim: int, depth: int, heads: int, ratio: float) -> dict[str, Any]:
