@@ -115,7 +115,7 @@ def test_npz_files_of_many_arrays(tmp_path):
         ({"a": ONE | {"shape": [0, 2**63], "data_offsets": [0, 0]}}, "dimension"),
         ({"a": ONE | {"shape": [2**40]}}, "is damaged or no safetensors file"),
         ({"a": ONE | {"dtype": "F4", "shape": [8]}}, "a has dtype F4: convert it to F32"),
-        ({"a" * 10**6: ONE}, "unexpected: aaa"),
+        ({"a" * 10**6: ONE}, "unexpected: a"),
         ({"a\n\x1b": ONE}, r"unexpected: a\n\x1b"),
         ({f"n{i}": ONE | {"shape": [0], "data_offsets": [0, 0]} for i in range(10**5)}, "100,000 arrays"),
         ({f"n{i}": ONE | {"shape": [0], "data_offsets": [0, 0]} for i in range(2 * 10**5)}, "a header of 13,"),

@@ -19,9 +19,9 @@ def small(**options):
     [
         (dict(patch_sizes=(3, 3)), "^patch_size must divide image_size: 8 is not a multiple of 3$"),
         (dict(heads=(3, 3)), "^heads must divide dim: 8 is not a multiple of 3$"),
-        (dict(dims=(6, 8, 8)), r"^dims must hold 2 values, not \(6, 8, 8\)$"),
-        (dict(dims=6), "^dims must hold 2 values, not 6$"),
-        (dict(depths=(1, 0)), "^depths must be a whole number of at least 1, not 0$"),
+        (dict(dims=(6, 8, 8)), r"^dims must hold 2 values, not 3: \(6, 8, 8\)$"),
+        (dict(dims=6), "^dims must be a list, not 6$"),
+        (dict(depths=(1, 0)), r"^depths\[1\] must be a whole number of at least 1, not 0$"),
         (dict(stages=0), "^stages must be a whole number of at least 1, not 0$"),
         (dict(mlp_ratios=(4.0, 0.01)), "^mlp_ratio=0.01 leaves no hidden channel of dim 8"),
     ],
