@@ -42,8 +42,8 @@ def _entry(key: Any) -> Any:
 
 def picked(key: Any, shape: Shape) -> Picked:
     """What x[key] picks from an x of this shape. Raises NumPy's errors, and TypeError for a bool that is no array."""
+    result = np.broadcast_to(np.uint8(0), shape)[key].shape
     entries = [_entry(each) for each in (key if isinstance(key, tuple) else (key,))]
-    result = np.broadcast_to(np.uint8(0), shape)[tuple(entries)].shape
     by_arrays = any(isinstance(each, np.ndarray) for each in entries)
     axes: list[Any] = []  # for each axis its slice, its integer or the array of its numbers
     places: list[bool] = []  # for each entry whether it is one of those that NumPy broadcasts together

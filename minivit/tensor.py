@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import heapq
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,9 @@ class Tensor:
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))  # of a number: NumPy's TypeError
 
     def numpy(self) -> np.ndarray:
         """The data as a NumPy array: shared with the tensor on the CPU, a copy from a GPU.
@@ -230,18 +234,19 @@ class Tensor:
 
     def _axes(self, axis: int | Sequence[int] | None) -> tuple[int, ...]:
         axes = range(self.ndim) if axis is None else axis if isinstance(axis, Sequence) else (axis,)
-        wanted = [axis_in(a, max(self.ndim, 1)) for a in axes]
+        ndim = self.ndim if isinstance(axis, Sequence) else max(self.ndim, 1)  # NumPy takes axis 0 of a number, too
+        wanted = [axis_in(a, ndim) for a in axes]
         if len(set(wanted)) < len(wanted):
             raise ValueError(f"duplicate value in 'axis': {axis}")
-        return tuple(sorted(wanted)) if self.ndim else ()  # NumPy takes axis 0 of a number, too
+        return tuple(sorted(wanted)) if self.ndim else ()
 
     def sum(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
         return apply(OPS["reduce_sum"], self, axes=self._axes(axis), keepdims=keepdims)
 
     def mean(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
         axes = self._axes(axis)
-        elements = np.prod([self.shape[a] for a in axes])
-        return apply(OPS["reduce_sum"], self, axes=axes, keepdims=keepdims, scale=1.0 / float(elements))
+        elements = max(1, prod(self.shape[a] for a in axes))  # of no elements nothing is computed
+        return apply(OPS["reduce_sum"], self, axes=axes, keepdims=keepdims, scale=1.0 / elements)
 
     def __getitem__(self, key: Any) -> Tensor:
         """As NumPy's, by integers, slices, `...`, None, and arrays of integers or of bools; returns a copy.

@@ -48,7 +48,20 @@ def test_values_and_gradients(key):
 
 @pytest.mark.parametrize(
     "key",
-    [[3], (0, [-5]), [0.5], ["a"], [[0, 1], [2]], ([0, 1], [0, 1, 2]), A[:2] > 0, (A > 0, 0), [0] * 5 + [9], (0, 0, 0, 0, [0]), object()],
+    [
+        [3],
+        (0, [-5]),
+        [0.5],
+        ["a"],
+        [[0, 1], [2]],
+        ([0, 1], [0, 1, 2]),
+        A[:2] > 0,
+        (A > 0, 0),
+        [0] * 5 + [9],
+        (0, 0, 0, 0, [0]),
+        object(),
+        (E, E, [[], 1]),
+    ],
 )
 def test_what_numpy_refuses(key):
     for x in (A, Tensor(A)):

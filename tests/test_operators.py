@@ -93,6 +93,17 @@ def test_the_truth_of_a_tensor():
         bool(Tensor([1.0, 2.0]))
 
 
+def test_a_number_is_no_sequence():
+    assert [v.shape for v in Tensor(np.ones((2, 3)))] == [(3,), (3,)]
+    with pytest.raises(TypeError):
+        list(Tensor(1.0))
+
+
+def test_the_mean_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="no elements"):
+        Tensor(np.ones((2, 0))).mean()
+
+
 def test_equal_elements_share_the_gradient():
     a, b = (Tensor(np.array(v), requires_grad=True) for v in ([1.0, 2.0, 3.0], [2.0, 2.0, 2.0]))
     F.maximum(a, b).backward(np.ones(3))

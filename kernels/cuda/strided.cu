@@ -130,7 +130,8 @@ template <class S> __device__ __forceinline__ S other_operation(int operation, S
     }
 }
 
-// y = a + sign * b, a * b or a / b, or one of the OTHERS, which need more registers; if W > 1, the inner loop has stride 1 in y, and in a and b unless they repeat one element.
+// y = a + sign * b, a * b or a / b, or one of the OTHERS, whose code is longer; if W > 1, the inner loop has stride 1 in y, and in a and b
+// unless they repeat one element.
 template <class Y, class A, class B, int W, bool A_REPEATS, bool B_REPEATS, bool OTHERS>
 __global__ void __launch_bounds__(256) combine(Y* y, const A* a, const B* b, LOOP_SIZES, STEPS(y), STEPS(a), STEPS(b), long to, long a_from,
                                                long b_from, int operation, double sign) {
