@@ -53,8 +53,8 @@ template <class T> struct Part {
         kqv = packed + token * 3 * E;
         w = reinterpret_cast<S*>(memory);
         sums = w + m * (E + 1);
-        more = sums + (E + 1) * m;
-        x = more + (E + 1) * m;
+        more = sums + (E + 1) * (m + 1);
+        x = more + (E + 1) * (m + 1);
         v = x + tile * (E + 1);
         phi = v + tile * (E + 1);
         other = phi + tile * (m + 1);
@@ -65,13 +65,13 @@ template <class T> struct Part {
         for (int i = threadIdx.x; i < count * E; i += blockDim.x) to[i / E * (E + 1) + i % E] = S(from[long(i / E) * stride + i % E]);
     }
     __device__ __forceinline__ void read_sums(const S* from) const {
-        for (int i = threadIdx.x; i < (E + 1) * m; i += blockDim.x) sums[i] = from[long(sample) * (E + 1) * m + i];
+        for (int i = threadIdx.x; i < (E + 1) * m; i += blockDim.x) sums[i / m * (m + 1) + i % m] = from[long(sample) * (E + 1) * m + i];
     }
     __device__ __forceinline__ void clear(S* to) const {
-        for (int i = threadIdx.x; i < (E + 1) * m; i += blockDim.x) to[i] = 0;
+        for (int i = threadIdx.x; i < (E + 1) * (m + 1); i += blockDim.x) to[i] = 0;
     }
     __device__ __forceinline__ void write(S* to, const S* from) const {                           // sums of this part
-        for (int i = threadIdx.x; i < (E + 1) * m; i += blockDim.x) to[long(blockIdx.x) * (E + 1) * m + i] = from[i];
+        for (int i = threadIdx.x; i < (E + 1) * m; i += blockDim.x) to[long(blockIdx.x) * (E + 1) * m + i] = from[i / m * (m + 1) + i % m];
     }
     __device__ __forceinline__ void compute_features(int count) const {                           // phi = φ(x)
         __syncthreads();
@@ -87,7 +87,7 @@ template <class T> struct Part {
     }
     // The first E rows of `to` += rowsᵀ·phi.
     __device__ __forceinline__ void add(S* to, const S* rows, int count) const {
-        multiply<S>(E, m, count, rows, 1, E + 1, phi, m + 1, 1, [&](int i, int j, S value) { to[i * m + j] += value; });
+        multiply<S>(E, m, count, rows, 1, E + 1, phi, m + 1, 1, [&](int i, int j, S value) { to[i * (m + 1) + j] += value; });
     }
     // The gradient of x, from z in `other`.
     __device__ __forceinline__ void write_gradient(T* to, int count) const {
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(128) performer_keys(Sum<T>* sums, T* v, const 
         part.compute_features(count);
         part.add(part.sums, part.v, count);
         for (int j = threadIdx.x; j < m; j += blockDim.x)
-            for (int i = 0; i < count; i++) part.sums[E * m + j] += part.phi[i * (m + 1) + j];
+            for (int i = 0; i < count; i++) part.sums[E * (m + 1) + j] += part.phi[i * (m + 1) + j];
         for (int i = threadIdx.x; i < count * E; i += blockDim.x)
             v[(part.token + start) * E + i] = T(part.v[i / E * (E + 1) + i % E]);
     }
@@ -141,12 +141,12 @@ __global__ void __launch_bounds__(128) performer_queries(T* y, const Sum<T>* sum
         part.compute_features(count);
         for (int i = threadIdx.x; i < count; i += blockDim.x) {
             S d = 0;
-            for (int j = 0; j < m; j++) d += part.phi[i * (m + 1) + j] * part.sums[E * m + j];
+            for (int j = 0; j < m; j++) d += part.phi[i * (m + 1) + j] * part.sums[E * (m + 1) + j];
             part.column[i] = S(1) / (d + S(epsilon));
         }
         __syncthreads();
         T* to = y + (part.token + start) * E;
-        multiply<S>(count, E, m, part.phi, m + 1, 1, part.sums, 1, m,
+        multiply<S>(count, E, m, part.phi, m + 1, 1, part.sums, 1, m + 1,
                     [&](int i, int e, S value) { to[long(i) * E + e] = T(value * part.column[i]); });
     }
 }
@@ -168,17 +168,17 @@ __global__ void __launch_bounds__(128) performer_backward_queries(T* dkqv, Sum<T
         if (dy) part.read(part.v, dy + (part.token + start) * E, E, count);
         else for (int i = threadIdx.x; i < count * (E + 1); i += blockDim.x) part.v[i] = 0;
         part.compute_features(count);
-        multiply<S>(count, m, E, part.v, E + 1, 1, part.sums, m, 1, [&](int i, int j, S value) { part.other[i * (m + 1) + j] = value; });
+        multiply<S>(count, m, E, part.v, E + 1, 1, part.sums, m + 1, 1, [&](int i, int j, S value) { part.other[i * (m + 1) + j] = value; });
         __syncthreads();
         for (int i = threadIdx.x; i < count; i += blockDim.x) {
             S d = 0, dot = 0, *phi = part.phi + i * (m + 1), *h = part.other + i * (m + 1);
             for (int j = 0; j < m; j++) {
-                d += phi[j] * part.sums[E * m + j];
+                d += phi[j] * part.sums[E * (m + 1) + j];
                 dot += phi[j] * h[j];
             }
             const S inverse = S(1) / (d + S(epsilon)), dd = -dot * inverse * inverse;
             for (int j = 0; j < m; j++) {
-                h[j] = (h[j] * inverse + part.sums[E * m + j] * dd) * phi[j];
+                h[j] = (h[j] * inverse + part.sums[E * (m + 1) + j] * dd) * phi[j];
                 phi[j] *= inverse;
             }
             part.column[i] = -dot * inverse;                            // ds = Σ (φ / d)·this
@@ -186,7 +186,7 @@ __global__ void __launch_bounds__(128) performer_backward_queries(T* dkqv, Sum<T
         __syncthreads();
         part.add(part.more, part.v, count);
         for (int j = threadIdx.x; j < m; j += blockDim.x)
-            for (int i = 0; i < count; i++) part.more[E * m + j] += part.phi[i * (m + 1) + j] * part.column[i];
+            for (int i = 0; i < count; i++) part.more[E * (m + 1) + j] += part.phi[i * (m + 1) + j] * part.column[i];
         part.write_gradient(dkqv + part.token * 3 * E + at, count);
     }
     __syncthreads();
@@ -208,11 +208,11 @@ __global__ void __launch_bounds__(128) performer_backward_keys(T* dkqv, const T*
         part.read(part.x, from, 3 * E, count);
         part.read(part.v, from + 2 * E, 3 * E, count);
         part.compute_features(count);
-        multiply<S>(count, E, m, part.phi, m + 1, 1, part.sums, 1, m, [&](int i, int e, S value) {
+        multiply<S>(count, E, m, part.phi, m + 1, 1, part.sums, 1, m + 1, [&](int i, int e, S value) {
             to[(long(i) * 3 + 2) * E + e] = T(dv ? value + S(dv[(part.token + start + i) * E + e]) : value);
         });
-        multiply<S>(count, m, E, part.v, E + 1, 1, part.sums, m, 1, [&](int i, int j, S value) {
-            part.other[i * (m + 1) + j] = (value + part.sums[E * m + j]) * part.phi[i * (m + 1) + j];
+        multiply<S>(count, m, E, part.v, E + 1, 1, part.sums, m + 1, 1, [&](int i, int j, S value) {
+            part.other[i * (m + 1) + j] = (value + part.sums[E * (m + 1) + j]) * part.phi[i * (m + 1) + j];
         });
         part.write_gradient(to, count);
     }

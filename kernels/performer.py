@@ -312,7 +312,7 @@ def _launch(name, kqv, w, *arrays):
     """Launch a kernel of performer.cu with a block per part, and the largest tile of tokens for which there is shared memory."""
     (B, T, _, E), m = kqv.shape, len(w)
     item = accumulator_dtype(kqv.dtype).itemsize
-    fixed, each = 3 * (E + 1) * m, 2 * (E + 1) + 2 * (m + 1) + 1  # numbers of w and sums, and for each token
+    fixed, each = (E + 1) * (3 * m + 2), 2 * (E + 1) + 2 * (m + 1) + 1  # numbers of w and sums, and for each token
     tile = next((n for n in (64, 32, 16, 8, 4) if (fixed + n * each) * item <= BLOCK_BYTES), None)
     if tile is None:
         raise UserError(f"performer: {E} channels with {m} features do not fit into a GPU's shared memory: take fewer of either")

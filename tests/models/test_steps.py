@@ -16,6 +16,7 @@ from minivit.testing.checks import check_model
 RATES = dict(drop_rate=0.2, proj_drop_rate=0.1, drop_path_rate=0.4)
 CASCADE = dict(patches=((4, 4, 0), (4, 2, 0), (3, 2, 1)))  # 2, 3 and 4 a side of 8 pixels
 CROSS = dict(branch_sizes=(8, 6), patch_sizes=(2, 3), dims=(6, 8), depths=(1, 2), stages=2, heads=(3, 2))
+T2T = dict(heads=2, token_dim=4, unfolds=((3, 1, 1), (3, 2, 1), (3, 1, 1)))  # 8, 4 and 4 a side
 VARIANTS = {
     "vit": ("vit", dict(heads=2)),
     "vit_mean": ("vit", dict(heads=2, pool="mean", class_token=False, qkv_bias=False)),
@@ -38,6 +39,10 @@ VARIANTS = {
     "deepvit_dropping": ("deepvit", dict(heads=2, attn_drop_rate=0.2, pos_drop_rate=0.1, **RATES)),
     "crossvit": ("crossvit", CROSS),
     "crossvit_dropping": ("crossvit", dict(pos_drop_rate=0.1, attn_drop_rate=0.2, **RATES, **CROSS)),
+    "t2t": ("t2t", T2T),
+    "t2t_transformer": ("t2t", dict(T2T, tokens="transformer", qkv_bias=True)),
+    "t2t_dropping": ("t2t", dict(T2T, kernel_features=3, token_drop_rate=0.3, pos_drop_rate=0.1, attn_drop_rate=0.2, **RATES)),
+    "dvt_t2t": ("dvt", dict(backbone="t2t", heads=2, options=dict(token_dim=4, unfolds=((3, 1, 1), (3, 1, 1))), **CASCADE)),
     "ff_only_dropping": ("ff_only", dict(activation="gelu_tanh", pos_drop_rate=0.1, **RATES)),
 }
 EVERY = pytest.mark.parametrize("variant", VARIANTS)
@@ -52,6 +57,7 @@ DROPPING = pytest.mark.parametrize(
         "dvt_mixer",
         "crossvit_dropping",
         "deepvit_dropping",
+        "t2t_dropping",
     ],
 )
 
@@ -59,7 +65,7 @@ DROPPING = pytest.mark.parametrize(
 def sizes(family):
     if family == "crossvit":
         return dict(image_size=8)
-    return dict(image_size=8, dim=12, depth=3 if family != "dvt" else 2) | ({"patch_size": 4} if family != "dvt" else {})
+    return dict(image_size=8, dim=12, depth=3 if family != "dvt" else 2) | ({"patch_size": 4} if family not in ("dvt", "t2t") else {})
 
 
 def create(variant, dtype="float32", seed=0):
@@ -216,7 +222,7 @@ def check_replay(recorded, eager, images, labels):
         labels[...] = (labels + 1) % 3
 
 
-@pytest.mark.parametrize("name", ["vit_nano_patch2_8", "mixer_nano_patch2_8", "ff_only_nano_patch2_8"])
+@pytest.mark.parametrize("name", ["vit_nano_patch2_8", "mixer_nano_patch2_8", "ff_only_nano_patch2_8", "t2t_vit_nano_8"])
 def test_arena_and_allocation(name):
     model = minivit.create_model(name, drop_path_rate=0.1).train()
     for parameter in model.parameters():  # as an optimizer has it: gradients lie outside

@@ -64,6 +64,13 @@ def test_an_ff_only_model(tmp_path):
     assert all(path.parent == tmp_path / "run" and path.is_file() for path in paths)
 
 
+def test_a_t2t_vit(tmp_path):
+    model = minivit.create_model("t2t_vit_nano_8", dim=8, depth=1, heads=2)
+    minivit.train(model, "digits", epochs=1, limit=64, out=tmp_path / "run", progress=False)
+    names = [path.name for path in plots.draw_run(tmp_path / "run")]
+    assert names == ["curves.png", "positions.png", "attention.png", "rollout.png"]
+
+
 EXITS = [
     "filters_exit1.png",
     "positions_exit1.png",

@@ -231,6 +231,7 @@ def test_bad_values_are_named(options, message):
         dict(relationship_reuse=False),
         dict(feature_reuse=False, relationship_reuse=False),
         dict(backbone="mixer", relationship_reuse=False),
+        dict(backbone="t2t", options=dict(token_dim=4, unfolds=((3, 1, 1), (3, 1, 1)))),
         dict(patches=PATCHES[:2]),
     ],
 )
