@@ -191,8 +191,8 @@ def test_images_of_any_dtype_and_kind():
         ("vit", {"layer_scale": "small"}, "layer_scale must be a number above 0, not 'small'"),
         ("vit", {"drop_rate": 1.0}, "drop_rate must be a number of at least 0 and below 1, not 1.0"),
         ("vit", {"eps": float("nan")}, "eps must be a number above 0, not nan"),
-        ("t2t", {"unfolds": ((7, 4, 2), (3, 2, 1))}, r"unfolds must hold \(size, stride, padding\) three times, not 2 times"),
-        ("t2t", {"unfolds": 7}, r"unfolds must hold \(size, stride, padding\) in pixels for each unfold"),
+        ("t2t", {"unfolds": ((7, 4, 2), (3, 2, 1))}, "unfolds must hold 3 values, not 2"),
+        ("t2t", {"unfolds": 7}, "unfolds must be a list, not 7"),
         (
             "t2t",
             {"image_size": 8, "unfolds": ((3, 2, 1), (5, 4, 0), (3, 2, 0))},
