@@ -50,8 +50,9 @@ class Disagreement(RuntimeError):
 
 # ----------------------------------------------------------------------------------------------------------------------- problem
 def make_problem(name: str, batch: int, **options: Any) -> Problem:
-    """A preset with random weights about those it begins with, so that no gradient is zero because a head is."""
-    model = create_model(name, **options)
+    """A preset, without dropout, with random weights about those it begins with, so that no gradient is zero because a head is."""
+    rates = [field for field in asdict(create_model(name, **options).config) if field.endswith("_rate")]
+    model = create_model(name, **dict.fromkeys(rates, 0.0) | options)
     rng = np.random.default_rng(0)
     weights = {n: (w + 0.02 * rng.standard_normal(w.shape)).astype(np.float32) for n, w in model.state_dict().items()}
     return Problem(model.family, asdict(model.config), weights, batch, ADAMW)

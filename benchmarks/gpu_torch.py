@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from .rivals import NO_DECAY, create_model
+from .torch_models import create_model, decayed, load
 
 MODES = ("eager", "compiled", "compiled reduce-overhead", "compiled max-autotune")
 
@@ -21,13 +21,14 @@ def step(ours: Any, batch: int, mode: str, timed: Callable[[Callable[[], Any], C
     torch._dynamo.reset()
     config = ours.config
     model = create_model(ours.family, asdict(config))
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in ours.state_dict().items()})
+    load(model, ours.state_dict())
     model = model.cuda().train()
     images = torch.randn(batch, config.in_channels, config.image_size, config.image_size, device="cuda")
     labels = torch.randint(config.num_classes, (batch,), device="cuda")
     named = list(model.named_parameters())
-    decayed, others = ([p for n, p in named if (p.ndim > 1 and n not in NO_DECAY) is wanted] for wanted in (True, False))
-    optimizer = torch.optim.AdamW([{"params": decayed}, {"params": others, "weight_decay": 0.0}], lr=1e-3, weight_decay=0.05, fused=True)
+    with_decay, others = ([p for n, p in named if decayed(n, p) is wanted] for wanted in (True, False))
+    groups = [{"params": with_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.05, fused=True)
     words = mode.split()
     forward = model if words == ["eager"] else torch.compile(model, mode=words[1] if len(words) > 1 else None, dynamic=False)
 
