@@ -22,6 +22,7 @@ NAMES = {  # the names of the ops defined by each module
     "token_layernorm": ("token_layernorm",),
     "batchnorm": ("batchnorm", "running_statistics"),
     "unfold": ("unfold",),
+    "depthwise": ("depthwise",),
     "resample": ("resample",),
     "arithmetic": ("add", "subtract", "multiply", "divide"),
     "gelu": ("gelu",),

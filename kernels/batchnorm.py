@@ -23,63 +23,23 @@ Letters: R rows, C channels, P parts of the rows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import inf, prod
+from math import prod
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from .core.arrays import empty, empty_like
 from .core.devices import runtime
 from .core.op import Cost, Float32Output, Implementation, Op, Shape, require
 from .core.recording import launch
+from .cpu.activations import LIMITS, activate, activated, activation_arguments, slope, slope_of
 from .cpu.kernel import kernel
-from .cpu.math import OPTIONS
 from .cpu.strided import bands_for
 from .cuda.kernel import Grid, Source
 from .cuda.strided import grid_for, vector_width
 
 BLOCK = 32  # rows whose statistics are computed while they are in a cache
 PARTS = 64  # parts of the rows: a constant, so that no result depends on the number of threads
-LIMITS = {"none": (-inf, inf), "relu": (0.0, inf), "relu6": (0.0, 6.0), "hardswish": (0.0, 0.0)}  # activation -> bounds of its result
-
-
-# --------------------------------------------------------------------------------------------------------------- activations
-def activate(z: np.ndarray, activation: str) -> np.ndarray:
-    """f(z), the reference."""
-    return z * np.clip(z + 3, 0, 6) / 6 if activation == "hardswish" else np.clip(z, *LIMITS[activation])
-
-
-def slope(z: np.ndarray, activation: str) -> np.ndarray:
-    """f'(z), the reference; it is 0 where relu and relu6 have two."""
-    if activation == "hardswish":
-        return np.where(z <= -3, 0, np.where(z >= 3, 1, (2 * z + 3) / 6)).astype(z.dtype)
-    low, high = LIMITS[activation]
-    return ((low < z) & (z < high)).astype(z.dtype)
-
-
-def activation_arguments(activation: str) -> tuple[float, float, bool]:
-    """The last arguments of the functions and kernels below: bounds, and whether it is hardswish instead."""
-    return *LIMITS[activation], activation == "hardswish"
-
-
-@njit(**OPTIONS)
-def activated(z, low, high, curved):
-    """f(z) inside kernels."""
-    number = type(z)
-    swish = z * max(min(z + number(3), number(6)), number(0)) * number(1 / 6)
-    clipped = max(min(z, high), low)
-    return swish if curved else clipped
-
-
-@njit(**OPTIONS)
-def slope_of(z, low, high, curved):
-    """f'(z) inside kernels."""
-    number = type(z)
-    middle = z * number(1 / 3) + number(0.5)
-    swish = number(0) if z <= number(-3) else number(1) if z >= number(3) else middle
-    clipped = number(1) if low < z and z < high else number(0)
-    return swish if curved else clipped
 
 
 # ----------------------------------------------------------------------------------------------------------------- reference
