@@ -20,7 +20,7 @@ NAMES = {  # the names of the ops defined by each module
     "mixing": ("channel_mixing", "token_mixing"),
     "layernorm": ("layernorm", "add_layernorm"),
     "token_layernorm": ("token_layernorm",),
-    "batchnorm": ("batchnorm", "running_statistics"),
+    "batchnorm": ("batchnorm", "running_statistics", "fold_batchnorm"),
     "unfold": ("unfold",),
     "depthwise": ("depthwise",),
     "resample": ("resample",),

@@ -154,3 +154,18 @@ __global__ void __launch_bounds__(256) follow(S* new_mean, S* new_var, const S* 
         new_var[c] = running_var[c] + S(momentum) * (variance[c] * S(unbiased) - running_var[c]);
     }
 }
+
+// new_weight (C, K) = weight with each row scaled; new_bias (C,), where bias may be null.
+template <class S>
+__global__ void __launch_bounds__(256) fold_weight(S* new_weight, const S* weight, const S* w, const S* variance, int C, int K, double eps) {
+    GRID_STRIDE(n, long(C) * K) {
+        const int c = int(n / K);
+        new_weight[n] = weight[n] * (w[c] / sqrt(variance[c] + S(eps)));
+    }
+}
+
+template <class S>
+__global__ void __launch_bounds__(256) fold_bias(S* new_bias, const S* bias, const S* w, const S* b, const S* mean, const S* variance,
+                                                 int C, double eps) {
+    GRID_STRIDE(c, C) new_bias[c] = ((bias ? bias[c] : S(0)) - mean[c]) * (w[c] / sqrt(variance[c] + S(eps))) + b[c];
+}

@@ -12,6 +12,7 @@ from .base import Model
 from .cascade.dynamic import DVT, DVTConfig
 from .config import Config
 from .ff_only import FFOnly, FFOnlyConfig
+from .localvit import LocalViT, LocalViTConfig
 from .mixer import Mixer, MixerConfig
 from .registry import FAMILIES, PRESETS, register
 from .vit import ViT, ViTConfig
@@ -22,6 +23,8 @@ __all__ = [
     "DVTConfig",
     "FFOnly",
     "FFOnlyConfig",
+    "LocalViT",
+    "LocalViTConfig",
     "Mixer",
     "MixerConfig",
     "Model",

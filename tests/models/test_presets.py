@@ -37,6 +37,13 @@ PARAMETERS = {  # counted in timm or the authors' code, or by shapes
     "dvt_nano_8": 825_886,
     "dvt_nano_32": 1_387_461,
     "dvt_tiny_32": 13_420_098,
+    "localvit_tiny": 5_908_696,
+    "localvit_tiny_mlp4_act3_r4": 9_376_168,
+    "localvit_tiny_mlp6_act1": 7_655_080,
+    "localvit_small": 22_433_176,
+    "localvit_nano_patch2_8": 146_650,
+    "localvit_nano_patch4_32": 851_866,
+    "localvit_tiny_patch4_32": 4_171_630,
     "ff_only_nano_patch2_8": 144_838,
     "ff_only_nano_patch4_32": 681_158,
 }
@@ -49,10 +56,13 @@ def small(name, **options):
 @pytest.mark.parametrize("name", PRESETS)
 def test_parameter_count(name):
     model = minivit.create_model(name, init="zeros")
-    assert sum(p.size for p in model.parameters()) == PARAMETERS[name]
+    statistics = set(map(id, model.statistic_parameters()))  # are not counted
+    assert sum(p.size for p in model.parameters() if id(p) not in statistics) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", [n for n in PARAMETERS if n.endswith(("16_224", "14_224", "_tiny", "_base", "_large", "deit_small"))])
+@pytest.mark.parametrize(
+    "name", [n for n in PARAMETERS if n.endswith(("16_224", "14_224", "_tiny", "_base", "_large", "deit_small")) and n != "localvit_tiny"]
+)
 def test_counts_of_the_reference(name):
     path = golden_path(f"names/{name}.json")
     assert json.loads(path.read_text())["parameters"] == PARAMETERS[name]

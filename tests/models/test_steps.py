@@ -33,11 +33,15 @@ VARIANTS = {
     ),
     "dvt_mixer": ("dvt", dict(backbone="mixer", relationship_reuse=False, drop_path_rate=0.3, **CASCADE)),
     "dvt_ff_only": ("dvt", dict(backbone="ff_only", relationship_reuse=False, **CASCADE)),
+    "localvit": ("localvit", dict(heads=2, se_reduction=8)),
+    "localvit_eca": ("localvit", dict(heads=2, activation="relu6", channel_attention="eca", depthwise="first", mlp_ratio=2.0)),
+    "localvit_dropping": ("localvit", dict(heads=2, se_reduction=8, pos_drop_rate=0.1, attn_drop_rate=0.2, **RATES)),
+    "dvt_localvit": ("dvt", dict(backbone="localvit", heads=2, options=dict(se_reduction=8), **CASCADE)),
     "ff_only_dropping": ("ff_only", dict(activation="gelu_tanh", pos_drop_rate=0.1, **RATES)),
 }
 EVERY = pytest.mark.parametrize("variant", VARIANTS)
 DROPPING = pytest.mark.parametrize(
-    "variant", ["vit_dropping", "vit_drop_path", "mixer_dropping", "ff_only_dropping", "dvt_dropping", "dvt_mixer"]
+    "variant", ["vit_dropping", "vit_drop_path", "mixer_dropping", "ff_only_dropping", "localvit_dropping", "dvt_dropping", "dvt_mixer"]
 )
 
 
@@ -68,6 +72,10 @@ def train_step(model, images, labels):
     return loss
 
 
+def trained(model):
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def loss_of(model, images, labels):
     return F.sum_of(F.cross_entropy(logits, labels, label_smoothing=0.1) for logits in model.exits(images))
 
@@ -95,6 +103,8 @@ def test_gradients_in_training(variant, set_threads):
 
     loss().backward()
     for name, tensor in (*model.named_parameters(), ("images", source)):
+        if not tensor.requires_grad:
+            continue
         direction = np.random.default_rng(2).standard_normal(tensor.shape)
         losses = []
         for step in (1e-5, -2e-5):
@@ -111,9 +121,9 @@ def test_gradients_add_up(variant):
     model = create(variant, "float64")
     images, labels = batch("float64")
     train_step(model, images, labels)
-    once = [p.grad.numpy().copy() for p in model.parameters()]
+    once = [p.grad.numpy().copy() for p in trained(model)]
     loss_of(model, Tensor(images), labels).backward()
-    for parameter, gradient in zip(model.parameters(), once):
+    for parameter, gradient in zip(trained(model), once):
         np.testing.assert_allclose(parameter.grad.numpy(), 2 * gradient, rtol=1e-12, atol=1e-15)
 
 
@@ -135,26 +145,29 @@ def test_training_is_random_and_repeatable(variant):
     first, again = create(variant).train(), create(variant).train()
     a, b, c = (model(images).numpy() for model in (first, first, again))
     assert not np.array_equal(a, b) and np.array_equal(a, c)
+    again.load_state_dict(first.state_dict())  # running statistics have seen as much
     assert np.array_equal(first.eval()(images).numpy(), again.eval()(images).numpy())
     assert first.random.state[1] == 2 and again.random.state[1] == 1  # evaluation draws nothing
 
 
-def _faint(options):
-    """The options with rates that drop next to nothing."""
+def _with_rates(options, rate):
+    """The options with this rate for all that drops."""
     return {
-        name: _faint(value) if isinstance(value, dict) else 1e-12 if name.endswith("rate") else value for name, value in options.items()
+        name: _with_rates(value, rate) if isinstance(value, dict) else rate if name.endswith("rate") else value
+        for name, value in options.items()
     }
 
 
 @DROPPING
 def test_dropout_of_every_kind_is_unbiased_to_first_order(variant):
     family, options = VARIANTS[variant]
-    model = minivit.create_model(family, **dict(num_classes=3, dtype="float64", **sizes(family)) | _faint(options))
-    for name, parameter in model.named_parameters():
-        parameter.data += name.endswith("head.weight")
-    images = np.random.default_rng(0).standard_normal((4, 3, 8, 8))
-    expected = model(images).numpy()
-    np.testing.assert_allclose(model.train()(images).numpy(), expected, rtol=1e-9, atol=1e-12)
+    images, results = np.random.default_rng(0).standard_normal((4, 3, 8, 8)), []
+    for rate in (0.0, 1e-12):  # the latter drops next to nothing
+        model = minivit.create_model(family, **dict(num_classes=3, dtype="float64", **sizes(family)) | _with_rates(options, rate))
+        for name, parameter in model.named_parameters():
+            parameter.data += name.endswith("head.weight")
+        results.append(model.train()(images).numpy())
+    np.testing.assert_allclose(*results, rtol=1e-9, atol=1e-12)
     assert model.random.state[1] == 1
 
 
@@ -173,17 +186,19 @@ def check_replay(recorded, eager, images, labels):
 
     def step():
         loss = train_step(recorded, images, labels)
-        return (loss.data, *(p.grad.data for p in recorded.parameters()))
+        return (loss.data, *(p.grad.data for p in trained(recorded)))
 
     plan = Plan(step)
     for turn in range(3):
         if turn:
             plan.replay()
-        expected = (train_step(eager, images, labels).data, *(p.grad.data for p in eager.parameters()))
+        expected = (train_step(eager, images, labels).data, *(p.grad.data for p in trained(eager)))
         for given, wanted in zip(plan.results, expected):
             np.testing.assert_array_equal(given, wanted)
+        for given, wanted in zip(recorded.parameters(), eager.parameters()):  # running statistics among them
+            np.testing.assert_array_equal(given.data, wanted.data)
         for model, gradients in ((recorded, plan.results[1:]), (eager, expected[1:])):
-            for parameter, gradient in zip(model.parameters(), gradients):
+            for parameter, gradient in zip(trained(model), gradients):
                 parameter.data -= 0.1 * gradient
         images[...] = np.random.default_rng(turn).standard_normal(images.shape)
         labels[...] = (labels + 1) % 3
