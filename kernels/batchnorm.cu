@@ -1,7 +1,7 @@
 // Batch normalisation with the activation that follows it, and running statistics; the formulas are in batchnorm.py.
 //
 // x, y and their gradients are (R, C). A thread owns W adjacent columns and every so many-th row: a "lane" is a warp of these rows.
-#include <common.cuh>
+#include <activation.cuh>
 
 struct Share {                                                          // what a thread owns
     int column;                                                         // the first of its columns; C or more: none
@@ -12,17 +12,6 @@ template <int W> __device__ __forceinline__ Share share(int C) {
     const int across = (C / W + 31) / 32, warps = blockDim.x / 32;
     return {int(blockIdx.x % across * 32 + threadIdx.x % 32) * W, long(blockIdx.x / across) * warps + threadIdx.x / 32,
             long(gridDim.x / across) * warps};
-}
-
-// f(z): hardswish if `curved`, otherwise z clipped to low ... high.
-template <class S> __device__ __forceinline__ S activated(S z, S low, S high, bool curved) {
-    if (curved) return z * (z <= S(-3) ? S(0) : z >= S(3) ? S(6) : z + S(3)) * S(1.0 / 6);
-    return z < low ? low : z > high ? high : z;
-}
-
-template <class S> __device__ __forceinline__ S slope(S z, S low, S high, bool curved) {
-    if (curved) return z <= S(-3) ? S(0) : z >= S(3) ? S(1) : z * S(1.0 / 3) + S(0.5);
-    return low < z && z < high ? S(1) : S(0);
 }
 
 // The coefficients of a thread's columns.
@@ -164,4 +153,19 @@ __global__ void __launch_bounds__(256) follow(S* new_mean, S* new_var, const S* 
         new_mean[c] = running_mean[c] + S(momentum) * (mean[c] - running_mean[c]);
         new_var[c] = running_var[c] + S(momentum) * (variance[c] * S(unbiased) - running_var[c]);
     }
+}
+
+// new_weight (C, K) = weight with each row scaled; new_bias (C,), where bias may be null.
+template <class S>
+__global__ void __launch_bounds__(256) fold_weight(S* new_weight, const S* weight, const S* w, const S* variance, int C, int K, double eps) {
+    GRID_STRIDE(n, long(C) * K) {
+        const int c = int(n / K);
+        new_weight[n] = weight[n] * (w[c] / sqrt(variance[c] + S(eps)));
+    }
+}
+
+template <class S>
+__global__ void __launch_bounds__(256) fold_bias(S* new_bias, const S* bias, const S* w, const S* b, const S* mean, const S* variance,
+                                                 int C, double eps) {
+    GRID_STRIDE(c, C) new_bias[c] = ((bias ? bias[c] : S(0)) - mean[c]) * (w[c] / sqrt(variance[c] + S(eps))) + b[c];
 }

@@ -17,69 +17,33 @@ Golub and LeVeque, 1983), with d = mb - ma:
 
     running_mean += momentum·(mean - running_mean),     running_var += momentum·(variance·count/(count - 1) - running_var)
 
-Letters: R rows, C channels, P parts of the rows.
+For inference, `fold_batchnorm` makes the weights and the bias of a product whose result a given mean and variance would normalise:
+
+    weight'[o, k] = weight[o, k]·w[o]/sqrt(v[o] + eps),     bias'[o] = (bias[o] - m[o])·w[o]/sqrt(v[o] + eps) + b[o]
+
+Letters: R rows, C channels, P parts of the rows, K inputs of a channel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import inf, prod
+from math import prod
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from .core.arrays import empty, empty_like
 from .core.devices import runtime
 from .core.op import Cost, Float32Output, Implementation, Op, Shape, require
 from .core.recording import launch
-from .cpu.kernel import kernel
-from .cpu.math import OPTIONS
+from .cpu.activations import LIMITS, activate, activated, activation_arguments, slope, slope_of
+from .cpu.kernel import kernel, preparation
 from .cpu.strided import bands_for
 from .cuda.kernel import Grid, Source
 from .cuda.strided import grid_for, vector_width
 
 BLOCK = 32  # rows whose statistics are computed while they are in a cache
 PARTS = 64  # parts of the rows: a constant, so that no result depends on the number of threads
-LIMITS = {"none": (-inf, inf), "relu": (0.0, inf), "relu6": (0.0, 6.0), "hardswish": (0.0, 0.0)}  # activation -> bounds of its result
-
-
-# --------------------------------------------------------------------------------------------------------------- activations
-def activate(z: np.ndarray, activation: str) -> np.ndarray:
-    """f(z), the reference."""
-    return z * np.clip(z + 3, 0, 6) / 6 if activation == "hardswish" else np.clip(z, *LIMITS[activation])
-
-
-def slope(z: np.ndarray, activation: str) -> np.ndarray:
-    """f'(z), the reference; it is 0 where relu and relu6 have two."""
-    if activation == "hardswish":
-        return np.where(z <= -3, 0, np.where(z >= 3, 1, (2 * z + 3) / 6)).astype(z.dtype)
-    low, high = LIMITS[activation]
-    return ((low < z) & (z < high)).astype(z.dtype)
-
-
-def activation_arguments(activation: str) -> tuple[float, float, bool]:
-    """The last arguments of the functions and kernels below: bounds, and whether it is hardswish instead."""
-    return *LIMITS[activation], activation == "hardswish"
-
-
-@njit(**OPTIONS)
-def activated(z, low, high, curved):
-    """f(z) inside kernels."""
-    number = type(z)
-    swish = z * max(min(z + number(3), number(6)), number(0)) * number(1 / 6)
-    clipped = max(min(z, high), low)
-    return swish if curved else clipped
-
-
-@njit(**OPTIONS)
-def slope_of(z, low, high, curved):
-    """f'(z) inside kernels."""
-    number = type(z)
-    middle = z * number(1 / 3) + number(0.5)
-    swish = number(0) if z <= number(-3) else number(1) if z >= number(3) else middle
-    clipped = number(1) if low < z and z < high else number(0)
-    return swish if curved else clipped
 
 
 # ----------------------------------------------------------------------------------------------------------------- reference
@@ -225,6 +189,23 @@ def _follow(band, bands, new_mean, new_var, running_mean, running_var, mean, var
         new_var[j] = running_var[j] + share * (variance[j] * unbiased - running_var[j])
 
 
+@preparation
+def _fold_weight(band, bands, folded, weight, w, variance, eps):
+    (C, K), number = weight.shape, w.dtype.type
+    for c in range(band * C // bands, (band + 1) * C // bands):
+        scale = w[c] / np.sqrt(variance[c] + number(eps))
+        for k in range(K):
+            folded[c, k] = weight[c, k] * scale
+
+
+@preparation
+def _fold_bias(band, bands, folded, bias, w, b, mean, variance, eps, has_bias):
+    number = w.dtype.type
+    for c in range(len(w)):
+        scale = w[c] / np.sqrt(variance[c] + number(eps))
+        folded[c] = ((bias[c] if has_bias else number(0)) - mean[c]) * scale + b[c]
+
+
 def _rows(x):
     return x.reshape(-1, x.shape[-1])  # (R, C)
 
@@ -264,6 +245,12 @@ def backward_cpu(dx, dw, db, dy, x, w, b, mean, variance, running_mean, running_
 
 def follow_cpu(new_mean, new_var, running_mean, running_var, mean, variance, momentum, count):
     launch(_follow, 1, new_mean, new_var, running_mean, running_var, mean, variance, float(momentum), count)
+
+
+def fold_cpu(new_weight, new_bias, weight, bias, w, b, mean, variance, eps):
+    matrices = (a.reshape(len(w), -1) for a in (new_weight, weight))
+    launch(_fold_weight, bands_for(weight.size), *matrices, w, variance, float(eps))
+    launch(_fold_bias, 1, new_bias, b if bias is None else bias, w, b, mean, variance, float(eps), bias is not None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- CUDA
@@ -311,6 +298,13 @@ def follow_cuda(new_mean, new_var, running_mean, running_var, mean, variance, mo
     launch(_source("follow", mean.dtype), grid_for(C), *arrays, C, float(momentum), count / (count - 1))
 
 
+def fold_cuda(new_weight, new_bias, weight, bias, w, b, mean, variance, eps):
+    K = weight.size // len(w)
+    kernel = _source("fold_weight", w.dtype, prepares=True)
+    launch(kernel, grid_for(weight.size), new_weight, weight, w, variance, len(w), K, float(eps))
+    launch(_source("fold_bias", w.dtype, prepares=True), grid_for(len(w)), new_bias, bias, w, b, mean, variance, len(w), float(eps))
+
+
 # ---------------------------------------------------------------------------------------------------------------------- spec
 def _outputs(x, w, b, running_mean, running_var, eps, activation):
     if activation not in LIMITS:
@@ -327,6 +321,12 @@ def _outputs(x, w, b, running_mean, running_var, eps, activation):
 def _follow_reference(new_mean, new_var, running_mean, running_var, mean, variance, momentum, count):
     new_mean[...] = running_mean + momentum * (mean - running_mean)
     new_var[...] = running_var + momentum * (variance * (count / (count - 1)) - running_var)
+
+
+def _fold_reference(new_weight, new_bias, weight, bias, w, b, mean, variance, eps):
+    scale = w / np.sqrt(variance + eps)
+    new_weight[...] = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    new_bias[...] = (0 if bias is None else bias) * scale - mean * scale + b
 
 
 def _follow_outputs(running_mean, running_var, mean, variance, momentum, count):
@@ -393,4 +393,18 @@ running_statistics = Op(
     cases=[dict(C=5, count=7), dict(C=1, momentum=1.0), dict(C=768, count=4096, momentum=0.01)],
     cost=lambda running_mean, *_: Cost(forward=6 * prod(running_mean)),
     values={"running_var": _positive, "variance": _positive},
+)
+
+fold_batchnorm = Op(
+    "fold_batchnorm",
+    shapes={"weight": "C K", "bias": "C", "w": "C", "b": "C", "mean": "C", "variance": "C"},
+    accepts={"weight": "C ..."},
+    constants={"eps": 1e-5},
+    outputs=lambda weight, bias, w, *_: {"new_weight": weight, "new_bias": w},
+    results=("new_weight", "new_bias"),
+    parameters=("weight", "bias", "w", "b", "mean", "variance"),
+    forward=Implementation(_fold_reference, fold_cpu, fold_cuda),
+    cases=[dict(C=5, K=7), dict(C=3, K=4, weight="C 2 2 K", bias=None), dict(C=768, K=192, eps=1e-3, bias=None)],
+    cost=lambda weight, *_: Cost(forward=prod(weight)),
+    values={"variance": _positive},
 )

@@ -68,6 +68,16 @@ def batch_norm(
     return apply(OPS["batchnorm"], x, weight, bias, running_mean, running_var, eps=eps, activation=activation)
 
 
+def fold_batch_norm(
+    weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor, running_mean: Tensor, running_var: Tensor, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """Weights (O, ...) and bias (O,) of the product that includes a normalisation of its result by running statistics; no gradient.
+
+    scale, shift: the weight and the bias of the normalisation.
+    """
+    return apply(OPS["fold_batchnorm"], weight, bias, scale, shift, running_mean, running_var, eps=eps)
+
+
 def follow_statistics(running_mean: Tensor, running_var: Tensor, mean: Tensor, variance: Tensor, count: int, momentum: float = 0.1) -> None:
     """Move running statistics (C,), in place, by the fraction `momentum` to the mean and the biased variance of `count` values per channel.
 
@@ -178,6 +188,38 @@ def patch_projection(
     patches = unfold(images, weight.shape[2:], weight.shape[2:] if stride is None else stride, padding)
     B, rows, columns, size = patches.shape
     return linear(patches.reshape(B, rows * columns, size), weight.reshape(len(weight), size), bias)
+
+
+def depthwise_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    padding: int | Sequence[int] = 0,
+    *,
+    activation: str = "none",
+) -> Tensor:
+    """activation(convolution + bias) of channels-last maps (B, H, W, C) with a kernel for each channel, weight (C, 1, kh, kw), bias (C,).
+
+    -> (B, U, V, C), U = (H + 2·padding - kh) // stride + 1; zero padded. activation: "none", "relu", "relu6" or "hardswish".
+    Source: 1704.04861, section 3.1.
+    """
+    _check_rank("depthwise_convolution", "x", x, "(B, H, W, C)")
+    _check_rank("depthwise_convolution", "weight", weight, "(C, 1, kh, kw)")
+    border = (padding, padding) if isinstance(padding, int) else tuple(padding)
+    w = weight.reshape(weight.shape[0], *weight.shape[2:])
+    return apply(OPS["depthwise"], x, w, bias, stride=stride, padding=border, activation=activation)
+
+
+def convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0
+) -> Tensor:
+    """Convolution of channels-last maps (B, H, W, C) with weight (O, C, kh, kw), as a matrix product: -> (B, U, V, O), zero padded."""
+    _check_rank("convolution", "x", x, "(B, H, W, C)")
+    _check_rank("convolution", "weight", weight, "(O, C, kh, kw)")
+    if (*weight.shape[2:], stride, padding) != (1, 1, 1, 0):
+        x = unfold(x, weight.shape[2:], stride, padding, channels_last=True)  # (B, U, V, C·kh·kw)
+    return linear(x, weight.reshape(len(weight), -1), bias)
 
 
 def unfold(

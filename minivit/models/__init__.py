@@ -17,6 +17,7 @@ from .config import Config
 from .crossvit import CrossViT, CrossViTConfig
 from .deepvit import DeepViT, DeepViTConfig
 from .ff_only import FFOnly, FFOnlyConfig
+from .localvit import LocalViT, LocalViTConfig
 from .mixer import Mixer, MixerConfig
 from .registry import FAMILIES, PRESETS, register
 from .t2t import T2T, T2TConfig
@@ -33,6 +34,8 @@ __all__ = [
     "DeepViTConfig",
     "FFOnly",
     "FFOnlyConfig",
+    "LocalViT",
+    "LocalViTConfig",
     "Mixer",
     "MixerConfig",
     "Model",

@@ -187,6 +187,10 @@ class BatchNorm(Module):
                 "batch normalisation learns from two images or more at once, got 1: choose a larger batch, or call model.eval()"
             )
 
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Weights (dim, ...) and bias (dim,) of a product with these, whose result the running statistics normalise; without gradient."""
+        return F.fold_batch_norm(weight, bias, self.weight, self.bias, self.running_mean, self.running_var, self.eps)
+
     def follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
         """Move the running statistics towards the mean and biased variance (C,) of `count` values per channel."""
         if current_tracer() is None:  # which computes nothing

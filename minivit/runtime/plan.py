@@ -79,14 +79,14 @@ class Plan:
 
 
 def _preparations(recording: Recording, constants: set[int]) -> set[int]:
-    """The indices of the calls that read only arrays at these addresses; their results are kept for the lifetime of the plan."""
+    """The indices of the calls that read only arrays at these addresses, or results of such calls, which are kept as long as the plan."""
     indices = set()
     for i, (kernel, _, arguments) in enumerate(recording.calls):
         arrays = [a for a in arguments if isinstance(a, View) or devices.is_array(a)]
         if (
             kernel.prepares
             and isinstance(arrays[0], View)
-            and all(not isinstance(a, View) and devices.address_of(a) in constants for a in arrays[1:])
+            and all(a.serial in recording.permanent if isinstance(a, View) else devices.address_of(a) in constants for a in arrays[1:])
         ):
             indices.add(i)
             recording.permanent.add(arrays[0].serial)

@@ -96,6 +96,7 @@ class Trainer:
         if accumulate is not None and accumulate < 1:
             raise UserError(f"accumulate must be 1 or more, got {accumulate}")
         self.model, self.label_smoothing, self.accumulate, self.plan = model, label_smoothing, accumulate, plan
+        self._separable = model.separable and not model.statistic_parameters()
         if accumulate is not None and accumulate > 1 and model.statistic_parameters():
             raise UserError(f"accumulate={accumulate}: the model normalises over the whole batch, which has no parts: leave accumulate out")
         self.precision = precision_for(precision, dtype_of(model), device)
@@ -215,7 +216,7 @@ class Trainer:
         """
         if self.accumulate:
             return min(images, self.accumulate)
-        if self.flat.device != "cpu" or not self.model.separable or not isinstance(self.model, Model):
+        if self.flat.device != "cpu" or not self._separable or not isinstance(self.model, Model):
             return 1
         kept_bytes = images * self.model.cost().activations * self.precision.activations.itemsize
         return max(1, min(images, round(sqrt(kept_bytes / max(PART_BYTES, PART_OF_WEIGHTS * self.flat.data.nbytes)))))
