@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..kernels.core.dtypes import BFLOAT16
 from ..nn.cost import ModelCost, count
 from ..nn.initialisers import Initialiser, initialise
-from ..nn.layers import Dropout, Linear, PatchEmbed, Random
+from ..nn.layers import Dropout, Linear, Random, Stem
 from ..nn.module import Module
 from ..tensor import Tensor
 from . import channels
@@ -121,7 +121,7 @@ class Model(Module):
 
     def convert_channels(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`state` with its patch projections converted to this model's in_channels (`channels.convert`)."""
-        names = [f"{name}.proj.weight" for name, module in self.named_modules() if isinstance(module, PatchEmbed)]
+        names = [f"{name}.{module.first}" for name, module in self.named_modules() if isinstance(module, Stem)]
         return state | {name: channels.convert(state[name], self.config.in_channels) for name in names if name in state}
 
     def metadata(self) -> dict[str, str]:
@@ -144,9 +144,9 @@ class Model(Module):
         return [self]
 
     def patch_filters(self) -> np.ndarray | None:
-        """The weights (dim, in_channels, P, P) of the patch projection, or None."""
-        embed = getattr(self, "patch_embed", None)
-        return None if embed is None else embed.proj.weight.numpy()
+        """The weights (outputs, in_channels, rows, columns) that meet the pixels (`Stem.filters`), or None."""
+        stem = next((module for module in self.modules() if isinstance(module, Stem)), None)
+        return None if stem is None else stem.filters.numpy()
 
     def position_embedding(self) -> tuple[np.ndarray, int] | None:
         """The position embeddings (grid², dim) of the patches and their grid size, or None."""

@@ -8,14 +8,16 @@ the model are the mean of both.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from .. import functional as F
 from ..errors import UserError
-from ..nn.initialisers import Initialiser, normal, truncated_normal, uniform, xavier_uniform
-from ..nn.layers import CrossAttention, Dropout, DropPath, LayerNorm, Linear, PatchEmbed, Random, Sequential
+from ..nn.convolution import Conv2d, convolve_all
+from ..nn.initialisers import Initialiser, kaiming_uniform, normal, truncated_normal, uniform, xavier_uniform
+from ..nn.layers import CrossAttention, Dropout, DropPath, LayerNorm, Linear, PatchEmbed, Random, Sequential, Stem, check_images
 from ..nn.module import Module, filled
 from ..schema import Limits
 from ..tensor import Tensor
@@ -26,6 +28,8 @@ from .registry import register
 from .vit import Block, ViTConfig
 
 BRANCHES = (0, 1)
+# The strides of a convolution stem, by patch size, which is their product; those of 12 and 16 are the authors'.
+STRIDES = {2: (2, 1, 1), 3: (3, 1, 1), 4: (2, 2, 1), 6: (2, 3, 1), 8: (2, 2, 2), 12: (4, 3, 1), 16: (4, 2, 2)}
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class CrossViTConfig(Config):
     stages: Size = 3  # times that blocks of both branches and an exchange follow each other
     heads: tuple[Size, Size] = (3, 3)  # attention heads of a block; must divide the branch's dim
     mlp_ratios: tuple[Positive, Positive] = (4.0, 4.0)  # hidden channels of a block's MLP, in units of dim
+    stem: Literal["patch", "convolution"] = "patch"  # of each branch: patch projection, or three convolutions
     drop_rate: Rate = 0.0  # dropout before the heads
     pos_drop_rate: Rate = 0.0  # dropout after the position embeddings
     proj_drop_rate: Rate = 0.0  # dropout after the projections of attention and each layer of the MLPs
@@ -47,6 +52,12 @@ class CrossViTConfig(Config):
     drop_path_rate: Rate = 0.0  # stochastic depth of the last block; increases linearly with depth, from 0 in the first
     eps: Positive = 1e-6  # of every layer normalisation
     init: Literal["timm", "jax", "zeros"] = "timm"  # initialisation: as in timm, as in Google's ViT, or none
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = [size for size in self.patch_sizes if self.stem == "convolution" and size not in STRIDES]
+        if unknown:
+            raise UserError(f"stem='convolution' is for patch_sizes of {', '.join(map(str, STRIDES))} pixels, not {unknown[0]}")
 
     def branch(self, b: int) -> ViTConfig:
         """The configuration of a branch as a ViT of its own. Raises UserError where its fields do not fit each other."""
@@ -66,8 +77,8 @@ class CrossViTConfig(Config):
         )
 
 
-def _preset(dims: tuple[int, int], depth: int, heads: int, ratio: float) -> dict[str, Any]:
-    return dict(dims=dims, depths=(1, depth), heads=(heads, heads), mlp_ratios=(ratio, ratio))
+def _preset(dims: tuple[int, int], depth: int, heads: int, ratio: float, **options: Any) -> dict[str, Any]:
+    return dict(dims=dims, depths=(1, depth), heads=(heads, heads), mlp_ratios=(ratio, ratio), **options)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -90,7 +101,34 @@ PRESETS: dict[str, dict[str, Any]] = {
     "crossvit_9_240": _preset((128, 256), 3, 4, 3.0),
     "crossvit_15_240": _preset((192, 384), 5, 6, 3.0),
     "crossvit_18_240": _preset((224, 448), 6, 7, 3.0),
+    "crossvit_9_dagger_240": _preset((128, 256), 3, 4, 3.0, stem="convolution"),
+    "crossvit_15_dagger_240": _preset((192, 384), 5, 6, 3.0, stem="convolution"),
+    "crossvit_18_dagger_240": _preset((224, 448), 6, 7, 3.0, stem="convolution"),
 }
+
+
+class ConvolutionStem(Stem):
+    """Three convolutions in place of the patch projection: (B, in_channels, S, S) -> (B, grid², dim) (section 4.1, of the models with †).
+
+    The first is 7×7, the others 3×3; the first two have a quarter and half of the channels, and a ReLU.
+    """
+
+    first = "proj.0.weight"
+
+    def __init__(self, config: ViTConfig) -> None:
+        size, patch, dim, dtype = config.image_size, config.patch_size, config.dim, config.dtype
+        if size % patch:
+            raise UserError(f"patch_size must divide image_size: {size} is not a multiple of {patch}")
+        self.shape, self.grid = (config.in_channels, size, size), size // patch
+        channels, strides = (config.in_channels, max(1, dim // 4), max(1, dim // 2), dim), STRIDES[patch]
+        first = Conv2d(channels[0], channels[1], 7, strides[0], 3, dtype=dtype)
+        second, third = (Conv2d(channels[i], channels[i + 1], 3, strides[i], int(strides[i] < 3), dtype=dtype) for i in (1, 2))
+        self.proj = Sequential(first, None, second, None, third)  # None stands for a ReLU
+
+    def forward(self, images: Tensor) -> Tensor:
+        check_images(images, self.shape)
+        x = convolve_all(self.proj.layers, images.transpose(0, 2, 3, 1), "relu")  # (B, grid, grid, dim)
+        return x.reshape(len(x), -1, x.shape[3])
 
 
 class Bridge(Sequential):
@@ -160,7 +198,8 @@ class CrossViT(Model):
     def __init__(self, config: CrossViTConfig, seed: int = 0) -> None:
         super().__init__(config, seed)
         branches, random = tuple(map(config.branch, BRANCHES)), self.random
-        self.patch_embed = [PatchEmbed(c.image_size, c.patch_size, c.in_channels, c.dim, c.dtype) for c in branches]
+        stem = ConvolutionStem if config.stem == "convolution" else PatchEmbed.of
+        self.patch_embed: list[Stem] = [stem(c) for c in branches]
         for b, c in enumerate(branches):
             setattr(self, f"pos_embed_{b}", filled((1, 1 + self.patch_embed[b].grid ** 2, c.dim), 0, c.dtype))
             setattr(self, f"cls_token_{b}", filled((1, 1, c.dim), 0, c.dtype))
@@ -176,7 +215,10 @@ class CrossViT(Model):
         config = self.config
         if config.init == "zeros":
             return {}
-        stems = {f"patch_embed.{b}.*": uniform((config.in_channels * config.patch_sizes[b] ** 2) ** -0.5) for b in BRANCHES}
+        stems: dict[str, Initialiser] = {"patch_embed.*.weight": kaiming_uniform}
+        for b, embed in enumerate(self.patch_embed):  # a bias as PyTorch draws it, by the inputs of its weights
+            weights = ((name, p) for name, p in embed.named_parameters(f"patch_embed.{b}.") if name.endswith("weight"))
+            stems |= {name.replace("weight", "bias"): uniform(prod(p.shape[1:]) ** -0.5) for name, p in weights}
         if config.init == "jax":
             return stems | {
                 "pos_embed_?": normal(0.02),
@@ -206,7 +248,7 @@ class CrossViT(Model):
 
         logits: a list for each branch, to which the scaled attention logits (B, H, N, N) of its blocks are appended.
         """
-        self._check(images)
+        check_images(images, (self.config.in_channels, self.config.image_size, self.config.image_size))
         tokens = [self.embed(b, images) for b in BRANCHES]
         for stage in self.blocks[:-1]:
             tokens = [F.concatenate(*parts, axis=1) for parts in stage(*tokens, logits=logits)]
@@ -221,15 +263,6 @@ class CrossViT(Model):
         tokens = self.class_tokens(self.begin(images))
         answers = [self.head[b](self.head_drop(tokens[b]), precise=True) for b in BRANCHES]
         return (answers[0] + answers[1]) * 0.5
-
-    def _check(self, images: Tensor) -> None:
-        config = self.config
-        expected = config.in_channels, config.image_size, config.image_size
-        if images.ndim != 4 or images.shape[1:] != expected:
-            raise UserError(
-                f"images have shape {images.shape}, the model takes (B, {', '.join(map(str, expected))}): resize them, "
-                "or create the model with their image_size and in_channels"
-            )
 
     def reset_head(self, num_classes: int) -> None:
         self.config = replace(self.config, num_classes=num_classes)
@@ -276,7 +309,7 @@ class Branch:
         return token
 
     def patch_filters(self) -> np.ndarray:
-        return self.model.patch_embed[self.b].proj.weight.numpy()
+        return self.model.patch_embed[self.b].filters.numpy()
 
     def position_embedding(self) -> tuple[np.ndarray, int]:
         return getattr(self.model, f"pos_embed_{self.b}").numpy()[0, 1:], self.grid

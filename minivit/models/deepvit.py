@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 
 from .. import functional as F
 from ..errors import UserError, shown
-from ..nn.initialisers import Initialiser, uniform
-from ..nn.layers import Attention, BatchNorm, Projection, Random
+from ..nn.convolution import Conv2d
+from ..nn.initialisers import Initialiser, kaiming_uniform, uniform
+from ..nn.layers import Attention, BatchNorm, PatchEmbed, Projection, Random, Stem, check_images
 from ..nn.module import Module
 from ..schema import Limits
 from ..tensor import Tensor
@@ -41,9 +42,9 @@ class DeepViTConfig(ViTConfig):
         super().__post_init__()
         if any(i >= self.depth for i in self.reattention_blocks or ()):
             raise UserError(f"reattention_blocks must be from 0 to {self.depth - 1}, not {shown(self.reattention_blocks)}")
-        if self.stem == "convolution" and (self.patch_size % 2 or self.image_size % 2):
+        if self.stem == "convolution" and (self.patch_size % 2 or self.image_size % self.patch_size):
             raise UserError(
-                f"stem='convolution' halves the image: image_size {self.image_size} and patch_size {self.patch_size} must be even"
+                f"stem='convolution' takes an even patch_size that divides image_size, not {self.patch_size} for {self.image_size} pixels"
             )
 
     def reattends(self, i: int) -> bool:
@@ -60,6 +61,31 @@ PRESETS: dict[str, dict[str, Any]] = {
     "deepvit_s": dict(dim=396, reattention_blocks=tuple(range(11, 16)), reattention_scale=33**-0.5, residual_scale=0.5, stem="convolution"),
     "deepvit_l": dict(dim=420, depth=32, reattention_blocks=tuple(range(20, 32)), residual_scale=0.5, stem="convolution"),
 }
+
+
+class ConvolutionStem(Stem):
+    """Three convolutions in place of the patch projection: (B, in_channels, S, S) -> (B, grid², dim).
+
+    7×7 with stride 2 and 3×3, each with batch normalisation and ReLU, then patches of half the patch size.
+    """
+
+    first = "conv1.weight"
+
+    def __init__(self, config: DeepViTConfig) -> None:
+        width, dtype, half = config.stem_width, config.dtype, config.patch_size // 2
+        self.shape = config.in_channels, config.image_size, config.image_size
+        self.grid = config.image_size // config.patch_size
+        self.conv1 = Conv2d(config.in_channels, width, 7, stride=2, padding=3, bias=False, dtype=dtype)
+        self.bn1 = BatchNorm(width, dtype=dtype)
+        self.conv2 = Conv2d(width, width, 3, padding=1, bias=False, dtype=dtype)
+        self.bn2 = BatchNorm(width, dtype=dtype)
+        self.proj = Conv2d(width, config.dim, half, stride=half, dtype=dtype)
+
+    def forward(self, images: Tensor) -> Tensor:
+        check_images(images, self.shape)
+        x = self.conv1(images.transpose(0, 2, 3, 1), self.bn1, "relu")  # (B, S/2, S/2, width)
+        x = self.proj(self.conv2(x, self.bn2, "relu"))  # (B, grid, grid, dim)
+        return x.reshape(len(x), -1, x.shape[3])
 
 
 class ReAttention(Attention):
@@ -131,11 +157,24 @@ class DeepViT(ViT):
 
     config: DeepViTConfig
 
+    @staticmethod
+    def _patch_embed(config: ViTConfig) -> Stem:
+        assert isinstance(config, DeepViTConfig)
+        return ConvolutionStem(config) if config.stem == "convolution" else PatchEmbed.of(config)
+
     def block(self, i: int, drop_path_rate: float) -> Block:
         return Block(self.config, self.config.reattends(i), drop_path_rate, self.random)
 
     def initialisers(self) -> dict[str, Initialiser]:
-        return {"*.reatten_matrix.*": uniform(self.config.heads**-0.5), **super().initialisers()} if self.config.init != "zeros" else {}
+        config = self.config
+        if config.init == "zeros":
+            return {}
+        table = {"*.reatten_matrix.*": uniform(config.heads**-0.5), **super().initialisers()}
+        if config.stem == "convolution":
+            table = {name: draw for name, draw in table.items() if not name.startswith("patch_embed")}
+            table["patch_embed.*.weight"] = kaiming_uniform
+            table["patch_embed.proj.bias"] = uniform((config.stem_width * (config.patch_size // 2) ** 2) ** -0.5)
+        return table
 
     def google_names(self, names: Collection[str]) -> None:
         return None

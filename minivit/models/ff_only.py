@@ -108,9 +108,7 @@ class FFOnly(Backbone):
         super().__init__(config, seed, random)
         dim, dtype, random = config.dim, config.dtype, self.random
         self.cls_token = filled((1, 1, dim), 0.0, dtype)
-        self.patch_embed = PatchEmbed(
-            config.image_size, config.patch_size, config.in_channels, dim, dtype, config.patch_stride, config.patch_padding
-        )
+        self.patch_embed = PatchEmbed.of(config)
         self.grid = self.patch_embed.grid
         tokens = 1 + self.grid**2
         if int(min(dim, tokens) * config.mlp_ratio) < 1:

@@ -14,7 +14,7 @@ import numpy as np
 from .. import functional as F
 from ..errors import UserError
 from ..nn.convolution import Conv2d, DepthwiseConv2d, EfficientChannelAttention, SqueezeExcitation, convolve_all
-from ..nn.initialisers import Initialiser, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
+from ..nn.initialisers import Initialiser, kaiming_uniform, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
 from ..nn.layers import Attention, BatchNorm, Dropout, DropPath, LayerNorm, Linear, PatchEmbed, Random, Sequential
 from ..nn.module import Module, filled
 from ..tensor import Tensor
@@ -133,7 +133,7 @@ class LocalViT(Backbone):
     def __init__(self, config: LocalViTConfig, seed: int = 0, random: Random | None = None) -> None:
         super().__init__(config, seed, random)
         dim, dtype, random = config.dim, config.dtype, self.random
-        embed = PatchEmbed(config.image_size, config.patch_size, config.in_channels, dim, dtype, config.patch_stride, config.patch_padding)
+        embed = PatchEmbed.of(config)
         self.grid = embed.grid
         self.cls_token = filled((1, 1, dim), 0, dtype)
         self.pos_embed = filled((1, 1 + embed.grid**2, dim), 0, dtype)
@@ -167,8 +167,8 @@ class LocalViT(Backbone):
             "patch_embed.*": uniform(fan_in**-0.5),
             "*.attn.*.weight": weight_init,
             "*.fc.?.weight": weight_init,
-            "*.conv.weight": _kaiming_uniform,  # of ECA
-            "*.conv.?.weight": _convolution(_kaiming_uniform),
+            "*.conv.weight": kaiming_uniform,  # of ECA
+            "*.conv.?.weight": kaiming_uniform,
             "head.weight": weight_init,
         }
 
@@ -188,11 +188,6 @@ class LocalViT(Backbone):
 
     def position_embedding(self) -> tuple[np.ndarray, int]:
         return self.pos_embed.numpy()[0, 1:], self.grid
-
-
-def _kaiming_uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """PyTorch's default for a convolution: uniform in ±1/√fan_in."""
-    return uniform(float(np.prod(shape[1:])) ** -0.5)(rng, shape)
 
 
 def _convolution(draw: Initialiser) -> Initialiser:

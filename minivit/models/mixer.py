@@ -96,9 +96,7 @@ class Mixer(Backbone):
     def __init__(self, config: MixerConfig, seed: int = 0, random: Random | None = None) -> None:
         super().__init__(config, seed, random)
         dim, dtype = config.dim, config.dtype
-        self.stem = PatchEmbed(
-            config.image_size, config.patch_size, config.in_channels, dim, dtype, config.patch_stride, config.patch_padding
-        )
+        self.stem = PatchEmbed.of(config)
         self.grid = self.stem.grid
         self.blocks = [Block(config, self.stem.grid**2, self.random) for _ in range(config.depth)]
         self.norm = LayerNorm(dim, config.eps, dtype)
@@ -128,9 +126,6 @@ class Mixer(Backbone):
                 table |= dense(f"{ours}.mlp_tokens.fc{k + 1}", f"{theirs}/token_mixing/Dense_{k}")
                 table |= dense(f"{ours}.mlp_channels.fc{k + 1}", f"{theirs}/channel_mixing/Dense_{k}")
         return table
-
-    def patch_filters(self) -> np.ndarray:
-        return self.stem.proj.weight.numpy()
 
     def token_mixing_weights(self) -> list[np.ndarray]:
         return [block.mlp_tokens.fc1.weight.numpy() for block in self.blocks]

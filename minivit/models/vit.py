@@ -11,7 +11,7 @@ import numpy as np
 from .. import functional as F
 from ..errors import UserError
 from ..nn.initialisers import Initialiser, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
-from ..nn.layers import Attention, Dropout, DropPath, LayerNorm, LayerScale, Linear, Mlp, PatchEmbed, Random
+from ..nn.layers import Attention, Dropout, DropPath, LayerNorm, LayerScale, Linear, Mlp, PatchEmbed, Random, Stem
 from ..nn.module import Module, Parameter, filled
 from ..tensor import Tensor
 from . import positions
@@ -181,10 +181,8 @@ class ViT(Backbone):
         return self.fc_norm((tokens[:, 1:] if self.prefix else tokens).mean(1))
 
     @staticmethod
-    def _patch_embed(config: ViTConfig) -> PatchEmbed:
-        return PatchEmbed(
-            config.image_size, config.patch_size, config.in_channels, config.dim, config.dtype, config.patch_stride, config.patch_padding
-        )
+    def _patch_embed(config: ViTConfig) -> Stem:
+        return PatchEmbed.of(config)
 
     def resize(self, image_size: int) -> None:
         """Change the input size: the position embedding is resized as in timm, bicubic with antialiasing.
@@ -193,7 +191,8 @@ class ViT(Backbone):
         """
         config = replace(self.config, image_size=image_size)
         embed = self._patch_embed(config)
-        embed.proj = self.patch_embed.proj
+        for name, _, _, layer in self.patch_embed.child_slots():
+            setattr(embed, name, layer)
         self.pos_embed = Parameter(positions.resize(self.pos_embed.numpy(), embed.grid, config.class_token, "bicubic_antialias"))
         self.config, self.patch_embed, self.grid = config, embed, embed.grid
 

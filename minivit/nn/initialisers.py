@@ -48,6 +48,11 @@ def uniform(limit: float) -> Initialiser:
     return lambda rng, shape: rng.uniform(-limit, limit, shape)
 
 
+def kaiming_uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform in ±1/√fan_in, PyTorch's default for a convolution; what has one dimension, the scale of a normalisation, is one."""
+    return uniform(prod(shape[1:]) ** -0.5)(rng, shape) if len(shape) > 1 else np.ones(shape)
+
+
 def truncated_normal(std: float, limit: float = 2.0) -> Initialiser:
     """Normal truncated at ±limit (an absolute value, as in timm's trunc_normal_, not a multiple of std)."""
 

@@ -7,7 +7,7 @@ normalisations one) until `initialisers.initialise` or `load_state_dict` sets th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,6 +35,7 @@ __all__ = [
     "Projection",
     "Random",
     "Sequential",
+    "Stem",
     "TokenLayerNorm",
     "TokenMlp",
 ]
@@ -216,12 +217,29 @@ def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
-class PatchEmbed(Module):
+class Stem(Module):
+    """The first layers of a model: images (B, in_channels, S, S) -> tokens (B, grid², dim).
+
+    grid: patches along a side. first: the name of the weights (outputs, in_channels, rows, columns) that meet the pixels.
+    """
+
+    grid: int
+    first: ClassVar[str]
+
+    @property
+    def filters(self) -> Parameter:
+        """The weights that meet the pixels."""
+        return dict(self.named_parameters())[self.first]
+
+
+class PatchEmbed(Stem):
     """Cut images into patches and project each: (B, in_channels, S, S) -> (B, grid², dim) (2010.11929, section 3.1).
 
     stride: pixels from one patch to the next; None: the patch size, which must then divide the image size. padding: pixels of zeros
     around the image. Raises UserError if the patches do not fit the image size, or for images of another shape.
     """
+
+    first = "proj.weight"
 
     def __init__(
         self,
@@ -241,6 +259,13 @@ class PatchEmbed(Module):
         self.stride, self.padding = stride or patch_size, padding
         self.grid = (image_size + 2 * padding - patch_size) // self.stride + 1
         self.proj = Projection(in_channels, dim, patch_size, dtype)
+
+    @classmethod
+    def of(cls, config: Any) -> PatchEmbed:
+        """The layer for a configuration with these fields (`models.config.BackboneConfig`), and `dim`."""
+        return cls(
+            config.image_size, config.patch_size, config.in_channels, config.dim, config.dtype, config.patch_stride, config.patch_padding
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.shape)

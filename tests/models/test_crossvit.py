@@ -31,6 +31,20 @@ def test_bad_values_are_named(options, message):
         small(**options)
 
 
+def test_a_convolution_stem_is_for_some_patch_sizes():
+    with pytest.raises(UserError, match=r"^stem='convolution' is for patch_sizes of 2, 3, 4, 6, 8, 12, 16 pixels, not 5$"):
+        minivit.create_model("crossvit", image_size=20, branch_sizes=(20, 20), patch_sizes=(4, 5), stem="convolution")
+    with pytest.raises(UserError, match=r"^patch_size must divide image_size: 8 is not a multiple of 3$"):
+        small(patch_sizes=(3, 3), stem="convolution")
+
+
+@pytest.mark.parametrize("patch, size", [(2, 6), (3, 9), (4, 12), (6, 18), (8, 16), (12, 36), (16, 32)])
+def test_every_convolution_stem_has_its_grid(patch, size):
+    model = small(image_size=size, branch_sizes=(size, 6), patch_sizes=(patch, 3), stem="convolution")
+    assert model.patch_embed[0].grid == size // patch
+    assert model(np.zeros((1, 3, size, size))).shape == (1, 3)
+
+
 def test_images_of_another_shape():
     with pytest.raises(UserError, match=r"images have shape \(2, 3, 6, 6\), the model takes \(B, 3, 8, 8\)"):
         small()(np.zeros((2, 3, 6, 6)))

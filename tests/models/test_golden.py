@@ -27,6 +27,7 @@ def create(config, family, dtype="float64"):
             stages=stages,
             heads=config["heads"],
             mlp_ratios=config["mlp_ratios"],
+            stem="patch" if config["patch_stem"] == "one convolution" else "convolution",
             dtype=dtype,
         )
     if family == "t2t":
@@ -80,7 +81,9 @@ def run(model, images, weights):
         ("ff_only", "ff_only"),
         ("ff_only_resize", "ff_only"),
         ("crossvit", "crossvit"),
+        ("crossvit_dagger", "crossvit"),
         ("deepvit", "deepvit"),
+        ("deepvit_stem", "deepvit"),
         ("t2t_vit_performer", "t2t"),
         ("t2t_vit_transformer", "t2t"),
     ],
@@ -112,7 +115,7 @@ class TestTimmAndAuthors:
 ZERO = "reatten_matrix.bias"  # whose gradient is zero in training, but for rounding: the mean is subtracted after it is added
 
 
-@pytest.mark.parametrize("name, family", [("deepvit", "deepvit")])
+@pytest.mark.parametrize("name, family", [("deepvit", "deepvit"), ("deepvit_stem", "deepvit")])
 def test_batch_statistics_in_training(name, family):
     arrays, config = read_golden(f"{name}.safetensors")
     model = create(config, family)

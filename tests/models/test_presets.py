@@ -50,6 +50,11 @@ PARAMETERS = {  # counted in timm or the authors' code, or by shapes
     "deepvit_16b": 24_426_664,
     "deepvit_24b": 36_261_448,
     "deepvit_32b": 48_096_232,
+    "deepvit_s": 27_312_632,
+    "deepvit_l": 58_883_708,
+    "crossvit_9_dagger_240": 8_776_592,
+    "crossvit_15_dagger_240": 28_209_008,
+    "crossvit_18_dagger_240": 44_266_976,
     "t2t_vit_nano_8": 154_028,
     "t2t_vit_tiny_32": 3_615_072,
     "t2t_vit_7": 4_310_222,
@@ -87,7 +92,7 @@ def test_parameter_count(name):
     assert sum(p.size for p in model.parameters() if id(p) not in statistics) == PARAMETERS[name]
 
 
-WHOLE = ("16_224", "14_224", "_tiny", "_base", "_large", "deit_small", "_240", "16b", "24b", "32b")
+WHOLE = ("16_224", "14_224", "_tiny", "_base", "_large", "deit_small", "_240", "16b", "24b", "32b", "deepvit_s", "deepvit_l")
 COUNTED = [n for n in PARAMETERS if n.endswith(WHOLE) and n != "localvit_tiny"]
 COUNTED_T2T = [n for n in PARAMETERS if "t2t_vit_" in n and n[-1].isdigit() and not n.endswith(("_8", "_32", "t_19", "t_24"))]
 

@@ -21,6 +21,7 @@ SMALL = {  # by family; the patches are smaller than the image in two ways, and 
     "mixer": dict(patch_size=4, dim=16, depth=1, token_hidden=4, channel_hidden=8),
     "ff_only": dict(patch_size=4, dim=16, depth=1, position_grid=2),
     "deepvit": dict(patch_size=4, dim=16, depth=1, heads=2),
+    "localvit": dict(patch_size=4, dim=16, depth=1, heads=2, se_reduction=8),
     "dvt": dict(patches=[[4, 4, 0], [2, 2, 0]], dim=16, depth=1, heads=2),
 }
 SIZES = (10**5, 2**20, 10**8, 10**9, 2**31, 2**64, 10**200, 1e200)
