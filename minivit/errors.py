@@ -5,22 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONGEST = 300  # characters of a message
+
 
 def printable(text: str) -> str:
     """One line for any terminal: control characters, line ends and halves of surrogate pairs as escapes, such as "\\x1b"."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def reason(error: BaseException) -> str:
+    """What an error of a library says, in one line without the path of a file, for a message that names the file itself."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return " ".join(text.split())[:150]
+
+
 class UserError(ValueError):
     """A value passed in by the user is invalid. The command line prints the message, one line, without a traceback.
 
+    A message of more than 300 characters loses its middle: what is wrong stands at its beginning, the way out at its end.
     status: the exit status of the command line.
     """
 
     status = 2
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        line = printable(message)
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[5 - LONGEST // 2 :]}")
 
 
 class DeviceError(RuntimeError):

@@ -6,7 +6,7 @@ import argparse
 
 from ..errors import printable
 from ..inference.classifier import load
-from .options import add_precision, add_threads
+from .options import add_max_pixels, add_precision, add_threads
 from .output import print_json
 
 
@@ -20,13 +20,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of a calibrated cascade: largest mean cost of an image, in the unit "
         "of its calibration; without it every image goes to the last exit",
     )
+    add_max_pixels(parser)
     add_precision(parser)
     add_threads(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     classifier = load(options.run, options.precision, options.device)
-    prediction = classifier.predict(options.images, options.budget)
+    prediction = classifier.predict(options.images, options.budget, max_pixels=options.max_pixels)
     rows = [
         {"path": path, "label": name, "probability": max(probabilities)}
         for path, name, probabilities in zip(options.images, prediction.names, prediction.probabilities.tolist())

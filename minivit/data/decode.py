@@ -1,139 +1,32 @@
 """Decoding of images to square arrays of one size, shared by training and prediction.
 
-EXIF orientation is applied; palettes, CMYK, 16-bit and floating-point images are converted to 8-bit gray or RGB; transparent pixels are
-composited on white. The largest centred square is cropped and resized to `image_size` with Pillow's antialiased bicubic filter, which is
-equivalent to resizing the shorter side and cropping the centre; a square that already has this size is copied.
+`image_file.py` reads files as 8-bit gray or RGB. The largest centred square is cropped and resized to `image_size` with Pillow's
+antialiased bicubic filter, which is equivalent to resizing the shorter side and cropping the centre; a square that already has this size
+is copied.
 """
 
 from __future__ import annotations
 
 import os
-import struct
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..errors import UserError
+from .image_file import MAX_PIXELS, check_max_pixels, decoding, eight_bits, open_image, upright
 
-# Formats that Pillow decodes itself; PostScript and similar formats would start other programs.
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2")
-)
-GRAY_MODES = frozenset(("1", "L", "LA", "La", "I", "F"))  # also every "I;16..."
-ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
-UPRIGHT = {  # how an image of each other orientation becomes upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R 601-2, Pillow's weights
-
-# Exceptions of Pillow's decoders for data that is not an image or is truncated.
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    EOFError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-
-
-class Unreadable(UserError):
-    """A file that cannot be decoded; the message names it."""
-
-
-class Header(NamedTuple):
-    """Size and kind of an image, known before decoding its pixels; EXIF orientation is applied."""
-
-    width: int
-    height: int
-    gray: bool
-
-
-def _is_gray(mode: str) -> bool:
-    return mode in GRAY_MODES or mode.startswith("I;16")
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """The formats that the installed Pillow supports."""
-    Image.init()
-    return tuple(f for f in FORMATS if f in Image.OPEN)
-
-
-def _open(path: str | os.PathLike[str]) -> Image.Image:
-    return Image.open(path, formats=_formats())
-
-
-def _unreadable(path: str | os.PathLike[str], error: BaseException) -> Unreadable:
-    reason = "not an image of a known format" if isinstance(error, Image.UnidentifiedImageError) else str(error) or type(error).__name__
-    if isinstance(error, OSError) and error.strerror:
-        reason = error.strerror  # without the path, which the message contains already
-    return Unreadable(f"cannot read image {os.fspath(path)}: {' '.join(reason.split())}")
-
-
-def _orientation(image: Image.Image) -> int:
-    """1 ... 8; 1 if the EXIF data is absent or damaged, as in viewers: the pixels are readable without it."""
-    try:
-        orientation = image.getexif().get(ORIENTATION, 1)
-    except UNREADABLE:
-        return 1
-    return orientation if orientation in UPRIGHT else 1
-
-
-def read_header(path: str | os.PathLike[str]) -> Header:
-    """Size and kind of an image file. Raises Unreadable."""
-    try:
-        with _open(path) as image:
-            width, height = image.size
-            if width != height and _orientation(image) > 4:  # rotated by 90 degrees
-                width, height = height, width
-            return Header(width, height, _is_gray(image.mode))
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scales gray of more than 8 bits to 8 bits and composites transparency on white; returns mode L or RGB."""
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image).astype(np.float64)  # (H, W)
-        largest = 1.0 if image.mode == "F" else 65535.0
-        if not (values.min() >= 0 and values.max() <= largest):
-            raise ValueError(f"pixels of mode {image.mode} must lie in 0..{largest:g}, got {values.min():g}..{values.max():g}")
-        return Image.fromarray(np.rint(values * (255 / largest)).astype(np.uint8))
-    mode = "L" if _is_gray(image.mode) else "RGB"
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == mode else image.convert(mode)
 
 
 def _square(image: Image.Image, image_size: int, in_channels: int) -> np.ndarray:
     """Returns uint8 (image_size, image_size, in_channels)."""
-    if (orientation := _orientation(image)) != 1:
-        image = image.transpose(UPRIGHT[orientation])
     mode = "L" if in_channels == 1 else "RGB"
-    image = _eight_bits(image)
+    image = eight_bits(upright(image))
     image = image if image.mode == mode else image.convert(mode)
     return np.asarray(_resize(image, image_size)).reshape(image_size, image_size, in_channels)
 
@@ -147,13 +40,10 @@ def _resize(image: Image.Image, image_size: int) -> Image.Image:
     return image if width == height else image.crop((left, top, left + side, top + side))
 
 
-def read_image(path: str | os.PathLike[str], image_size: int, in_channels: int) -> np.ndarray:
-    """An image file as uint8 (image_size, image_size, in_channels). Raises Unreadable."""
-    try:
-        with _open(path) as image:
-            return _square(image, image_size, in_channels)
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
+def read_image(path: str | os.PathLike[str], image_size: int, in_channels: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """An image file as uint8 (image_size, image_size, in_channels). Raises Unreadable, also for one of more than `max_pixels`."""
+    with open_image(path, max_pixels) as image:
+        return _square(image, image_size, in_channels)
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any] | np.ndarray) -> Iterator[Any]:
@@ -253,33 +143,33 @@ def _channels_last(images: np.ndarray, in_channels: int) -> np.ndarray:
     return images
 
 
-def _prepare_one(item: Any, image_size: int, in_channels: int) -> np.ndarray:
+def _prepare_one(item: Any, image_size: int, in_channels: int, max_pixels: int) -> np.ndarray:
     if isinstance(item, (str, os.PathLike)):
-        return read_image(item, image_size, in_channels)
+        return read_image(item, image_size, in_channels, max_pixels)
     if isinstance(item, Image.Image):
-        try:
+        with decoding(getattr(item, "filename", "") or "given"):
             return _square(item, image_size, in_channels)
-        except UNREADABLE as error:
-            raise _unreadable(getattr(item, "filename", "") or "given", error) from error
     image = _channels_last(check_pixels(item, "image"), in_channels)
     if len(image) != 1:
         raise UserError(f"an image in a list must have the shape (H, W) or (H, W, C), got {np.shape(item)}")
     return _fit_array(image[0], image_size, in_channels)
 
 
-def prepare(images: Any, *, image_size: int, in_channels: int) -> np.ndarray:
+def prepare(images: Any, *, image_size: int, in_channels: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Images of any kind as (n, image_size, image_size, in_channels), decoded and resized as for training.
 
     `images` is an array (n, H, W, C) or (H, W, C), or without C if gray: uint8, or floating-point in 0..1; a path; a PIL image; or a
     sequence of these. A 3-D array is one image if its last dimension is 1, 3 or 4, otherwise n gray images; for a model of 3 channels, an
     array (3, H, W) or (n, 3, H, W) is an error. The result is uint8, or float32
-    if any input is a floating-point array. Raises UserError for a file that cannot be decoded, or pixels out of range.
+    if any input is a floating-point array. Raises UserError for a file that cannot be decoded or has more than `max_pixels`, and for pixels
+    out of range.
     """
+    check_max_pixels(max_pixels)
     if isinstance(images, (str, os.PathLike, Image.Image)):
         images = [images]
     if not isinstance(images, Sequence):
         return fit(_channels_last(check_pixels(images), in_channels), image_size, in_channels)
-    prepared = list(in_threads(lambda item: _prepare_one(item, image_size, in_channels), images))
+    prepared = list(in_threads(lambda item: _prepare_one(item, image_size, in_channels, max_pixels), images))
     if not prepared:
         raise UserError("no images were given: pass at least one")
     if len({image.dtype for image in prepared}) > 1:

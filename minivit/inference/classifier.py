@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..data import Batches, Dataset, prepare
+from ..data.image_file import MAX_PIXELS
 from ..errors import UserError
 from ..io import run_folder
 from ..models.base import Model
@@ -36,9 +37,9 @@ class Preprocessing:
         """The preprocessing for a dataset's images."""
         return cls(dataset.image_size, dataset.in_channels, dataset.mean, dataset.std)
 
-    def batches(self, images: Any, batch_size: int = LARGEST_BATCH) -> Iterator[np.ndarray]:
+    def batches(self, images: Any, batch_size: int = LARGEST_BATCH, max_pixels: int = MAX_PIXELS) -> Iterator[np.ndarray]:
         """Normalised float32 (B, C, S, S) batches of anything that `data.prepare` takes. Raises UserError."""
-        pixels = prepare(images, image_size=self.image_size, in_channels=self.in_channels)  # (n, S, S, C)
+        pixels = prepare(images, image_size=self.image_size, in_channels=self.in_channels, max_pixels=max_pixels)  # (n, S, S, C)
         batches = Batches(
             pixels,
             np.zeros(len(pixels), np.int64),
@@ -112,12 +113,13 @@ class Classifier(Module):
             self._predictor = Predictor(self.model, self.precision)
         return self._predictor
 
-    def predict(self, images: Any, budget: float | None = None) -> Prediction:
+    def predict(self, images: Any, budget: float | None = None, *, max_pixels: int = MAX_PIXELS) -> Prediction:
         """Labels and probabilities of images: uint8 (B, H, W, C) or floats in 0..1, PIL images, paths, or a single one of these.
 
-        budget: as for `Predictor.predict`. Raises UserError for an image that cannot be read.
+        budget: as for `Predictor.predict`. max_pixels: the most that an image file may have; decoding takes up to 15 bytes a pixel.
+        Raises UserError for an image that cannot be read.
         """
-        parts = [self.predictor.predict(inputs, budget) for inputs in self.preprocessing.batches(images)]
+        parts = [self.predictor.predict(inputs, budget) for inputs in self.preprocessing.batches(images, max_pixels=max_pixels)]
         probabilities, exits, macs = (np.concatenate([getattr(p, name) for p in parts]) for name in ("probabilities", "exits", "macs"))
         return Prediction(probabilities, exits, macs, self.class_names)
 

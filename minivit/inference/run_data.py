@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..data import Dataset
 from ..data.dataset import Split, Whole
+from ..data.image_file import MAX_PIXELS
 from ..data.load import load_parts
 from ..errors import UserError
 from ..files import user_path
@@ -18,7 +19,13 @@ SPLIT_OPTIONS = (("test_fraction", "test_fraction"), ("seed", "split_seed"))  # 
 
 
 def data_of_run(
-    run: str | os.PathLike[str], classifier: Classifier, data: str | None = None, *, skip_bad_images: bool = False, progress: bool = True
+    run: str | os.PathLike[str],
+    classifier: Classifier,
+    data: str | None = None,
+    *,
+    skip_bad_images: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    progress: bool = True,
 ) -> Dataset:
     """The data that a run was trained on, with the same split and limit, at the model's image size.
 
@@ -42,6 +49,7 @@ def data_of_run(
         limit = arguments.get("limit") if data is None else None
         data = own
         skip_bad_images |= bool(arguments.get("skip_bad_images"))
+        max_pixels = max(max_pixels, arguments.get("max_pixels", 0))
     preprocessing = classifier.preprocessing
     dataset = load_parts(
         data,
@@ -49,6 +57,7 @@ def data_of_run(
         image_size=preprocessing.image_size,
         in_channels=preprocessing.in_channels,
         skip_bad_images=skip_bad_images,
+        max_pixels=max_pixels,
         progress=progress,
     )
     if dataset.class_names != classifier.class_names:

@@ -108,6 +108,7 @@ def _load(options: TrainOptions) -> Dataset:
         test_fraction=options.test_fraction,
         split_seed=options.split_seed,
         skip_bad_images=options.skip_bad_images,
+        max_pixels=options.max_pixels,
         progress=options.progress,
     )
     return dataset.limited(options.limit)
@@ -203,7 +204,18 @@ def _trainer_settings(options: TrainOptions, recipe: Recipe, threads: int) -> di
 
 def _config(options: TrainOptions, dataset: Dataset, recipe: Recipe, batches: Batches, model: Model, trainer: Trainer) -> dict[str, Any]:
     """Everything needed to repeat the run."""
-    unchanged = ("schedule", "optimizer", "momentum", "seed", "device", "test_fraction", "split_seed", "skip_bad_images", "limit")
+    unchanged = (
+        "schedule",
+        "optimizer",
+        "momentum",
+        "seed",
+        "device",
+        "test_fraction",
+        "split_seed",
+        "skip_bad_images",
+        "max_pixels",
+        "limit",
+    )
     arguments = {
         **asdict(recipe),
         **{name: getattr(options, name) for name in unchanged},
