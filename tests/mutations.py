@@ -66,6 +66,19 @@ def memory_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+def with_enough_memory(read: Callable[[], object]) -> Callable[[], object]:
+    """read, but it fails where its UserError says no more than that memory ran out: a `memory_limit` finds that out, no user has one."""
+
+    def checked() -> object:
+        try:
+            return read()
+        except UserError as error:
+            assert not isinstance(error.__cause__, MemoryError), error
+            raise
+
+    return checked
+
+
 def check_outcome(read: Callable[[], object], what: str) -> bool:
     """Calls read(): it must return, or raise UserError with one printable line, within SECONDS. Returns whether it returned.
 

@@ -7,6 +7,7 @@ A file of a few bytes can claim any number of pixels, and a decoder cannot be st
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -24,6 +25,9 @@ SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2")
 )
 MAX_PIXELS = 1 << 25  # of an image, by default; decoding takes up to 15 bytes a pixel
+HEAVY = ("WEBP", "JPEG2000")  # formats whose decoders take up to 30 bytes a pixel: their pixels count double
+MOST_SCANS = 50  # of a progressive JPEG; cameras and programs write about 10
+MARKER = re.compile(b"\xff[\x02-\xcf\xd8-\xfe]")  # the beginning of a segment of a JPEG; between segments of pixels there are others
 STRIP = 1 << 18  # pixels that are converted at once
 GRAY_MODES = frozenset(("1", "L", "LA", "La", "I", "F"))  # also every "I;16..."
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
@@ -72,11 +76,25 @@ def open_image(path: str | os.PathLike[str], max_pixels: int) -> Iterator[Image.
     """An image file, whose pixels are decoded when they are first used. Raises Unreadable, also from the block."""
     with decoding(path), open_regular(path) as file, Image.open(file, formats=_formats()) as image:
         width, height = image.size
-        if width * height > max_pixels:
-            raise ValueError(
-                f"it has {width}×{height} pixels, and max_pixels is {max_pixels}: make it smaller, or raise max_pixels (--max-pixels)"
-            )
+        weight = 2 if image.format in HEAVY else 1
+        if weight * width * height > max_pixels:
+            pixels = f"{width}×{height} pixels{f', which count double in {image.format}' if weight > 1 else ''}"
+            raise ValueError(f"it has {pixels}, and max_pixels is {max_pixels}: make it smaller, or raise max_pixels (--max-pixels)")
+        if "progressive" in image.info and _has_many_scans(path):
+            raise ValueError(f"it goes over its pixels more than {MOST_SCANS} times: save it anew")
         yield image
+
+
+def _has_many_scans(path: str | os.PathLike[str]) -> bool:
+    """Whether a JPEG has more than MOST_SCANS scans, of which one in 80 bytes can last as long as all of a photograph."""
+    with open_regular(path) as file:
+        content = file.read()
+    scans, marker = 0, MARKER.search(content, 2)
+    while marker and marker[0] != b"\xff\xd9" and scans <= MOST_SCANS:
+        scans += marker[0] == b"\xff\xda"
+        end = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
+        marker = MARKER.search(content, end)
+    return scans > MOST_SCANS
 
 
 def check_max_pixels(max_pixels: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MOST_OPCODES = 1 << 20  # the largest official file has about 300,000
+MOST_OPCODES = 1 << 19  # the largest official file has about 200,000
 LONGEST_LINE = 64  # bytes of the name of a module or function
 ROW = 3072  # bytes of an image
 
