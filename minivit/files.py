@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import secrets
 import stat
@@ -27,6 +28,15 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     return expanded
 
 
+class _Bounded(io.BufferedReader):
+    """A file for reading that reserves no memory for bytes that a reader asks for and the file does not have."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
+
+
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a file for reading in binary. Raises OSError for what is no regular file: a pipe, which would wait for a writer; a device."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -35,7 +45,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         os.close(descriptor)
         number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
         raise OSError(number, os.strerror(number) if stat.S_ISDIR(mode) else "not a regular file", os.fspath(path))
-    return os.fdopen(descriptor, "rb")
+    return _Bounded(io.FileIO(descriptor))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import numpy as np
 from minivit.errors import UserError
 
 SECONDS = 2.0
+MEMORY = 500 << 20  # bytes above those that a process has already
 LINE = 300  # characters
 VALUES = (b"\0", b"\1", b"\x7f", b"\x80", b"\xff", b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\xff" * 8, b"\0" * 8)
 
@@ -96,3 +98,35 @@ def check_outcome(read: Callable[[], object], what: str) -> bool:
         raise AssertionError(f"{what}: {type(error).__name__}: {str(error)[:300]}") from error
     assert time.process_time() - start < SECONDS, (what, time.process_time() - start)
     return done
+
+
+def outcome(read: Callable[[], object]) -> str:
+    """The line of the UserError that read() raises, or "", after `check_outcome` in a process of its own that may take MEMORY more."""
+
+    def run() -> None:
+        line = ""
+
+        def recorded() -> None:
+            nonlocal line
+            try:
+                with_enough_memory(read)()
+            except UserError as error:
+                line = str(error)
+                raise
+
+        try:
+            with memory_limit(MEMORY):
+                check_outcome(recorded, "a bomb")
+        except BaseException as error:
+            line = f"FAILED: {error!r}"
+        answer.send(line)
+
+    context = multiprocessing.get_context("fork")
+    result, answer = context.Pipe(duplex=False)
+    process = context.Process(target=run)
+    process.start()
+    line = result.recv() if result.poll(30) else "FAILED: it hangs"
+    process.kill()
+    process.join()
+    assert not line.startswith("FAILED"), line
+    return line

@@ -119,6 +119,30 @@ def test_members_are_never_extracted(archive, load, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == before
 
 
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_with_odd_names(load, tmp_path, form):
+    content = members(FORMS["cifar-10-binary.tar.gz"], None)
+    odd = ["/absolute", "../../up", "a/../../up", ".", "", "\udcff\udcfe", "a\nb\x1b[2J", "ü", "/".join(["deep"] * 18)]
+    path = tmp_path / "archive.tar.gz"
+    with tarfile.open(path, "w:gz", format=form, errors="surrogateescape") as archive:
+        for kind in (tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
+            for name in (*odd, "test_batch.bin" if kind != tarfile.REGTYPE else "other.bin"):
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = kind, "../../../etc/passwd"
+                archive.addfile(member)
+        for name, raw in content.items():
+            member = tarfile.TarInfo(f"{'long/' * (40 if form != tarfile.USTAR_FORMAT else 20)}{name}")
+            member.size = len(raw)
+            archive.addfile(member, io.BytesIO(raw))
+    check(load(path), FORMS["cifar-10-binary.tar.gz"])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["archive.tar.gz", "cache"]
+
+
+def test_class_names_that_cannot_be_shown_are_told(archive, load):
+    with pytest.raises(UserError, match=r"the class name 'a\\x1b\[2J' has characters that cannot be shown: rename the class"):
+        load(archive(**{"batches.meta": python2({"label_names": ["a\x1b[2J", "b"]})}))
+
+
 @pytest.mark.parametrize(
     "raw, message",
     [

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 from cifar_files import FORMS, members, python2
-from mutations import check_outcome, memory_limit, mutations, with_enough_memory
+from mutations import MEMORY, check_outcome, memory_limit, mutations, with_enough_memory
 from pictures import picture
 from PIL import Image
 from test_idx import write as write_idx
@@ -19,7 +19,6 @@ from test_idx import write as write_idx
 from minivit.data import load_data
 from minivit.data.decode import read_image
 
-MEMORY = 500 << 20  # what an image may take, whose header may claim any size; arrays take what their file has
 PYTHON, BINARY = FORMS["cifar-10-python.tar.gz"], FORMS["cifar-100-binary.tar.gz"]
 COUNTS = [50, pytest.param(1000, marks=pytest.mark.slow)]
 
@@ -113,7 +112,7 @@ def test_data_files(tmp_path, name, count):
     outcomes = set()
     for number, damaged in enumerate(mutations(content, count, seed=1)):
         path.write_bytes(pack(damaged))
-        with memory_limit(64 << 20):
+        with memory_limit(64 << 20):  # the files hold 150 kB; a deflated one may hold 64 MiB
             outcomes.add(check_outcome(with_enough_memory(read), f"{name} {number}"))
     assert False in outcomes
     assert files(tmp_path) == before
@@ -172,6 +171,6 @@ def test_images(tmp_path, name, count):
     outcomes = set()
     for number, damaged in enumerate(mutations(content, count, seed=1)):
         path.write_bytes(damaged)
-        with memory_limit(MEMORY):
+        with memory_limit(MEMORY):  # its header may claim any size
             outcomes.add(check_outcome(with_enough_memory(read), f"{name} {number}"))
     assert False in outcomes
