@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 import zipfile
 from collections.abc import Collection
 from math import prod
@@ -58,7 +59,9 @@ def read_npy(stream: Stream, what: str) -> np.ndarray:
     file = cast(Any, stream)
     version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read_header(file)
+    with warnings.catch_warnings():  # of Python about the text of a damaged header, of NumPy about an old one
+        warnings.simplefilter("ignore")
+        shape, fortran, dtype = read_header(file)
     if dtype.kind not in KINDS:
         raise ValueError(f"{what} has the type {str(dtype)[:40]}: it must hold numbers, and class names text")
     size = prod(shape) * dtype.itemsize

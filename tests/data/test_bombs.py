@@ -166,7 +166,9 @@ def test_archives(tmp_path, name):
     assert message in outcome(partial(load_data, path, cache_dir=tmp_path / "cache", progress=False))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     path = path.rename(tmp_path / "other.tar.gz")
-    assert "other.tar.gz" in outcome(partial(load_data, path, cache_dir=tmp_path / "cache", progress=False))
+    line = outcome(partial(load_data, path, cache_dir=tmp_path / "cache", progress=False))
+    too_large = "more than" in message and "name" not in message  # then it is no CIFAR at all
+    assert ("is not a CIFAR archive: unpack it, and give the folder" in line) == too_large and "other.tar.gz" in line
 
 
 # ----------------------------------------------------------------------------------------------------------------------------- npz
@@ -228,6 +230,14 @@ def test_npz(tmp_path, name):
     make, message = NPZ[name]
     (tmp_path / "a.npz").write_bytes(make())
     assert message in outcome(partial(load_data, tmp_path / "a.npz", progress=False))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_header_costs_no_warning(tmp_path):
+    (tmp_path / "a.npz").write_bytes(zipped(npy(shape=r"(10, '\\d')")))
+    assert "cannot read" in outcome(partial(load_data, tmp_path / "a.npz", progress=False))
+    (tmp_path / "a.npz").write_bytes(zipped(npy(shape="(10L, 8, 8)")))  # as Python 2 wrote it
+    assert outcome(partial(load_data, tmp_path / "a.npz", progress=False)) == ""
 
 
 def test_the_zip_files_of_these_tests_are_read(tmp_path):

@@ -1,13 +1,20 @@
 """Folders that hold what is no file, no image to read, or no name to show."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from functools import partial
+from pathlib import Path
 
 import pytest
+from mutations import outcome
 from pictures import picture
+from test_image_bombs import png
 
+from minivit.cli.main import main
 from minivit.data import load_data
 from minivit.errors import UserError
 
@@ -65,6 +72,35 @@ def test_folders_in_folders_without_an_end_are_told(write_images, load):
 def test_names_are_said_on_one_line(write_images, load, capsys):
     load(write_images(*(f"{part}/{path}" for path in WHOLE for part in ("train", "test")), "a\nb\x1b[2J/cat/1.png"))
     assert r"not used: a\nb\x1b[2J of " in capsys.readouterr().err
+
+
+def test_the_command_line_shows_no_warning_of_pillow(write_images, recwarn, capsys):
+    root = write_images(*WHOLE)
+    (root / "cat" / "0.png").write_bytes(png(10_000, 10_000, 8, 0))  # of which Pillow warns
+    assert main(["train", "--data", str(root)]) == 2
+    assert not recwarn.list
+    assert "cat/0.png: it has 10000×10000 pixels" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.skipif(not hasattr(os, "setuid"), reason="no users here")
+@pytest.mark.parametrize("mode, message", [(0o700, "Permission denied"), (0o744, "cannot list folder|Permission denied")])
+def test_a_folder_that_may_not_be_searched_is_told(mode, message):
+    def read():
+        if os.getuid() == 0:
+            os.setuid(65534)  # root may search every folder
+        else:
+            os.chmod(folder, mode & 0o077)
+        load_data(folder / "data", progress=False)
+
+    folder = Path(tempfile.mkdtemp())  # others may not look into tmp_path
+    try:
+        (folder / "data" / "cat").mkdir(parents=True)
+        folder.chmod(mode if mode == 0o700 else 0o755)
+        (folder / "data").chmod(mode)
+        assert re.search(message, outcome(read))
+    finally:
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
 
 
 def test_an_image_of_too_many_pixels_can_be_left_out(write_images, load, capsys):
