@@ -13,12 +13,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def reason(error: BaseException) -> str:
-    """What an error of a library says, in one line without the path of a file, for a message that names the file itself."""
-    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-    return " ".join(text.split())[:150]
-
-
 class UserError(ValueError):
     """A value passed in by the user is invalid. The command line prints the message, one line, without a traceback.
 
@@ -30,7 +24,7 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         line = printable(message)
-        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[5 - LONGEST // 2 :]}")
+        super().__init__(line if len(line) <= LONGEST else f"{line[:200]} ... {line[205 - LONGEST :]}")
 
 
 class DeviceError(RuntimeError):
@@ -50,3 +44,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     by_lowercase = {k.lower(): k for k in known}
     matches = get_close_matches(name.lower(), by_lowercase, n=3, cutoff=0.5)
     return f" (nearest: {', '.join(by_lowercase[m] for m in matches)})" if matches else ""
+
+
+def reason(error: BaseException) -> str:
+    """What an error of a library says, in one line without the path of a file, for a message that names the file itself."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return " ".join(text.split())[:150]

@@ -49,7 +49,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 @contextmanager
-def reading(what: str, advice: str = "", kind: type[UserError] = UserError) -> Iterator[None]:
+def reading_untrusted(what: str, advice: str = "", kind: type[UserError] = UserError) -> Iterator[None]:
     """Inside the block a file is decoded that may be damaged or meant to harm: whatever is raised there becomes a UserError of this kind.
 
     The libraries that decode files list nowhere what they raise. what: the file in words; advice: the way out.

@@ -6,7 +6,7 @@ import pytest
 from mutations import memory_limit
 
 from minivit.errors import UserError
-from minivit.files import atomic_file, open_regular, reading, user_path
+from minivit.files import atomic_file, open_regular, reading_untrusted, user_path
 
 
 def test_the_home_of_a_user(tmp_path, monkeypatch):
@@ -46,10 +46,10 @@ def test_what_a_decoder_raises_becomes_one_line():
         (RecursionError(), "cannot read image a: RecursionError; fetch it again"),
         (UserError("as it was"), "as it was"),
     ):
-        with pytest.raises(UserError) as caught, reading("image a", "fetch it again", Damaged):
+        with pytest.raises(UserError) as caught, reading_untrusted("image a", "fetch it again", Damaged):
             raise error
         assert str(caught.value) == line and isinstance(caught.value, Damaged) == (caught.value is not error)
-    with pytest.raises(KeyboardInterrupt), reading("image a"):
+    with pytest.raises(KeyboardInterrupt), reading_untrusted("image a"):
         raise KeyboardInterrupt
 
 

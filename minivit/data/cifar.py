@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, nearest, reason
-from ..files import open_regular, reading
+from ..files import open_regular, reading_untrusted
 from .cache import cache_key, data_folder, load_cached, say, store, with_progress
 from .dataset import Dataset, check_printable
 from .pickles import Array, load_plain
@@ -159,7 +159,7 @@ def _members(path: Path, form: Form, progress: bool) -> dict[str, bytearray]:
     """The contents of the form's files by name, from an archive or a folder. Raises UserError."""
     contents: dict[str, bytearray] = {}
     room = LARGEST_FILES
-    with reading(str(path) if path.is_dir() else f"archive {path}", "it is damaged or not whole: fetch it again"):
+    with reading_untrusted(str(path) if path.is_dir() else f"archive {path}", "it is damaged or not whole: fetch it again"):
         for name, size, stream in with_progress(_files(path, form), len(form.files), f"reading {path.name}", progress):
             room += len(contents.pop(name, b"")) - size
             if room < 0:
@@ -176,7 +176,7 @@ def _read(path: Path, form: Form, progress: bool) -> tuple[list[tuple[np.ndarray
         raise UserError(f"{path} is not a whole {form.archive}: {', '.join(missing)} is missing")
 
     def parse(name: str, function: Callable[[Form, bytearray], Any]) -> Any:
-        with reading(f"{name} in {path}", f"fetch {form.archive} again"):
+        with reading_untrusted(f"{name} in {path}", f"fetch {form.archive} again"):
             return function(form, members.pop(name))
 
     names = parse(form.names, _class_names)
@@ -222,7 +222,7 @@ def recognise(path: Path) -> tuple[Path, Form] | None:
     for form in FORMS:
         if form.archive == path.name:
             return path, form
-    with reading(f"archive {path}", "it is damaged or not whole: fetch it again"), unpacked(path, LARGEST_ARCHIVE) as stream:
+    with reading_untrusted(f"archive {path}", "it is damaged or not whole: fetch it again"), unpacked(path, LARGEST_ARCHIVE) as stream:
         try:
             names = {name for name, _ in tar_files(stream)}  # of an archive with another name
         except TooLarge:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..files import reading
+from ..files import reading_untrusted
 from .dataset import Dataset, from_arrays
 from .unpack import unpacked
 
@@ -35,7 +35,7 @@ def holds_idx(folder: Path) -> bool:
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """The uint8 array of an IDX file. Raises UserError if it is not an IDX file of this kind, damaged or truncated."""
-    with reading(str(path), "it is damaged or not whole, so fetch it again"), unpacked(path) as stream:
+    with reading_untrusted(str(path), "it is damaged or not whole, so fetch it again"), unpacked(path) as stream:
         kind = stream.read(4)
         if kind != bytes((0, 0, 8, dimensions)):
             raise UserError(f"{path} is no IDX file of bytes in {dimensions} dimensions: it starts with {kind.hex(' ') or 'nothing'}")

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from ..files import open_regular, reading
+from ..files import open_regular, reading_untrusted
 
 # Formats that Pillow decodes itself; PostScript and similar formats would start other programs.
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -64,7 +64,7 @@ def _formats() -> tuple[str, ...]:
 @contextmanager
 def decoding(name: str | os.PathLike[str]) -> Iterator[None]:
     """Inside the block an image is decoded: what Pillow raises becomes Unreadable, which names it."""
-    with reading(f"image {os.fspath(name)}", kind=Unreadable):
+    with reading_untrusted(f"image {os.fspath(name)}", kind=Unreadable):
         try:
             yield
         except Image.UnidentifiedImageError as error:

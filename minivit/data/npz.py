@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from ..errors import UserError
-from ..files import open_regular, reading
+from ..files import open_regular, reading_untrusted
 from .unpack import PIECE, Stream, most_unpacked
 
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -38,7 +38,7 @@ class _InPieces:
 def read_npz(path: Path, keys: Collection[str]) -> tuple[dict[str, np.ndarray], list[str]]:
     """The arrays under `keys`, as far as the file has them, and the names of all. Raises UserError."""
     advice = "it is no .npz file of plain arrays, or not whole"
-    with reading(str(path), advice), open_regular(path) as packed, zipfile.ZipFile(cast(BinaryIO, _InPieces(packed))) as archive:
+    with reading_untrusted(str(path), advice), open_regular(path) as packed, zipfile.ZipFile(cast(BinaryIO, _InPieces(packed))) as archive:
         most = most_unpacked(os.fstat(packed.fileno()).st_size)
         members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
         arrays = {}
