@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -80,15 +80,17 @@ def open_image(path: str | os.PathLike[str], max_pixels: int) -> Iterator[Image.
         if weight * width * height > max_pixels:
             pixels = f"{width}×{height} pixels{f', which count double in {image.format}' if weight > 1 else ''}"
             raise ValueError(f"it has {pixels}, and max_pixels is {max_pixels}: make it smaller, or raise max_pixels (--max-pixels)")
-        if "progressive" in image.info and _has_many_scans(path):
+        if "progressive" in image.info and _has_many_scans(file):
             raise ValueError(f"it goes over its pixels more than {MOST_SCANS} times: save it anew")
         yield image
 
 
-def _has_many_scans(path: str | os.PathLike[str]) -> bool:
+def _has_many_scans(file: BinaryIO) -> bool:
     """Whether a JPEG has more than MOST_SCANS scans, of which one in 80 bytes can last as long as all of a photograph."""
-    with open_regular(path) as file:
-        content = file.read()
+    at = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(at)
     scans, marker = 0, MARKER.search(content, 2)
     while marker and marker[0] != b"\xff\xd9" and scans <= MOST_SCANS:
         scans += marker[0] == b"\xff\xda"
