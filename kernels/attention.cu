@@ -3,10 +3,6 @@
 // the smallest of HEAD_SIZES (attention.py) that is large enough.
 #include <fragments.cuh>
 
-#ifndef INFINITY                                                        // not defined by NVRTC
-#define INFINITY __int_as_float(0x7f800000)
-#endif
-
 // Columns per tile. One tile of 80 holds all tokens of an image with 8x8 patches and a class token.
 template <class T, int D> constexpr int TILE = sizeof(T) == 2 ? (D > 64 ? 32 : 80) : D > 64 || sizeof(T) == 8 ? 16 : 32;
 

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
+
+LONGEST = 300  # characters of a message
+LISTED = 3  # names, where a message lists some of many
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 60
+_short.maxlevel = 3
 
 LONGEST = 300  # characters of a message
 
@@ -11,6 +20,20 @@ LONGEST = 300  # characters of a message
 def printable(text: str) -> str:
     """One line for any terminal: control characters, line ends and halves of surrogate pairs as escapes, such as "\\x1b"."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(value: Any) -> str:
+    """A value for a message: its `repr`, cut where it is long or deep."""
+    try:
+        return _short.repr(value)
+    except ValueError:  # Python refuses to print a whole number of thousands of digits
+        return f"a number of more than {2**12} digits"
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names, separated by commas, and how many more there are."""
+    known = [*names]
+    return ", ".join(known if len(known) <= LISTED + 1 else [*known[:LISTED], f"and {len(known) - LISTED} more"])
 
 
 class UserError(ValueError):

@@ -15,7 +15,8 @@ import numpy as np
 from .errors import UserError
 from .kernels import OPS
 from .kernels.concatenate import concatenation, splitting
-from .tensor import Tensor, apply, axis_in
+from .kernels.core.dtypes import accumulator_dtype
+from .tensor import Tensor, apply, axis_in, elementwise
 
 
 def linear(
@@ -49,6 +50,35 @@ def token_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6)
     return apply(OPS["token_layernorm"], x, weight, bias, eps=eps)
 
 
+def batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: str = "none",
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """activation(normalised x·weight + bias), normalised per channel over all rows: x (..., C), all others (C,) (1502.03167).
+
+    activation: "none", "relu", "relu6" or "hardswish". Returns the result, and the mean and the biased variance of the rows, without
+    gradient; None for these two with a running mean and variance, which then normalise in their place.
+    """
+    return apply(OPS["batchnorm"], x, weight, bias, running_mean, running_var, eps=eps, activation=activation)
+
+
+def follow_statistics(running_mean: Tensor, running_var: Tensor, mean: Tensor, variance: Tensor, count: int, momentum: float = 0.1) -> None:
+    """Move running statistics (C,), in place, by the fraction `momentum` to the mean and the biased variance of `count` values per channel.
+
+    As in PyTorch, the running variance follows the unbiased one. A recorded step moves them in each replay.
+    """
+    inputs = tuple(t.data for t in (running_mean, running_var, mean, variance))
+    op, constants = OPS["running_statistics"], {"momentum": momentum, "count": count}
+    op.describe(inputs, constants)
+    op.run("forward", (*inputs[:2], *inputs, *constants.values()), inputs, constants.values())
+
+
 def attention(
     qkv: Tensor,
     heads: int,
@@ -67,11 +97,9 @@ def attention(
     """
     _check_rank("attention", "qkv", qkv, "(B, N, 3·C)")
     B, N, channels = qkv.shape
-    if heads < 1:
-        raise UserError(f"attention: heads must be 1 or more, not {heads}")
-    if channels % (3 * heads):
-        raise UserError(f"attention: heads must divide the channels: {channels // 3} is not a multiple of {heads}")
-    size = channels // (3 * heads)
+    if channels % 3:
+        raise UserError(f"attention: qkv has {channels} channels, which is no multiple of 3")
+    size = _head_size("attention", channels // 3, heads)
     if bias is not None:
         bias = bias if isinstance(bias, Tensor) else Tensor(np.asarray(bias, qkv.dtype))
         bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
@@ -90,6 +118,55 @@ def attention(
     return (context, *optional_results) if optional_results else context
 
 
+def head_moments(p: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance among the heads of attention probabilities (B, H, N, N): -> (H,) and (H, H), float32 if p is bfloat16."""
+    return apply(OPS["head_moments"], p)
+
+
+def head_mixing(p: Tensor, v: Tensor, a: Tensor, c: Tensor) -> Tensor:
+    """Values weighted by attention probabilities that are mixed among the heads: y_h = (Σ a_hg·p_g + c_h)·v_h.
+
+    p (B, H, N, N), v (B, N, H, D), a (H, H), c (H,) -> (B, N, H, D). Source: 2103.11886, section 4.2.
+    """
+    return apply(OPS["head_mixing"], p, v, a, c)
+
+
+def cross_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None = None) -> Tensor:
+    """Multi-head attention of one query per sample: q (B, C), k and v (B, N, C) -> (B, C).
+
+    scale: D^-1/2 by default. Raises UserError if heads does not divide the channels. Source: 2103.14899, equation 5.
+    """
+    for name, value, shape in (("q", q, "(B, C)"), ("k", k, "(B, N, C)"), ("v", v, "(B, N, C)")):
+        _check_rank("cross_attention", name, value, shape)
+    channels = q.shape[1]
+    size = _head_size("cross_attention", channels, heads)
+    keys, values = (t.reshape(*t.shape[:2], -1, size) if t.shape[2] % size == 0 else t for t in (k, v))
+    context = apply(
+        OPS["cross_attention"], q.reshape(len(q), heads, size), keys, values, scale=float(size**-0.5 if scale is None else scale)
+    )
+    return context.reshape(len(q), channels)
+
+
+def _head_size(function: str, channels: int, heads: int) -> int:
+    """The channels of a head. Raises UserError if heads does not divide the channels."""
+    if heads < 1:
+        raise UserError(f"{function}: heads must be 1 or more, not {heads}")
+    if channels % heads:
+        raise UserError(f"{function}: heads must divide the channels: {channels} is not a multiple of {heads}")
+    return channels // heads
+
+
+def performer(kqv: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Linear attention φ(q)(φ(k)ᵀ v) / (φ(q)·Σ φ(k) + 1e-8), φ(x) = exp(x wᵀ - |x|²/2) / √m, from packed kqv (B, T, 3·E), ordered k, q, v.
+
+    weights: w, (m, E), without a gradient. Returns this, (B, T, E), and v, (B, T, E), for a residual connection.
+    Source: 2101.11986 (T2T-ViT), whose code has this order and this constant; 2009.14794, lemma 1.
+    """
+    _check_rank("performer", "kqv", kqv, "(B, T, 3·E)")
+    _check_rank("performer", "weights", weights, "(m, E)")
+    return apply(OPS["performer"], kqv.reshape(*kqv.shape[:2], 3, weights.shape[1]), weights)
+
+
 def patch_projection(
     images: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] | None = None, padding: int | Sequence[int] = 0
 ) -> Tensor:
@@ -103,14 +180,26 @@ def patch_projection(
     return linear(patches.reshape(B, rows * columns, size), weight.reshape(len(weight), size), bias)
 
 
-def unfold(images: Tensor, kernel: int | Sequence[int], stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0) -> Tensor:
-    """Extract patches of images (B, C, H, W) as rows: -> (B, rows, columns, C·kh·kw), zero padded. Raises UserError if none fits."""
+def unfold(
+    images: Tensor,
+    kernel: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    *,
+    channels_last: bool = False,
+) -> Tensor:
+    """Extract patches of images (B, C, H, W) as rows: -> (B, rows, columns, C·kh·kw), zero padded.
+
+    channels_last: the images are (B, H, W, C), as tokens of a grid are; the patches are the same. Raises UserError if none fits.
+    """
     size, step, border = ((v, v) if isinstance(v, int) else tuple(v) for v in (kernel, stride, padding))
-    _check_rank("unfold", "images", images, "(B, C, H, W)")
+    _check_rank("unfold", "images", images, "(B, H, W, C)" if channels_last else "(B, C, H, W)")
+    first = 1 if channels_last else 2  # axis of the height
     for axis, name in ((0, "height"), (1, "width")):
-        if images.shape[2 + axis] + 2 * border[axis] < size[axis]:
-            raise UserError(f"patch size {size[axis]} does not fit into image {name} {images.shape[2 + axis]} with padding {border[axis]}")
-    return apply(OPS["unfold"], images, kernel=size, stride=step, padding=border)
+        length = images.shape[first + axis]
+        if length + 2 * border[axis] < size[axis]:
+            raise UserError(f"patch size {size[axis]} does not fit into image {name} {length} with padding {border[axis]}")
+    return apply(OPS["unfold"], images, kernel=size, stride=step, padding=border, channels_last=channels_last)
 
 
 def resample(x: Tensor, old: int, new: int, method: str, class_token: str = "none") -> Tensor:
@@ -142,9 +231,82 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     return apply(OPS["gelu"], x, approximate=approximate)
 
 
+def power(x: Tensor, y: Tensor) -> Tensor:
+    """x ** y with NumPy's broadcasting; one of the two may be a number. NaN for x < 0 where y is no whole number."""
+    return elementwise("power", x, y)
+
+
+def maximum(x: Tensor, y: Tensor) -> Tensor:
+    """The larger of two elements, with NumPy's broadcasting; where they are equal, each gets half of the gradient."""
+    return elementwise("maximum", x, y)
+
+
+def minimum(x: Tensor, y: Tensor) -> Tensor:
+    """The smaller of two elements, with NumPy's broadcasting; where they are equal, each gets half of the gradient."""
+    return elementwise("minimum", x, y)
+
+
+def exp(x: Tensor) -> Tensor:
+    """eˣ."""
+    return elementwise("exp", x)
+
+
+def log(x: Tensor) -> Tensor:
+    """The natural logarithm: -∞ of 0, NaN below, without a warning."""
+    return elementwise("log", x)
+
+
+def sqrt(x: Tensor) -> Tensor:
+    """The square root: NaN below 0, without a warning. The derivative at 0 is ∞."""
+    return elementwise("sqrt", x)
+
+
+def absolute(x: Tensor) -> Tensor:
+    """|x|; the derivative at 0 is 0."""
+    return elementwise("absolute", x)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """The hyperbolic tangent."""
+    return elementwise("tanh", x)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + e⁻ˣ)."""
+    return elementwise("sigmoid", x)
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0); the derivative at 0 is 0."""
+    return elementwise("relu", x)
+
+
+def relu6(x: Tensor) -> Tensor:
+    """min(max(x, 0), 6); the derivative at 0 and at 6 is 0 (1704.04861)."""
+    return elementwise("relu6", x)
+
+
+def hardsigmoid(x: Tensor) -> Tensor:
+    """relu6(x + 3) / 6; the derivative at -3 and at 3 is 0 (1905.02244, section 5.2)."""
+    return elementwise("hardsigmoid", x)
+
+
+def hardswish(x: Tensor) -> Tensor:
+    """x·relu6(x + 3) / 6, also called h-swish; the derivative at -3 is 0, at 3 it is 1 (1905.02244, section 5.2)."""
+    return elementwise("hardswish", x)
+
+
 def softmax(x: Tensor) -> Tensor:
     """exp(x) / Σ exp(x) over the last axis."""
     return apply(OPS["softmax"], x)
+
+
+def take(x: Tensor, indices: Any, axis: int) -> Tensor:
+    """x at whole-number indices along an axis, which have any shape and may be negative or repeated. Raises IndexError beyond the end."""
+    numbers = np.asarray(indices)
+    if numbers.dtype.kind not in "iu":
+        raise UserError(f"take: indices must be whole numbers, not {numbers.dtype}")
+    return x[(slice(None),) * axis_in(axis, x.ndim) + (numbers,)]
 
 
 def broadcast(x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -182,14 +344,18 @@ def _check_rank(function: str, name: str, value: Tensor, shape: str) -> None:
         raise UserError(f"{function}: {name} must have the shape {shape}, not {value.shape}")
 
 
-def cross_entropy(logits: Tensor, targets: Any, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(logits: Tensor, targets: Any, label_smoothing: float = 0.0, *, weight: Any = None, batch: Any = None) -> Tensor:
     """Mean cross-entropy of logits (B, K) against classes (B,) or probabilities (B, K): -> ().
 
     label_smoothing s makes the target (1 - s)·target + s / K (1512.00567, section 7).
-    Raises UserError for a class outside 0 … K - 1 or a wrong number of targets. Classes on a GPU are not checked: one that is out of range
-    makes the loss NaN.
+    weight: (K,), of the classes, as in PyTorch: against classes the mean is weighted too, Σ w·loss / Σ w of the rows' classes, and 0 if the
+    latter is 0; against probabilities the weight multiplies each class's term, and the mean is over rows.
+    batch: (M,), the classes of the batch of which these rows are a part: the mean is then over that batch, so that parts add up.
+    Raises UserError for a class outside 0 … K - 1, a wrong number of targets or weights, and weights that are negative, not finite or all
+    0. Arrays on a GPU are not checked: a class that is out of range makes the loss NaN.
     """
-    targets = targets if logits.device == "cuda" else np.asarray(targets)
+    on_cpu = logits.device != "cuda"
+    targets = np.asarray(targets) if on_cpu else targets
     _check_rank("cross_entropy", "logits", logits, "(B, K)")
     if not 0 <= label_smoothing < 1:
         raise UserError(f"label_smoothing must lie in 0 ... below 1, got {label_smoothing}")
@@ -197,11 +363,14 @@ def cross_entropy(logits: Tensor, targets: Any, label_smoothing: float = 0.0) ->
         raise UserError(f"cross_entropy: targets must have the shape (B,) or (B, K), not {targets.shape}")
     if len(targets) != len(logits):
         raise UserError(f"cross_entropy: {len(targets)} targets for {len(logits)} rows of logits")
+    if weight is not None and on_cpu:
+        weight = checked_class_weights(weight, logits.shape[1]).astype(accumulator_dtype(logits.dtype), copy=False)
     if targets.ndim == 2:
-        targets = targets if logits.device == "cuda" else targets.astype(logits.dtype, copy=False)
-        return apply(OPS["soft_cross_entropy"], logits, targets, label_smoothing=label_smoothing)
-    targets = targets if logits.device == "cuda" else classes_below(targets, logits.shape[1])
-    return apply(OPS["cross_entropy"], logits, targets, label_smoothing=label_smoothing)
+        targets = targets.astype(logits.dtype, copy=False) if on_cpu else targets
+        return apply(OPS["soft_cross_entropy"], logits, targets, weight, label_smoothing=label_smoothing)
+    if on_cpu:
+        targets, batch = (None if labels is None else classes_below(np.asarray(labels), logits.shape[1]) for labels in (targets, batch))
+    return apply(OPS["cross_entropy"], logits, targets, weight, batch, label_smoothing=label_smoothing)
 
 
 def classes_below(labels: np.ndarray, number: int) -> np.ndarray:
@@ -212,6 +381,23 @@ def classes_below(labels: np.ndarray, number: int) -> np.ndarray:
     if len(outside):
         raise UserError(f"label {labels[outside[0]]} at position {outside[0]} is outside 0 … {number - 1}")
     return labels.astype(np.int64, copy=False)
+
+
+def checked_class_weights(weights: Any, number: int) -> np.ndarray:
+    """The weights of `number` classes as a floating-point array (number,). Raises UserError for anything that is not that, or useless."""
+    try:
+        array = np.asarray(weights)
+        array = array if array.dtype.kind == "f" else array.astype(np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"class weights must be {number} numbers, one for each class, got {str(weights)[:100]!r}") from None
+    if array.shape != (number,):
+        raise UserError(f"class weights must be {number} numbers, one for each class, got the shape {array.shape}")
+    wrong = ~(np.isfinite(array) & (array >= 0))
+    if wrong.any():
+        raise UserError(f"the weight of class {np.argmax(wrong)} is {array[np.argmax(wrong)]}: a weight must be finite, and 0 or more")
+    if not array.any():
+        raise UserError("all class weights are 0: nothing would be learned; leave them out, or give some class a weight")
+    return array
 
 
 def dropout(x: Tensor, rate: float, state: np.ndarray, use: int = 0) -> Tensor:

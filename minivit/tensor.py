@@ -8,19 +8,24 @@ saved arrays are freed after use.
 from __future__ import annotations
 
 import heapq
+import operator
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import count
-from operator import index
+from math import prod
 from typing import Any
 
 import numpy as np
 
+from .errors import UserError
 from .grad_mode import current_tracer, is_grad_enabled
+from .indexing import picked
 from .kernels import OPS
 from .kernels.core.arrays import as_array, constant, empty, empty_like, to_device, to_numpy
 from .kernels.core.devices import device_of
 from .kernels.core.dtypes import BFLOAT16, is_floating
 from .kernels.core.op import Op
+from .kernels.core.recording import View, current_recording
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 DTYPES = {FLOAT32}, {FLOAT64}, {BFLOAT16}, {BFLOAT16, FLOAT32}  # the allowed sets of dtypes of an op's floating-point inputs
@@ -39,14 +44,25 @@ class Node:
         self.number = next(_numbers)
 
 
+def _operators(name: str) -> tuple[Callable[[Tensor, Any], Tensor], Callable[[Tensor, Any], Tensor]]:
+    """The operator of an op of two tensors, and the one for a tensor on the right."""
+    return lambda self, other: elementwise(name, self, other), lambda self, other: elementwise(name, other, self)
+
+
+def _comparison(function: Callable[[Any, Any], Any]) -> Callable[[Tensor, Any], Any]:
+    """An operator whose result is NumPy's, an array of bools, which has no gradient and may be an index."""
+    return lambda self, other: function(self.numpy(), _as_numpy(other))
+
+
 class Tensor:
     """An array that records how it was computed.
 
     data: a C-contiguous array of float32, float64 or bfloat16: a NumPy array on the CPU (any array-like is accepted; integers are converted
         to float32), a CuPy array on a GPU.
     requires_grad: whether `backward` stores a gradient in `.grad`, a Tensor of the same shape (None before).
-    NumPy's arithmetic functions of tensors are the operators; other NumPy functions accept tensors that require no gradient, and return
-    arrays. Raises TypeError for data that are not real numbers, and if a NumPy function would lose a gradient.
+    Comparisons are NumPy's and return arrays of bools. NumPy's arithmetic functions of tensors are the operators; other NumPy functions
+    accept tensors that require no gradient, and return arrays. Raises TypeError for data that are not real numbers, and if a NumPy function
+    would lose a gradient.
     """
 
     __slots__ = ("__weakref__", "bf16_copy", "data", "grad", "grad_home", "node", "requires_grad", "result")
@@ -97,8 +113,20 @@ class Tensor:
     def __len__(self) -> int:
         return len(self.data)
 
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))  # of a number: NumPy's TypeError
+
     def numpy(self) -> np.ndarray:
-        """The data as a NumPy array: shared with the tensor on the CPU, a copy from a GPU."""
+        """The data as a NumPy array: shared with the tensor on the CPU, a copy from a GPU.
+
+        Raises UserError while a step is recorded, if it is the step that computes them.
+        """
+        recording = current_recording()
+        if recording is not None and isinstance(recording.describe(self.data), View):
+            raise UserError(
+                "the values of a tensor are not known while a step is recorded: compute with minivit's functions, or use "
+                "Trainer(model, plan=False)"
+            )
         return to_numpy(self.data)
 
     def to(self, device: str) -> Tensor:
@@ -113,16 +141,14 @@ class Tensor:
     def __array_ufunc__(self, function: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
         op = UFUNCS.get(function)
         if op is not None and method == "__call__" and not options:
-            a, *rest = (value if isinstance(value, Tensor) else self._as_tensor(value) for value in inputs)
-            return op(a, *rest)
-        if any(_requires_grad(value) for value in inputs):
-            raise TypeError(f"numpy.{function.__name__} of a Tensor that requires a gradient would lose it: {WITHOUT_GRADIENT}")
-        return getattr(function, method)(*(_as_numpy(value) for value in inputs), **options)
+            return op(*inputs)
+        gives_bools = any(kind in ("d->?", "dd->?") for kind in function.types)  # a comparison, or isnan: bools have no gradient
+        values = _as_numpy if gives_bools else partial(_value_for, function)
+        return getattr(function, method)(*map(values, inputs), **options)
 
     def __array_function__(self, function: Any, types: Any, arguments: tuple, options: dict) -> Any:
-        if any(map(_requires_grad, _leaves((arguments, options)))):
-            raise TypeError(f"numpy.{function.__name__} of a Tensor that requires a gradient would lose it: {WITHOUT_GRADIENT}")
-        return function(*_mapped(arguments), **_mapped(options))
+        values = partial(_value_for, function)
+        return function(*_mapped(values, arguments), **_mapped(values, options))
 
     def __dlpack__(self, **options: Any) -> Any:
         return self.data.__dlpack__(**options)
@@ -149,30 +175,24 @@ class Tensor:
     def _as_tensor(self, value: Any) -> Tensor:
         return value if isinstance(value, Tensor) else Tensor(constant(np.asarray(value, self.dtype), self.device))
 
-    def __add__(self, other: Any) -> Tensor:
-        return apply(OPS["add"], self, self._as_tensor(other))
+    __add__, __radd__ = _operators("add")
+    __sub__, __rsub__ = _operators("subtract")
+    __mul__, __rmul__ = _operators("multiply")
+    __truediv__, __rtruediv__ = _operators("divide")
+    __pow__, __rpow__ = _operators("power")
+    __lt__, __le__, __gt__, __ge__ = map(_comparison, (operator.lt, operator.le, operator.gt, operator.ge))
+    __eq__, __ne__ = map(_comparison, (operator.eq, operator.ne))  # type: ignore[assignment]
+    __hash__ = object.__hash__  # a tensor is itself alone, in sets and dicts
 
-    __radd__ = __add__
-
-    def __sub__(self, other: Any) -> Tensor:
-        return apply(OPS["subtract"], self, self._as_tensor(other))
-
-    def __rsub__(self, other: Any) -> Tensor:
-        return self._as_tensor(other) - self
-
-    def __mul__(self, other: Any) -> Tensor:
-        return apply(OPS["multiply"], self, self._as_tensor(other))
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, other: Any) -> Tensor:
-        return apply(OPS["divide"], self, self._as_tensor(other))
-
-    def __rtruediv__(self, other: Any) -> Tensor:
-        return self._as_tensor(other) / self
+    def __bool__(self) -> bool:
+        """Of a tensor with one element; raises NumPy's ValueError for another."""
+        return bool(self.numpy())
 
     def __neg__(self) -> Tensor:
         return self * -1.0
+
+    def __abs__(self) -> Tensor:
+        return elementwise("absolute", self)
 
     def __matmul__(self, other: Any) -> Tensor:
         a, b = self, self._as_tensor(other)
@@ -214,35 +234,35 @@ class Tensor:
 
     def _axes(self, axis: int | Sequence[int] | None) -> tuple[int, ...]:
         axes = range(self.ndim) if axis is None else axis if isinstance(axis, Sequence) else (axis,)
-        wanted = [axis_in(a, max(self.ndim, 1)) for a in axes]
+        ndim = self.ndim if isinstance(axis, Sequence) else max(self.ndim, 1)  # NumPy takes axis 0 of a number, too
+        wanted = [axis_in(a, ndim) for a in axes]
         if len(set(wanted)) < len(wanted):
             raise ValueError(f"duplicate value in 'axis': {axis}")
-        return tuple(sorted(wanted)) if self.ndim else ()  # NumPy takes axis 0 of a number, too
+        return tuple(sorted(wanted)) if self.ndim else ()
 
     def sum(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
         return apply(OPS["reduce_sum"], self, axes=self._axes(axis), keepdims=keepdims)
 
     def mean(self, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> Tensor:
         axes = self._axes(axis)
-        elements = np.prod([self.shape[a] for a in axes])
-        return apply(OPS["reduce_sum"], self, axes=axes, keepdims=keepdims, scale=1.0 / float(elements))
+        elements = max(1, prod(self.shape[a] for a in axes))  # of no elements nothing is computed
+        return apply(OPS["reduce_sum"], self, axes=axes, keepdims=keepdims, scale=1.0 / elements)
 
     def __getitem__(self, key: Any) -> Tensor:
-        """Basic indexing with integers, slices, `...` and None; returns a copy."""
-        keys = key if isinstance(key, tuple) else (key,)
-        if any(isinstance(k, bool) or not isinstance(k, (int, np.integer, slice, type(None), type(...))) for k in keys):
-            raise TypeError(f"a Tensor takes integers, slices, ... and None as an index, not {key!r}")
-        shape = np.broadcast_to(np.uint8(0), self.shape)[key].shape
-        indices = [k for k in keys if k is not None]
-        if ... in indices:
-            i = indices.index(...)
-            indices[i : i + 1] = [slice(None)] * (self.ndim - len(indices) + 1)
-        indices += [slice(None)] * (self.ndim - len(indices))
-        bounds = [_bounds(k, n) for k, n in zip(indices, self.shape)]
-        if not bounds:
-            return self.reshape(shape)
-        start, stop, step = (tuple(values) for values in zip(*bounds))
-        return apply(OPS["slice"], self, start=start, stop=stop, step=step).reshape(shape)
+        """As NumPy's, by integers, slices, `...`, None, and arrays of integers or of bools; returns a copy.
+
+        The gradients of an element that is picked several times are summed.
+        """
+        shape, bounds, order, sizes, rows = picked(key, self.shape)
+        if rows is not None and 0 in shape:
+            return self.reshape(-1)[:0].reshape(shape)
+        x = self
+        if bounds is not None and self.ndim:
+            x = apply(OPS["slice"], x, **dict(zip(("start", "stop", "step"), bounds)))
+        if rows is not None:
+            x = x if order is None else x.transpose(order)
+            x = apply(OPS["take"], x.reshape(sizes), constant(rows, self.device))
+        return x.reshape(shape)
 
     # ---------------------------------------------------------------------------------------------------------------- backward
     def backward(self, gradient: Any = None) -> None:
@@ -263,15 +283,20 @@ class Tensor:
         _backpropagate(self, seed.data)
 
 
+def elementwise(name: str, *values: Any) -> Tensor:
+    """An op of tensors, arrays and numbers: what is no Tensor is made one with the dtype and on the device of the first tensor or array."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    like = tensors[0] if tensors else Tensor(next((value for value in values if hasattr(value, "dtype")), values[0]))
+    return apply(OPS[name], *map(like._as_tensor, values))
+
+
 WITHOUT_GRADIENT = "take x.detach().numpy(), or the operators and functions of minivit"
-UFUNCS: dict[np.ufunc, Callable[..., Tensor]] = {
-    np.add: Tensor.__add__,
-    np.subtract: Tensor.__sub__,
-    np.multiply: Tensor.__mul__,
-    np.divide: Tensor.__truediv__,
-    np.negative: Tensor.__neg__,
+SAME = "add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "exp", "log", "sqrt", "absolute", "tanh"  # as NumPy's
+UFUNCS: dict[np.ufunc, Callable[..., Tensor]] = {getattr(np, name): partial(elementwise, name) for name in SAME} | {
+    np.negative: lambda a: -a,
     np.positive: lambda a: a,
-    np.matmul: Tensor.__matmul__,
+    np.square: lambda a: a * a,
+    np.matmul: lambda a, b: a @ b if isinstance(a, Tensor) else b.__rmatmul__(a),
 }
 
 
@@ -286,7 +311,7 @@ def _dtype_of_data(dtype: np.dtype) -> np.dtype:
 
 def axis_in(axis: Any, ndim: int) -> int:
     """The axis, counted from 0, of an array with so many. Raises NumPy's AxisError (an IndexError and ValueError) where there is none."""
-    number = index(axis)
+    number = operator.index(axis)
     if not -ndim <= number < ndim:
         raise np.exceptions.AxisError(number, ndim)
     return number % ndim
@@ -296,33 +321,22 @@ def _as_numpy(value: Any) -> Any:
     return value.numpy() if isinstance(value, Tensor) else value
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    """What the arguments of a function of NumPy's hold, in lists, tuples and dicts of any depth."""
+def _value_for(function: Any, value: Any) -> Any:
+    """An argument of a function of NumPy's that knows no tensors. Raises TypeError if the function would lose a gradient."""
+    if _requires_grad(value):
+        raise TypeError(f"numpy.{function.__name__} of a Tensor that requires a gradient would lose it: {WITHOUT_GRADIENT}")
+    return _as_numpy(value)
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    """The same arguments, in lists, tuples and dicts of any depth, with every leaf changed."""
     if isinstance(value, (list, tuple)):
-        for each in value:
-            yield from _leaves(each)
-    elif isinstance(value, dict):
-        yield from _leaves(list(value.values()))
-    else:
-        yield value
-
-
-def _mapped(value: Any) -> Any:
-    """The same arguments with arrays in place of tensors."""
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_mapped, value))
-    return {name: _mapped(each) for name, each in value.items()} if isinstance(value, dict) else _as_numpy(value)
-
-
-def _bounds(key: Any, length: int) -> tuple[int, int, int]:
-    if isinstance(key, slice):
-        start, stop, step = key.indices(length)
-        return start, stop, step
-    return key % length, key % length + 1, 1
+        return type(value)(_mapped(change, each) for each in value)
+    return {name: _mapped(change, each) for name, each in value.items()} if isinstance(value, dict) else change(value)
 
 
 def apply(op: Op, *inputs: Tensor | np.ndarray | None, **constants: Any) -> Any:
-    """Run an op. Returns its result as a Tensor, or a tuple of Tensors (None if absent) if the op has several results."""
+    """Run an op. Returns its result as a Tensor, or a tuple of Tensors (None if absent) if the op has several results, or detached ones."""
     arrays = [t.data if isinstance(t, Tensor) else t for t in inputs]
     for i, (name, t) in enumerate(zip(op.inputs, inputs)):
         if name in op.bf16_parameters and isinstance(t, Tensor) and t.bf16_copy is not None:
@@ -345,11 +359,11 @@ def apply(op: Op, *inputs: Tensor | np.ndarray | None, **constants: Any) -> Any:
         op.run("forward", (*outputs.values(), *arrays, *constants.values()), arrays, constants.values())
     else:
         tracer.op(op, [None if a is None else a.shape for a in arrays], constants)
-    results = [None if outputs[n] is None else Tensor(outputs[n]) for n in op.results]
+    results = [None if outputs[n] is None else Tensor(outputs[n]) for n in (*op.results, *op.detached)]
     if recorded:
         array_by_name = outputs | dict(zip(op.inputs, arrays))
-        node = Node(op, inputs, tuple(constants.values()), tuple(array_by_name[n] for n in op.saves), len(results))
-        for i, result in enumerate(results):
+        node = Node(op, inputs, tuple(constants.values()), tuple(array_by_name[n] for n in op.saves), len(op.results))
+        for i, result in enumerate(results[: len(op.results)]):
             if result is not None:
                 result.requires_grad, result.node, result.result = True, node, i
     return results[0] if len(results) == 1 else tuple(results)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +55,43 @@ def _damage(data: bytes, rng: np.random.Generator) -> bytes:
             return data[:at] + value + data[at + len(value) :]
         case _:
             return data[:at] + VALUES[rng.integers(0, len(VALUES))] + data[at:]
+
+
+# What replaces a value of JSON. A text that begins with RAW stands for what follows it, without quotes.
+RAW = "\u2029"
+VALUES_OF_JSON = (None, True, "text", "", [], {}, [[0.5]], {"a": 1}, -1, 0, 1, 0.5, 3, 1e30, -1e300, 10**8, 2**31, 2**64, "\ud800", "a\nb")
+RAW_JSON = ("1e999", "-1e999", "NaN", "Infinity", "[" * 10_000, "[" * 10_000 + "]" * 10_000, "9" * 5_000, "0." + "9" * 5_000, "]", "")
+
+
+def json_mutations(value: Any, count: int, seed: int) -> Iterator[str]:
+    """`count` damaged versions of a value as JSON text, in each of which one to three parts are replaced, taken out or put in twice."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        whole = [json.loads(json.dumps(value))]
+        for _ in range(rng.integers(1, 4)):
+            places = [*_places(whole)]
+            holder, key = places[rng.integers(0, len(places))]
+            match rng.integers(0, 5):
+                case 0 if holder is not whole:
+                    del holder[key]
+                case 1 if isinstance(holder, list):
+                    holder.insert(key, holder[key])
+                case 2 | 3:
+                    holder[key] = RAW + RAW_JSON[rng.integers(0, len(RAW_JSON))]
+                case _:
+                    holder[key] = VALUES_OF_JSON[rng.integers(0, len(VALUES_OF_JSON))]
+        text = json.dumps(whole[0])
+        for raw in RAW_JSON:
+            text = text.replace(json.dumps(RAW + raw), raw)
+        yield text
+
+
+def _places(holder: Any) -> Iterator[tuple[Any, Any]]:
+    """(list or dict, index or key) of every value inside."""
+    for key in [*range(len(holder))] if isinstance(holder, list) else [*holder]:
+        yield holder, key
+        if isinstance(holder[key], (list, dict)):
+            yield from _places(holder[key])
 
 
 @contextmanager

@@ -18,12 +18,14 @@ FLOORS = (
     "minivit.version",
     "minivit.errors",
     "minivit.files",
+    "minivit.schema",
     "minivit.kernels.core",
     "minivit.kernels.cpu",
     "minivit.kernels.cuda",
     "minivit.kernels.ops",  # the files at the top of kernels/
     "minivit.kernels",  # the list of ops
     "minivit.grad_mode",
+    "minivit.indexing",
     "minivit.tensor",
     "minivit.functional",
     "minivit.runtime",

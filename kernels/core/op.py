@@ -107,6 +107,7 @@ class Op:
     constants: Mapping[str, Any] = field(default_factory=dict)  # names to defaults, in order
     results: tuple[str, ...] = ("y",)  # the outputs that carry a gradient; they come first
     gradients: tuple[str, ...] | None = None  # the differentiable inputs; None: all
+    detached: tuple[str, ...] = ()  # further outputs that the tape returns after the results, without a gradient
     saves: tuple[str, ...] = ()  # inputs and outputs that backward reads
     backward_only: tuple[str, ...] = ()  # outputs that only backward reads: None if there will be no backward
     parameters: tuple[str, ...] = ()  # inputs that remain float32 if the others are bfloat16

@@ -12,7 +12,9 @@ import numpy as np
 
 from .op import Shape
 
-ADD, MULTIPLY, DIVIDE = range(3)  # the operations of `combine`, on either device
+# The operations of `combine`, on either device: a + b, a·b, a / b, aᵇ with its derivatives by a and by b, the larger and the smaller of a
+# and b, and whether a is the larger: 1 where it is, ½ where they are equal, 0 elsewhere.
+ADD, MULTIPLY, DIVIDE, POWER, POWER_BY_BASE, POWER_BY_EXPONENT, MAXIMUM, MINIMUM, IS_LARGER = range(9)
 LOOPS = 4  # nested loops in a kernel, including the innermost; more are rare and become several launches
 
 

@@ -196,6 +196,12 @@ def kernel(function: Callable) -> Kernel:
     return Kernel(function)
 
 
+def named_kernel(name: str, function: Callable) -> Kernel:
+    """A kernel of a function that is made several times with other contents: its compiled code is found again by the name."""
+    function.__name__ = function.__qualname__ = name
+    return Kernel(function)
+
+
 def preparation(function: Callable) -> Kernel:
     """Decorator for a kernel whose first array is its only output and depends on the other arrays alone (`Kernel.prepares`)."""
     return Kernel(function, prepares=True)

@@ -1,12 +1,15 @@
-"""exp, erf, and GELU with its derivative, for use inside kernels.
+"""exp, log, tanh, the logistic function, erf, and GELU with its derivative, for use inside kernels.
 
 Numba's own versions call the C library for every element. In float32 these have no branches or calls, so that loops over them vectorise;
 their relative error is about 1e-7. In float64 they are the C library's, with full accuracy. NaN stays NaN.
 
     exp(x)  = 2ⁿ·exp(r),  n = round(x / ln 2),  |r| <= ln(2)/2,  exp(r) = 1 + r + r²·E(r)
+    log(x)  = n·ln 2 + log(m),  x = m·2ⁿ,  √½ <= m < √2,  log(m) = 2s + s³·L(s²),  s = (m - 1) / (m + 1),  L(z) = 2/3 + 2/5 z + ...
+    tanh(x) = x / (1 + x² / (3 + x² / (5 + x² / (7 + x² / 9))))  for |x| < 0.625,  otherwise ±(1 - 2 / (exp(2|x|) + 1))
     erf(x)  = x·P(x²) / Q(x²)  for |x| < 4, beyond which it is 1
 
-The coefficients are minimax fits with a relative error of at most 2.5e-8 before rounding; those of `gelu_rounded` are less accurate.
+The coefficients of exp and erf are minimax fits with a relative error of at most 2.5e-8 before rounding, as small as that of the parts of
+the series of log and of the fraction of tanh that are left out; those of `gelu_rounded` are less accurate.
 """
 
 from __future__ import annotations
@@ -52,6 +55,11 @@ EXP_LOWEST, EXP_HIGHEST = _singles(-104, 89)  # beyond these the result is 0, an
 LOG2_E, LN2_HIGH, LN2_LOW = _singles(1 / math.log(2), 0.693359375, math.log(2) - 0.693359375)  # n·LN2_HIGH is exact: 10 bits
 ROUNDER = np.float32(1.5 * 2**23)  # the low bits of x + ROUNDER contain round(x)
 ERF_END = np.float32(4)
+LOG = _singles(2 / 3, 2 / 5, 2 / 7, 2 / 9)
+LN2_TOP, LN2_REST = _singles(0.693145751953125, math.log(2) - 0.693145751953125)  # n·LN2_TOP is exact: 16 bits, and 8 of an exponent
+SMALLEST_NORMAL, TO_NORMAL, TO_NORMAL_BITS, INFINITY = _singles(2.0**-126, 2.0**23, 23, math.inf)
+TANH_P, TANH_Q = _singles(945, 105, 1), _singles(945, 420, 15)  # the fraction, multiplied out
+TANH_NEAR_0 = np.float32(0.625)
 GELU_END, GELU_TANH_END = 40.0, 9.0  # beyond these the derivative is 0 or 1; below them nothing overflows
 
 
@@ -73,7 +81,8 @@ def _scaled(typing_context, x, rounded):
 
 
 @njit(**OPTIONS)
-def _clip(x, lowest, highest):
+def clip(x, lowest, highest):
+    """x, but at least `lowest` and at most `highest`."""
     return max(min(x, highest), lowest)  # x is the first argument so that NaN propagates
 
 
@@ -99,7 +108,7 @@ def _single(single: Callable) -> Callable:
 
 
 def _exp(x):
-    x = _clip(x, EXP_LOWEST, EXP_HIGHEST)
+    x = clip(x, EXP_LOWEST, EXP_HIGHEST)
     rounded = x * LOG2_E + ROUNDER
     n = rounded - ROUNDER
     r = x - n * LN2_HIGH - n * LN2_LOW
@@ -112,10 +121,69 @@ def exp(x):
     return math.exp(x)
 
 
+@intrinsic
+def _split(typing_context, x):
+    """(m, n): x = m·2ⁿ with √½ <= m < √2, for a positive normal x."""
+
+    def generate(context, builder, signature, values):
+        i32, f32 = ir.IntType(32), ir.FloatType()
+        bits = builder.bitcast(values[0], i32)
+        above = builder.sub(bits, ir.Constant(i32, int(ROOT_HALF.view(np.int32))))
+        n = builder.ashr(above, ir.Constant(i32, 23))
+        m = builder.bitcast(builder.sub(bits, builder.shl(n, ir.Constant(i32, 23))), f32)
+        return context.make_tuple(builder, signature.return_type, (m, builder.sitofp(n, f32)))
+
+    return types.UniTuple(types.float32, 2)(types.float32), generate
+
+
+def _log(x):
+    denormal = x < SMALLEST_NORMAL
+    m, n = _split(x * TO_NORMAL if denormal else x * ONE)
+    n = n - TO_NORMAL_BITS if denormal else n
+    s = (m - ONE) / (m + ONE)
+    square = s * s
+    value = n * LN2_TOP + (n * LN2_REST + (s + s + s * square * _polynomial(square, LOG)))
+    value = value if x > ZERO else -INFINITY if x == ZERO else INFINITY - INFINITY
+    return value if x < INFINITY else x * ONE
+
+
+@_single(_log)
+def log(x):
+    """The natural logarithm: -∞ of 0, NaN below."""
+    return math.log(x)
+
+
+def _tanh(x):
+    square, distance = x * x, abs(x * ONE)
+    near = x * _polynomial(square, TANH_P) / _polynomial(square, TANH_Q)
+    far = ONE - (ONE + ONE) / (exp(distance + distance) + ONE)
+    return near if distance < TANH_NEAR_0 else far if x > ZERO else -far
+
+
+@_single(_tanh)
+def tanh(x):
+    """The hyperbolic tangent."""
+    return math.tanh(x)
+
+
+@njit(**OPTIONS)
+def power(x, y):
+    """x to the y, as the C library's; the powers that are no call of it are exact, and a loop with one such y vectorises."""
+    x, y = x * type(x)(1), y * type(y)(1)
+    return x if y == 1 else x * x if y == 2 else x**y
+
+
+@njit(**OPTIONS)
+def logistic(x):
+    """1 / (1 + exp(-x))."""
+    one = type(x)(1)
+    return one / (one + exp(-x))
+
+
 def _erf(x):
-    x = _clip(x, -ERF_END, ERF_END)
+    x = clip(x, -ERF_END, ERF_END)
     square = x * x
-    return _clip(x * _polynomial(square, ERF_P) / _polynomial(square, ERF_Q), -ONE, ONE)
+    return clip(x * _polynomial(square, ERF_P) / _polynomial(square, ERF_Q), -ONE, ONE)
 
 
 @_single(_erf)
@@ -138,7 +206,7 @@ def normal_cdf(x):
 def gelu_erf(x):
     """(GELU(x), its derivative): x·Φ(x) and Φ(x) + x·Φ'(x)."""
     number = type(x)
-    z = _clip(x, number(-GELU_END), number(GELU_END))
+    z = clip(x, number(-GELU_END), number(GELU_END))
     cdf = normal_cdf(x)
     return x * cdf, cdf + z * exp(number(-0.5) * z * z) * number(1 / math.sqrt(2 * math.pi))
 
@@ -150,7 +218,7 @@ def gelu_rounded(x):
     Φ(x) = 1/2 + x·P(x²), without a division. P is slightly too large at CDF_END, so that rounding cannot make Φ positive at -CDF_END, an
     error that the factor x would amplify.
     """
-    z = _clip(x, -CDF_END, CDF_END)
+    z = clip(x, -CDF_END, CDF_END)
     return x * max(HALF + z * _polynomial(z * z, CDF), ZERO)
 
 
@@ -159,7 +227,7 @@ def gelu_tanh(x):
     """As `gelu_erf`, with Φ(x) ≈ (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), u = √(2/π)·(x + 0.044715 x³)."""
     number = type(x)
     one, linear, cubic = number(1), number(2 * math.sqrt(2 / math.pi)), number(2 * math.sqrt(2 / math.pi) * 0.044715)
-    z = _clip(x, number(-GELU_TANH_END), number(GELU_TANH_END))
+    z = clip(x, number(-GELU_TANH_END), number(GELU_TANH_END))
     power = exp(-z * (linear + cubic * z * z))
     cdf = one / (one + power)
     return x * cdf, cdf + z * power * cdf * cdf * (linear + number(3) * cubic * z * z)

@@ -12,14 +12,30 @@ from math import isqrt, prod
 from typing import Any
 
 import numpy as np
+from numba import njit
 
 from ..core.arrays import empty
 from ..core.dtypes import BFLOAT16
 from ..core.op import Shape
 from ..core.recording import launch
-from ..core.strides import DIVIDE, MULTIPLY, broadcast_strides, nests, reduction, strides
+from ..core.strides import (
+    DIVIDE,
+    IS_LARGER,
+    MAXIMUM,
+    MINIMUM,
+    MULTIPLY,
+    POWER,
+    POWER_BY_BASE,
+    POWER_BY_EXPONENT,
+    broadcast_strides,
+    nests,
+    reduction,
+    strides,
+)
 from .compile import routine
-from .kernel import kernel, preparation
+from .kernel import Kernel, kernel, named_kernel, preparation
+from .math import OPTIONS as INLINED
+from .math import log, power
 from .run import threads
 
 CHUNK = 1024  # columns that are summed together
@@ -157,11 +173,52 @@ def _combine(band, bands, y, a, b, loops, y_start, a_start, b_start, operation, 
                 y[np.uint64(y_offset + j)] = u * v if multiplies else u + v * factor
 
 
+def _combining(name: str, function: Callable[..., float]) -> Kernel:
+    """A kernel like `_combine` for another function of two numbers."""
+    value = njit(**INLINED)(function)
+
+    def combine(band, bands, y, a, b, loops, y_start, a_start, b_start):
+        first, last, start, stop = share(band, bands, loops)
+        a_step, b_step = loops[3, 2], loops[3, 3]
+        for row in range(first, last):
+            y_offset = y_start + offset(row, loops, 1)
+            a_offset, b_offset = a_start + offset(row, loops, 2), b_start + offset(row, loops, 3)
+            if b_step == 0:
+                v = b[b_offset]
+                for j in range(start, stop):  # unsigned indices: no test for negative ones
+                    y[np.uint64(y_offset + j)] = value(a[np.uint64(a_offset + j * a_step)], v)
+            else:
+                for j in range(start, stop):
+                    y[np.uint64(y_offset + j)] = value(a[np.uint64(a_offset + j * a_step)], b[np.uint64(b_offset + j * b_step)])
+
+    return named_kernel(name, combine)
+
+
+def _by_base(a, b):
+    return a * 0 if b == 0 else b * power(a, b - type(b)(1))
+
+
+def _by_exponent(a, b):
+    return a * 0 if a == 0 and b >= 0 else power(a, b) * log(a)
+
+
+COMBINING = {
+    POWER: _combining("power", lambda a, b: power(a, b)),
+    POWER_BY_BASE: _combining("power_by_base", _by_base),
+    POWER_BY_EXPONENT: _combining("power_by_exponent", _by_exponent),
+    MAXIMUM: _combining("maximum", lambda a, b: a if a > b or a != a else b),  # NaN if one is
+    MINIMUM: _combining("minimum", lambda a, b: a if a < b or a != a else b),
+    IS_LARGER: _combining("is_larger", lambda a, b: 1.0 if a > b else 0.5 if a == b else 0.0),
+}
+
+
 def combine(operation: int, y: np.ndarray, a: np.ndarray, b: np.ndarray, sign: float = 1.0) -> None:
-    """y = a + sign·b, a·b or a / b, with NumPy's broadcasting. operation: ADD, MULTIPLY or DIVIDE."""
+    """y = a + sign·b or another operation of `core/strides.py`, with NumPy's broadcasting."""
     steps = strides(y.shape), broadcast_strides(a.shape, y.shape), broadcast_strides(b.shape, y.shape)
+    kernel = COMBINING.get(operation, _combine)
+    more = () if operation in COMBINING else (operation, sign)
     for loops, starts in nests(y.shape, *steps):
-        launch(_combine, bands_for(y.size), y.reshape(-1), a.reshape(-1), b.reshape(-1), loops, *starts, operation, sign)
+        launch(kernel, bands_for(y.size), y.reshape(-1), a.reshape(-1), b.reshape(-1), loops, *starts, *more)
 
 
 # ----------------------------------------------------------------------------------------------------------------- sums

@@ -2,6 +2,10 @@
 #pragma once
 #include <ptx.cuh>
 
+#ifndef INFINITY                                                        // not defined by NVRTC
+#define INFINITY __int_as_float(0x7f800000)
+#endif
+
 typedef unsigned int u32;
 typedef unsigned long u64;
 

@@ -115,10 +115,24 @@ __global__ void __launch_bounds__(256) sum_rows(Y* y, const P* p, const Q* q, lo
     }
 }
 
-enum { ADD, MULTIPLY, DIVIDE };                       // as in core/strides.py
+enum { ADD, MULTIPLY, DIVIDE, POWER, POWER_BY_BASE, POWER_BY_EXPONENT, MAXIMUM, MINIMUM, IS_LARGER };           // as in core/strides.py
 
-// y = a + sign * b, a * b or a / b; if W > 1, the inner loop has stride 1 in y, and in a and b unless they repeat one element.
-template <class Y, class A, class B, int W, bool A_REPEATS, bool B_REPEATS>
+template <class S> __device__ __forceinline__ S power(S u, S v) { return v == 1 ? u : v == 2 ? u * u : pow(u, v); }
+
+template <class S> __device__ __forceinline__ S other_operation(int operation, S u, S v) {
+    switch (operation) {
+        case POWER: return power(u, v);
+        case POWER_BY_BASE: return v == 0 ? S(0) : v * power(u, v - 1);
+        case POWER_BY_EXPONENT: return u == 0 && v >= 0 ? S(0) : power(u, v) * log(u);
+        case MAXIMUM: return u > v || u != u ? u : v;                   // NaN if one is
+        case MINIMUM: return u < v || u != u ? u : v;
+        default: return u > v ? S(1) : u == v ? S(0.5) : S(0);
+    }
+}
+
+// y = a + sign * b, a * b or a / b, or one of the OTHERS, whose code is longer; if W > 1, the inner loop has stride 1 in y, and in a and b
+// unless they repeat one element.
+template <class Y, class A, class B, int W, bool A_REPEATS, bool B_REPEATS, bool OTHERS>
 __global__ void __launch_bounds__(256) combine(Y* y, const A* a, const B* b, LOOP_SIZES, STEPS(y), STEPS(a), STEPS(b), long to, long a_from,
                                                long b_from, int operation, double sign) {
     typedef Wider<Y, Wider<A, B>> S;
@@ -130,7 +144,8 @@ __global__ void __launch_bounds__(256) combine(Y* y, const A* a, const B* b, LOO
 #pragma unroll
         for (int k = 0; k < W; k++) {
             const S u = S(left.e[k]), v = S(right.e[k]);
-            out.e[k] = Y(operation == ADD ? u + S(sign) * v : operation == MULTIPLY ? u * v : u / v);
+            if constexpr (OTHERS) out.e[k] = Y(other_operation(operation, u, v));
+            else out.e[k] = Y(operation == ADD ? u + S(sign) * v : operation == MULTIPLY ? u * v : u / v);
         }
         store<Y, W>(y + to + AT(at, y), out);
     }

@@ -15,7 +15,7 @@ from ..core.devices import runtime
 from ..core.dtypes import BFLOAT16, accumulator_dtype, result_dtype
 from ..core.op import Shape
 from ..core.recording import launch
-from ..core.strides import broadcast_strides, nests, reduction, strides
+from ..core.strides import DIVIDE, broadcast_strides, nests, reduction, strides
 from .kernel import Grid, Source, blocks_for
 
 THREADS = 256  # per block
@@ -135,13 +135,13 @@ def astype(x: Any, dtype: np.dtype) -> Any:
 
 # ----------------------------------------------------------------------------------------------------------- arithmetic
 def combine(operation: int, y: Any, a: Any, b: Any, sign: float = 1.0) -> None:
-    """y = a + sign·b, a·b or a / b, with NumPy's broadcasting. operation: ADD, MULTIPLY or DIVIDE."""
+    """y = a + sign·b or another operation of `core/strides.py`, with NumPy's broadcasting."""
     steps = strides(y.shape), broadcast_strides(a.shape, y.shape), broadcast_strides(b.shape, y.shape)
     for loops, starts in nests(y.shape, *steps):
         width = loop_width(loops, tuple(starts), y, a, b)
         sizes = rounds(loops, width)
         repeats = [width > 1 and loops[3, i] == 0 for i in (2, 3)]
-        kernel = _source("combine", y.dtype, a.dtype, b.dtype, width, *repeats)
+        kernel = _source("combine", y.dtype, a.dtype, b.dtype, width, *repeats, operation > DIVIDE)
         launch(kernel, grid_for(sizes[-1]), y, a, b, *sizes, *loops[:, 1:].T.reshape(-1).tolist(), *starts, operation, sign)
 
 

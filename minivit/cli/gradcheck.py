@@ -11,6 +11,7 @@ from math import isfinite
 import numpy as np
 
 from ..models import create_model, list_models
+from ..models.registry import PRESETS
 from ..nn.module import Module
 from ..testing.checks import Report, check
 from .output import print_json
@@ -21,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    smallest = {name.partition("_nano_")[0]: name for name in list_models("*_nano_*8")}  # the smallest model of each family
+    smallest = {PRESETS[name].family: name for name in list_models("*_nano_*8")}  # the smallest model of each family
     models = {name: _model_to_check(name) for name in (list_models() if options.names else smallest.values())}
     names = [smallest.get(name, name) for name in options.names]
     reports: list[Report] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from ..data import Dataset
@@ -11,6 +10,7 @@ from ..data.image_file import MAX_PIXELS
 from ..errors import UserError
 from ..inference.classifier import Classifier
 from ..inference.run_data import data_of_run
+from ..schema import parse_json
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def assignment(text: str, option: str = "--model-option") -> tuple[str, Any]:
     if not (name and equals):
         raise UserError(f"{option} takes NAME=VALUE, as depth=4, got {text!r}")
     try:
-        return name, json.loads(value)
+        return name, parse_json(value, name)
     except ValueError:
         return name, value
 

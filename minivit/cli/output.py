@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
 def print_json(value: Any) -> None:
-    """Print a value as indented JSON, in ASCII where standard output has another encoding than UTF-8."""
+    """Print a value as indented JSON."""
+    print(_json(value))
+
+
+def _json(value: Any) -> str:
+    """Indented JSON, in ASCII where standard output has another encoding than UTF-8."""
     is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    print(json.dumps(value, indent=2, ensure_ascii=not is_utf8, allow_nan=False))
+    return json.dumps(value, indent=2, ensure_ascii=not is_utf8, allow_nan=False)
+
+
+def print_json_list(values: Iterable[Any]) -> None:
+    """Print what `print_json` prints of a list, each value as soon as it is there."""
+    first = True
+    for value in values:
+        print("[" if first else ",", textwrap.indent(_json(value), "  "), sep="\n", end="")
+        first = False
+    print("[]" if first else "\n]")
 
 
 def by_exit(accuracies: Sequence[float]) -> str:

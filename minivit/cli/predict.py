@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+from ..data.folder import image_files
+from ..data.image_file import Unreadable
 from ..errors import printable
-from ..inference.classifier import load
-from .options import add_max_pixels, add_precision, add_threads
-from .output import print_json
+from ..inference.classifier import Classifier, load
+from .options import add_image_options, add_precision, add_threads
+from .output import print_json_list
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder, its name below runs/, or a .safetensors file of minivit")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, and folders, whose images are labelled in sorted order")
     parser.add_argument(
         "--budget",
         type=float,
@@ -20,29 +27,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of a calibrated cascade: largest mean cost of an image, in the unit "
         "of its calibration; without it every image goes to the last exit",
     )
-    add_max_pixels(parser)
+    add_image_options(parser)
     add_precision(parser)
     add_threads(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     classifier = load(options.run, options.precision, options.device)
-    prediction = classifier.predict(options.images, options.budget, max_pixels=options.max_pixels)
-    rows = [
-        {"path": path, "label": name, "probability": max(probabilities)}
-        for path, name, probabilities in zip(options.images, prediction.names, prediction.probabilities.tolist())
-    ]
-    if classifier.predictor.stages > 1:
-        rows = [
-            {**row, "exit": exit + 1, "macs": macs} for row, exit, macs in zip(rows, prediction.exits.tolist(), prediction.macs.tolist())
-        ]
+    skipped: list[Unreadable] = []
+    bad = skipped if options.skip_bad_images else None
+    rows = _rows(classifier, _listed(options.images), options.budget, bad, options.json, options.max_pixels)
     if options.json:
-        print_json(
-            [
-                {**row, "probabilities": dict(zip(prediction.class_names, probabilities))}
-                for row, probabilities in zip(rows, prediction.probabilities.tolist())
-            ]
-        )
+        print_json_list(rows)
     else:
         for row in rows:
             path, label, probability, *exit_columns = row.values()
@@ -53,4 +49,44 @@ def run(options: argparse.Namespace) -> int:
                 *([exit_columns[0], f"{exit_columns[1] / 1e6:.3f}"] if exit_columns else []),
                 sep="\t",
             )
+    if skipped:
+        print(f"skipped {len(skipped)} unreadable images:", *skipped, sep="\n  ", file=sys.stderr)
     return 0
+
+
+def _listed(paths: Sequence[str]) -> list[str]:
+    """The paths, with the images of a folder in its place; a line on standard error says what is left out. Raises UserError."""
+    listed: list[str] = []
+    for path in paths:
+        if not os.path.isdir(path):
+            listed.append(path)
+            continue
+        files, line = image_files(Path(path))
+        listed += files
+        if line:
+            print(f"{printable(path)}: {line}", file=sys.stderr)
+    return listed
+
+
+def _rows(
+    classifier: Classifier,
+    paths: Sequence[str],
+    budget: float | None,
+    skipped: list[Unreadable] | None,
+    probabilities: bool,
+    max_pixels: int,
+) -> Iterator[dict[str, Any]]:
+    """For each image what is printed of it, with the probability of every class if `probabilities`."""
+    for prediction in classifier.predict_in_batches(paths, budget, skipped, max_pixels=max_pixels):
+        columns = (
+            prediction.sources,
+            prediction.names,
+            prediction.probabilities.tolist(),
+            prediction.exits.tolist(),
+            prediction.macs.tolist(),
+        )
+        for path, name, of_classes, exit, macs in zip(*columns):
+            row = {"path": path, "label": name, "probability": max(of_classes)}
+            if classifier.predictor.stages > 1:
+                row |= {"exit": exit + 1, "macs": macs}
+            yield {**row, "probabilities": dict(zip(prediction.class_names, of_classes))} if probabilities else row

@@ -7,6 +7,7 @@ from dataclasses import fields
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from ..errors import UserError
 from ..training.options import TrainOptions, help_of_options
 from ..training.train import train
 from .options import assignment
@@ -39,9 +40,26 @@ def _simplest(hint: Any) -> Any:
     return next((t for t in (bool, int, float) if t in allowed), str)
 
 
+def _weights(text: str) -> dict[str, float]:
+    """{"cat": 2.0, "dog": 1.0} from "cat=2,dog=1". Raises UserError."""
+    weights = {}
+    for part in text.split(","):
+        name, _, number = part.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            raise UserError(f"--class-weights takes balanced or CLASS=NUMBER,..., as cat=2,dog=1, got {part!r} in {text!r}") from None
+        if name in weights:
+            raise UserError(f"--class-weights names {name!r} twice, in {text!r}: give each class once")
+        weights[name] = value
+    return weights
+
+
 def run(options: argparse.Namespace) -> int:
     values = vars(options)
     keywords = {item.name: values[item.name] for item in fields(TrainOptions) if item.name in values}
+    if "=" in (options.class_weights or ""):
+        keywords["class_weights"] = _weights(options.class_weights)
     run = train(**keywords, model_options=dict(map(assignment, options.model_option)), progress=not options.quiet)
     if options.json:
         print_json({"test_accuracy": run.test_accuracy, "folder": str(run.folder), "history": run.history})

@@ -11,7 +11,8 @@ from ..errors import UserError
 from ..kernels import OPS
 from ..kernels.core.arrays import empty, to_device
 from .augmentation import Policy, check_mixing, draw_matrices, draw_mixing, find_policy
-from .dataset import check_labels, check_seed
+from .dataset import check_seed
+from .labels import check_labels
 
 ORDER, BATCH = 0, 1  # the use of random numbers: the last word of the Philox counter
 
@@ -47,12 +48,15 @@ class Batches:
         drop_last: omit the last, incomplete batch; with `shuffle`, this omits different images in each epoch.
         device: the device on which batches are computed: "cpu", or "cuda", whose memory then holds all images as stored.
 
-        Raises UserError for labels out of range, and if there are too few images for a batch.
+        Raises UserError for labels out of range, for another number of means than of channels, and if there are too few images for a batch.
         """
         self.images, self.device = images, device
         self.labels = check_labels(labels, len(images))
         self.batch_size, self.num_classes = batch_size, num_classes
         self.mean, self.std = np.array(mean, np.float32), np.array(std, np.float32)  # (C,)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values.shape != images.shape[3:]:
+                raise UserError(f"{name} must hold a number for each of the {images.shape[-1]} channels, got {values.shape}")
         self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
         self._device_images: Any = None  # copied on first use
         self.policy = find_policy(augmentation)

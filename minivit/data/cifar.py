@@ -20,7 +20,8 @@ import numpy as np
 from ..errors import UserError, nearest, reason
 from ..files import open_regular, reading_untrusted
 from .cache import cache_key, data_folder, load_cached, say, store, with_progress
-from .dataset import Dataset, check_printable
+from .dataset import Dataset
+from .labels import check_printable
 from .pickles import Array, load_plain
 from .unpack import Stream, TooLarge, tar_files, unpacked
 
@@ -261,4 +262,4 @@ def _download(form: Form, folder: Path, progress: bool) -> None:
     try:
         pooch.retrieve(HOST + form.archive, f"md5:{form.md5}", form.archive, folder, downloader=downloader)
     except (OSError, ValueError) as error:  # network or disk errors; a wrong checksum
-        raise UserError(f"cannot download {HOST}{form.archive}: {reason(error)}; or put the file into {folder} yourself") from error
+        raise UserError(f"cannot download {HOST}{form.archive}: {reason(error)[:100]}; or put the file into {folder} yourself") from error

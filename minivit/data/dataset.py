@@ -9,14 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UserError
-from .decode import check_pixels, fit
+from .decode import check_pixels, fit_arrays
+from .labels import check_class_names, check_labels, implied_names
 
 SMALLEST_STD = 1 / 255  # of a channel, to avoid division by zero for constant channels
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images for training and testing, all of the same square size, with labels and metadata."""
+    """Images for training and testing, all of the same square size, with labels and metadata.
+
+    Labels may be given in any form that `labels.check_labels` takes, names of classes among them. Raises UserError for others.
+    """
 
     name: str
     train_images: np.ndarray = field(repr=False)  # (n, H, W, C) uint8, or float32 in 0..1; C-contiguous, possibly memory-mapped
@@ -27,7 +31,13 @@ class Dataset:
     mean: tuple[float, ...]  # of each channel over the training images, on the scale 0..1
     std: tuple[float, ...]  # of each channel, at least 1/255
     augmentation: str = "none"  # the default policy for these images
+    fit: str = "crop"  # how images of other proportions became squares: crop, pad or stretch (`fit.py`)
     is_whole: bool = False  # whether training and test images are the same: all images of data without a split
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            count, labels = len(getattr(self, f"{part}_images")), getattr(self, f"{part}_labels")
+            object.__setattr__(self, f"{part}_labels", check_labels(labels, count, f"{part}_labels", self.class_names))
 
     @property
     def num_classes(self) -> int:
@@ -55,15 +65,23 @@ class Dataset:
         """The dataset with its training images as test images."""
         return replace(self, test_images=self.train_images, test_labels=self.train_labels, is_whole=True)
 
-    def resized(self, image_size: int | None = None, in_channels: int | None = None) -> Dataset:
-        """The dataset with another image size or number of channels (1 or 3), and new statistics; None keeps the current value."""
+    def resized(self, image_size: int | None = None, in_channels: int | None = None, fit: str | None = None) -> Dataset:
+        """The dataset with another image size, number of channels (1 or 3) or `fit`, and new statistics; None keeps the current value."""
         size, channels = image_size or self.image_size, in_channels or self.in_channels
+        if fit is not None and fit != self.fit:  # the images are squares already
+            return replace(self, fit=fit).resized(size, channels)
         if (size, channels) == (self.image_size, self.in_channels):
             return self
-        train_images = fit(self.train_images, size, channels)
-        test_images = train_images if self.is_whole else fit(self.test_images, size, channels)
+        train_images = fit_arrays(self.train_images, size, channels)
+        test_images = train_images if self.is_whole else fit_arrays(self.test_images, size, channels)
         mean, std = channel_statistics(train_images)
         return replace(self, train_images=train_images, test_images=test_images, mean=mean, std=std)
+
+    def with_classes(self, class_names: Sequence[str]) -> Dataset:
+        """The dataset with the classes of `class_names`, which have all of its own among them, found by name. Raises ValueError if not."""
+        number = np.array([class_names.index(name) for name in self.class_names])  # (own classes,)
+        labels = {"train_labels": number[self.train_labels], "test_labels": number[self.test_labels]}
+        return replace(self, class_names=tuple(class_names), **labels)
 
     def limited(self, limit: int | None) -> Dataset:
         """At most `limit` training and `limit` test images, evenly spaced; all if `limit` is None. Raises UserError if it is below 1."""
@@ -152,52 +170,6 @@ def check_seed(seed: int) -> None:
         raise UserError(f"a seed must be an integer from 0 to 2**64 - 1, got {seed}")
 
 
-def check_labels(labels: Any, count: int, what: str = "labels") -> np.ndarray:
-    """`labels` as int64 (count,). Raises UserError for another shape, non-integers or negative values."""
-    labels = np.asarray(labels)
-    if labels.shape != (count,):
-        raise UserError(f"{what} must have the shape ({count},), one for each image, got {labels.shape}")
-    if labels.dtype.kind == "f":
-        whole = np.isfinite(labels) & (labels == np.rint(labels))
-        if not whole.all():
-            raise UserError(f"{what}[{np.argmin(whole)}] is {labels[np.argmin(whole)]}: labels must be whole numbers")
-        labels = labels.astype(np.int64)
-    if labels.dtype.kind not in "iu":
-        raise UserError(f"{what} must be integers, got {labels.dtype}: number the classes 0, 1, 2, ...")
-    if count and labels.min() < 0:
-        first = int(np.argmax(labels < 0))
-        raise UserError(f"{what}[{first}] is {labels[first]}: labels must be 0 or more")
-    return labels.astype(np.int64)
-
-
-def check_class_names(class_names: Sequence[str] | None, labels: np.ndarray) -> tuple[str, ...]:
-    """The class names; by default "0", "1", ..., each of which must occur in the training labels. Raises UserError."""
-    largest = int(labels.max())
-    if class_names is None:
-        counts = np.bincount(labels) if largest < 10 * len(labels) + 1000 else np.zeros(1, np.int64)
-        missing = int(np.argmin(counts > 0)) if not counts.all() else None
-        if missing is not None:
-            raise UserError(
-                f"labels run to {largest}, but no training image has label {missing}: number the classes 0, 1, 2, ... "
-                "(numpy.unique with return_inverse=True does), or give class_names"
-            )
-        class_names = [str(k) for k in range(largest + 1)]
-    names = check_printable(tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in class_names))
-    if len(names) < 2:
-        raise UserError(f"training needs two classes or more, got {len(names)}")
-    if largest >= len(names):
-        raise UserError(f"a training label is {largest}, out of range for {len(names)} classes: labels must be 0..{len(names) - 1}")
-    return names
-
-
-def check_printable(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The class names themselves. Raises UserError if one has control characters, which a terminal would obey."""
-    for name in names:
-        if not name.isprintable():
-            raise UserError(f"the class name {name[:40]!r} has characters that cannot be shown: rename the class")
-    return names
-
-
 def from_arrays(
     name: str,
     train: tuple[Any, Any],
@@ -205,18 +177,24 @@ def from_arrays(
     class_names: Sequence[str] | None = None,
     augmentation: str = "none",
     image_size: int | None = None,
+    fit: str = "crop",
 ) -> Dataset:
     """A validated Dataset from (images, labels) pairs.
 
-    Images are (n, H, W, C) or (n, H, W); they are cropped and resized to `image_size`, or must be square if it is None. Raises UserError.
+    Images are (n, H, W, C) or (n, H, W); they are fitted into squares of `image_size`, or must be square if it is None. Labels are as for
+    `check_labels`; where they are names, the classes are those of the training labels in sorted order. Raises UserError.
     """
     checked = []
+    if class_names is None:
+        class_names = implied_names(train[1], "train_labels")
+        if (class_names is None) != (implied_names(test[1], "test_labels") is None):
+            raise UserError("train_labels and test_labels must both be whole numbers, names or one-hot rows: one is, the other is not")
     for part, (images, labels) in (("train", train), ("test", test)):
         images = check_pixels(images, f"{part}_images")
         images = images[..., None] if images.ndim == 3 else images
         check_shape(images, f"{part}_images", square=image_size is None)
-        images = fit(images, image_size, images.shape[3]) if image_size else images
-        checked += [images, check_labels(labels, len(images), f"{part}_labels")]
+        images = fit_arrays(images, image_size, images.shape[3], fit) if image_size else images
+        checked += [images, check_labels(labels, len(images), f"{part}_labels", class_names)]
     train_images, train_labels, test_images, test_labels = checked
     if train_images.shape[1:] != test_images.shape[1:] or train_images.dtype != test_images.dtype:
         raise UserError(
@@ -231,7 +209,7 @@ def from_arrays(
             f"0..{len(names) - 1}"
         )
     mean, std = channel_statistics(train_images)
-    return Dataset(name, train_images, train_labels, test_images, test_labels, names, mean, std, augmentation)
+    return Dataset(name, train_images, train_labels, test_images, test_labels, names, mean, std, augmentation, fit)
 
 
 def check_shape(images: np.ndarray, what: str, square: bool) -> None:
@@ -242,4 +220,4 @@ def check_shape(images: np.ndarray, what: str, square: bool) -> None:
     if channels > 4 and height in (1, 3):
         raise UserError(f"{what} of shape {images.shape} have their channels first: pass images.transpose(0, 2, 3, 1)")
     if square and height != width:
-        raise UserError(f"{what} must be square, got {height}×{width}: give image_size=N to crop and resize them")
+        raise UserError(f"{what} must be square, got {height}×{width}: give image_size=N to fit them into squares")

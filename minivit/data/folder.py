@@ -146,6 +146,23 @@ def _find_parts(root: Path) -> dict[str, str]:
     return {part: names[0] for part, names in named.items()}
 
 
+def image_files(folder: Path) -> tuple[list[str], str]:
+    """(the paths of all images in a folder and its subfolders, in sorted order; a line on what is left out, or "").
+
+    Raises UserError if there is none.
+    """
+    left_out: Counter[str] = Counter()
+    files = [str(folder / file.path) for file in _files_in(folder, ".", left_out)]
+    if not files:
+        raise UserError(f"{folder} holds no images: no file in it ends in {', '.join(sorted(SUFFIXES))}")
+    return files, _line_on(left_out)
+
+
+def _line_on(left_out: Counter[str]) -> str:
+    kinds = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in left_out.most_common())
+    return kinds and f"left out, since the ending is none of an image that minivit reads: {kinds}"
+
+
 def list_images(root: Path, split: Split | Whole) -> Listing:
     """The images in `root`, in the order in which they are decoded. Raises UserError."""
     left_out: Counter[str] = Counter()
@@ -160,8 +177,7 @@ def list_images(root: Path, split: Split | Whole) -> Listing:
     if parts and (unused := [name for name in _class_folders(root) if name not in (parts["train"], test)]):
         messages.append(f"not used: {', '.join(unused)} of {root}")
     if left_out:
-        kinds = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in left_out.most_common())
-        messages.append(f"left out, since the ending is none of an image that minivit reads: {kinds}")
+        messages.append(_line_on(left_out))
     return Listing(items, list(train), messages)
 
 
@@ -242,6 +258,7 @@ def load_folder(
     *,
     image_size: int | None,
     in_channels: int | None,
+    fit: str,
     skip_bad_images: bool,
     max_pixels: int,
     cache_dir: str | Path | None,
@@ -251,7 +268,7 @@ def load_folder(
     listing = list_images(root, split)
     for message in listing.messages:
         say(message, progress)
-    key = cache_key("folder", root.resolve().name, listing.items, image_size, in_channels, skip_bad_images, max_pixels)
+    key = cache_key("folder", root.resolve().name, listing.items, image_size, in_channels, fit, skip_bad_images, max_pixels)
     folder = data_folder(cache_dir)
     if cached := load_cached(folder, key):
         dataset, notes = cached
@@ -260,7 +277,7 @@ def load_folder(
         notes = {"size": line, "skipped": []}
 
         def read(path: str) -> np.ndarray:
-            return read_image(root / path, size, channels, max_pixels)
+            return read_image(root / path, size, channels, fit, max_pixels)
 
         dataset = store(
             folder,

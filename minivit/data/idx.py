@@ -50,7 +50,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def load_idx(folder: Path, image_size: int | None) -> Dataset:
+def load_idx(folder: Path, image_size: int | None, fit: str = "crop") -> Dataset:
     """The dataset of the four IDX files in `folder`. Raises UserError."""
     arrays, missing = {}, []
     for part in PARTS:
@@ -64,4 +64,4 @@ def load_idx(folder: Path, image_size: int | None) -> Dataset:
     highest = max(int(arrays[part, "labels"].max(initial=0)) for part in PARTS)
     names = [str(k) for k in range(highest + 1)]  # may include classes without images, as in EMNIST letters, whose labels start at 1
     train, test = ((arrays[part, "images"], arrays[part, "labels"]) for part in PARTS)
-    return from_arrays(folder.resolve().name, train, test, names, "affine", image_size)
+    return from_arrays(folder.resolve().name, train, test, names, "affine", image_size, fit)

@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from typing import BinaryIO, NamedTuple
+from io import BytesIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -61,10 +62,25 @@ def _formats() -> tuple[str, ...]:
     return tuple(f for f in FORMATS if f in Image.OPEN)
 
 
+def name_of(image: Any) -> str:
+    """The path of an image that is a path, or of an open file that has one; otherwise ""."""
+    name = image if isinstance(image, (str, os.PathLike)) else getattr(image, "filename", "") or getattr(image, "name", "")
+    return os.fsdecode(name) if isinstance(name, (str, os.PathLike)) else ""
+
+
+def _opened(source: Any) -> BinaryIO:
+    """A path, the bytes of a file, or a file that is open for reading bytes, read from where it stands, as a file that can be searched."""
+    if hasattr(source, "read"):
+        source = source.read()
+        if not isinstance(source, bytes):
+            raise ValueError("it is open for reading text, not bytes: open it with mode 'rb'")
+    return BytesIO(source) if isinstance(source, (bytes, bytearray)) else open_regular(source)
+
+
 @contextmanager
-def decoding(name: str | os.PathLike[str]) -> Iterator[None]:
+def decoding(source: Any) -> Iterator[None]:
     """Inside the block an image is decoded: what Pillow raises becomes Unreadable, which names it."""
-    with reading_untrusted(f"image {os.fspath(name)}", kind=Unreadable):
+    with reading_untrusted(f"image {name_of(source) or 'given'}", kind=Unreadable):
         try:
             yield
         except Image.UnidentifiedImageError as error:
@@ -72,9 +88,9 @@ def decoding(name: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextmanager
-def open_image(path: str | os.PathLike[str], max_pixels: int) -> Iterator[Image.Image]:
-    """An image file, whose pixels are decoded when they are first used. Raises Unreadable, also from the block."""
-    with decoding(path), open_regular(path) as file, Image.open(file, formats=_formats()) as image:
+def open_image(source: Any, max_pixels: int) -> Iterator[Image.Image]:
+    """An image file, by its path, its bytes or open, whose pixels are decoded when they are first used. Raises Unreadable."""
+    with decoding(source), _opened(source) as file, Image.open(file, formats=_formats()) as image:
         width, height = image.size
         weight = 2 if image.format in HEAVY else 1
         if weight * width * height > max_pixels:

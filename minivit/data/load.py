@@ -14,11 +14,13 @@ from ..errors import UserError, nearest, reason
 from ..files import user_path
 from .cache import say
 from .cifar import find_or_download, load_cifar, recognise
-from .dataset import Dataset, Split, Whole, check_class_names, check_labels, from_arrays
+from .dataset import Dataset, Split, Whole, from_arrays
 from .decode import check_pixels
+from .fit import check_fit
 from .folder import load_folder
 from .idx import holds_idx, load_idx
 from .image_file import MAX_PIXELS, SUFFIXES, check_max_pixels
+from .labels import check_class_names, check_labels, implied_names
 from .npz import read_npz
 
 KNOWN = ("digits", "cifar10", "cifar100")
@@ -33,6 +35,7 @@ def load_data(
     *,
     image_size: int | None = None,
     in_channels: int | None = None,
+    fit: str | None = None,
     test_fraction: float = 0.2,
     split_seed: int = 0,
     skip_bad_images: bool = False,
@@ -51,14 +54,17 @@ def load_data(
       `test/<class>/*` (or `val`), or `<class>/*` alone; an .npz file with the arrays `images` and `labels`, or `train_images`,
       `train_labels`, `test_images`, `test_labels`, and optionally `class_names`;
     - arrays (images, labels) or (train_images, train_labels, test_images, test_labels): images (n, H, W, C) or (n, H, W), uint8 or
-      floating-point in 0..1; labels (n,) integers from 0;
+      floating-point in 0..1; labels (n,) or (n, 1), integers from 0 or names, whose sorted names are
+      the classes, or one-hot rows (n, classes);
     - a Dataset.
 
     If the data has no split, `test_fraction` of each class, selected by `split_seed`, is used for testing, and a message says so. Images
-    are cropped to their central square, resized to `image_size`, and converted to gray or RGB by `in_channels` (1 or 3). None keeps size
-    and channels; a folder of images without a common square size uses 32, and 3 channels unless all are gray. `skip_bad_images` omits
-    unreadable images, with a message. An image file of more than `max_pixels` counts as unreadable: decoding takes up to 15 bytes a pixel.
-    `class_names` are the class names of arrays. `progress` enables progress bars and messages on standard error.
+    are fitted into squares of `image_size`, and converted to gray or RGB by `in_channels` (1 or 3). None keeps size and channels; a folder
+    of images without a common square size uses 32, and 3 channels unless all are gray. `fit` is "crop", the central square (the default,
+    except that a Dataset keeps its own); "pad", the whole image with borders of its mean colour; or "stretch", the whole image without its
+    proportions. `skip_bad_images` omits unreadable images, with a message. An image file of more than `max_pixels` counts as unreadable:
+    decoding takes up to 15 bytes a pixel. `class_names` are the class names of arrays. `progress` enables progress bars and messages on
+    standard error.
 
     Raises UserError, one line that names the value and the remedy, for any problem with the data.
     """
@@ -67,6 +73,7 @@ def load_data(
         Split(test_fraction, split_seed),
         image_size=image_size,
         in_channels=in_channels,
+        fit=fit,
         skip_bad_images=skip_bad_images,
         max_pixels=max_pixels,
         class_names=class_names,
@@ -81,6 +88,7 @@ def load_parts(
     *,
     image_size: int | None = None,
     in_channels: int | None = None,
+    fit: str | None = None,
     skip_bad_images: bool = False,
     max_pixels: int = MAX_PIXELS,
     class_names: Sequence[str] | None = None,
@@ -92,10 +100,11 @@ def load_parts(
         if value is not None and value < 1:
             raise UserError(f"{name} must be 1 or more, got {value}")
     check_max_pixels(max_pixels)
+    fit = check_fit(fit or (data.fit if isinstance(data, Dataset) else "crop"))
     if isinstance(data, Dataset):
         dataset = data
     elif isinstance(data, (tuple, list)):
-        dataset = _from_tuple(data, class_names, image_size, split, progress)
+        dataset = _from_tuple(data, class_names, image_size, fit, split, progress)
     elif not isinstance(data, (str, Path)):
         raise UserError(f"data must be a name, a path, arrays or a Dataset, got {type(data).__name__}")
     elif data == "digits":
@@ -106,17 +115,18 @@ def load_parts(
     else:
         path = _existing(data)
         if path.suffix == ".npz":
-            dataset = _from_npz(path, class_names, image_size, split, progress)
+            dataset = _from_npz(path, class_names, image_size, fit, split, progress)
         elif cifar := recognise(path) if path.is_dir() or path.suffix in ARCHIVES else None:
             dataset = load_cifar(*cifar, cache_dir, progress)
         elif path.is_dir() and holds_idx(path):
-            dataset = load_idx(path, image_size)
+            dataset = load_idx(path, image_size, fit)
         elif path.is_dir():
             dataset = load_folder(
                 path,
                 split,
                 image_size=image_size,
                 in_channels=in_channels,
+                fit=fit,
                 skip_bad_images=skip_bad_images,
                 max_pixels=max_pixels,
                 cache_dir=cache_dir,
@@ -124,7 +134,7 @@ def load_parts(
             )
         else:
             raise UserError(_not_a_dataset(path))
-    return dataset.resized(image_size, in_channels)
+    return dataset.resized(image_size, in_channels, fit)
 
 
 def _existing(data: str | Path) -> Path:
@@ -164,28 +174,32 @@ def _from_tuple(
     arrays: Sequence[Any],
     class_names: Sequence[str] | None,
     image_size: int | None,
+    fit: str,
     split: Split | Whole,
     progress: bool,
     name: str = "arrays",
 ) -> Dataset:
     if len(arrays) == 4:
-        return from_arrays(name, (arrays[0], arrays[1]), (arrays[2], arrays[3]), class_names, image_size=image_size)
+        return from_arrays(name, (arrays[0], arrays[1]), (arrays[2], arrays[3]), class_names, image_size=image_size, fit=fit)
     if len(arrays) != 2:
         raise UserError(f"arrays must be ({', '.join(WHOLE)}) or ({', '.join(PARTED)}), got {len(arrays)} of them")
     images = check_pixels(arrays[0])
     if images.ndim < 3 or not len(images):
         raise UserError(f"images must have the shape (n, H, W, C) or (n, H, W) and hold an image, got {images.shape}")
-    labels = check_labels(arrays[1], len(images))
+    class_names = implied_names(arrays[1]) if class_names is None else class_names
+    labels = check_labels(arrays[1], len(images), class_names=class_names)
     names = check_class_names(class_names, labels)
     train, test = split.divide(labels)
     say(split.describe(len(train), len(test)), progress)
     if isinstance(split, Whole):
-        dataset = from_arrays(name, (images, labels), (images[:1], labels[:1]), names, image_size=image_size)
+        dataset = from_arrays(name, (images, labels), (images[:1], labels[:1]), names, image_size=image_size, fit=fit)
         return dataset.whole()
-    return from_arrays(name, (images[train], labels[train]), (images[test], labels[test]), names, image_size=image_size)
+    return from_arrays(name, (images[train], labels[train]), (images[test], labels[test]), names, image_size=image_size, fit=fit)
 
 
-def _from_npz(path: Path, class_names: Sequence[str] | None, image_size: int | None, split: Split | Whole, progress: bool) -> Dataset:
+def _from_npz(
+    path: Path, class_names: Sequence[str] | None, image_size: int | None, fit: str, split: Split | Whole, progress: bool
+) -> Dataset:
     arrays, names = read_npz(path, (*WHOLE, *PARTED, "class_names"))
     keys = WHOLE if any(key in names for key in WHOLE) and "train_images" not in names else PARTED
     for key in keys:
@@ -196,4 +210,4 @@ def _from_npz(path: Path, class_names: Sequence[str] | None, image_size: int | N
         if arrays["class_names"].ndim != 1 or arrays["class_names"].size > MOST_CLASSES:
             raise UserError(f"class_names of {path} must be a list of at most {MOST_CLASSES:,}, got {arrays['class_names'].shape}")
         class_names = arrays["class_names"].tolist()
-    return _from_tuple([arrays[key] for key in keys], class_names, image_size, split, progress, name=path.stem)
+    return _from_tuple([arrays[key] for key in keys], class_names, image_size, fit, split, progress, name=path.stem)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from ..data import prepare
-from ..data.dataset import Split, check_labels
+from ..data.dataset import Split
+from ..data.labels import check_labels
 from ..data.train_test_overlap import overlap
 from ..errors import UserError
 from ..models import Model
@@ -18,6 +18,9 @@ from ..models.cascade.calibration import (
     METHODS,
     UNITS,
     Calibration,
+    Confidence,
+    Method,
+    Unit,
     check_budget,
     check_choice,
     check_feasible,
@@ -52,8 +55,8 @@ def calibrate(
     `predict(images, budget)` uses.
 
     model: a cascade of create_model("dvt", ...), its Predictor, or a Classifier (`load(...)`, `train(...).model`).
-    images: at least 100 images that the model was not trained on: for a Classifier anything that its predict() takes, otherwise normalised
-        (n, C, S, S) arrays. labels: (n,) integers.
+    images: at least 100 images that the model was not trained on: for a Classifier anything that its predict() takes except
+        folders, otherwise normalised (n, C, S, S) arrays. labels: (n,) integers, for a Classifier also names of classes.
     budgets: maximum mean costs per image; None: 8, evenly spaced between the costs of the first and the last exit.
     unit: of the budgets: "macs", multiply-adds; "ms", milliseconds per image, measured on this machine in batches of `batch_size`;
         "share", the fraction of the multiply-adds up to the last exit.
@@ -70,7 +73,7 @@ def calibrate(
     predictor = _predictor_of(model)
     macs = _exit_macs(predictor.model)
     pixels = _prepare(model, images, batch_size)
-    targets = check_labels(labels, len(pixels))
+    targets = check_labels(labels, len(pixels), class_names=model.class_names if isinstance(model, Classifier) else None)
     if len(pixels) < FEWEST:
         raise UserError(f"thresholds need at least {FEWEST} images, got {len(pixels)}: give more that the model was not trained on")
     if unit == "ms":
@@ -86,9 +89,9 @@ def calibrate(
     outcomes = [outcome(candidate, confidences, correct, costs) for candidate in thresholds]
     accuracies, mean_costs, shares = zip(*outcomes)
     calibration = Calibration(
-        unit,
-        method,
-        confidence,
+        cast(Unit, unit),
+        cast(Method, method),
+        cast(Confidence, confidence),
         checked_budgets,
         tuple(thresholds),
         accuracies,
@@ -134,7 +137,7 @@ def _prepare(model: Module | Predictor, images: Any, batch_size: int) -> np.ndar
     """All images: as pixels (n, S, S, C) for a Classifier, otherwise unchanged. Raises UserError for images of the training set."""
     if not isinstance(model, Classifier):
         return np.atleast_1d(images.data if isinstance(images, Tensor) else images)
-    pixels = prepare(images, image_size=model.preprocessing.image_size, in_channels=model.preprocessing.in_channels)
+    pixels = model.preprocessing.pixels(images)
     training_share = overlap(model.training_sketch, pixels)
     if training_share > MOST_KNOWN:
         raise UserError(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from ..data import Batches, Dataset, prepare
-from ..data.image_file import MAX_PIXELS
+from ..data.decode import as_items, prepare_in_batches
+from ..data.fit import check_fit
+from ..data.folder import image_files
+from ..data.image_file import MAX_PIXELS, Unreadable, name_of
 from ..errors import UserError
 from ..io import run_folder
 from ..models.base import Model
@@ -19,27 +22,45 @@ from ..nn.cost import ModelCost
 from ..nn.module import Module, Parameter, dtype_of
 from ..runtime.devices import check_device
 from ..runtime.precision import precision_for
+from ..schema import Checked, Limits, Size, record
 from ..tensor import Tensor
 from .predictor import LARGEST_BATCH, Prediction, Predictor
 
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """The conversion of images to a model's input."""
+class Preprocessing(Checked):
+    """The conversion of images to a model's input. Raises UserError for values that are out of range or not one for each channel."""
 
-    image_size: int  # pixels; the central square is resized to it
-    in_channels: int  # 1 gray, 3 RGB
-    mean: tuple[float, ...]  # subtracted from each channel, on the scale 0..1
-    std: tuple[float, ...]  # divisor of each channel
+    image_size: Size  # pixels, both sides
+    in_channels: Size  # 1 gray, 3 RGB
+    mean: tuple[Annotated[float, Limits(-1000, 1000)], ...]  # subtracted from each channel, on the scale 0..1
+    std: tuple[Annotated[float, Limits(1e-6, 1000)], ...]  # divisor of each channel
+    fit: str = "crop"  # how an image becomes a square (`data/fit.py`); not in earlier files
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fit(self.fit)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.in_channels:
+                raise UserError(f"{name} must hold a number for each of {self.in_channels} channels, not {len(values)}")
 
     @classmethod
     def of(cls, dataset: Dataset) -> Preprocessing:
         """The preprocessing for a dataset's images."""
-        return cls(dataset.image_size, dataset.in_channels, dataset.mean, dataset.std)
+        return cls(dataset.image_size, dataset.in_channels, dataset.mean, dataset.std, dataset.fit)
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """The arguments of `data.prepare`."""
+        return {"image_size": self.image_size, "in_channels": self.in_channels, "fit": self.fit}
+
+    def pixels(self, images: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+        """Anything that `data.prepare` takes as (n, S, S, C), uint8 or float32 in 0..1. Raises UserError."""
+        return prepare(images, **self.shape, max_pixels=max_pixels)
 
     def batches(self, images: Any, batch_size: int = LARGEST_BATCH, max_pixels: int = MAX_PIXELS) -> Iterator[np.ndarray]:
         """Normalised float32 (B, C, S, S) batches of anything that `data.prepare` takes. Raises UserError."""
-        pixels = prepare(images, image_size=self.image_size, in_channels=self.in_channels, max_pixels=max_pixels)  # (n, S, S, C)
+        pixels = self.pixels(images, max_pixels)  # (n, S, S, C)
         batches = Batches(
             pixels,
             np.zeros(len(pixels), np.int64),
@@ -53,11 +74,21 @@ class Preprocessing:
         return (inputs for inputs, _ in batches.epoch(0))
 
 
+@dataclass(frozen=True)
+class About(Checked):
+    """What a model file says beside the model, for a Classifier."""
+
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    training_sketch: tuple[Annotated[int, Limits(0, 2**64 - 1)], ...] = ()
+
+
 class Classifier(Module):
     """A model with its class names and preprocessing, as returned by training and `load`.
 
     Its parameters are those of the model, with the same names. precision: of predictions, as for Predictor. training_sketch: for a cascade,
-    hashes by which images of the training set are detected (`data/train_test_overlap.py`).
+    hashes by which images of the training set are detected (`data/train_test_overlap.py`). Raises UserError for class names or a
+    preprocessing that do not fit the model.
     """
 
     def __init__(
@@ -72,6 +103,12 @@ class Classifier(Module):
         self.training_sketch = tuple(training_sketch)
         self.precision = precision
         self._predictor: Predictor | None = None
+        config = model.config
+        if len(self.class_names) != config.num_classes:
+            raise UserError(f"class_names holds {len(self.class_names)} names for a model of {config.num_classes} classes")
+        for name in ("image_size", "in_channels"):
+            if getattr(preprocessing, name) != getattr(config, name):
+                raise UserError(f"preprocessing: {name} is {getattr(preprocessing, name)}, that of the model {getattr(config, name)}")
 
     def forward(self, images: Any) -> Tensor:
         return self.model(images)
@@ -113,15 +150,56 @@ class Classifier(Module):
             self._predictor = Predictor(self.model, self.precision)
         return self._predictor
 
-    def predict(self, images: Any, budget: float | None = None, *, max_pixels: int = MAX_PIXELS) -> Prediction:
-        """Labels and probabilities of images: uint8 (B, H, W, C) or floats in 0..1, PIL images, paths, or a single one of these.
+    def predict(
+        self, images: Any, budget: float | None = None, *, skip_bad_images: bool = False, max_pixels: int = MAX_PIXELS
+    ) -> Prediction:
+        """Labels and probabilities of images: uint8 (B, H, W, C) or floats in 0..1, PIL images, paths of files or of folders, bytes of
+        image files, such files open for reading bytes, or a single one of these.
 
-        budget: as for `Predictor.predict`. max_pixels: the most that an image file may have; decoding takes up to 15 bytes a pixel.
-        Raises UserError for an image that cannot be read.
+        A folder stands for all image files in it and its subfolders, in sorted order. budget: as for `Predictor.predict`.
+        skip_bad_images: leave out images that cannot be read; `sources` and `skipped` of the result tell which.
+        max_pixels: the most that an image file may have; decoding takes up to 15 bytes a pixel.
+        Raises UserError for an image that cannot be read, and if none can.
         """
-        parts = [self.predictor.predict(inputs, budget) for inputs in self.preprocessing.batches(images, max_pixels=max_pixels)]
+        skipped: list[Unreadable] = []
+        bad = skipped if skip_bad_images else None
+        parts = list(self.predict_in_batches(images, budget, bad, max_pixels=max_pixels))
         probabilities, exits, macs = (np.concatenate([getattr(p, name) for p in parts]) for name in ("probabilities", "exits", "macs"))
-        return Prediction(probabilities, exits, macs, self.class_names)
+        sources = tuple(source for p in parts for source in p.sources)
+        return Prediction(probabilities, exits, macs, self.class_names, sources, tuple(map(str, skipped)))
+
+    def predict_in_batches(
+        self,
+        images: Any,
+        budget: float | None = None,
+        skipped: list[Unreadable] | None = None,
+        batch_size: int = LARGEST_BATCH,
+        max_pixels: int = MAX_PIXELS,
+    ) -> Iterator[Prediction]:
+        """Like `predict`, for any number of files: yields the Prediction of each batch, whose images alone are in memory.
+
+        skipped: a list, to which an error is added for each image that cannot be read; None: the first one is raised.
+        """
+        given = as_items(images)
+        items: Sequence[Any]
+        batches: Iterable[tuple[np.ndarray, Sequence[int]]]
+        if isinstance(given, Sequence):
+            items = _with_folders_listed(given)
+            batches = prepare_in_batches(items, batch_size, skipped, **self.preprocessing.shape, max_pixels=max_pixels)
+        else:
+            array = self.preprocessing.pixels(given, max_pixels)
+            items = range(len(array))
+            batches = ((array[start : start + batch_size], items[start : start + batch_size]) for start in items[::batch_size])
+        found = 0
+        for pixels, places in batches:
+            (inputs,) = self.preprocessing.batches(pixels, batch_size)
+            prediction = self.predictor.predict(inputs, budget)
+            found += len(places)
+            sources = tuple(name_of(items[place]) or place for place in places)
+            yield replace(prediction, class_names=self.class_names, sources=sources)
+        if not found:
+            reason = f"none of the {len(items)} images can be read: {skipped[0]}" if skipped else "no images were given: pass at least one"
+            raise UserError(reason)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, configuration, thresholds, class names and preprocessing as one safetensors file for `load`.
@@ -135,6 +213,15 @@ class Classifier(Module):
         )
 
 
+def _with_folders_listed(images: Sequence[Any]) -> Sequence[Any]:
+    """The images, with those of a folder in place of its path. Raises UserError for a folder without images."""
+    items: list[Any] = []
+    for item in images:
+        is_folder = isinstance(item, (str, os.PathLike)) and os.path.isdir(item)
+        items += image_files(Path(item))[0] if is_folder else [item]
+    return items
+
+
 def load(path: str | os.PathLike[str], precision: str | None = None, device: str = "cpu") -> Classifier:
     """Load the model of a run folder, or of a .safetensors file written by minivit, in evaluation mode.
 
@@ -144,12 +231,8 @@ def load(path: str | os.PathLike[str], precision: str | None = None, device: str
     check_device(device)
     file = run_folder.find_model(Path(path))
     model, metadata = run_folder.load_model(file)
-    try:
-        fields = metadata["preprocessing"]
-        preprocessing = Preprocessing(int(fields["image_size"]), int(fields["in_channels"]), tuple(fields["mean"]), tuple(fields["std"]))
-        names, training_hashes = tuple(map(str, metadata["class_names"])), tuple(map(int, metadata.get("training_sketch", ())))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} does not say how its images are prepared ({error}): load its weights with load_weights") from error
     precision_for(precision or model.config.dtype, dtype_of(model), device)  # raises
     model.to(device)
-    return Classifier(model, names, preprocessing, training_hashes, precision)
+    with run_folder.reading(file, "create the model and load its weights with load_weights"):
+        about = record(About, metadata)
+        return Classifier(model, about.class_names, about.preprocessing, about.training_sketch, precision)

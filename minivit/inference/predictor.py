@@ -37,6 +37,8 @@ class Prediction:
     exits: np.ndarray  # (B,) int64: the exit of each image, from 0; 0 if the model is not a cascade
     macs: np.ndarray  # (B,) float64: the multiply-adds up to this exit; NaN if unknown
     class_names: tuple[str, ...] = ()  # (K,), or () if unknown
+    sources: tuple[str | int, ...] = ()  # (B,) of `Classifier.predict`: the path of each image, otherwise its place among those given
+    skipped: tuple[str, ...] = ()  # why each image that could not be read was left out, a line each
 
     @property
     def labels(self) -> np.ndarray:

@@ -15,15 +15,18 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from ..errors import UserError, nearest
 from ..files import atomic_file, user_path
-from ..models import Model, create_model
+from ..models import Model, outline
+from ..schema import Checked, Fraction, Limits, Size, checked, parse_json, record
 from .weights import read_safetensors, save_weights
 
 CONFIG, METRICS, MODEL, CURVES = "config.json", "metrics.jsonl", "model.safetensors", "curves.png"
+LARGEST_TEXT = 2**24  # bytes of config.json and metrics.jsonl, which take twenty times as much memory as Python's values
 
 
 @contextmanager
@@ -35,7 +38,21 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {error.strerror or error}; what was there before is kept") from error
 
 
+@contextmanager
+def reading(what: str | os.PathLike[str], remedy: str) -> Iterator[None]:
+    """Convert an error of the block about what a file says into a UserError that names the file, and ends with the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot read {what}: {error.strerror or error}") from error
+    except ValueError as error:  # UserError is one
+        raise UserError(f"{what} is damaged: {error}: {remedy}") from error
+
+
 # ----------------------------------------------------------------------------------------------------------------------- models
+Name = Annotated[str, Limits(most=100)]  # of a model: pictures have it in their titles
+
+
 def save_model(path: str | os.PathLike[str], model: Model, about: Mapping[str, Any]) -> None:
     """Write a model with its configuration and the metadata `about`, whose values JSON can represent. Raises UserError."""
     save_weights(model, path, {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()})
@@ -44,24 +61,19 @@ def save_model(path: str | os.PathLike[str], model: Model, about: Mapping[str, A
 def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
     """(model in evaluation mode, `about`) from a file written by `save_model`. Raises UserError."""
     state, metadata = read_safetensors(path)
-    try:
-        config = dict(json.loads(metadata["model"]))
-        family, name = config.pop("family"), config.pop("name")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} does not say which model its weights are of: create that, and use load_weights") from error
-    model = create_model(family, **config)
-    model.name = name
-    try:
-        content = model.read_metadata(metadata)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    model.load_state_dict(state)
-    model.restore(content, own_file=True)
-    other_keys = metadata.keys() - model.metadata().keys() - {"format", "version", "model"}
-    try:
-        return model, {key: json.loads(metadata[key]) for key in other_keys}
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: what it says of its model is no JSON ({error})") from error
+    if "model" not in metadata:
+        raise UserError(f"{path} does not say which model its weights are of: create that, and use load_weights")
+    with reading(path, "get or make it again, or create the model and use load_weights"):
+        config = dict(checked("model", parse_json(metadata["model"], "model"), Mapping[str, Any]))
+        family, name = (checked(f"model.{key}", config.pop(key, None), Name) for key in ("family", "name"))
+        model = outline(family, config, most=len(state))  # nothing is allocated before the shapes are known to be those of the file
+        model.name = name
+        model.check_state_dict(state)
+        model.allocate()
+        model.load_state_dict(state)
+        model.restore(model.read_metadata(metadata), own_file=True)
+        about = metadata.keys() - model.metadata().keys() - {"format", "version", "model"}
+        return model, {key: parse_json(metadata[key], key) for key in about}
 
 
 def find_model(path: Path) -> Path:
@@ -80,6 +92,19 @@ def find_model(path: Path) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------------------------ run folders
+Loss = Annotated[float, Limits(0, 1e30)]
+
+
+@dataclass(frozen=True)
+class Epoch(Checked):
+    """What every line of metrics.jsonl says; a line may say more."""
+
+    epoch: Size
+    train_loss: Loss
+    test_loss: Loss
+    test_accuracy: Fraction
+
+
 class RunFolder:
     """The folder of one run.
 
@@ -112,11 +137,8 @@ class RunFolder:
 
     def read_config(self) -> dict[str, Any]:
         """The content of config.json. Raises UserError if it is missing or damaged."""
-        path = self.path / CONFIG
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {path}: {error}") from error
+        with reading(self.path / CONFIG, f"give the data, which {CONFIG} is read for, or train again"):
+            return dict(checked("its content", parse_json(self._read(CONFIG), "its text"), Mapping[str, Any]))
 
     def add_metrics(self, line: Mapping[str, Any]) -> None:
         """Append a line to the history and to metrics.jsonl. Raises UserError."""
@@ -125,11 +147,18 @@ class RunFolder:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; empty if there is no such file. Raises UserError if it is damaged."""
-        path = self.path / METRICS
-        try:
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {path}: {error}") from error
+        path, lines = self.path / METRICS, []
+        with reading(path, "remove the line, or the file, which only the learning curves need"):
+            for number, text in enumerate(self._read(METRICS).splitlines() if path.exists() else (), 1):
+                lines.append(parse_json(text, f"line {number}"))
+                record(Epoch, lines[-1], f"line {number}")
+        return lines
+
+    def _read(self, name: str) -> str:
+        size = (self.path / name).stat().st_size
+        if size > LARGEST_TEXT:
+            raise ValueError(f"it has {size:,} bytes, more than the {LARGEST_TEXT:,} of any run")
+        return (self.path / name).read_text(encoding="utf-8")
 
     def _write(self, name: str, text: str) -> None:
         with writing(self.path / name), atomic_file(self.path / name) as file:

@@ -6,22 +6,20 @@ A file that does not fit the model is rejected before anything is changed, with 
 from __future__ import annotations
 
 import json
-import lzma
 import os
-import struct
-import tokenize
 import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import safetensors
 from safetensors.numpy import save
 
-from ..errors import UserError
+from ..errors import UserError, listed
 from ..files import atomic_file
+from ..models import MOST_PARAMETERS
 from ..models.base import Model
 from ..version import __version__
 
@@ -47,13 +45,15 @@ def save_weights(model: Model, path: str | os.PathLike[str], metadata: Mapping[s
         raise UserError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
 
 
-def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = True) -> None:
+def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = True) -> tuple[str, ...]:
     """Load weights into a model: `.safetensors` with timm's names, or `.npz` with the names of Google's ViT and Mixer files.
 
     head=False keeps the model's head, for a file with another number of classes. A ViT's position embedding is resized to the model's grid
-    as in timm: bicubic with antialiasing from safetensors, bilinear from npz. The thresholds of a cascade are loaded if all of its weights
-    are those of the file. Names of the original authors' code are accepted too (`Model.rename_foreign`), and names that all begin with
-    "module.", "model." or "_orig_mod.". Google's `pre_logits` layer is a part of the file's head, so it needs head=False.
+    as in timm: bicubic with antialiasing from safetensors, bilinear from npz. A patch projection for another number of channels is
+    converted as in timm: for a gray model the weights of all channels are summed (`models/channels.py`). The result has a line for each
+    array that was resized or converted. The thresholds of a cascade are loaded if all of its weights are those of the file. Names of the
+    original authors' code are accepted too (`Model.rename_foreign`), and names that all begin with "module.", "model." or "_orig_mod.".
+    Google's `pre_logits` layer is a part of the file's head, so it needs head=False.
     Raises UserError, without changing the model, for a file that is missing, damaged or does not fit.
     """
     path = Path(path)
@@ -76,10 +76,22 @@ def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = Tru
         )
     try:
         content = model.read_metadata(metadata)
-        model.load_state_dict(model.resize_positions(state, method))
+        converted = model.convert_channels(model.resize_positions(state, method))
+        model.load_state_dict(converted)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     model.restore(content, own_file=False)
+    return tuple(_changes(model, state, converted, method))
+
+
+def _changes(model: Model, given: State, converted: State, method: str) -> Iterator[str]:
+    """A line for each parameter of another shape than the file's, in the order of the model."""
+    for name, _ in model.named_parameters():
+        old, new = given[name].shape, converted[name].shape
+        if old != new and len(new) == 4:
+            yield f"{name}: {old[1]} channels became {new[1]}, {'summed' if new[1] == 1 else 'repeated and scaled'}"
+        elif old != new:
+            yield f"{name}: resized from {old} to {new}, {method}"
 
 
 def _without_wrappers(state: State) -> State:
@@ -100,17 +112,27 @@ def _of_head(name: str) -> bool:
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[State, dict[str, str]]:
     """The arrays of a file, bfloat16 converted to float32, and its metadata. Raises UserError if it is missing or damaged."""
     try:
-        content = Path(path).read_bytes()
-        raw = safetensors.deserialize(content)
-        length = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > LARGEST_HEADER:
+                raise ValueError(f"a header of {length:,} bytes")
+            file.seek(0)
+            content = file.read()
+        raw = safetensors.deserialize(content)  # also holds the lengths that the header claims against those that there are
+        if len(raw) > MOST_PARAMETERS:
+            raise ValueError(f"{len(raw):,} arrays")
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+        arrays = {name: _array(path, name, item["dtype"], item["data"]).reshape(item["shape"]) for name, item in raw}
     except OSError as error:
         raise _unreadable(path, error) from error
-    except safetensors.SafetensorError as error:
+    except UserError:
+        raise
+    except (safetensors.SafetensorError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is damaged or no safetensors file ({error}): get or make it again") from error
-    return {name: _array(path, name, item["dtype"], item["data"]).reshape(item["shape"]) for name, item in raw}, metadata
+    return arrays, metadata
 
 
+LARGEST_HEADER = 2**23  # bytes: twice what the names of all parameters of the largest model need
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
 
 
@@ -122,39 +144,44 @@ def _array(path: str | os.PathLike[str], name: str, dtype: str, data: bytes) -> 
     return np.frombuffer(data, _DTYPES[dtype])
 
 
-# Exceptions of numpy.load and the modules it uses, for damaged files and files of another format.
-_NPZ_ERRORS = (
-    OSError,
-    ValueError,
-    TypeError,
-    EOFError,
-    LookupError,
-    AttributeError,
-    RuntimeError,
-    SyntaxError,
-    MemoryError,
-    OverflowError,
-    lzma.LZMAError,
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+# Weights are compressed little. A file whose arrays claim more bytes than these two allow is made to fill the memory.
+COMPRESSION, SMALL_FILE = 16, 2**26
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}  # 3.0: of names that are no numbers
 
 
 def _read_npz(path: Path) -> State:
     try:
+        _check_claims(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in file.files}
-    except FileNotFoundError as error:
+    except (FileNotFoundError, PermissionError) as error:
         raise _unreadable(path, error) from error
-    except _NPZ_ERRORS as error:
+    except Exception as error:  # the reader of zip files, the decompressors and the parser of array headers raise almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} is damaged or no npz file of plain arrays ({reason}): get or make it again") from error
     non_numeric = [name for name, array in arrays.items() if array.dtype.kind not in "fiu"]
     if non_numeric:
-        raise UserError(f"{path} is damaged or no npz file of plain arrays: {', '.join(non_numeric)} hold no numbers")
+        raise UserError(f"{path} is damaged or no npz file of plain arrays: {listed(non_numeric)} hold no numbers")
     return arrays
+
+
+def _check_claims(path: Path) -> None:
+    """Raises ValueError if the arrays of an npz file claim more bytes than it can hold. Raises what zipfile and NumPy raise."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if len(members) > MOST_PARAMETERS:
+            raise ValueError(f"{len(members):,} arrays")
+        claimed, possible = sum(member.file_size for member in members), COMPRESSION * path.stat().st_size + SMALL_FILE
+        if claimed > possible:
+            raise ValueError(f"its arrays claim {claimed:,} bytes, which a file of {path.stat().st_size:,} bytes does not hold")
+        for member in members:
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                if version not in _HEADERS:
+                    raise ValueError(f"{member.filename} has version {version}")
+                shape, _, dtype = _HEADERS[version](file)
+                if prod(shape) * dtype.itemsize > member.file_size:
+                    raise ValueError(f"{member.filename} claims the shape {shape}, and has {member.file_size:,} bytes")
 
 
 def _unreadable(path: str | os.PathLike[str], error: OSError) -> UserError:
@@ -183,7 +210,7 @@ def _from_google(model: Model, arrays: State, path: Path, head: bool) -> State:
     }
     expected = [name for parts in table.values() for name in parts]
     missing, unexpected = [n for n in expected if n not in arrays], sorted(arrays.keys() - set(expected))
-    errors = [f"{problem}: {', '.join(listed)}" for problem, listed in (("missing", missing), ("unexpected", unexpected)) if listed]
+    errors = [f"{problem}: {listed(found)}" for problem, found in (("missing", missing), ("unexpected", unexpected)) if found]
     if errors:
         raise UserError(f"{path}: names do not fit {model.name}; {'; '.join(errors)}")
     return {ours: _concatenate(path, {name: arrays[name] for name in parts}) for ours, parts in table.items()}

@@ -13,11 +13,12 @@ from ..errors import UserError
 from ..kernels.core.dtypes import BFLOAT16
 from ..nn.cost import ModelCost, count
 from ..nn.initialisers import Initialiser, initialise
-from ..nn.layers import Dropout, Linear, Random
+from ..nn.layers import Dropout, Linear, PatchEmbed, Random
 from ..nn.module import Module
 from ..tensor import Tensor
+from . import channels
 from . import config as configs
-from .config import BackboneConfig
+from .config import StageConfig
 
 
 class Model(Module):
@@ -27,13 +28,14 @@ class Model(Module):
     `self.initialise()`, and which defines `features` and `initialisers`. The output for an image must not depend on other images of the
     batch, because Trainer splits batches into parts; otherwise the family sets `separable` to False.
 
-    attends: whether the model has attention. config: an instance of the family's Config. name: the name under which the model was created.
-    random: the random state of its dropout layers.
+    attends: whether the model has attention. part_name: what one of its `backbones` is called. config: an instance of the family's Config.
+    name: the name under which the model was created. random: the random state of its dropout layers.
     """
 
     family: ClassVar[str]
     attends: ClassVar[bool] = False
     separable: ClassVar[bool] = True
+    part_name: ClassVar[str] = "exit"
     Config: ClassVar[type[configs.Config]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # name of the preset -> fields of the configuration
 
@@ -69,7 +71,7 @@ class Model(Module):
         if self.training and self.random.active:
             self.random.advance()
         array = images.data if isinstance(images, Tensor) else np.asarray(images)
-        dtype = self.head.weight.dtype
+        dtype = np.dtype(self.config.dtype)
         if array.dtype in (dtype, BFLOAT16):
             return images if isinstance(images, Tensor) else Tensor(array)
         if isinstance(images, Tensor) and images.requires_grad:
@@ -117,6 +119,11 @@ class Model(Module):
         """`state`, a state dict of this family, with its position embeddings resized to this model's grid (`positions.resize`)."""
         return state
 
+    def convert_channels(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`state` with its patch projections converted to this model's in_channels (`channels.convert`)."""
+        names = [f"{name}.proj.weight" for name, module in self.named_modules() if isinstance(module, PatchEmbed)]
+        return state | {name: channels.convert(state[name], self.config.in_channels) for name in names if name in state}
+
     def metadata(self) -> dict[str, str]:
         """Further metadata of a weights file, as text by key, in addition to the configuration."""
         return {}
@@ -133,7 +140,7 @@ class Model(Module):
 
     # ----------------------------------------------------------------------------------------------------------------- for pictures
     def backbones(self) -> list[Any]:
-        """The models to draw separately: the stages of a cascade, otherwise the model itself."""
+        """What to draw separately: the stages of a cascade, the branches of a CrossViT, otherwise the model itself."""
         return [self]
 
     def patch_filters(self) -> np.ndarray | None:
@@ -159,7 +166,7 @@ class Backbone(Model):
     prefix: number of class tokens before the patch tokens. grid: patches per side. random: shared with the other stages of a cascade.
     """
 
-    config: BackboneConfig
+    config: StageConfig
     blocks: list[Any]
     relation_reuse: Any = None  # set by a cascade, as is each block's feature_reuse
     prefix: int = 0

@@ -3,72 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from math import isfinite
-from numbers import Integral, Real
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
+from ..errors import UserError
+from ..schema import Checked, Count, Limits, Positive, Rate, Size
 
-from ..errors import UserError, nearest
+__all__ = ["BackboneConfig", "Config", "Count", "Patch", "Positive", "Rate", "Size", "StageConfig"]
+
+Patch = tuple[Size, Size, Count]  # (size, stride, padding) in pixels
 
 
 @dataclass(frozen=True)
-class Config:
-    """Base class of the configurations: the fields common to all families, and the validation of all fields against their annotations.
+class Config(Checked):
+    """Base class of the configurations: the fields common to all families. All fields are validated against their annotations, with the
+    ranges `Size`, `Count`, `Positive` and `Rate` of `minivit/schema.py`. Raises UserError."""
 
-    An int must be at least 1 (or the value of "least" in its metadata), a rate at least 0 and below 1, any other float finite and above 0,
-    a Literal one of its values. Raises UserError.
-    """
-
-    image_size: int = 224  # pixels, both sides
-    in_channels: int = 3  # colours
-    num_classes: int = 1000  # output size of the head
+    image_size: Annotated[int, Limits(1, 4096)] = 224  # pixels, both sides
+    in_channels: Size = 3  # colours
+    num_classes: Size = 1000  # output size of the head
     dtype: Literal["float32", "float64"] = "float32"  # of parameters and activations
 
-    def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for item in fields(self):
-            value = _checked(item.name, getattr(self, item.name), hints[item.name], item.metadata.get("least", 1))
-            object.__setattr__(self, item.name, value)
-
 
 @dataclass(frozen=True)
-class BackboneConfig(Config):
-    """Configuration of a family that splits images into patches and can be a stage of a cascade (`models/cascade/dynamic.py`)."""
+class StageConfig(Config):
+    """Configuration of a family that can be a stage of a cascade (`models/cascade/dynamic.py`)."""
 
-    patch_size: int = 16  # pixels, both sides; must divide image_size if patch_stride is None
-    patch_stride: int | None = None  # pixels from one patch to the next; None: patch_size
-    patch_padding: int = field(default=0, metadata={"least": 0})  # pixels of zeros around the image
+    # Fields that the cascade's options may set although its patches decide them too: `patch_fields` receives these options.
+    patch_options: ClassVar[tuple[str, ...]] = ()
+
     # Channels that a cascade appends to the input of each channel MLP.
-    extra_channels: int = field(default=0, metadata={"least": 0, "stage_only": True})
+    extra_channels: Count = field(default=0, metadata={"stage_only": True})
 
     @classmethod
     def stage_defaults(cls, decided: Mapping[str, Any]) -> dict[str, Any]:
         """Default fields of a cascade stage, derived from the fields set by the cascade; the cascade's options override them."""
         return {}
 
+    @classmethod
+    def patch_fields(cls, patch: Patch, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a stage with this patch. options: those of the cascade."""
+        raise NotImplementedError
 
-def _checked(name: str, value: Any, hint: Any, minimum: int) -> Any:
-    """`value` as a plain int, float, bool, str or None. Raises UserError if it does not match the annotation `hint`."""
-    choices = get_args(hint)
-    if get_origin(hint) is Literal:
-        if value not in choices:
-            raise UserError(f"{name} must be {' or '.join(map(repr, choices))}, not {value!r}{nearest(str(value), choices)}")
-    elif type(None) in choices:
-        return None if value is None else _checked(name, value, choices[0], minimum)
-    elif hint is bool:
-        if not isinstance(value, (bool, np.bool_)):
-            raise UserError(f"{name} must be true or false, not {value!r}")
-        return bool(value)
-    elif hint is int:
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < minimum:
-            raise UserError(f"{name} must be a whole number of at least {minimum}, not {value!r}")
-        return int(value)
-    elif hint is float:
-        is_rate = name.endswith("rate")
-        is_number = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
-        if not is_number or not (0 <= value < 1 if is_rate else value > 0):
-            raise UserError(f"{name} must be a number {'of at least 0 and below 1' if is_rate else 'above 0'}, not {value!r}")
-        return float(value)
-    return value
+
+@dataclass(frozen=True)
+class BackboneConfig(StageConfig):
+    """Configuration of a family that splits images into patches once."""
+
+    patch_size: Size = 16  # pixels, both sides; must divide image_size if patch_stride is None
+    patch_stride: Size | None = None  # pixels from one patch to the next, at most patch_size; None: patch_size
+    patch_padding: Count = 0  # pixels of zeros around the image
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Between patches further apart, there would be pixels that the model never sees, in an image of any size.
+        if self.patch_stride is not None and self.patch_stride > self.patch_size:
+            raise UserError(f"patch_stride must be at most patch_size: {self.patch_stride} is more than {self.patch_size}")
+
+    @classmethod
+    def patch_fields(cls, patch: Patch, options: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(zip(("patch_size", "patch_stride", "patch_padding"), patch))

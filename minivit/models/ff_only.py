@@ -15,10 +15,10 @@ from .. import functional as F
 from ..errors import UserError
 from ..nn.initialisers import Initialiser, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
 from ..nn.layers import Dropout, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Random, TokenLayerNorm, TokenMlp
-from ..nn.module import Module, Parameter
+from ..nn.module import Module, filled
 from ..tensor import Tensor
 from .base import Backbone
-from .config import BackboneConfig
+from .config import BackboneConfig, Positive, Rate, Size
 from .registry import register
 
 
@@ -26,15 +26,15 @@ from .registry import register
 class FFOnlyConfig(BackboneConfig):
     """The defaults are those of the tiny model."""
 
-    position_grid: int | None = None  # grid size of the stored position embeddings; None: the grid size of the patches
-    dim: int = 192  # channels of a token
-    depth: int = 12  # blocks
-    mlp_ratio: float = 4.0  # hidden size of the channel MLP in units of dim, and of the token MLP in units of the number of tokens
-    drop_rate: float = 0.0  # dropout before the head
-    pos_drop_rate: float = 0.0  # dropout after the position embedding
-    proj_drop_rate: float = 0.0  # dropout after each layer of both MLPs
-    drop_path_rate: float = 0.0  # stochastic depth of the last block; increases linearly with depth, from 0 in the first
-    eps: float = 1e-6  # of every layer normalisation
+    position_grid: Size | None = None  # grid size of the stored position embeddings; None: the grid size of the patches
+    dim: Size = 192  # channels of a token
+    depth: Size = 12  # blocks
+    mlp_ratio: Positive = 4.0  # hidden size of the channel MLP in units of dim, and of the token MLP in units of the number of tokens
+    drop_rate: Rate = 0.0  # dropout before the head
+    pos_drop_rate: Rate = 0.0  # dropout after the position embedding
+    proj_drop_rate: Rate = 0.0  # dropout after each layer of both MLPs
+    drop_path_rate: Rate = 0.0  # stochastic depth of the last block; increases linearly with depth, from 0 in the first
+    eps: Positive = 1e-6  # of every layer normalisation
     activation: Literal["gelu", "gelu_tanh"] = "gelu"  # exact, or the tanh approximation
     init: Literal["timm", "jax", "zeros"] = "timm"  # initialisation: as in the author's code, as in Google's ViT, or none
 
@@ -81,8 +81,8 @@ class PositionEncoding(Module):
 
     def __init__(self, stored: int, grid: int, dim: int, dtype: str) -> None:
         self.stored, self.grid = stored, grid
-        self.pos_embed = Parameter(np.zeros((1, dim, stored, stored), dtype))
-        self.cls_pos_embed = Parameter(np.zeros((1, 1, dim), dtype))
+        self.pos_embed = filled((1, dim, stored, stored), 0.0, dtype)
+        self.cls_pos_embed = filled((1, 1, dim), 0.0, dtype)
 
     def forward(self) -> Tensor:
         positions = self.pos_embed.reshape(1, -1, self.stored**2).transpose(0, 2, 1)  # (1, stored², C)
@@ -107,7 +107,7 @@ class FFOnly(Backbone):
     def __init__(self, config: FFOnlyConfig, seed: int = 0, random: Random | None = None) -> None:
         super().__init__(config, seed, random)
         dim, dtype, random = config.dim, config.dtype, self.random
-        self.cls_token = Parameter(np.zeros((1, 1, dim), dtype))
+        self.cls_token = filled((1, 1, dim), 0.0, dtype)
         self.patch_embed = PatchEmbed(
             config.image_size, config.patch_size, config.in_channels, dim, dtype, config.patch_stride, config.patch_padding
         )

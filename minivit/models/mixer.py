@@ -14,7 +14,7 @@ from ..nn.layers import Dropout, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, R
 from ..nn.module import Module
 from ..tensor import Tensor
 from .base import Backbone
-from .config import BackboneConfig
+from .config import BackboneConfig, Positive, Rate, Size
 from .names import dense, norm
 from .registry import register
 
@@ -23,14 +23,14 @@ from .registry import register
 class MixerConfig(BackboneConfig):
     """The defaults are those of Mixer-S/16."""
 
-    dim: int = 512  # channels of a token
-    depth: int = 8  # blocks
-    token_hidden: int | None = None  # hidden size of the MLP over tokens; None: dim / 2
-    channel_hidden: int | None = None  # hidden size of the MLP over channels; None: 4 dim
-    drop_rate: float = 0.0  # dropout before the head
-    proj_drop_rate: float = 0.0  # dropout after each layer of both MLPs
-    drop_path_rate: float = 0.0  # stochastic depth, the same in every block and for both MLPs
-    eps: float = 1e-6  # of every layer normalisation
+    dim: Size = 512  # channels of a token
+    depth: Size = 8  # blocks
+    token_hidden: Size | None = None  # hidden size of the MLP over tokens; None: dim / 2
+    channel_hidden: Size | None = None  # hidden size of the MLP over channels; None: 4 dim
+    drop_rate: Rate = 0.0  # dropout before the head
+    proj_drop_rate: Rate = 0.0  # dropout after each layer of both MLPs
+    drop_path_rate: Rate = 0.0  # stochastic depth, the same in every block and for both MLPs
+    eps: Positive = 1e-6  # of every layer normalisation
     activation: Literal["gelu", "gelu_tanh"] = "gelu"  # exact, or the tanh approximation, which Google's weights expect
     init: Literal["timm", "jax", "zeros"] = "timm"  # initialisation: as in timm, as in Google's code, or none
 

@@ -12,11 +12,11 @@ from .. import functional as F
 from ..errors import UserError
 from ..nn.initialisers import Initialiser, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
 from ..nn.layers import Attention, Dropout, DropPath, LayerNorm, LayerScale, Linear, Mlp, PatchEmbed, Random
-from ..nn.module import Module, Parameter
+from ..nn.module import Module, Parameter, filled
 from ..tensor import Tensor
 from . import positions
 from .base import Backbone
-from .config import BackboneConfig
+from .config import BackboneConfig, Positive, Rate, Size
 from .names import dense, norm
 from .registry import register
 
@@ -25,20 +25,20 @@ from .registry import register
 class ViTConfig(BackboneConfig):
     """The defaults are those of ViT-B/16."""
 
-    dim: int = 768  # channels of a token
-    depth: int = 12  # blocks
-    heads: int = 12  # attention heads of a block; divides dim
-    mlp_ratio: float = 4.0  # hidden channels of a block's MLP, in units of dim
+    dim: Size = 768  # channels of a token
+    depth: Size = 12  # blocks
+    heads: Size = 12  # attention heads of a block; divides dim
+    mlp_ratio: Positive = 4.0  # hidden channels of a block's MLP, in units of dim
     qkv_bias: bool = True  # whether the projection to q, k and v has a bias
     pool: Literal["cls", "mean"] = "cls"  # input of the head: the class token, or the mean of the patch tokens
     class_token: bool = True  # whether there is a class token; required by pool="cls"
-    layer_scale: float | None = None  # initial factor of each residual branch (2103.17239); None: no LayerScale
-    drop_rate: float = 0.0  # dropout before the head
-    pos_drop_rate: float = 0.0  # dropout after the position embedding
-    proj_drop_rate: float = 0.0  # dropout after the attention's projection and each layer of the MLP
-    attn_drop_rate: float = 0.0  # dropout of attention probabilities
-    drop_path_rate: float = 0.0  # stochastic depth of the last block; increases linearly with depth, from 0 in the first
-    eps: float = 1e-6  # of every layer normalisation
+    layer_scale: Positive | None = None  # initial factor of each residual branch (2103.17239); None: no LayerScale
+    drop_rate: Rate = 0.0  # dropout before the head
+    pos_drop_rate: Rate = 0.0  # dropout after the position embedding
+    proj_drop_rate: Rate = 0.0  # dropout after the attention's projection and each layer of the MLP
+    attn_drop_rate: Rate = 0.0  # dropout of attention probabilities
+    drop_path_rate: Rate = 0.0  # stochastic depth of the last block; increases linearly with depth, from 0 in the first
+    eps: Positive = 1e-6  # of every layer normalisation
     activation: Literal["gelu", "gelu_tanh"] = "gelu"  # exact, or the tanh approximation, which Google's weights expect
     init: Literal["timm", "jax", "zeros"] = "timm"  # initialisation: as in timm, as in Google's code, or none
 
@@ -78,14 +78,18 @@ class Block(Module):
     def __init__(self, config: ViTConfig, drop_path_rate: float, random: Random) -> None:
         dim, dtype = config.dim, config.dtype
         self.norm1 = LayerNorm(dim, config.eps, dtype)
-        self.attn = Attention(dim, config.heads, random, config.qkv_bias, config.attn_drop_rate, config.proj_drop_rate, dtype)
-        self.ls1 = None if config.layer_scale is None else LayerScale(dim, config.layer_scale, dtype)
+        self.attn = self.attention(config, random)
+        self.ls1: Module | None = None if config.layer_scale is None else LayerScale(dim, config.layer_scale, dtype)
         self.drop_path1 = DropPath(drop_path_rate, random)
         mlp_dim = dim + config.extra_channels
         self.norm2 = LayerNorm(mlp_dim, config.eps, dtype)
         self.mlp = Mlp(mlp_dim, int(dim * config.mlp_ratio), random, config.activation, config.proj_drop_rate, dtype, out=dim)
-        self.ls2 = None if config.layer_scale is None else LayerScale(dim, config.layer_scale, dtype)
+        self.ls2: Module | None = None if config.layer_scale is None else LayerScale(dim, config.layer_scale, dtype)
         self.drop_path2 = DropPath(drop_path_rate, random)
+
+    def attention(self, config: ViTConfig, random: Random) -> Attention:
+        """The attention of the block."""
+        return Attention(config.dim, config.heads, random, config.qkv_bias, config.attn_drop_rate, config.proj_drop_rate, config.dtype)
 
     def forward(self, x: Tensor, extra: Tensor | None = None, bias: Tensor | None = None, return_logits: bool = False) -> Any:
         result = self.attn(self.norm1(x), bias, return_logits)
@@ -123,11 +127,11 @@ class ViT(Backbone):
         dim, dtype, random = config.dim, config.dtype, self.random
         embed = self._patch_embed(config)
         self.prefix, self.grid = int(config.class_token), embed.grid
-        self.cls_token = Parameter(np.zeros((1, 1, dim), dtype)) if config.class_token else None
-        self.pos_embed = Parameter(np.zeros((1, config.class_token + embed.grid**2, dim), dtype))
+        self.cls_token = filled((1, 1, dim), 0.0, dtype) if config.class_token else None
+        self.pos_embed = filled((1, config.class_token + embed.grid**2, dim), 0.0, dtype)
         self.patch_embed = embed
         self.pos_drop = Dropout(config.pos_drop_rate, random)
-        self.blocks = [Block(config, float(rate), random) for rate in np.linspace(0.0, config.drop_path_rate, config.depth)]
+        self.blocks = [self.block(i, float(rate)) for i, rate in enumerate(np.linspace(0.0, config.drop_path_rate, config.depth))]
         norm = LayerNorm(dim, config.eps, dtype)
         self.norm: LayerNorm | None
         self.fc_norm: LayerNorm | None
@@ -135,6 +139,10 @@ class ViT(Backbone):
         self.head_drop = Dropout(config.drop_rate, random)
         self.head = Linear(dim, config.num_classes, dtype=dtype)
         self.initialise()
+
+    def block(self, i: int, drop_path_rate: float) -> Block:
+        """The i-th block."""
+        return Block(self.config, drop_path_rate, self.random)
 
     def initialisers(self) -> dict[str, Initialiser]:
         config = self.config
@@ -191,11 +199,11 @@ class ViT(Backbone):
 
     def resize_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
         pos_embed = state.get("pos_embed")
-        if pos_embed is None or pos_embed.ndim != 3 or pos_embed.shape[1] == self.pos_embed.shape[1]:
+        if pos_embed is None or pos_embed.shape == self.pos_embed.shape or pos_embed.shape[::2] != (1, self.config.dim):
             return state
         return state | {"pos_embed": positions.resize(pos_embed, self.patch_embed.grid, self.config.class_token, method)}
 
-    def google_names(self, names: Collection[str]) -> dict[str, str]:
+    def google_names(self, names: Collection[str]) -> dict[str, str] | None:
         is_original = "Transformer/encoderblock_0/LayerNorm_2/scale" in names  # big_vision numbers each kind of layer from 0
         attention, norm2, mlp = (1, 2, 3) if is_original else (0, 1, 0)
         position = "pos_embedding" if "pos_embedding" in names else "Transformer/posembed_input/pos_embedding"

@@ -14,7 +14,7 @@ from math import prod, sqrt
 
 import numpy as np
 
-from .module import Module
+from .module import Module, in_outline
 
 Initialiser = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
@@ -26,7 +26,12 @@ def generator(seed: int, name: str) -> np.random.Generator:
 
 
 def initialise(model: Module, table: Mapping[str, Initialiser], seed: int, only: str = "*") -> None:
-    """Draw every parameter of `model` whose name matches `only` from the first entry of the table that matches its name."""
+    """Draw every parameter of `model` whose name matches `only` from the first entry of the table that matches its name.
+
+    The parameters of an outline (`module.outlines`) have no memory to draw values into: they stay as they are.
+    """
+    if in_outline():
+        return
     for name, parameter in model.named_parameters():
         draw = next((draw for pattern, draw in table.items() if fnmatchcase(name, pattern)), None)
         if draw is not None and fnmatchcase(name, only):
@@ -69,3 +74,11 @@ def xavier_uniform(parts: int = 1) -> Initialiser:
         return rng.uniform(-limit, limit, shape)
 
     return draw
+
+
+def orthogonal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """A uniformly random (m, E) matrix with m <= E orthogonal rows of length √m; with m > E, E orthogonal columns of this length."""
+    rows, columns = max(shape), min(shape)
+    q, r = np.linalg.qr(rng.normal(0.0, 1.0, (rows, columns)))
+    q = q * np.sign(np.diag(r)) * sqrt(shape[0])  # the signs of LAPACK's factors are not random
+    return q if shape == (rows, columns) else q.T

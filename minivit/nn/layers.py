@@ -13,15 +13,18 @@ import numpy as np
 
 from .. import functional as F
 from ..errors import UserError
+from ..grad_mode import current_tracer
 from ..kernels import primitives
 from ..kernels.core.arrays import empty_like, to_device
 from ..kernels.core.devices import device_of
 from ..kernels.random import advance
 from ..tensor import Tensor
-from .module import Module, Parameter
+from .module import Module, Parameter, filled
 
 __all__ = [
     "Attention",
+    "BatchNorm",
+    "CrossAttention",
     "DropPath",
     "Dropout",
     "LayerNorm",
@@ -111,8 +114,8 @@ class Linear(Module):
     """activation(x @ weight.T + bias) + residual: x (..., inputs) -> (..., outputs)."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True, dtype: str = "float32") -> None:
-        self.weight = Parameter(np.zeros((outputs, inputs), dtype))
-        self.bias = Parameter(np.zeros(outputs, dtype)) if bias else None
+        self.weight = filled((outputs, inputs), 0.0, dtype)
+        self.bias = filled((outputs,), 0.0, dtype) if bias else None
 
     def forward(self, x: Tensor, activation: str = "none", residual: Tensor | None = None, precise: bool = False) -> Tensor:
         return F.linear(x, self.weight, self.bias, activation=activation, residual=residual, precise=precise)
@@ -123,8 +126,8 @@ class LayerNorm(Module):
 
     def __init__(self, dim: int, eps: float = 1e-6, dtype: str = "float32") -> None:
         self.eps = eps
-        self.weight = Parameter(np.ones(dim, dtype))
-        self.bias = Parameter(np.zeros(dim, dtype))
+        self.weight = filled((dim,), 1.0, dtype)
+        self.bias = filled((dim,), 0.0, dtype)
 
     def forward(self, x: Tensor, branch: Tensor | None = None) -> Any:
         if branch is None:
@@ -141,21 +144,72 @@ class TokenLayerNorm(Module):
 
     def __init__(self, tokens: int, eps: float = 1e-6, dtype: str = "float32") -> None:
         self.eps = eps
-        self.weight = Parameter(np.ones(tokens, dtype))
-        self.bias = Parameter(np.zeros(tokens, dtype))
+        self.weight = filled((tokens,), 1.0, dtype)
+        self.bias = filled((tokens,), 0.0, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.token_layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class BatchNorm(Module):
+    """Normalisation of each channel over all rows of a batch, and an activation: (..., C) -> (..., C) (1502.03167).
+
+    In evaluation the running statistics normalise. In training the batch's own do, and the running ones follow them, also in a recorded
+    step, which is why a batch is not computed in parts. A module that computes the statistics elsewhere uses the parameters of this one
+    and calls `check_batch` and `follow`. Raises UserError for a batch of one image in training.
+    """
+
+    statistics = ("running_mean", "running_var")
+    ignored = ("num_batches_tracked",)  # PyTorch's
+
+    def __init__(self, dim: int, eps: float = 1e-5, momentum: float = 0.1, dtype: str = "float32") -> None:
+        self.eps, self.momentum = eps, momentum
+        self.weight = filled((dim,), 1, dtype)
+        self.bias = filled((dim,), 0, dtype)
+        self.running_mean = filled((dim,), 0, dtype, requires_grad=False)
+        self.running_var = filled((dim,), 1, dtype, requires_grad=False)
+
+    def forward(self, x: Tensor, activation: str = "none") -> Tensor:
+        if not self.training:
+            given = self.running_mean, self.running_var
+            return F.batch_norm(x, self.weight, self.bias, *given, self.eps, activation=activation)[0]
+        self.check_batch(x)
+        y, mean, variance = F.batch_norm(x, self.weight, self.bias, eps=self.eps, activation=activation)
+        assert mean is not None and variance is not None
+        self.follow(mean, variance, x.size // x.shape[-1])
+        return y
+
+    @staticmethod
+    def check_batch(x: Tensor) -> None:
+        """Raises UserError for a batch (B, ...) of one image, whose statistics would be those of the image."""
+        if len(x) < 2:
+            raise UserError(
+                "batch normalisation learns from two images or more at once, got 1: choose a larger batch, or call model.eval()"
+            )
+
+    def follow(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Move the running statistics towards the mean and biased variance (C,) of `count` values per channel."""
+        if current_tracer() is None:  # which computes nothing
+            F.follow_statistics(self.running_mean, self.running_var, mean, variance, count, self.momentum)
 
 
 class LayerScale(Module):
     """x · gamma, with one factor per channel, initially `initial` (2103.17239, section 2)."""
 
     def __init__(self, dim: int, initial: float, dtype: str = "float32") -> None:
-        self.gamma = Parameter(np.full(dim, initial, dtype))
+        self.gamma = filled((dim,), initial, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
+
+
+def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises UserError for images that do not have the shape (B, *shape)."""
+    if images.ndim != 4 or images.shape[1:] != shape:
+        raise UserError(
+            f"images have shape {images.shape}, the model takes (B, {', '.join(map(str, shape))}): resize them, "
+            "or create the model with their image_size and in_channels"
+        )
 
 
 class PatchEmbed(Module):
@@ -185,11 +239,7 @@ class PatchEmbed(Module):
         self.proj = Projection(in_channels, dim, patch_size, dtype)
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1:] != self.shape:
-            raise UserError(
-                f"images have shape {images.shape}, the model takes (B, {', '.join(map(str, self.shape))}): resize them, "
-                "or create the model with their image_size and in_channels"
-            )
+        check_images(images, self.shape)
         return F.patch_projection(images, self.proj.weight, self.proj.bias, self.stride, self.padding)
 
 
@@ -197,8 +247,8 @@ class Projection(Module):
     """The weights of a convolution; the parent module applies them as a matrix product."""
 
     def __init__(self, inputs: int, outputs: int, size: int, dtype: str = "float32") -> None:
-        self.weight = Parameter(np.zeros((outputs, inputs, size, size), dtype))
-        self.bias = Parameter(np.zeros(outputs, dtype))
+        self.weight = filled((outputs, inputs, size, size), 0.0, dtype)
+        self.bias = filled((outputs,), 0.0, dtype)
 
 
 class Attention(Module):
@@ -226,19 +276,43 @@ class Attention(Module):
         self.proj = Linear(dim, dim, dtype=dtype)
         self.proj_drop = Dropout(proj_drop, random)
 
+    @property
+    def needs_probabilities(self) -> bool:
+        """Whether `context` computes the weighted sum of the values."""
+        return self.attn_drop.active
+
     def forward(self, x: Tensor, bias: Tensor | None = None, return_logits: bool = False) -> Any:
         qkv = self.qkv(x)  # (B, N, 3·C)
-        result = F.attention(qkv, self.heads, bias=bias, return_probabilities=self.attn_drop.active, return_logits=return_logits)
+        result = F.attention(qkv, self.heads, bias=bias, return_probabilities=self.needs_probabilities, return_logits=return_logits)
         context, *optional_results = result if isinstance(result, tuple) else (result,)
-        if self.attn_drop.active:
-            context = self._context_with_dropout(qkv, optional_results.pop(0))
+        if self.needs_probabilities:
+            B, N, channels = x.shape
+            v = qkv.reshape(B, N, 3, self.heads, channels // self.heads)[:, :, 2]  # (B, N, H, D)
+            context = self.context(self.attn_drop(optional_results.pop(0)), v).reshape(B, N, channels)
         y = self.proj_drop(self.proj(context))
         return (y, optional_results[0]) if return_logits else y
 
-    def _context_with_dropout(self, qkv: Tensor, probabilities: Tensor) -> Tensor:
-        B, N, channels = qkv.shape
-        v = qkv.reshape(B, N, 3, self.heads, -1)[:, :, 2].transpose(0, 2, 1, 3)  # (B, H, N, D)
-        return (self.attn_drop(probabilities) @ v).transpose(0, 2, 1, 3).reshape(B, N, channels // 3)
+    def context(self, probabilities: Tensor, v: Tensor) -> Tensor:
+        """The values weighted by the probabilities (B, H, N, N), after dropout: v (B, N, H, D) -> (B, N, H, D)."""
+        return (probabilities @ v.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+
+
+class CrossAttention(Module):
+    """Attention of the first token to all tokens: (B, N, C) -> (B, 1, C) (2103.14899, equation 5).
+
+    Raises UserError if `heads` does not divide `dim`.
+    """
+
+    def __init__(self, dim: int, heads: int, random: Random, proj_drop: float = 0.0, dtype: str = "float32") -> None:
+        if dim % heads:
+            raise UserError(f"heads must divide dim: {dim} is not a multiple of {heads}")
+        self.heads = heads
+        self.wq, self.wk, self.wv, self.proj = (Linear(dim, dim, dtype=dtype) for _ in range(4))
+        self.proj_drop = Dropout(proj_drop, random)
+
+    def forward(self, z: Tensor) -> Tensor:
+        context = F.cross_attention(self.wq(z[:, 0]), self.wk(z), self.wv(z), self.heads)  # (B, C)
+        return self.proj_drop(self.proj(context)).reshape(len(z), 1, -1)
 
 
 class Mlp(Module):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, listed
 from ..grad_mode import current_tracer
 from ..kernels.core.arrays import copy_from_numpy, to_device
 from ..tensor import Tensor
@@ -21,6 +23,44 @@ class Parameter(Tensor):
 
     def __init__(self, data: Any, requires_grad: bool = True) -> None:
         super().__init__(data, requires_grad)
+
+
+_outline: ContextVar[list[int] | None] = ContextVar("outline", default=None)  # how many parameters are made, and may be made
+
+
+@contextmanager
+def outlines(most: int) -> Iterator[None]:
+    """Context manager: modules made inside it are outlines, whose parameters have a shape and a dtype but take no memory, so that sizes can
+    be judged before anything is allocated. More than `most` parameters raise UserError. `Module.allocate` makes an outline a module."""
+    token = _outline.set([0, most])
+    try:
+        yield
+    finally:
+        _outline.reset(token)
+
+
+def in_outline() -> bool:
+    """Whether modules made now are outlines."""
+    return _outline.get() is not None
+
+
+def filled(shape: tuple[int, ...], value: float, dtype: str, requires_grad: bool = True) -> Parameter:
+    """A new parameter, all of one value. Layers make their parameters with it, because it knows of `outlines`.
+
+    Raises UserError for a shape that no memory holds.
+    """
+    if prod(shape) >= 2**60:
+        raise UserError(f"a parameter of shape {shape} is larger than any memory: choose smaller sizes")
+    counts = _outline.get()
+    if counts is None:
+        # Zeros take memory when they are first written.
+        return Parameter(np.full(shape, value, dtype) if value else np.zeros(shape, dtype), requires_grad)
+    counts[0] += 1
+    if counts[0] > counts[1]:
+        raise UserError(f"the model has more than {counts[1]:,} parameter arrays: make it smaller")
+    parameter = Parameter(np.empty(0, dtype), requires_grad)
+    parameter.data = np.broadcast_to(np.array(value, dtype), shape)  # the one value, read everywhere
+    return parameter
 
 
 @contextmanager
@@ -43,6 +83,8 @@ class Module:
 
     separable: ClassVar[bool] = False  # whether an image's output is independent of the rest of the batch: batches may be split into parts
     no_decay: ClassVar[Collection[str]] = ("bias", "cls_token", "pos_embed")  # attributes whose parameters are exempt from weight decay
+    statistics: ClassVar[Collection[str]] = ()  # attributes whose parameters follow the batches in training: frozen, but not constant
+    ignored: ClassVar[Collection[str]] = ()  # names of state dicts by other programs that it has no use for
 
     training: bool = False
 
@@ -121,8 +163,12 @@ class Module:
                     decays.setdefault(id(child), (child, child.ndim > 1 and name not in module.no_decay))
         return [parameter for parameter, decayed in decays.values() if decayed]
 
+    def statistic_parameters(self) -> list[Parameter]:
+        """The parameters of this module and its descendants that follow the batches in training, without duplicates."""
+        return list({id(p): p for module in self.modules() for p in map(vars(module).get, module.statistics) if p is not None}.values())
+
     def train(self, mode: bool = True) -> Module:
-        """Switch dropout and DropPath on (or off) in this module and its descendants; returns self."""
+        """Switch dropout, DropPath and the statistics of batches on (or off) in this module and its descendants; returns self."""
         for module in self.modules():
             module.training = mode
         return self
@@ -161,22 +207,32 @@ class Module:
         Raises UserError, before anything is changed, that lists all missing, unexpected and wrongly shaped names; with strict=False missing
         and unexpected names are ignored.
         """
+        self.check_state_dict(state, strict)
+        for name, parameter in self.named_parameters():
+            if name in state:
+                copy_from_numpy(parameter.data, np.asarray(state[name]))
+
+    def check_state_dict(self, state: Mapping[str, np.ndarray], strict: bool = True) -> None:
+        """Raises UserError for arrays that `load_state_dict` would not take."""
         parameters = dict(self.named_parameters())
         misshapen = [
             f"{n} is {tuple(state[n].shape)}, not {p.shape}" for n, p in parameters.items() if n in state and state[n].shape != p.shape
         ]
         missing = [n for n in parameters if n not in state] if strict else []
-        unexpected = [n for n in state if n not in parameters] if strict else []
+        ignored = {f"{name}.{each}".lstrip(".") for name, module in self.named_modules() for each in module.ignored}
+        unexpected = [n for n in state if n not in parameters and n not in ignored] if strict else []
         errors = [
-            f"{problem}: {', '.join(names)}"
+            f"{problem}: {listed(names)}"
             for problem, names in (("wrong shape", misshapen), ("missing", missing), ("unexpected", unexpected))
             if names
         ]
         if errors:
             raise UserError("weights do not fit the model; " + "; ".join(errors))
-        for name, parameter in parameters.items():
-            if name in state:
-                copy_from_numpy(parameter.data, np.asarray(state[name]))
+
+    def allocate(self) -> None:
+        """Give the parameters of an outline (`outlines`) memory of their own; `load_state_dict` then sets their values."""
+        for parameter in self.parameters():
+            parameter.data = np.empty(parameter.shape, parameter.dtype)
 
 
 def dtype_of(model: Module) -> np.dtype:

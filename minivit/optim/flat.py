@@ -27,9 +27,11 @@ class FlatParameters:
     """All trainable parameters of a model in one buffer, and their gradients in another, ordered by group; both on one device.
 
     Each parameter's `data` and `grad_home` become views of the buffers, aligned to cache lines; padding is zero in both. The entire model
-    is moved to the device.
+    is moved to the device. Running statistics (`Module.statistics`) lie behind the groups, with a gradient of zero, by which an optimizer
+    leaves them alone, but for their average: averaged weights need the statistics of activations that such weights make.
 
     groups: the grouping of parameters, by default those with weight decay, then the others. ends: the end of each group in the buffers.
+    size: the number of trainable elements.
     data, gradient: the buffers, (size with padding,), of `dtype` (by default the model's).
     Raises UserError if there is nothing to train.
     """
@@ -42,9 +44,10 @@ class FlatParameters:
         model.to("cpu").astype(dtype)
         grouped = groups(model, trainable)
         line_size = arrays.ALIGNMENT // dtype.itemsize
-        self.parameters = [parameter for group in grouped for parameter in group]
+        statistics = [p for p in model.statistic_parameters() if not p.requires_grad]
+        self.parameters = [parameter for group in (*grouped, statistics) for parameter in group]
         padded_sizes = [-(-p.size // line_size) * line_size for p in self.parameters]
-        self.size = sum(p.size for p in self.parameters)
+        self.size = sum(p.size for p in trainable)
         self.ends = [sum(padded_sizes[: sum(map(len, grouped[: i + 1]))]) for i in range(len(grouped))]
         self.device = device
         values = np.zeros(sum(padded_sizes), dtype)
@@ -57,7 +60,8 @@ class FlatParameters:
         for parameter, start in zip(self.parameters, starts):
             view = slice(start, start + parameter.size)
             parameter.data = self.data[view].reshape(parameter.shape)
-            parameter.grad_home = self.gradient[view].reshape(parameter.shape)
+            if parameter.requires_grad:
+                parameter.grad_home = self.gradient[view].reshape(parameter.shape)
         self._views = [p.data for p in self.parameters]
         self._slots = [slot[1:] for module in model.modules() for slot in module.child_slots()]
 

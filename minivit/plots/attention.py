@@ -10,7 +10,7 @@ import numpy as np
 from .. import functional as F
 from ..errors import UserError
 from ..grad_mode import no_grad
-from ..models.base import Backbone, Model
+from ..models.base import Model
 from ..nn.module import evaluating
 from ..tensor import Tensor
 from .figure import as_picture, panels, patch_map, spread, titled
@@ -32,21 +32,21 @@ def attention_probabilities(model: Any, images: Any, stage: int = -1) -> list[np
     with evaluating(model), no_grad():
         inputs = model.begin(images)
         backbone, state = _stage_of(model, inputs, stage)
-        if not (isinstance(backbone, Backbone) and backbone.attends):
-            raise UserError(f"{model.name} has no attention to draw: take a ViT, or a cascade of them")
+        if not getattr(backbone, "attends", False):
+            raise UserError(f"{model.name} has no attention to draw: take a ViT, a CrossViT, or a cascade of ViTs")
         logits: list[Tensor] = []
         features, relationships = state or (None, None)
         backbone.encode(inputs, features, relationships, logits)
         return [F.softmax(block_logits).numpy() for block_logits in logits]
 
 
-def _stage_of(model: Any, images: Tensor, stage: int) -> tuple[Model, tuple[Tensor | None, ...]]:
-    """The stage of a cascade, and the state that it reuses; a model that is not a cascade is its only stage."""
+def _stage_of(model: Any, images: Tensor, stage: int) -> tuple[Any, tuple[Tensor | None, ...]]:
+    """The stage of a cascade, and the state that it reuses; a model that is not a cascade reuses nothing."""
     stages = model.backbones() if isinstance(model, Model) else [model]
     if not -len(stages) <= stage < len(stages):
         raise UserError(f"{model.name} has stages 0..{len(stages) - 1}, not {stage}")
     state: tuple[Tensor | None, ...] = ()
-    for k in range(stage % len(stages)):
+    for k in range(stage % len(stages) if model.num_exits > 1 else 0):
         _, state = model.stage(k, images, state)
     return stages[stage], state
 
@@ -109,12 +109,13 @@ def rollout_maps(
     class_token: bool,
     captions: Sequence[str] = (),
     title: str = "",
+    part: str = "exit",
 ) -> Figure:
     """Images, and below them the images overlaid with their `attention_rollout`: one column per image, one row per exit of a cascade.
 
     images: (n, H, W, C) uint8, or floating-point in 0..1. rollouts: (n, N, N) of each exit; grids: the patches per side of each exit.
-    class_token: as for `attention_maps`. captions: n, or none. The smallest value of each map, a baseline due to the residual connections,
-    is subtracted. Raises UserError if N does not match the grid.
+    class_token: as for `attention_maps`. captions: n, or none. part: what a row is, an exit or a branch. The smallest value of each map,
+    a baseline due to the residual connections, is subtracted. Raises UserError if N does not match the grid.
     """
     maps = [to_patches(rollout, grid, class_token) for rollout, grid in zip(rollouts, grids, strict=True)]  # (n, grid, grid) each
     figure, axes = panels(1 + len(maps), len(images), size=1.4, header=0.32)
@@ -125,7 +126,7 @@ def rollout_maps(
         if len(captions):
             axes[0, n].set_title(captions[n], fontsize="small")
     for k in range(1, 1 + len(maps) if len(maps) > 1 else 1):
-        _name_row(axes[k, 0], f"exit {k}")
+        _name_row(axes[k, 0], f"{part} {k}")
     figure.suptitle(titled(title, "attention rollout"), fontsize="small")
     return figure
 

@@ -11,7 +11,8 @@
     exits.png             calibrated cascade: number of test images that leave at each exit
     exit_sheet.png        calibrated cascade: examples of images that leave early and late
 
-For a cascade, filters, positions, token_mixing and attention are drawn for each exit: filters_exit1.png, ...
+For a cascade, filters, positions, token_mixing and attention are drawn for each exit, filters_exit1.png and so on, and for a CrossViT for
+each branch, filters_branch1.png and so on.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..data import Dataset, prepare
+from ..data import Dataset
 from ..data.image_file import MAX_PIXELS
 from ..errors import UserError
 from ..files import user_path
@@ -32,7 +33,7 @@ from ..inference.calibrate import halves, measured_exits, stage_milliseconds
 from ..inference.classifier import Classifier, load
 from ..inference.run_data import data_of_run
 from ..io.run_folder import CURVES, RunFolder, find_model, writing
-from ..models.base import Backbone
+from ..models.base import Backbone, Model
 from ..models.cascade.calibration import Calibration, check, describe_cost
 from ..models.cascade.thresholds import outcome
 from .attention import attention_maps, attention_probabilities, attention_rollout, rollout_maps
@@ -87,12 +88,7 @@ def draw_run(
         calibration.for_budget(budget)  # raises UserError if the budget is not available
     if len(images) and not stages[0].attends:
         raise UserError(f"images are for laying attention over them, and {model.name} has none: leave them out")
-    preprocessing = classifier.preprocessing
-    pixels = (
-        prepare(images, image_size=preprocessing.image_size, in_channels=preprocessing.in_channels, max_pixels=max_pixels)
-        if len(images)
-        else None
-    )
+    pixels = classifier.preprocessing.pixels(images, max_pixels) if len(images) else None
     dataset, unseen = None, np.empty(0, np.int64)
     if calibration or (stages[0].attends and pixels is None):
         dataset = data_of_run(run, classifier, data, skip_bad_images=skip_bad_images, max_pixels=max_pixels, progress=progress)
@@ -103,7 +99,7 @@ def draw_run(
     def pictures() -> Pictures:
         if history:
             yield CURVES, learning_curves(history, model.name)
-        yield from _weights(stages, model.name)
+        yield from _weights(stages, model)
         attention_images = _one_per_class(dataset) if pixels is None and dataset else pixels
         if stages[0].attends and attention_images is not None:
             yield from _attention(classifier, stages, attention_images)
@@ -123,17 +119,18 @@ def _one_per_class(dataset: Dataset) -> np.ndarray:
     return dataset.test_images[np.unique(dataset.test_labels, return_index=True)[1][:SHOWN]]
 
 
-def _for_each(stages: Sequence[Backbone], name: str) -> Iterator[tuple[Any, str, str]]:
-    """Yields (stage, suffix of its file names, title) for each stage."""
+def _for_each(stages: Sequence[Backbone], model: Model) -> Iterator[tuple[Any, str, str]]:
+    """Yields (stage, suffix of its file names, title) for each stage, or for each branch."""
+    name, part = model.name, model.part_name
     if len(stages) == 1:
         yield stages[0], "", name
     else:
-        yield from ((stage, f"_exit{k}", f"{name}, exit {k}") for k, stage in enumerate(stages, 1))
+        yield from ((stage, f"_{part}{k}", f"{name}, {part} {k}") for k, stage in enumerate(stages, 1))
 
 
 # --------------------------------------------------------------------------------------------------------------------- weights
-def _weights(stages: Sequence[Backbone], name: str) -> Pictures:
-    for stage, suffix, title in _for_each(stages, name):
+def _weights(stages: Sequence[Backbone], model: Model) -> Pictures:
+    for stage, suffix, title in _for_each(stages, model):
         filters, positions, mixing = stage.patch_filters(), stage.position_embedding(), stage.token_mixing_weights()[:BLOCKS]
         if filters is not None:
             yield f"filters{suffix}.png", patch_filters(filters, title=title)
@@ -146,8 +143,8 @@ def _weights(stages: Sequence[Backbone], name: str) -> Pictures:
 # ------------------------------------------------------------------------------------------------------------------- attention
 def _attention(classifier: Classifier, stages: Sequence[Backbone], pixels: np.ndarray) -> Pictures:
     inputs = np.concatenate(list(classifier.preprocessing.batches(pixels)))  # (n, C, S, S)
-    class_token, rollouts = bool(stages[0].prefix), []
-    for k, (stage, suffix, title) in enumerate(_for_each(stages, classifier.model.name)):
+    model, class_token, rollouts = classifier.model, bool(stages[0].prefix), []
+    for k, (stage, suffix, title) in enumerate(_for_each(stages, model)):
         probabilities = attention_probabilities(classifier.model, inputs, k)
         rollouts.append(attention_rollout(probabilities))  # (n, N, N)
         yield (
@@ -156,7 +153,10 @@ def _attention(classifier: Classifier, stages: Sequence[Backbone], pixels: np.nd
         )
     prediction = classifier.predict(pixels)
     captions = [f"{label} · {100 * confidence:.0f} %" for label, confidence in zip(prediction.names, prediction.confidence)]
-    yield "rollout.png", rollout_maps(pixels, rollouts, [stage.grid for stage in stages], class_token, captions, classifier.model.name)
+    yield (
+        "rollout.png",
+        rollout_maps(pixels, rollouts, [stage.grid for stage in stages], class_token, captions, model.name, model.part_name),
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------- cascades

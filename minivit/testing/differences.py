@@ -25,8 +25,10 @@ STEP = 1e-5
 TOLERANCE = 1e-6
 
 
-def slope(evaluate: Callable[[], Sequence[np.ndarray]], weights: Sequence[np.ndarray], move: Callable[[float], None], step: float) -> float:
-    """The central difference of Σ weights·evaluate() between displacements of +step and -step by `move`, which ends at 0.
+def slopes(
+    evaluate: Callable[[], Sequence[np.ndarray]], weights: Sequence[np.ndarray], move: Callable[[float], None], step: float
+) -> list[float]:
+    """The central difference of Σ weights·result for each result of evaluate(), between displacements of ±step by `move`, which ends at 0.
 
     Results are subtracted before summation, so that unchanged ones add no rounding error.
     """
@@ -35,7 +37,7 @@ def slope(evaluate: Callable[[], Sequence[np.ndarray]], weights: Sequence[np.nda
     move(-step)
     below = evaluate()
     move(0.0)
-    return sum(float(np.vdot(w, a - b)) for w, a, b in zip(weights, above, below)) / (2 * step)
+    return [float(np.vdot(w, a - b)) / (2 * step) for w, a, b in zip(weights, above, below)]
 
 
 def _along_directions(arrays: Sequence[np.ndarray], directions: Sequence[np.ndarray]) -> Callable[[float], None]:
@@ -82,7 +84,7 @@ def compare(
     rounding = _rounding(evaluate, weights, arrays, scales, rng) / STEP
     for _ in range(directions):
         vectors = [scale * rng.standard_normal(a.shape) for a, scale in zip(arrays, scales)]
-        difference = slope(evaluate, weights, _along_directions(arrays, vectors), STEP)
+        difference = sum(slopes(evaluate, weights, _along_directions(arrays, vectors), STEP))
         derivative = sum(float(np.vdot(v, gradients[n])) for n, v in zip(variables, vectors))
         norm = sum(float(np.vdot(gradients[n], gradients[n])) * scale**2 for n, scale in zip(variables, scales)) ** 0.5
         _record(result, derivative, difference, norm, rounding, f"{what}: along a direction over {', '.join(variables)}")
@@ -92,7 +94,7 @@ def compare(
         positions = range(array.size) if array.size <= elements else np.sort(rng.choice(array.size, elements, replace=False))
         for position in positions:
             index = tuple(int(i) for i in np.unravel_index(position, array.shape))
-            difference = slope(evaluate, weights, along_element(array, index), STEP * scale)
+            difference = sum(slopes(evaluate, weights, along_element(array, index), STEP * scale))
             derivative = float(gradients[name][index])
             _record(
                 result,

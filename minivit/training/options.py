@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
 from textwrap import fill
-from typing import Annotated, Any, get_args, get_type_hints
-
-import numpy as np
+from typing import Annotated, Any, get_type_hints
 
 from ..data.image_file import MAX_PIXELS
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, shown
 from ..nn.module import Module
 from ..optim import SCHEDULES
+from ..schema import Checked
 from .recipes import Recipe
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class TrainOptions(Checked):
     """The arguments of `train`. None selects the value of the recipe for the data (`minivit.training.recipes`). Raises UserError."""
 
     model: Annotated[str | Module | None, "name of a model; in Python also a Model, which is trained further"] = None
@@ -37,8 +35,13 @@ class TrainOptions:
     weight_decay: Annotated[float | None, "decoupled weight decay, not of biases, scales and position embeddings"] = None
     clip_norm: Annotated[float | None, "maximum norm of the whole gradient; 0 is off"] = None
     label_smoothing: Annotated[float | None, "fraction of the target that is spread evenly over all classes"] = None
+    class_weights: Annotated[
+        str | Mapping[str, float] | Sequence[float] | None,
+        "weights of the classes in the loss: balanced, by which each class weighs as much in all, or a table, as cat=2,dog=1, in which "
+        "other classes weigh 1; in Python also a dict of these, or a number for each class",
+    ] = None
     augmentation: Annotated[
-        str | None,
+        str | Sequence[Any] | None,
         "none, flip, crop-flip or affine, by default the policy of the dataset; in Python also a custom policy",
     ] = None
     mixup: Annotated[float | None, "alpha of mixup; 0 is off"] = None
@@ -63,6 +66,11 @@ class TrainOptions:
     device: Annotated[str, "device for training, cpu or cuda"] = "cpu"
     image_size: Annotated[int | None, "pixels that images are resized to"] = None
     in_channels: Annotated[int | None, "1 for gray, 3 for RGB"] = None
+    fit: Annotated[
+        str | None,
+        "how images become squares: crop, the centre; pad, the whole image with borders of its mean colour; stretch, the whole image "
+        "without its proportions; by default crop, or as a given Dataset or trained model has it; predict and eval do the same",
+    ] = None
     test_fraction: Annotated[float, "fraction of each class that is used for testing, if the data has no split"] = 0.2
     split_seed: Annotated[int, "seed of that split"] = 0
     skip_bad_images: Annotated[bool, "leave out images that cannot be read, and name them"] = False
@@ -76,34 +84,14 @@ class TrainOptions:
     profile: Annotated[bool, "before training, print the time of a step by op, with lower bounds, on standard error"] = False
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(TrainOptions).items():
-            object.__setattr__(self, name, _checked(name, getattr(self, name), get_args(hint) or (hint,)))
+        super().__post_init__()
         if self.schedule not in SCHEDULES:
-            raise UserError(f"unknown schedule {self.schedule!r}{nearest(self.schedule, SCHEDULES)}: choose {', '.join(SCHEDULES)}")
+            raise UserError(f"unknown schedule {shown(self.schedule)}{nearest(self.schedule, SCHEDULES)}: choose {', '.join(SCHEDULES)}")
 
     def of_recipe(self) -> dict[str, Any]:
         """The values that override those of the recipe: the recipe's fields that are not None."""
         values = {item.name: getattr(self, item.name) for item in fields(Recipe)}
         return {name: value for name, value in values.items() if value is not None and not isinstance(value, Module)}
-
-
-def _checked(name: str, value: Any, kinds: tuple[Any, ...]) -> Any:
-    """`value` as a plain bool, int or float where one of the annotated `kinds` is that. Raises UserError for a value of another type."""
-    if value is None and type(None) in kinds:
-        return None
-    if bool in kinds:
-        if not isinstance(value, (bool, np.bool_)):
-            raise UserError(f"{name} must be True or False, got {value!r}")
-        return bool(value)
-    if int in kinds:
-        if not isinstance(value, Integral) or isinstance(value, bool):
-            raise UserError(f"{name} must be a whole number, got {value!r}")
-        return int(value)
-    if float in kinds:
-        if not isinstance(value, Real) or isinstance(value, bool):
-            raise UserError(f"{name} must be a number, got {value!r}")
-        return float(value)
-    return value
 
 
 def help_of_options() -> dict[str, str]:

@@ -3,41 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf
-from typing import Any
+from typing import Annotated, Any
 
 from ..errors import UserError
+from ..schema import Checked, Limits, Rate, Size
+
+NotNegative = Annotated[float, Limits(least=0)]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Checked):
     """Hyperparameters of a training run. Raises UserError for a value out of range."""
 
     model: str = "vit_tiny_patch4_32"
-    epochs: int = 20
-    batch_size: int = 64
-    lr: float = 1e-3  # peak learning rate
-    min_lr: float = 0.0  # learning rate after the last step of the cosine schedule
-    warmup: float = 1.0  # epochs in which the learning rate rises to `lr`
-    weight_decay: float = 0.05  # decoupled; not for biases, scales, the class token and the position embedding
-    clip_norm: float = 1.0  # maximum global norm of the gradient; 0: no clipping
-    label_smoothing: float = 0.1
-    mixup: float = 0.0  # alpha of mixup's Beta distribution; 0: off
-    cutmix: float = 0.0  # alpha of CutMix's Beta distribution; 0: off
-    drop_path: float = 0.0  # stochastic depth of the last block
-    ema: float = 0.0  # decay of the running average of weights; 0: off
+    epochs: Size = 20
+    batch_size: Size = 64
+    lr: NotNegative = 1e-3  # peak learning rate
+    min_lr: NotNegative = 0.0  # learning rate after the last step of the cosine schedule
+    warmup: NotNegative = 1.0  # epochs in which the learning rate rises to `lr`
+    weight_decay: NotNegative = 0.05  # decoupled; not for biases, scales, the class token and the position embedding
+    clip_norm: NotNegative = 1.0  # maximum global norm of the gradient; 0: no clipping
+    label_smoothing: Rate = 0.1
+    mixup: NotNegative = 0.0  # alpha of mixup's Beta distribution; 0: off
+    cutmix: NotNegative = 0.0  # alpha of CutMix's Beta distribution; 0: off
+    drop_path: Rate = 0.0  # stochastic depth of the last block
+    ema: Rate = 0.0  # decay of the running average of weights; 0: off
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"{name} must be a whole number of at least 1, got {value!r}")
-        for name in ("lr", "min_lr", "warmup", "weight_decay", "clip_norm", "mixup", "cutmix"):
-            if not 0 <= getattr(self, name) < inf:
-                raise UserError(f"{name} must be a number of at least 0, got {getattr(self, name)!r}")
-        for name in ("label_smoothing", "drop_path", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} must be a number of at least 0 and below 1, got {getattr(self, name)!r}")
+        super().__post_init__()
         if self.lr == 0 or self.min_lr > self.lr:
             raise UserError(f"lr must be above 0 and not below min_lr, got lr={self.lr:g} and min_lr={self.min_lr:g}")
         if self.warmup >= self.epochs:

@@ -30,6 +30,7 @@ from ..runtime.devices import check_device
 from ..runtime.precision import fastest, precision_for
 from ..runtime.threads import thread_count
 from ..version import __version__
+from .class_weights import class_weights
 from .loop import Loop, say
 from .options import TrainOptions, takes_options
 from .profiling import profile as profile_step
@@ -71,10 +72,11 @@ def train(model: str | Module | None = None, data: Any = "digits", **options: An
     recipe = recipe_for(dataset.name, len(dataset.train_images), **train_options.of_recipe())
     batches = _batches(train_options, dataset, recipe)
     trained = _adapt(train_options, dataset, recipe, announce) if isinstance(model, Module) else _create(train_options, dataset, recipe)
-    settings = _trainer_settings(train_options, recipe, threads)
+    weights = class_weights(train_options.class_weights, dataset.train_labels, dataset.class_names)
+    settings = _trainer_settings(train_options, recipe, threads, weights)
     trainer = Trainer(trained, **settings)
     folder = RunFolder.create(train_options.out, f"{_slug(trained.name)}-{_slug(dataset.name)}", train_options.overwrite)
-    folder.write_config(_config(train_options, dataset, recipe, batches, trained, trainer))
+    folder.write_config(_config(train_options, dataset, recipe, batches, trained, trainer, weights))
     announce(f"{dataset.summary()}\n{trained.name}: {trainer.flat.size:,} parameters to train; run folder {folder.path}")
     if train_options.precision == "auto":
         name, reason = fastest(train_options.device)
@@ -94,10 +96,12 @@ def train(model: str | Module | None = None, data: Any = "digits", **options: An
 # ------------------------------------------------------------------------------------------------------------- model and data
 def _load(options: TrainOptions) -> Dataset:
     """The dataset at the requested image size, or that of a Model instance, or for a folder of images the default size of the model."""
-    model, image_size, in_channels = options.model, options.image_size, options.in_channels
+    model, image_size, in_channels, fit = options.model, options.image_size, options.in_channels, options.fit
     if isinstance(model, Module):
         config = _unwrapped(model).config
         image_size, in_channels = image_size or config.image_size, in_channels or config.in_channels
+        if isinstance(model, Classifier) and not isinstance(options.data, Dataset):
+            fit = fit or model.preprocessing.fit
     elif image_size is None:
         preferred = _preferred_size(model or OTHERS.model)  # also rejects an unknown name before data is decoded
         image_size = preferred if _is_image_folder(options.data) else None
@@ -105,6 +109,7 @@ def _load(options: TrainOptions) -> Dataset:
         options.data,
         image_size=image_size,
         in_channels=in_channels,
+        fit=fit,
         test_fraction=options.test_fraction,
         split_seed=options.split_seed,
         skip_bad_images=options.skip_bad_images,
@@ -184,7 +189,7 @@ def _adapt(options: TrainOptions, dataset: Dataset, recipe: Recipe, announce: Ca
 
 
 # ------------------------------------------------------------------------------------------------------------------- the run
-def _trainer_settings(options: TrainOptions, recipe: Recipe, threads: int) -> dict[str, Any]:
+def _trainer_settings(options: TrainOptions, recipe: Recipe, threads: int, weights: tuple[float, ...] | None) -> dict[str, Any]:
     optimizer = OPTIMIZERS.get(options.optimizer)  # Trainer raises for an unknown one
     optimizer_options = {name: getattr(options, name) for name in (optimizer.options() if optimizer else ()) if hasattr(options, name)}
     return dict(
@@ -195,6 +200,7 @@ def _trainer_settings(options: TrainOptions, recipe: Recipe, threads: int) -> di
         weight_decay=recipe.weight_decay,
         clip_norm=recipe.clip_norm,
         label_smoothing=recipe.label_smoothing,
+        class_weights=weights,
         accumulate=options.accumulate,
         ema=recipe.ema,
         threads=threads,
@@ -202,7 +208,15 @@ def _trainer_settings(options: TrainOptions, recipe: Recipe, threads: int) -> di
     )
 
 
-def _config(options: TrainOptions, dataset: Dataset, recipe: Recipe, batches: Batches, model: Model, trainer: Trainer) -> dict[str, Any]:
+def _config(
+    options: TrainOptions,
+    dataset: Dataset,
+    recipe: Recipe,
+    batches: Batches,
+    model: Model,
+    trainer: Trainer,
+    weights: tuple[float, ...] | None,
+) -> dict[str, Any]:
     """Everything needed to repeat the run."""
     unchanged = (
         "schedule",
@@ -226,6 +240,8 @@ def _config(options: TrainOptions, dataset: Dataset, recipe: Recipe, batches: Ba
         "precision": trainer.precision.name,
         "image_size": dataset.image_size,
         "in_channels": dataset.in_channels,
+        "fit": dataset.fit,
+        "class_weights": weights,
         "model_options": dict(options.model_options or {}),
     }
     return {

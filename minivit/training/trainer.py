@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, nearest
-from ..functional import classes_below, cross_entropy, sum_of
+from ..functional import checked_class_weights, classes_below, cross_entropy, sum_of
 from ..kernels import primitives
 from ..kernels.core import arrays
 from ..kernels.core.devices import device_of
@@ -51,9 +51,11 @@ class Trainer:
     weight_decay: for all parameters except those with one dimension, biases, class tokens and position embeddings
         (`Module.decayed_parameters`).
     clip_norm: maximum global norm of the gradient; None or 0: no clipping. label_smoothing: 0 ... below 1 (`functional.cross_entropy`).
+    class_weights: (K,), the weight of each class in the loss (`functional.cross_entropy`); None: all alike. Against classes the mean is
+        Σ w·loss / Σ w over the entire batch, also where it is computed in parts.
     accumulate: number of parts of a batch that are computed one after the other, to save memory; the gradient is that of the entire batch.
-        None: 1 on a GPU and for a Module that is not `separable`; otherwise selected by `parts`, so that activations need one half to one
-        fourth of the memory for 1 to 2 % more time.
+        None: 1 on a GPU and for a Module that is not `separable`, and nothing else for one with batch normalisation; otherwise selected
+        by `parts`, so that activations need one half to one fourth of the memory for 1 to 2 % more time.
     ema: decay of a running average of the weights, e.g. 0.999; None or 0: none. `averaged()` swaps it into the model.
     plan: record the first step for each batch shape and replay it afterwards (`minivit.runtime.plan`): identical results without the
         overhead of Python and the allocator. Python control flow in the model is then fixed at the first step.
@@ -74,6 +76,7 @@ class Trainer:
         weight_decay: float = 0.05,
         clip_norm: float | None = None,
         label_smoothing: float = 0.0,
+        class_weights: Any = None,
         accumulate: int | None = None,
         ema: float | None = None,
         plan: bool = True,
@@ -93,9 +96,14 @@ class Trainer:
         if accumulate is not None and accumulate < 1:
             raise UserError(f"accumulate must be 1 or more, got {accumulate}")
         self.model, self.label_smoothing, self.accumulate, self.plan = model, label_smoothing, accumulate, plan
+        if accumulate is not None and accumulate > 1 and model.statistic_parameters():
+            raise UserError(f"accumulate={accumulate}: the model normalises over the whole batch, which has no parts: leave accumulate out")
         self.precision = precision_for(precision, dtype_of(model), device)
+        classes = model.config.num_classes if isinstance(model, Model) else np.size(class_weights)
+        weights = None if class_weights is None else checked_class_weights(class_weights, classes)
         with explain_out_of_memory(1):
             self.flat = FlatParameters(model, self.precision.parameters, device, OPTIMIZERS[optimizer].groups)
+        self.class_weights = None if weights is None else arrays.array_on(device, weights.astype(self.precision.parameters))  # (K,)
         self._bf16_copy = device == "cuda" and self.precision.name == "bfloat16"  # on the CPU, packing rounds weights
         self.optimizer = OPTIMIZERS[optimizer](
             self.flat, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm, ema=ema, **optimizer_options
@@ -105,7 +113,13 @@ class Trainer:
         self._lock = Lock()  # held during a step
         self._arguments = dict(precision=precision, device=device, optimizer=optimizer, weight_decay=weight_decay, clip_norm=clip_norm)
         self._arguments |= dict(
-            label_smoothing=label_smoothing, accumulate=accumulate, ema=ema, plan=plan, threads=threads, **optimizer_options
+            label_smoothing=label_smoothing,
+            class_weights=weights,
+            accumulate=accumulate,
+            ema=ema,
+            plan=plan,
+            threads=threads,
+            **optimizer_options,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -192,7 +206,7 @@ class Trainer:
             raise UserError(f"images must have the shape (B, C, H, W) and hold an image, got {images.shape}")
         if labels.ndim not in (1, 2) or len(labels) != len(images):
             raise UserError(f"labels must have the shape ({len(images)},) or ({len(images)}, classes), got {labels.shape}")
-        return _Batch(images.shape, labels.shape, self.parts(len(images)), self.precision, self.flat.device)
+        return _Batch(images.shape, labels.shape, self.parts(len(images)), self.precision, self.flat.device, self.class_weights)
 
     def parts(self, images: int) -> int:
         """The number of parts for a batch of `images` images: `accumulate` if set, at most one part per image.
@@ -215,7 +229,8 @@ class Trainer:
             for (images, labels), share in zip(batch.parts, batch.shares):
                 exits = self.model.exits(Tensor(images))
                 batch.check_classes(exits[-1].shape[1])
-                loss = sum_of(cross_entropy(logits, labels, self.label_smoothing) for logits in exits)
+                weighting = dict(weight=self.class_weights, batch=batch.classes_of_all)
+                loss = sum_of(cross_entropy(logits, labels, self.label_smoothing, **weighting) for logits in exits)
                 loss.backward(share)
                 losses.append(loss.data)
         self.flat.clear_unused_gradients()
@@ -257,13 +272,17 @@ class PendingLoss:
 class _Batch:
     """The buffers for batches of one shape, in parts whose sizes differ by at most one image, and the plan that reads them."""
 
-    def __init__(self, images: tuple[int, ...], labels: tuple[int, ...], parts: int, precision: Precision, device: str) -> None:
+    def __init__(
+        self, images: tuple[int, ...], labels: tuple[int, ...], parts: int, precision: Precision, device: str, class_weights: Any
+    ) -> None:
         label_dtype = np.int64 if len(labels) == 1 else precision.parameters
         self.images = arrays.empty(images, precision.activations, device)  # (B, C, H, W)
         self.labels = arrays.empty(labels, label_dtype, device)  # (B,) or (B, K)
         bounds = [images[0] * i // parts for i in range(parts + 1)]
         self.parts = [(self.images[start:stop], self.labels[start:stop]) for start, stop in pairwise(bounds)]
-        self.shares = [(stop - start) / images[0] for start, stop in pairwise(bounds)]
+        self.class_weights = class_weights
+        self.classes_of_all = self.labels if class_weights is not None and len(labels) == 1 else None  # where parts have unequal weights
+        self.shares = [(stop - start) / images[0] if self.classes_of_all is None else 1.0 for start, stop in pairwise(bounds)]
         self.last_labels = np.zeros(0)  # the labels of the current batch
         self.classes = 0  # number of classes of the model; 0 before the first step
         self.plan: Plan | None = None
@@ -287,6 +306,8 @@ class _Batch:
         """Raises UserError if the labels do not match the model's number of classes."""
         if self.labels.ndim == 2 and self.labels.shape[1] != classes:
             raise UserError(f"labels have {self.labels.shape[1]} columns, the model {classes} classes")
+        if self.class_weights is not None and len(self.class_weights) != classes:
+            raise UserError(f"there are {len(self.class_weights)} class weights, the model has {classes} classes")
         if self.labels.ndim == 1 and device_of(self.last_labels) == "cpu":
             classes_below(self.last_labels, classes)  # of the entire batch, so that the message names the right position
         self.classes = classes

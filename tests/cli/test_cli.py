@@ -155,6 +155,32 @@ def test_predict(folder, digit_files, capsys):
     assert row["probability"] == max(row["probabilities"].values())
 
 
+def test_predict_a_folder(folder, digit_files, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("no image")
+    assert main(["predict", str(folder), str(tmp_path), digit_files[1]]) == 0
+    out, err = capsys.readouterr()
+    assert main(["predict", str(folder), *digit_files, digit_files[1]]) == 0
+    assert out == capsys.readouterr().out
+    assert err == f"{tmp_path}: left out, since the ending is none of an image that minivit reads: 1 .txt\n"
+    assert main(["predict", str(folder), str(tmp_path), "--json"]) == 0
+    listed = capsys.readouterr().out
+    assert listed == json.dumps(json.loads(listed), indent=2) + "\n"
+    assert [row["path"] for row in json.loads(listed)] == digit_files
+
+
+def test_predict_past_bad_files(folder, digit_files, tmp_path, capsys):
+    bad = tmp_path / "digit 1b.png"
+    bad.write_bytes(b"no image")
+    reason = f"cannot read image {bad}: not an image of a known format"
+    assert told(capsys, "predict", folder, tmp_path) == reason
+    assert told(capsys, "predict", folder, tmp_path, "--json") == reason
+    assert main(["predict", str(folder), str(tmp_path), "--skip-bad-images"]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split("\t")[0] for line in out.splitlines()] == digit_files
+    assert err == f"skipped 1 unreadable images:\n  {reason}\n"
+    assert told(capsys, "predict", folder, bad, "--skip-bad-images") == f"none of the 1 images can be read: {reason}"
+
+
 @pytest.mark.parametrize(
     "name, value, message",
     [
@@ -319,6 +345,11 @@ def test_info(capsys):
         (["train", "--model-option", "dim"], "--model-option takes NAME=VALUE, as depth=4, got 'dim'"),
         (["train", "--model-option", "dmi=3"], "vit_nano_patch2_8 has no option 'dmi'"),
         (["train", "--model-option", "image_size=9"], "image_size is not for model_options"),
+        (["train", "--fit", "squeeze"], "unknown fit 'squeeze': choose crop, pad, stretch"),
+        (["train", "--class-weights", "3=two"], "--class-weights takes balanced or CLASS=NUMBER,..., as cat=2,dog=1, got '3=two'"),
+        (["train", "--class-weights", "3=2,3=1"], "--class-weights names '3' twice, in '3=2,3=1'"),
+        (["train", "--class-weights", "cat=2"], "class_weights: there is no class 'cat': see the data's class names"),
+        (["train", "--class-weights", "balance"], "class_weights must be 'balanced' or a table, got 'balance'"),
         (["train", "--device", "tpu"], "device='tpu' is not available: choose 'cpu' or 'cuda'"),
         (["train", "--threads", "0"], f"threads must be a whole number of 1 ... {most_threads()}, the cores of this process, got 0"),
         (["predict", "no_such_run", "x.png", "--threads", "100000"], f"threads must be a whole number of 1 ... {most_threads()}"),
@@ -331,6 +362,13 @@ def test_mistakes_are_one_line(capsys, tmp_path, monkeypatch, arguments, message
     monkeypatch.chdir(tmp_path)
     assert told(capsys, *arguments).startswith(message)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text, third", [("3=5,0=1.5", 5), ("balanced", None)])
+def test_class_weights(tmp_path, text, third):
+    assert main([*TRAIN, "--quiet", "--epochs", "1", "--class-weights", text, "--out", str(tmp_path / "run")]) == 0
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())["arguments"]["class_weights"]
+    assert len(kept) == 10 and (kept[3] == third if third else np.ptp(kept) > 0)
 
 
 def test_a_run_that_exists(capsys, folder):
@@ -366,7 +404,7 @@ def test_images_of_too_many_pixels(capsys, folder, tmp_path, digit_files):
 def test_data_of_other_classes(capsys, folder, tmp_path):
     np.savez(tmp_path / "two.npz", images=np.zeros((20, 8, 8), np.uint8), labels=np.arange(20) % 2)
     message = told(capsys, "eval", folder, "--data", tmp_path / "two.npz", "--quiet")
-    assert message.startswith("the classes of two (0, 1) are not the model's (0, 1, 2, 3, 4, ...)")
+    assert message.startswith("the classes of two (0, 1) are not the model's (0, 1, 2, and 7 more)")
 
 
 def test_an_interrupt_is_one_line(capsys, monkeypatch, tmp_path):

@@ -105,7 +105,6 @@ def test_class_names_allow_classes_without_images():
         ((images(), labels(39)), r"labels must have the shape \(40,\), one for each image, got \(39,\)"),
         ((images(), labels() - 1), r"labels\[0\] is -1"),
         ((images(), labels() + 0.5), r"labels\[0\] is 0.5: labels must be whole numbers"),
-        ((images(), np.array(["cat", "dog"] * 20)), "labels must be integers, got <U3"),
         ((images(), labels() + 1), "no training image has label 0"),
         ((images(), np.where(labels() == 3, 10**12, labels())), "labels run to 1000000000000"),
         ((images(), np.zeros(40, int)), "two classes or more, got 1"),

@@ -1,5 +1,7 @@
 """Which images are tested where data is given: all of other data, and of the run's own data the part that the run kept for testing."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -85,3 +87,35 @@ def test_a_model_of_arrays_needs_data(tmp_path):
         data_of(tmp_path / "run")
     np.savez(tmp_path / "a.npz", images=images, labels=np.arange(16) % 2)
     assert len(data_of(tmp_path / "run", str(tmp_path / "a.npz")).test_images) == 16
+
+
+@pytest.mark.parametrize(
+    "config, reason",
+    [
+        ("[1]", r"its content must be a mapping of names to values, not \[1\]"),
+        ("[" * 10_000, "its text is no JSON: its brackets are nested too deeply"),
+        ("{}", "arguments must be a mapping of names to values, not None"),
+        ('{"arguments": {"seed": 1}}', "arguments.data is missing"),
+        ('{"arguments": {"data": 5}}', "arguments.data must be text, not 5"),
+        ('{"arguments": {"data": "digits", "limit": "7"}}', "arguments.limit must be a whole number of at least 1, not '7'"),
+        (
+            '{"arguments": {"data": "digits", "test_fraction": 1e999}}',
+            "arguments.test_fraction must be a number above 0 and below 1, not inf",
+        ),
+        ('{"arguments": {"data": "digits", "split_seed": -1}}', "arguments.split_seed must be a whole number of at least 0, not -1"),
+        ('{"arguments": {"data": "digits", "skip_bad_images": null}}', "arguments.skip_bad_images must be true or false, not None"),
+    ],
+)
+def test_a_damaged_configuration_is_told(run, tmp_path, config, reason):
+    (tmp_path / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes())
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UserError, match=rf"config\.json is damaged: {reason}.*: give the data"):
+        data_of(tmp_path)
+
+
+@pytest.mark.parametrize("own", ["a" * 5000, "a\0b", "~nosuchuser/x"])
+def test_other_data_than_a_path_that_cannot_be(run, tmp_path, own):
+    (tmp_path / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps({"arguments": {"data": own}}))
+    with pytest.raises(UserError, match="cannot be a path"):
+        data_of(tmp_path, "digits")

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mutations import memory_limit
 
 from minivit import UserError, create_model
 from minivit.io.run_folder import CONFIG, CURVES, METRICS, MODEL, RunFolder, find_model, load_model, save_model
+from minivit.io.weights import read_safetensors, save_weights
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_config_comes_back(tmp_path):
     folder.write_config({"seed": 3, "data": "çiçek"})
     assert RunFolder(tmp_path / "run").read_config() == {"seed": 3, "data": "çiçek"}
     (tmp_path / "run" / CONFIG).write_text("{")
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match=r"config\.json is damaged: its text is no JSON: .*: give the data"):
         folder.read_config()
 
 
@@ -136,3 +138,65 @@ def test_models_are_found_by_folder_name_and_file(tmp_path, monkeypatch, model):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="is no run folder"):
         find_model(Path("empty"))
+
+
+@pytest.mark.parametrize(
+    "line, reason",
+    [
+        ('{"epoch": 2', "line 2 is no JSON: Expecting ',' delimiter"),
+        ("[" * 10_000, "line 2 is no JSON: its brackets are nested too deeply"),
+        ("[]", r"line 2 must be a mapping of names to values, not \[\]"),
+        ('{"epoch": 2, "train_loss": 1.5, "test_accuracy": 0.5}', "line 2.test_loss is missing"),
+        (
+            '{"epoch": null, "train_loss": 1, "test_loss": 1, "test_accuracy": 0.5}',
+            "line 2.epoch must be a whole number of at least 1, not None",
+        ),
+        (
+            '{"epoch": 2, "train_loss": [1], "test_loss": 1, "test_accuracy": 0.5}',
+            r"line 2.train_loss must be a number of at least 0, not \[1\]",
+        ),
+        (
+            '{"epoch": 2, "train_loss": 1, "test_loss": 1e999, "test_accuracy": 0.5}',
+            r"line 2.test_loss must be a number of at most 1e\+30, not inf",
+        ),
+        (
+            '{"epoch": 2, "train_loss": 1, "test_loss": 1, "test_accuracy": 1.5}',
+            "line 2.test_accuracy must be a number of at most 1, not 1.5",
+        ),
+    ],
+)
+def test_a_damaged_line_of_metrics_is_told(tmp_path, line, reason):
+    good = '{"epoch": 1, "train_loss": 2, "test_loss": 1.5, "test_accuracy": 0.5, "more": [0]}'
+    (tmp_path / METRICS).write_text(f"{good}\n{good}\n")
+    assert RunFolder(tmp_path).read_metrics() == 2 * [json.loads(good)]
+    (tmp_path / METRICS).write_text(f"{good}\n{line}\n")
+    with pytest.raises(UserError, match=rf"metrics\.jsonl is damaged: {reason}.*: remove the line, or the file"):
+        RunFolder(tmp_path).read_metrics()
+
+
+@pytest.mark.parametrize(
+    "key, text, reason",
+    [
+        ("model", "[" * 10_000, "model is no JSON: its brackets are nested too deeply"),
+        ("model", "3", "model must be a mapping of names to values, not 3"),
+        ("model", '{"family": "vit"}', "model.name must be text, not None"),
+        ("model", '{"family": "mixed", "name": "n"}', r"unknown model 'mixed' \(nearest: mixer"),
+        ("model", '{"family": "mixer", "name": "n", "seed": 3}', "mixer has no option 'seed'"),
+        ("model", '{"family": "mixer", "name": "n", "depth": "2"}', "depth must be a whole number of at least 1, not '2'"),
+        ("model", '{"family": "mixer", "name": "n"}', "the model has more than 18 parameter arrays"),
+        ("note", "NaN", "note is no JSON: NaN is no number"),
+    ],
+)
+def test_what_a_model_file_says_is_checked(tmp_path, model, key, text, reason):
+    save_weights(model, tmp_path / MODEL)
+    assert len(read_safetensors(tmp_path / MODEL)[0]) == 18
+    save_weights(model, tmp_path / MODEL, {key: text})
+    with pytest.raises(UserError, match=rf"model\.safetensors is damaged: {reason}.*: get or make it again"):
+        load_model(tmp_path / MODEL)
+
+
+def test_text_larger_than_that_of_any_run_is_not_read(tmp_path):
+    for name, read in ((CONFIG, RunFolder(tmp_path).read_config), (METRICS, RunFolder(tmp_path).read_metrics)):
+        (tmp_path / name).write_bytes(b"[" + b"[]," * 6_000_000)
+        with memory_limit(2**28), pytest.raises(UserError, match=f"{name} is damaged: it has 18,000,001 bytes"):
+            read()

@@ -37,6 +37,33 @@ PARAMETERS = {  # counted in timm or the authors' code, or by shapes
     "dvt_nano_8": 825_886,
     "dvt_nano_32": 1_387_461,
     "dvt_tiny_32": 13_420_098,
+    "crossvit_nano_8": 288_244,
+    "crossvit_tiny_32": 5_161_844,
+    "crossvit_tiny_240": 7_014_800,
+    "crossvit_small_240": 26_856_272,
+    "crossvit_base_240": 105_025_232,
+    "crossvit_9_240": 8_553_296,
+    "crossvit_15_240": 27_528_464,
+    "crossvit_18_240": 43_271_408,
+    "deepvit_nano_patch2_8": 169_274,
+    "deepvit_tiny_patch4_32": 4_476_370,
+    "deepvit_16b": 24_426_664,
+    "deepvit_24b": 36_261_448,
+    "deepvit_32b": 48_096_232,
+    "t2t_vit_nano_8": 154_028,
+    "t2t_vit_tiny_32": 3_615_072,
+    "t2t_vit_7": 4_310_222,
+    "t2t_vit_10": 5_889_230,
+    "t2t_vit_12": 6_941_902,
+    "t2t_vit_14": 21_545_550,
+    "t2t_vit_19": 39_177_422,
+    "t2t_vit_24": 64_105_934,
+    "t2t_vit_t_14": 21_541_070,
+    "t2t_vit_t_19": 39_172_942,
+    "t2t_vit_t_24": 64_101_454,
+    "dvt_t2t_vit_12": 22_461_516,
+    "dvt_t2t_vit_14": 67_881_836,
+    "dvt_t2t_tiny_32": 11_915_988,
     "ff_only_nano_patch2_8": 144_838,
     "ff_only_nano_patch4_32": 681_158,
 }
@@ -49,16 +76,29 @@ def small(name, **options):
 @pytest.mark.parametrize("name", PRESETS)
 def test_parameter_count(name):
     model = minivit.create_model(name, init="zeros")
-    assert sum(p.size for p in model.parameters()) == PARAMETERS[name]
+    statistics = ("running_mean", "running_var")  # which papers do not count; frozen tables they do
+    assert sum(p.size for n, p in model.named_parameters() if not n.endswith(statistics)) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", [n for n in PARAMETERS if n.endswith(("16_224", "14_224", "_tiny", "_base", "_large", "deit_small"))])
+WHOLE = ("16_224", "14_224", "_tiny", "_base", "_large", "deit_small", "_240", "16b", "24b", "32b")
+COUNTED = [n for n in PARAMETERS if n.endswith(WHOLE)]
+COUNTED_T2T = [n for n in PARAMETERS if "t2t_vit_" in n and n[-1].isdigit() and not n.endswith(("_8", "_32", "t_19", "t_24"))]
+
+
+@pytest.mark.parametrize("name", COUNTED + COUNTED_T2T)
 def test_counts_of_the_reference(name):
     path = golden_path(f"names/{name}.json")
     assert json.loads(path.read_text())["parameters"] == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mixer_s16_224", "ff_only_tiny"])
+@pytest.mark.parametrize("name", COUNTED_T2T)
+def test_trainable_counts_of_the_reference(name):
+    model = minivit.create_model(name, init="zeros")
+    trainable = json.loads(golden_path(f"names/{name}.json").read_text())["trainable"]
+    assert sum(p.size for p in model.parameters() if p.requires_grad) == trainable < PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mixer_s16_224", "ff_only_tiny", "t2t_vit_7", "t2t_vit_t_14"])
 def test_names_shapes_and_order(name):
     expected = json.loads(golden_path(f"names/{name}.json").read_text())["state_dict"]
     model = minivit.create_model(name, init="zeros")
@@ -71,7 +111,8 @@ def test_small_presets_run(name):
     config = model.config
     images = np.random.default_rng(0).random((2, config.in_channels, config.image_size, config.image_size))
     assert model(images).shape == (2, 10)
-    assert model.features(images).shape == (2, model.head.weight.shape[1])
+    heads = model.head if isinstance(model.head, list) else [model.head]
+    assert model.features(images).shape == (2, sum(head.weight.shape[1] for head in heads))
     assert model.name == name and not model.training
 
 
@@ -150,6 +191,17 @@ def test_images_of_any_dtype_and_kind():
         ("vit", {"layer_scale": "small"}, "layer_scale must be a number above 0, not 'small'"),
         ("vit", {"drop_rate": 1.0}, "drop_rate must be a number of at least 0 and below 1, not 1.0"),
         ("vit", {"eps": float("nan")}, "eps must be a number above 0, not nan"),
+        ("t2t", {"unfolds": ((7, 4, 2), (3, 2, 1))}, r"unfolds must hold \(size, stride, padding\) three times, not 2 times"),
+        ("t2t", {"unfolds": 7}, r"unfolds must hold \(size, stride, padding\) in pixels for each unfold"),
+        (
+            "t2t",
+            {"image_size": 8, "unfolds": ((3, 2, 1), (5, 4, 0), (3, 2, 0))},
+            "unfolds: number 2 takes patches of 5 .* only 4 with padding 0",
+        ),
+        ("t2t", {"tokens": "perfomer"}, r"tokens must be 'performer' or 'transformer', not 'perfomer' \(nearest: performer"),
+        ("t2t", {"heads": 5}, "^heads must divide dim: 384 is not a multiple of 5$"),
+        ("t2t", {"kernel_features": 0}, "kernel_features must be a whole number of at least 1, not 0"),
+        ("t2t", {"patch_size": 4}, "t2t has no option 'patch_size'"),
         ("mixer", {"dtype": "bfloat16"}, "dtype must be 'float32' or 'float64', not 'bfloat16'"),
         ("mixer", {"num_classes": "ten"}, "num_classes must be a whole number of at least 1, not 'ten'"),
         ("mixer", {"seed": -1}, "seed must be a whole number"),

@@ -53,6 +53,30 @@ def test_ff_only():
     assert cost.layers["blocks.0.mlp2"] == 2 * 15 * 10 * 24 and cost.layers["blocks.0.norm2"] == 5 * 10 * 24
 
 
+@pytest.mark.parametrize("tokens", ["performer", "transformer"])
+def test_t2t(tokens):
+    cost = minivit.create_model(
+        "t2t",
+        image_size=12,
+        in_channels=2,
+        num_classes=7,
+        unfolds=((5, 2, 2), (3, 2, 1), (2, 1, 0)),  # 6, 3 and 2 a side
+        tokens=tokens,
+        token_dim=10,
+        dim=24,
+        depth=3,
+        heads=4,
+        mlp_ratio=1.5,
+    ).cost()
+    for name, count, inputs in (("attention1", 36, 5 * 5 * 2), ("attention2", 9, 3 * 3 * 10)):
+        layers = {n: macs for n, macs in cost.layers.items() if n.startswith(f"tokens_to_token.{name}")}
+        attention = 4 * count * 10 * 5 + count * 5 if tokens == "performer" else 2 * count**2 * 10
+        assert sum(layers.values()) == attention + count * (5 * (inputs + 10) + inputs * 30 + 3 * 10 * 10)
+    assert cost.layers["tokens_to_token.project"] == 4 * 2 * 2 * 10 * 24
+    tail = {n: macs for n, macs in cost.layers.items() if not n.startswith("tokens_to_token")}
+    assert sum(tail.values()) == 3 * vit_block(5, 24, 36) + 5 * 5 * 24 + 24 * 7
+
+
 def test_overlapping_patches():
     cost = model_of("vit", heads=4, patch_stride=3, patch_padding=2).cost()  # (12 + 2·2 - 4) // 3 + 1 = 5 a side
     assert cost.layers["patch_embed"] == 25 * 2 * 4 * 4 * 24
@@ -87,6 +111,16 @@ def test_products_of_ops():
 def test_published_figures(name, published):
     total = minivit.create_model(name, init="zeros").cost().total
     assert f"{total / 1e9:.{len(published.split('.')[1])}f}" == published
+
+
+# The figures of the authors' code for 2101.11986, which its table 2 has too; they count slightly otherwise.
+@pytest.mark.parametrize(
+    "name, published",
+    [("7", 1.1), ("10", 1.5), ("12", 1.8), ("14", 4.8), ("19", 8.5), ("24", 13.8), ("t_14", 6.1), ("t_19", 9.8), ("t_24", 15.0)],
+)
+def test_published_figures_of_t2t(name, published):
+    total = minivit.create_model(f"t2t_vit_{name}", init="zeros").cost().total
+    assert abs(total / 1e9 - published) < max(0.06, 0.01 * published)
 
 
 @pytest.mark.parametrize("family, options", [("vit", {"heads": 4}), ("mixer", {})])
@@ -158,6 +192,26 @@ def test_stages_of_other_sizes():
 def test_dvt_deit_small():
     exits = minivit.create_model("dvt_deit_small", init="zeros").cost().exits
     assert [f"{macs / 1e9:.3f}" for macs in exits] == ["1.145", "3.656", "8.844"]
+
+
+@pytest.mark.parametrize(
+    "features, relationships, published",
+    [
+        (False, False, ["0.47", "1.37", "3.15"]),
+        (True, False, ["0.47", "1.43", "3.31"]),
+        (False, True, ["0.47", "1.41", "3.34"]),
+        (True, True, ["0.47", "1.46", "3.50"]),
+    ],
+)
+def test_dvt_t2t_vit_12(features, relationships, published):
+    """2105.15075, table 6."""
+    model = minivit.create_model("dvt_t2t_vit_12", init="zeros", feature_reuse=features, relationship_reuse=relationships)
+    assert [f"{macs / 1e9:.2f}" for macs in model.cost().exits] == published
+
+
+def test_dvt_t2t_vit_14():
+    exits = minivit.create_model("dvt_t2t_vit_14", init="zeros").cost().exits
+    assert [f"{macs / 1e9:.3f}" for macs in exits] == ["1.207", "3.841", "9.328"]
 
 
 # ---------------------------------------------------------------------------------------------------------- changes nothing

@@ -64,6 +64,13 @@ def test_an_ff_only_model(tmp_path):
     assert all(path.parent == tmp_path / "run" and path.is_file() for path in paths)
 
 
+def test_a_t2t_vit(tmp_path):
+    model = minivit.create_model("t2t_vit_nano_8", dim=8, depth=1, heads=2)
+    minivit.train(model, "digits", epochs=1, limit=64, out=tmp_path / "run", progress=False)
+    names = [path.name for path in plots.draw_run(tmp_path / "run")]
+    assert names == ["curves.png", "positions.png", "attention.png", "rollout.png"]
+
+
 EXITS = [
     "filters_exit1.png",
     "positions_exit1.png",
@@ -184,7 +191,7 @@ def test_damaged_metrics(folders, tmp_path):
         (tmp_path / "run" / file).write_bytes((folders / "mixer" / file).read_bytes())
     assert [p.name for p in plots.draw_run(tmp_path / "run")] == ["filters.png", "token_mixing.png"]
     (tmp_path / "run" / "metrics.jsonl").write_text('{"epoch": 1')
-    with pytest.raises(UserError, match=r"cannot read .*metrics\.jsonl"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: line 1 is no JSON"):
         plots.draw_run(tmp_path / "run")
 
 

@@ -17,6 +17,7 @@ FAMILIES = {
     "vit": ("vit", dict(patch_size=2, heads=2, pool="mean", class_token=False)),
     "mixer": ("mixer", dict(patch_size=2)),
     "ff_only": ("ff_only", dict(patch_size=2)),
+    "t2t": ("t2t", dict(heads=2, token_dim=32, unfolds=((3, 1, 1), (3, 2, 1), (3, 1, 1)))),
     "dvt": ("dvt", CASCADE),
 }
 DROPPING = {

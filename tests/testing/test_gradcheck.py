@@ -226,12 +226,27 @@ def test_gradcheck_sees_a_gradient_that_is_missing():
         gradcheck(lambda a: a.detach() * 2.0, [normal(2)])
 
 
+def test_gradcheck_checks_every_output():
+    assert gradcheck(lambda a, b: (a * b, (a + b).sum()), [normal(2, 3), normal(2, 3)])
+    assert gradcheck(lambda a: functional.split(a, 3, axis=1), normal(2, 3))
+    assert gradcheck(lambda a: [a, a, Tensor(np.ones(3))], normal(2))
+    for place in range(3):
+        with pytest.raises(GradientError, match=rf"output {place}, input 1, index \(0,\): backward gives 0, the central difference"):
+            gradcheck(lambda a, b, place=place: [a * (b.detach() if i == place else b) for i in range(3)], [normal(2), normal(2)])
+    with pytest.raises(GradientError, match="output 1, input 0"):
+        gradcheck(lambda a: (a, a.detach() * 2.0), normal(2))
+    with pytest.raises(GradientError, match="depends on no input"):
+        gradcheck(lambda a: (), normal(2))
+    with pytest.raises(TypeError, match="or a tuple or list of them, not ndarray"):
+        gradcheck(lambda a: (a, a.numpy()), normal(2))
+
+
 def test_gradcheck_refuses_what_it_cannot_judge():
     with pytest.raises(UserError, match="input 0 is float32"):
         gradcheck(lambda a: a, [normal(2).astype(np.float32)])
     with pytest.raises(UserError, match="nothing to check"):
         gradcheck(lambda a: a, [Tensor(normal(2))])
-    with pytest.raises(TypeError, match="must return a Tensor, not ndarray"):
+    with pytest.raises(TypeError, match="must return a Tensor, or a tuple or list of them, not ndarray"):
         gradcheck(lambda a: a.numpy(), [normal(2)])
     random = np.random.default_rng(0)
     with pytest.raises(GradientError, match="two calls"):

@@ -3,23 +3,26 @@ fingerprint of the weights that they are valid for. `minivit.calibrate` computes
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from math import isfinite, log
 from numbers import Real
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 
 from ...errors import UserError, nearest
 from ...nn.module import Module
-from .thresholds import Thresholds, meets
+from ...schema import Checked, Fraction, Limits, parse_json, record
+from .thresholds import meets
 
-UNITS = ("macs", "ms", "share")  # multiply-adds; milliseconds; fraction of the multiply-adds up to the last exit
-METHODS = ("exact", "sweep")
-CONFIDENCES = ("max", "entropy", "margin")
+Unit = Literal["macs", "ms", "share"]  # multiply-adds; milliseconds; fraction of the multiply-adds up to the last exit
+Method = Literal["exact", "sweep"]
+Confidence = Literal["max", "entropy", "margin"]
+UNITS, METHODS, CONFIDENCES = map(get_args, (Unit, Method, Confidence))
+Cost = Annotated[float, Limits(0, 1e30)]  # in the unit of the calibration
+Threshold = Annotated[float, Limits(-1e30, 1e30)]
 
 
 def check_choice(what: str, value: Any, known: Iterable[str]) -> None:
@@ -85,26 +88,26 @@ def check_budget(budget: Any, unit: str) -> float:
 
 # ---------------------------------------------------------------------------------------------------------------------- calibration
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Checked):
     """Thresholds of a cascade with K exits, for each of several budgets. An image leaves at the first exit whose confidence is at least the
     exit's threshold; at a threshold above 1 none leaves. All tuples by budget are in the order of `budgets`."""
 
-    unit: str  # of budgets and costs: one of UNITS
-    method: str  # one of METHODS
-    confidence: str  # one of CONFIDENCES
-    budgets: tuple[float, ...]  # maximum mean cost per image, ascending
-    thresholds: tuple[Thresholds, ...]  # by budget: of the exits 1..K-1
-    accuracies: tuple[float, ...]  # by budget: accuracy (0..1) on the calibration images
-    mean_costs: tuple[float, ...]  # by budget: mean cost of the calibration images
-    exit_shares: tuple[tuple[float, ...], ...]  # by budget: fraction of the calibration images that leaves at each exit
-    costs: tuple[float, ...]  # by exit: cumulative cost of an image that leaves there
-    macs: tuple[float, ...]  # by exit: cumulative multiply-adds of an image that leaves there
-    exit_accuracies: tuple[float, ...]  # by exit: accuracy if all images leave there
-    images: int  # number of calibration images
+    unit: Unit  # of budgets and costs
+    method: Method
+    confidence: Confidence
+    budgets: tuple[Cost, ...]  # maximum mean cost per image, ascending
+    thresholds: tuple[tuple[Threshold, ...], ...]  # by budget: of the exits 1..K-1
+    accuracies: tuple[Fraction, ...]  # by budget: accuracy (0..1) on the calibration images
+    mean_costs: tuple[Cost, ...]  # by budget: mean cost of the calibration images
+    exit_shares: tuple[tuple[Fraction, ...], ...]  # by budget: fraction of the calibration images that leaves at each exit
+    costs: tuple[Cost, ...]  # by exit: cumulative cost of an image that leaves there
+    macs: tuple[Cost, ...]  # by exit: cumulative multiply-adds of an image that leaves there
+    exit_accuracies: tuple[Fraction, ...]  # by exit: accuracy if all images leave there
+    images: Annotated[int, Limits(1, 2**62)]  # number of calibration images
     fingerprint: str  # of the weights that the thresholds are valid for
     measured: str = ""  # the machine and batch size for a unit of milliseconds
 
-    def for_budget(self, budget: float) -> Thresholds:
+    def for_budget(self, budget: float) -> tuple[float, ...]:
         """The thresholds for the largest calibrated budget that does not exceed `budget`.
 
         Raises UserError if it is below all calibrated budgets, or not a number above 0.
@@ -121,55 +124,30 @@ class Calibration:
         return feasible[-1]
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as values that JSON can represent, for `from_json`."""
+        """The fields as values that JSON can represent; `from_text` reads the text."""
         return asdict(self)
 
     @classmethod
     def from_text(cls, text: str) -> Calibration:
         """The calibration from the JSON text of `to_json()`. Raises UserError if it is damaged."""
         try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"the thresholds that were saved with the model are damaged ({error}): calibrate it again") from error
-        return cls.from_json(content)
+            calibration = record(cls, parse_json(text, "their text"))
+            calibration._check_lengths()
+        except ValueError as error:
+            raise UserError(f"the thresholds that were saved with the model are damaged ({error})") from error
+        return calibration
 
-    @classmethod
-    def from_json(cls, content: Any) -> Calibration:
-        """The calibration from the result of `to_json`. Raises UserError if it is damaged."""
-        try:
-            return cls._parse(content)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise UserError(f"the thresholds that were saved with the model are damaged ({reason}): calibrate it again") from error
-
-    @classmethod
-    def _parse(cls, content: Mapping[str, Any]) -> Calibration:
-        texts: dict[str, Any] = {name: content[name] for name in ("unit", "method", "confidence", "fingerprint", "measured")}
-        for name, choices in (("unit", UNITS), ("method", METHODS), ("confidence", CONFIDENCES)):
-            check_choice(name, texts[name], choices)
-        budgets, exits = len(content["budgets"]), len(content["costs"])
-        shapes = {
-            "budgets": (budgets,),
-            "thresholds": (budgets, exits - 1),
-            "accuracies": (budgets,),
-            "mean_costs": (budgets,),
-            "exit_shares": (budgets, exits),
-            "costs": (exits,),
-            "macs": (exits,),
-            "exit_accuracies": (exits,),
-        }
-        numbers: dict[str, Any] = {name: _numbers(name, content[name], shape) for name, shape in shapes.items()}
-        if not budgets or exits < 2 or list(numbers["budgets"]) != sorted(numbers["budgets"]):
-            raise ValueError(f"{budgets} budgets, {exits} exits")
-        return cls(**texts, **numbers, images=int(content["images"]))
-
-
-def _numbers(name: str, value: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """`value` as a tuple, or a tuple of tuples, of finite floats. Raises ValueError."""
-    array = np.asarray(value, np.float64)
-    if array.shape != shape or not np.isfinite(array).all():
-        raise ValueError(f"{name} has the shape {array.shape}, not {shape}, or is not finite")
-    return tuple(map(tuple, array.tolist())) if array.ndim == 2 else tuple(array.tolist())
+    def _check_lengths(self) -> None:
+        budgets, exits = len(self.budgets), len(self.costs)
+        if not budgets or exits < 2 or list(self.budgets) != sorted(self.budgets):
+            raise ValueError(f"{budgets} budgets, which must ascend, for {exits} exits")
+        by_budget = {"thresholds": budgets, "accuracies": budgets, "mean_costs": budgets, "exit_shares": budgets}
+        lengths = [(name, getattr(self, name), length) for name, length in (by_budget | {"macs": exits, "exit_accuracies": exits}).items()]
+        lengths += [(f"thresholds[{i}]", row, exits - 1) for i, row in enumerate(self.thresholds)]
+        lengths += [(f"exit_shares[{i}]", row, exits) for i, row in enumerate(self.exit_shares)]
+        for name, values, length in lengths:
+            if len(values) != length:
+                raise ValueError(f"{name} holds {len(values)} values, not {length}")
 
 
 # ----------------------------------------------------------------------------------------------------------------- fingerprints

@@ -20,18 +20,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from numbers import Integral
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from ... import functional as F
-from ...errors import UserError, nearest
+from ...errors import UserError, nearest, shown
 from ...nn.initialisers import Initialiser, truncated_normal, uniform
 from ...nn.layers import Dropout, LayerNorm, Linear, Mlp, Projection, Random, Sequential
+from ...schema import Limits
 from ...tensor import Tensor
 from ..base import Backbone, Model
-from ..config import BackboneConfig, Config
+from ..config import Config, Patch, Positive, Rate, Size, StageConfig
 from ..registry import FAMILIES, register
 from .calibration import Calibration, fits
 
@@ -45,104 +45,86 @@ class DVTConfig(Config):
     """The defaults are those of DVT-DeiT-S."""
 
     backbone: str = "vit"  # the family of every stage
-    patches: Sequence[Sequence[int]] = ((32, 32, 0), (23, 23, 3), (16, 16, 0))  # (size, stride, padding) in pixels, one per exit
+    patches: Annotated[Sequence[Patch], Limits(most=64)] = (
+        (32, 32, 0),
+        (23, 23, 3),
+        (16, 16, 0),
+    )  # (size, stride, padding) in pixels, one per exit
     feature_reuse: bool = True  # whether a stage reuses the features of the previous stage
     relationship_reuse: bool = True  # whether the attention logits of the previous stage are added to those of a stage
-    dim: int | Sequence[int] = 384  # channels of a token, for all stages or for each
-    depth: int | Sequence[int] = 12  # blocks, for all stages or for each
-    heads: int | Sequence[int] = 6  # attention heads, for all stages or for each; unused by a backbone without attention
-    mlp_ratio: float = 4.0  # hidden channels of a block's channel MLP, in units of dim
-    drop_path_rate: float = 0.0  # stochastic depth of every stage
+    dim: Size | Sequence[Size] = 384  # channels of a token, for all stages or for each
+    depth: Size | Sequence[Size] = 12  # blocks, for all stages or for each
+    heads: Size | Sequence[Size] = 6  # attention heads, for all stages or for each; unused by a backbone without attention
+    mlp_ratio: Positive = 4.0  # hidden channels of a block's channel MLP, in units of dim
+    drop_path_rate: Rate = 0.0  # stochastic depth of every stage
     init: Literal["timm", "jax", "zeros"] = "timm"  # initialisation of the backbones
     options: Mapping[str, Any] = field(default_factory=dict)  # further fields of the backbone's configuration
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "patches", _checked_patches(self.patches))
+        exits = len(self.patches)
+        if exits < 2:
+            raise UserError(f"a cascade has two exits or more, but patches holds {exits}: for one, create the backbone itself")
         for name in ("dim", "depth", "heads"):
-            object.__setattr__(self, name, _checked_stages(name, getattr(self, name), len(self.patches)))
-        family = FAMILIES.get(self.backbone) if isinstance(self.backbone, str) else None
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != exits:
+                raise UserError(f"{name} holds {len(value)} numbers for {exits} exits: {shown(value)}")
+        family = FAMILIES.get(self.backbone)
         backbones = [name for name, candidate in FAMILIES.items() if issubclass(candidate, Backbone)]
         if family is None or not issubclass(family, Backbone):
             raise UserError(
-                f"backbone must be {' or '.join(map(repr, backbones))}, not {self.backbone!r}{nearest(str(self.backbone), backbones)}"
+                f"backbone must be {' or '.join(map(repr, backbones))}, not {shown(self.backbone)}{nearest(self.backbone, backbones)}"
             )
         if self.relationship_reuse and not family.attends:
             raise UserError(f"relationship_reuse needs attention, which {self.backbone} has not: set relationship_reuse=False")
-        if not isinstance(self.options, Mapping):
-            raise UserError(f"options must map names of the backbone's options to values, not {self.options!r}")
-        allowed = [f.name for f in fields(family.Config) if f.name not in self.decided(0)]
+        decided = self.decided(0).keys() - _stage_config(family).patch_options
+        allowed = [f.name for f in fields(family.Config) if f.name not in decided]
         for name in self.options:
             if name not in allowed:
                 raise UserError(
                     f"options: {self.backbone} has no option {name!r} to set here{nearest(name, allowed)}; it has {', '.join(allowed)}"
                 )
-        object.__setattr__(self, "options", dict(self.options))
 
     def decided(self, k: int) -> dict[str, Any]:
         """The fields of the k-th stage's configuration that are set by the cascade's configuration."""
         field_names = {f.name for f in fields(FAMILIES[self.backbone].Config)}
         size, stride, padding = self.patches[k]
-        dim = self._of(self.dim, k)
         values = {
             name: getattr(self, name)
             for name in ("image_size", "in_channels", "num_classes", "dtype", "mlp_ratio", "drop_path_rate", "init")
         }
+        values |= _stage_config(FAMILIES[self.backbone]).patch_fields((size, stride, padding), self.options)
         values |= {
-            "patch_size": size,
-            "patch_stride": stride,
-            "patch_padding": padding,
-            "dim": dim,
+            "dim": self._of(self.dim, k),
             "depth": self._of(self.depth, k),
             "heads": self._of(self.heads, k),
             "extra_channels": FEATURE_CHANNELS if k and self.feature_reuse else 0,
         }
         return {name: value for name, value in values.items() if name in field_names}
 
-    def stage(self, k: int) -> BackboneConfig:
+    def stage(self, k: int) -> StageConfig:
         """The configuration of the k-th stage's backbone. Raises UserError if its patches do not fit the image."""
-        decided = self.decided(k)
-        size, padding = decided["patch_size"], decided["patch_padding"]
+        size, _, padding = self.patches[k]
         if size > self.image_size + 2 * padding:
             raise UserError(
                 f"patches: those of exit {k + 1}, of {size} pixels with padding {padding}, do not fit into an image of "
                 f"{self.image_size} pixels"
             )
-        family = FAMILIES[self.backbone].Config
-        assert issubclass(family, BackboneConfig)
-        defaults = family.stage_defaults({"dim": decided["dim"], "mlp_ratio": self.mlp_ratio})
-        return family(**decided, **defaults | dict(self.options))
+        decided, family = self.decided(k), _stage_config(FAMILIES[self.backbone])
+        return family(**family.stage_defaults({"dim": decided["dim"], "mlp_ratio": self.mlp_ratio}) | dict(self.options) | decided)
 
     @staticmethod
     def _of(value: int | Sequence[int], k: int) -> int:
         return value[k] if isinstance(value, Sequence) else value
 
 
-def _checked_patches(patches: Any) -> tuple[tuple[int, ...], ...]:
-    rows = [tuple(row) if isinstance(row, (list, tuple)) else row for row in patches] if isinstance(patches, (list, tuple)) else patches
-    valid = isinstance(rows, list) and all(
-        isinstance(row, tuple)
-        and len(row) == 3
-        and all(isinstance(n, Integral) for n in row)
-        and row[0] >= 1
-        and row[1] >= 1
-        and row[2] >= 0
-        for row in rows
-    )
-    if not valid:
-        raise UserError(f"patches must hold (size, stride, padding) in pixels for each exit, as ((8, 8, 0), (4, 4, 0)), not {patches!r}")
-    if len(rows) < 2:
-        raise UserError(f"a cascade has two exits or more, but patches holds {len(rows)}: {patches!r}; for one, create the backbone itself")
-    return tuple(tuple(map(int, row)) for row in rows)
+def _stage_config(family: type[Model]) -> type[StageConfig]:
+    assert issubclass(family.Config, StageConfig)
+    return family.Config
 
 
-def _checked_stages(name: str, value: Any, stages: int) -> int | tuple[int, ...]:
-    numbers = list(value) if isinstance(value, (list, tuple)) else [value]
-    if not all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) >= 1 for n in numbers):
-        raise UserError(f"{name} must be a whole number of at least 1, or one for each exit, not {value!r}")
-    if isinstance(value, (list, tuple)) and len(value) != stages:
-        raise UserError(f"{name} holds {len(value)} numbers for {stages} exits: {value!r}")
-    return tuple(map(int, numbers)) if isinstance(value, (list, tuple)) else int(value)
+def _t2t_preset(dim: int, depth: int, heads: int, ratio: float) -> dict[str, Any]:
+    return dict(backbone="t2t", patches=((14, 8, 3), (11, 6, 5), (7, 4, 2)), dim=dim, depth=depth, heads=heads, mlp_ratio=ratio)
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -167,6 +149,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         heads=(2, 3, 4),
         init="jax",
         options=dict(pool="mean", class_token=False),
+    ),
+    "dvt_t2t_vit_12": _t2t_preset(256, 12, 4, 2.0),
+    "dvt_t2t_vit_14": _t2t_preset(384, 14, 6, 3.0),
+    "dvt_t2t_tiny_32": dict(
+        backbone="t2t",
+        image_size=32,
+        num_classes=10,
+        patches=((7, 4, 2), (5, 3, 3), (5, 2, 2)),  # 8, 12 and 16 a side, of which the second unfold leaves 4, 6 and 8
+        dim=192,
+        depth=9,
+        heads=3,
+        mlp_ratio=3.0,
+        options=dict(unfolds=((3, 2, 1), (3, 1, 1))),
     ),
     "dvt_tiny_32": dict(image_size=32, num_classes=10, patches=((12, 8, 2), (8, 5, 1), (6, 4, 1)), dim=192, depth=9, heads=3),
 }

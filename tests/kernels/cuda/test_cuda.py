@@ -20,12 +20,16 @@ from minivit.kernels.cuda import kernel as cuda
 from minivit.kernels.cuda import nvrtc
 
 TESTS = Path(__file__).parents[2]
-FAMILIES = {**MODELS, "ff_only": {}, "dvt": {}}
+FAMILIES = {**MODELS, "ff_only": {}, "t2t": {}, "dvt": {}, "crossvit": {}, "deepvit": {"heads": 2}}
 
 
 def small(name, **options):
     if name == "dvt":
         return create_model("dvt_nano_8", seed=3, depth=1, **options)
+    if name == "crossvit":
+        return create_model("crossvit_nano_8", seed=3, dims=(8, 16), depths=(1, 1), **options)
+    if name == "t2t":
+        return create_model("t2t_vit_nano_8", seed=3, dim=16, depth=1, heads=2, token_dim=8, **options)
     return nano(name, seed=3, **{n: v for n, v in FAMILIES[name].items() if name != "ff_only"}, **options)
 
 

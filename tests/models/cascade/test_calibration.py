@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 
 import numpy as np
 import pytest
@@ -118,7 +118,7 @@ def test_budgets_without_thresholds_are_told(calibration):
 
 def test_json_gives_the_same_back(calibration):
     text = json.dumps(calibration.to_json(), allow_nan=False)
-    assert Calibration.from_json(json.loads(text)) == calibration == Calibration.from_json(calibration.to_json())
+    assert Calibration.from_text(text) == calibration
 
 
 def damaged(content):
@@ -140,13 +140,15 @@ def damaged(content):
         3,
         "text",
     )
-    yield from ({name: value for name, value in content.items() if name != field.name} for field in fields(Calibration))
+    yield from (
+        {name: value for name, value in content.items() if name != field.name} for field in fields(Calibration) if field.default is MISSING
+    )
 
 
 def test_damaged_content_is_told(calibration):
     for content in damaged(calibration.to_json()):
         with pytest.raises(UserError, match="the thresholds that were saved with the model are damaged"):
-            Calibration.from_json(content)
+            Calibration.from_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(

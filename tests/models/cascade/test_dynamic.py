@@ -40,8 +40,9 @@ def calibrated(model, *thresholds, unit="macs"):
 
 
 # ------------------------------------------------------------------------------------------------------- the authors' code
-def golden_model(dtype):
-    arrays, config = read_golden("dvt_deit.safetensors")
+def golden_model(name, dtype):
+    arrays, config = read_golden(f"{name}.safetensors")
+    own = dict(patches=config["patch_kernel_stride_padding"]) if "patch_kernel_stride_padding" in config else t2t_options(config)
     model = minivit.create_model(
         "dvt",
         image_size=config["image_size"],
@@ -51,16 +52,29 @@ def golden_model(dtype):
         depth=config["depth"],
         heads=config["heads"],
         mlp_ratio=config["mlp_ratio"],
-        patches=config["patch_kernel_stride_padding"],
+        feature_reuse=config["feature_reuse"],
+        relationship_reuse=config["relationship_reuse"],
         dtype=dtype,
+        **own,
     )
     assert [stage.grid for stage in model.stages] == config["token_grids"]
     model.load_state_dict(model.rename_foreign(part(arrays, "weights/")))
     return model, arrays
 
 
-def test_equals_the_authors_code():
-    model, arrays = golden_model("float64")
+def t2t_options(config):
+    first, *later = zip(*config["unfold_kernel_stride_padding"])
+    assert all(unfolds == ([3, 2, 1],) * 3 for unfolds in map(tuple, later))
+    options = dict(token_dim=config["token_dim"], kernel_features=config["performer_features"])
+    return dict(backbone="t2t", patches=first, options=options)
+
+
+GOLDEN = pytest.mark.parametrize("name", ["dvt_deit", "dvt_t2t", "dvt_t2t_none"])
+
+
+@GOLDEN
+def test_equals_the_authors_code(name):
+    model, arrays = golden_model(name, "float64")
     images = Tensor(arrays["input"], requires_grad=True)
     exits = model.exits(images)
     for k, logits in enumerate(exits):
@@ -71,13 +85,15 @@ def test_equals_the_authors_code():
     loss.backward()
     assert_matches(images.grad.numpy(), arrays["input_gradient"], "input gradient")
     expected = model.rename_foreign(part(arrays, "gradients/"))
-    assert expected.keys() == dict(model.named_parameters()).keys()
-    for name, parameter in model.named_parameters():
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert expected.keys() == trained.keys()
+    for name, parameter in trained.items():
         assert_matches(parameter.grad.numpy(), expected[name], name)
 
 
-def test_what_a_stage_hands_on():
-    model, arrays = golden_model("float64")
+@pytest.mark.parametrize("name", ["dvt_deit", "dvt_t2t"])
+def test_what_a_stage_hands_on(name):
+    model, arrays = golden_model(name, "float64")
     logits, (tokens, relation) = model.stage(0, Tensor(arrays["input"]), (None, None))
     assert_matches(logits.numpy(), arrays["logits/0"], "logits")
     assert_matches(tokens.numpy(), arrays["feature/0"], "features")
@@ -86,15 +102,16 @@ def test_what_a_stage_hands_on():
     assert_matches(tokens.numpy(), arrays["feature/1"], "features")
 
 
-def test_float32():
-    model, arrays = golden_model("float32")
+@GOLDEN
+def test_float32(name):
+    model, arrays = golden_model(name, "float32")
     for k, logits in enumerate(model.exits(arrays["input"].astype(np.float32))):
         assert logits.dtype == np.float32
         assert np.abs(logits.numpy() - arrays[f"logits/{k}"]).max() < 1e-4 * np.abs(arrays[f"logits/{k}"]).max()
 
 
 def test_weights_under_the_authors_names(tmp_path):
-    model, arrays = golden_model("float64")
+    model, arrays = golden_model("dvt_deit", "float64")
     save_file(part(arrays, "weights/"), tmp_path / "released.safetensors")
     again = minivit.create_model(
         "dvt",
@@ -182,18 +199,20 @@ def test_reset_head():
             dict(patches=((4, 4, 0), (12, 2, 0))),
             "patches: those of exit 2, of 12 pixels with padding 0, do not fit into an image of 8 pixels",
         ),
-        (dict(patches=((4, 4), (2, 2))), r"patches must hold \(size, stride, padding\) in pixels for each exit"),
-        (dict(patches=4), r"patches must hold \(size, stride, padding\)"),
-        (dict(patches=((4, 0, 0), (2, 2, 0))), r"patches must hold \(size, stride, padding\)"),
+        (dict(patches=((4, 4), (2, 2))), r"patches\[0\] must hold 3 values, not 2: \(4, 4\)"),
+        (dict(patches=4), "patches must be a list, not 4"),
+        (dict(patches=((4, 4, 0), (2, 0, 0))), r"patches\[1\]\[1\] must be a whole number of at least 1, not 0"),
+        (dict(patches=((4, 4, 0), (2, 2, True))), r"patches\[1\]\[2\] must be a whole number of at least 0, not True"),
+        (dict(patches=((4, 4, 0), (2, 3, 0))), "patch_stride must be at most patch_size: 3 is more than 2"),
         (dict(backbone="vitt"), r"backbone must be .*'vit'.*, not 'vitt' \(nearest: vit"),
         (dict(backbone="mixer"), "relationship_reuse needs attention, which mixer has not: set relationship_reuse=False"),
         (dict(backbone="dvt"), "backbone must be "),
         (dict(depth=(1, 2)), r"depth holds 2 numbers for 3 exits: \(1, 2\)"),
-        (dict(depth=(1, 2, 0)), "depth must be a whole number of at least 1, or one for each exit"),
+        (dict(depth=(1, 2, 0)), r"depth\[2\] must be a whole number of at least 1, not 0"),
         (dict(heads=5), "^heads must divide dim: 12 is not a multiple of 5$"),
         (dict(options=dict(pol="mean")), r"options: vit has no option 'pol' to set here \(nearest: pool"),
         (dict(options=dict(dim=3)), "options: vit has no option 'dim' to set here"),
-        (dict(options=3), "options must map names of the backbone's options to values"),
+        (dict(options=3), "options must be a mapping of names to values, not 3"),
     ],
 )
 def test_bad_values_are_named(options, message):
@@ -212,6 +231,7 @@ def test_bad_values_are_named(options, message):
         dict(relationship_reuse=False),
         dict(feature_reuse=False, relationship_reuse=False),
         dict(backbone="mixer", relationship_reuse=False),
+        dict(backbone="t2t", options=dict(token_dim=4, unfolds=((3, 1, 1), (3, 1, 1)))),
         dict(patches=PATCHES[:2]),
     ],
 )

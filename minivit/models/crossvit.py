@@ -1,0 +1,285 @@
+"""CrossViT (Chen et al., 2103.14899), with timm's parameter names: transformers over patches of two sizes, joined by class tokens.
+
+Each stage runs the blocks of both branches. Then the class token of each branch, projected to the width of the other one, attends to the
+patch tokens there, and is projected back (section 3.3, equations 4 to 6). A branch's answer comes from its class token, and the logits of
+the model are the mean of both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import numpy as np
+
+from .. import functional as F
+from ..errors import UserError
+from ..nn.initialisers import Initialiser, normal, truncated_normal, uniform, xavier_uniform
+from ..nn.layers import CrossAttention, Dropout, DropPath, LayerNorm, Linear, PatchEmbed, Random, Sequential
+from ..nn.module import Module, filled
+from ..schema import Limits
+from ..tensor import Tensor
+from . import positions
+from .base import Model
+from .config import Config, Positive, Rate, Size
+from .registry import register
+from .vit import Block, ViTConfig
+
+BRANCHES = (0, 1)
+
+
+@dataclass(frozen=True)
+class CrossViTConfig(Config):
+    """The defaults are those of CrossViT-Ti. Fields with two values have one for each branch."""
+
+    image_size: Annotated[int, Limits(1, 4096)] = 240  # pixels, both sides, of the images that come in
+    branch_sizes: tuple[Size, Size] = (240, 224)  # pixels to which a branch resizes them
+    patch_sizes: tuple[Size, Size] = (12, 16)  # pixels, both sides; must divide the branch's size
+    dims: tuple[Size, Size] = (96, 192)  # channels of a token
+    depths: tuple[Size, Size] = (1, 4)  # blocks in a stage
+    stages: Size = 3  # times that blocks of both branches and an exchange follow each other
+    heads: tuple[Size, Size] = (3, 3)  # attention heads of a block; must divide the branch's dim
+    mlp_ratios: tuple[Positive, Positive] = (4.0, 4.0)  # hidden channels of a block's MLP, in units of dim
+    drop_rate: Rate = 0.0  # dropout before the heads
+    pos_drop_rate: Rate = 0.0  # dropout after the position embeddings
+    proj_drop_rate: Rate = 0.0  # dropout after the projections of attention and each layer of the MLPs
+    attn_drop_rate: Rate = 0.0  # dropout of the attention probabilities of blocks
+    drop_path_rate: Rate = 0.0  # stochastic depth of the last block; increases linearly with depth, from 0 in the first
+    eps: Positive = 1e-6  # of every layer normalisation
+    init: Literal["timm", "jax", "zeros"] = "timm"  # initialisation: as in timm, as in Google's ViT, or none
+
+    def branch(self, b: int) -> ViTConfig:
+        """The configuration of a branch as a ViT of its own. Raises UserError where its fields do not fit each other."""
+        return ViTConfig(
+            image_size=self.branch_sizes[b],
+            in_channels=self.in_channels,
+            num_classes=self.num_classes,
+            dtype=self.dtype,
+            patch_size=self.patch_sizes[b],
+            dim=self.dims[b],
+            depth=self.depths[b],
+            heads=self.heads[b],
+            mlp_ratio=self.mlp_ratios[b],
+            proj_drop_rate=self.proj_drop_rate,
+            attn_drop_rate=self.attn_drop_rate,
+            eps=self.eps,
+        )
+
+
+def _preset(dims: tuple[int, int], depth: int, heads: int, ratio: float) -> dict[str, Any]:
+    return dict(dims=dims, depths=(1, depth), heads=(heads, heads), mlp_ratios=(ratio, ratio))
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "crossvit_nano_8": dict(
+        image_size=8,
+        branch_sizes=(8, 9),
+        patch_sizes=(2, 3),
+        in_channels=1,
+        num_classes=10,
+        dims=(32, 64),
+        depths=(1, 2),
+        stages=2,
+        heads=(2, 4),
+        init="jax",
+    ),
+    "crossvit_tiny_32": dict(image_size=32, branch_sizes=(30, 32), patch_sizes=(3, 4), num_classes=10, dims=(96, 192), depths=(1, 3)),
+    "crossvit_tiny_240": _preset((96, 192), 4, 3, 4.0),
+    "crossvit_small_240": _preset((192, 384), 4, 6, 4.0),
+    "crossvit_base_240": _preset((384, 768), 4, 12, 4.0),
+    "crossvit_9_240": _preset((128, 256), 3, 4, 3.0),
+    "crossvit_15_240": _preset((192, 384), 5, 6, 3.0),
+    "crossvit_18_240": _preset((224, 448), 6, 7, 3.0),
+}
+
+
+class Bridge(Sequential):
+    """A class token on its way to the width of the other branch: linear(gelu(norm(x))), (B, 1, inputs) -> (B, 1, outputs)."""
+
+    def __init__(self, inputs: int, outputs: int, eps: float, dtype: str) -> None:
+        super().__init__(LayerNorm(inputs, eps, dtype), None, Linear(inputs, outputs, dtype=dtype))  # None stands for the GELU
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm, _, linear = self.layers
+        return linear(F.gelu(norm(x)))
+
+
+class Fusion(Module):
+    """The first token attends to all tokens, itself included: z (B, N, C) -> z[:, :1] + attention(norm(z)), (B, 1, C)."""
+
+    def __init__(self, config: ViTConfig, drop_path_rate: float, random: Random) -> None:
+        self.norm1 = LayerNorm(config.dim, config.eps, config.dtype)
+        self.attn = CrossAttention(config.dim, config.heads, random, config.proj_drop_rate, config.dtype)
+        self.drop_path = DropPath(drop_path_rate, random)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z[:, :1] + self.drop_path(self.attn(self.norm1(z)))
+
+
+class Stage(Module):
+    """The blocks of both branches, and the exchange between them.
+
+    tokens: (B, 1 + patches, dim) of each branch -> the new class token (B, 1, dim) and the patch tokens (B, patches, dim) of each.
+    """
+
+    def __init__(self, branches: tuple[ViTConfig, ...], rates: np.ndarray, random: Random) -> None:
+        dims, eps, dtype = [c.dim for c in branches], branches[0].eps, branches[0].dtype
+        self.blocks = [Sequential(*(Block(c, float(rates[i]), random) for i in range(c.depth))) for c in branches]
+        self.projs = [Bridge(dims[b], dims[1 - b], eps, dtype) for b in BRANCHES]
+        self.fusion = [Fusion(branches[1 - b], float(rates[-1]), random) for b in BRANCHES]
+        self.revert_projs = [Bridge(dims[1 - b], dims[b], eps, dtype) for b in BRANCHES]
+
+    def forward(self, *tokens: Tensor, logits: tuple[list[Tensor], ...] | None = None) -> list[tuple[Tensor, Tensor]]:
+        outputs = [self._run_blocks(b, tokens[b], logits) for b in BRANCHES]
+        patches = [x[:, 1:] for x in outputs]
+        projected = [self.projs[b](outputs[b][:, :1]) for b in BRANCHES]
+        fused = [self.fusion[b](F.concatenate(projected[b], patches[1 - b], axis=1)) for b in BRANCHES]
+        return [(self.revert_projs[b](fused[b]), patches[b]) for b in BRANCHES]
+
+    def _run_blocks(self, b: int, x: Tensor, logits: tuple[list[Tensor], ...] | None) -> Tensor:
+        if logits is None:
+            return self.blocks[b](x)
+        for block in self.blocks[b].layers:
+            x, block_logits = block(x, return_logits=True)
+            logits[b].append(block_logits)
+        return x
+
+
+@register
+class CrossViT(Model):
+    """The complete model. Raises UserError if a branch's patch size does not divide its image size, or its heads do not divide its dim."""
+
+    family, Config, presets = "crossvit", CrossViTConfig, PRESETS
+    attends = True
+    part_name = "branch"
+
+    config: CrossViTConfig
+    head: list[Linear]  # type: ignore[assignment]
+    no_decay = (*Module.no_decay, *(f"{name}_{b}" for name in ("cls_token", "pos_embed") for b in BRANCHES))
+
+    def __init__(self, config: CrossViTConfig, seed: int = 0) -> None:
+        super().__init__(config, seed)
+        branches, random = tuple(map(config.branch, BRANCHES)), self.random
+        self.patch_embed = [PatchEmbed(c.image_size, c.patch_size, c.in_channels, c.dim, c.dtype) for c in branches]
+        for b, c in enumerate(branches):
+            setattr(self, f"pos_embed_{b}", filled((1, 1 + self.patch_embed[b].grid ** 2, c.dim), 0, c.dtype))
+            setattr(self, f"cls_token_{b}", filled((1, 1, c.dim), 0, c.dtype))
+        self.pos_drop = [Dropout(config.pos_drop_rate, random) for _ in BRANCHES]
+        rates = np.linspace(0.0, config.drop_path_rate, config.stages * max(config.depths)).reshape(config.stages, -1)
+        self.blocks = [Stage(branches, stage_rates, random) for stage_rates in rates]
+        self.norm = [LayerNorm(c.dim, c.eps, c.dtype) for c in branches]
+        self.head_drop = Dropout(config.drop_rate, random)
+        self.head = [Linear(c.dim, config.num_classes, dtype=c.dtype) for c in branches]
+        self.initialise()
+
+    def initialisers(self) -> dict[str, Initialiser]:
+        config = self.config
+        if config.init == "zeros":
+            return {}
+        stems = {f"patch_embed.{b}.*": uniform((config.in_channels * config.patch_sizes[b] ** 2) ** -0.5) for b in BRANCHES}
+        if config.init == "jax":
+            return stems | {
+                "pos_embed_?": normal(0.02),
+                "*.qkv.weight": xavier_uniform(parts=3),
+                "blocks.*.attn.*.weight": xavier_uniform(),
+                "blocks.*.mlp.*.weight": xavier_uniform(),
+                "blocks.*.mlp.*.bias": normal(1e-6),
+                "blocks.*projs.?.2.weight": xavier_uniform(),
+            }
+        weight_init = truncated_normal(0.02)
+        tokens = {"pos_embed_?": weight_init, "cls_token_?": weight_init}
+        matrices = ("blocks.*.attn.*.weight", "blocks.*.mlp.*.weight", "blocks.*projs.?.2.weight", "head.?.weight")
+        return stems | tokens | dict.fromkeys(matrices, weight_init)
+
+    def embed(self, b: int, images: Tensor) -> Tensor:
+        """The tokens of a branch before the first stage: images (B, C, S, S) -> (B, N, dim)."""
+        B, C, S, _ = images.shape
+        size = self.config.branch_sizes[b]
+        if size != S:
+            images = F.resample(images.reshape(B * C, S * S, 1), S, size, "bicubic").reshape(B, C, size, size)
+        x = self.patch_embed[b](images)  # (B, grid², dim)
+        x = F.concatenate(F.broadcast(getattr(self, f"cls_token_{b}"), (B, 1, x.shape[2])), x, axis=1)
+        return self.pos_drop[b](x + getattr(self, f"pos_embed_{b}"))
+
+    def class_tokens(self, images: Tensor, logits: tuple[list[Tensor], ...] | None = None) -> list[Tensor]:
+        """The normalised class token of each branch, (B, dim): images (B, C, S, S) in the model's dtype.
+
+        logits: a list for each branch, to which the scaled attention logits (B, H, N, N) of its blocks are appended.
+        """
+        self._check(images)
+        tokens = [self.embed(b, images) for b in BRANCHES]
+        for stage in self.blocks[:-1]:
+            tokens = [F.concatenate(*parts, axis=1) for parts in stage(*tokens, logits=logits)]
+        last = self.blocks[-1](*tokens, logits=logits)
+        return [self.norm[b](last[b][0])[:, 0] for b in BRANCHES]
+
+    def features(self, images: Any) -> Tensor:
+        """The class tokens of both branches one after the other: images -> (B, dims[0] + dims[1])."""
+        return F.concatenate(*self.class_tokens(self.begin(images)), axis=1)
+
+    def forward(self, images: Any) -> Tensor:
+        tokens = self.class_tokens(self.begin(images))
+        answers = [self.head[b](self.head_drop(tokens[b]), precise=True) for b in BRANCHES]
+        return (answers[0] + answers[1]) * 0.5
+
+    def _check(self, images: Tensor) -> None:
+        config = self.config
+        expected = config.in_channels, config.image_size, config.image_size
+        if images.ndim != 4 or images.shape[1:] != expected:
+            raise UserError(
+                f"images have shape {images.shape}, the model takes (B, {', '.join(map(str, expected))}): resize them, "
+                "or create the model with their image_size and in_channels"
+            )
+
+    def reset_head(self, num_classes: int) -> None:
+        self.config = replace(self.config, num_classes=num_classes)
+        self.head = [Linear(dim, num_classes, dtype=self.config.dtype) for dim in self.config.dims]
+        for head in self.head:
+            head.train(self.training)
+        self.initialise("head.*")
+
+    # ----------------------------------------------------------------------------------------------------- weights of files
+    def rename_foreign(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Renames `pos_embed.0`, as the authors write, to timm's `pos_embed_0`, and the class tokens likewise."""
+        theirs = {f"{name}.{b}": f"{name}_{b}" for name in ("cls_token", "pos_embed") for b in BRANCHES}
+        return {theirs.get(name, name): array for name, array in state.items()}
+
+    def resize_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
+        resized = dict(state)
+        for b in BRANCHES:
+            name, grid = f"pos_embed_{b}", self.patch_embed[b].grid
+            given = state.get(name)
+            if given is not None and given.ndim == 3 and given.shape[1] != 1 + grid**2:
+                resized[name] = positions.resize(given, grid, 1, method)
+        return resized
+
+    # --------------------------------------------------------------------------------------------------------- for pictures
+    def backbones(self) -> list[Any]:
+        return [Branch(self, b) for b in BRANCHES]
+
+
+class Branch:
+    """A branch of a CrossViT, to be drawn: it has the hooks for pictures of a `Backbone`."""
+
+    attends, prefix = True, 1
+
+    def __init__(self, model: CrossViT, b: int) -> None:
+        self.model, self.b = model, b
+        self.grid = model.patch_embed[b].grid
+
+    def encode(self, images: Tensor, features: Any = None, relation: Any = None, logits: list[Tensor] | None = None) -> Tensor:
+        """The class token (B, dim) of the branch. The logits of its blocks are appended to `logits`."""
+        lists: tuple[list[Tensor], ...] = ([], [])
+        token = self.model.class_tokens(images, lists)[self.b]
+        if logits is not None:
+            logits.extend(lists[self.b])
+        return token
+
+    def patch_filters(self) -> np.ndarray:
+        return self.model.patch_embed[self.b].proj.weight.numpy()
+
+    def position_embedding(self) -> tuple[np.ndarray, int]:
+        return getattr(self.model, f"pos_embed_{self.b}").numpy()[0, 1:], self.grid
+
+    def token_mixing_weights(self) -> list[np.ndarray]:
+        return []
