@@ -14,6 +14,8 @@ _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 60
 _short.maxlevel = 3
 
+LONGEST = 300  # characters of a message
+
 
 def printable(text: str) -> str:
     """One line for any terminal: control characters, line ends and halves of surrogate pairs as escapes, such as "\\x1b"."""
@@ -65,3 +67,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     by_lowercase = {k.lower(): k for k in known}
     matches = get_close_matches(name.lower(), by_lowercase, n=3, cutoff=0.5)
     return f" (nearest: {', '.join(by_lowercase[m] for m in matches)})" if matches else ""
+
+
+def reason(error: BaseException) -> str:
+    """What an error of a library says, in one line without the path of a file, for a message that names the file itself."""
+    text = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    return " ".join(text.split())[:150]

@@ -1,15 +1,18 @@
-"""Paths given by users, and atomic file writes: a reader sees either the old content or the new content, never a part of it."""
+"""Paths given by users, files whose content nobody vouches for, and atomic file writes: a reader sees the old content or the new."""
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import UserError
+from .errors import UserError, reason
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
@@ -23,6 +26,40 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise UserError(f"{str(path)[:100]} cannot be a path: {reason}") from error
     return expanded
+
+
+class _Bounded(io.BufferedReader):
+    """A file for reading that reserves no memory for bytes that a reader asks for and the file does not have."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading in binary. Raises OSError for what is no regular file: a pipe, which would wait for a writer; a device."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(number, os.strerror(number) if stat.S_ISDIR(mode) else "not a regular file", os.fspath(path))
+    return _Bounded(io.FileIO(descriptor))
+
+
+@contextmanager
+def reading_untrusted(what: str, advice: str = "", kind: type[UserError] = UserError) -> Iterator[None]:
+    """Inside the block a file is decoded that may be damaged or meant to harm: whatever is raised there becomes a UserError of this kind.
+
+    The libraries that decode files list nowhere what they raise. what: the file in words; advice: the way out.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise kind(f"cannot read {what}: {reason(error)}{advice and '; '}{advice}") from error
 
 
 @contextmanager

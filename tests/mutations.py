@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import numpy as np
 from minivit.errors import UserError
 
 SECONDS = 2.0
+MEMORY = 500 << 20  # bytes above those that a process has already
 LINE = 300  # characters
 VALUES = (b"\0", b"\1", b"\x7f", b"\x80", b"\xff", b"\xff" * 4, b"\0" * 4, b"\x7f\xff\xff\xff", b"\xff" * 8, b"\0" * 8)
 
@@ -105,6 +107,19 @@ def memory_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+def with_enough_memory(read: Callable[[], object]) -> Callable[[], object]:
+    """read, but it fails where its UserError says no more than that memory ran out: a `memory_limit` finds that out, no user has one."""
+
+    def checked() -> object:
+        try:
+            return read()
+        except UserError as error:
+            assert not isinstance(error.__cause__, MemoryError), error
+            raise
+
+    return checked
+
+
 def check_outcome(read: Callable[[], object], what: str) -> bool:
     """Calls read(): it must return, or raise UserError with one printable line, within SECONDS. Returns whether it returned.
 
@@ -122,3 +137,35 @@ def check_outcome(read: Callable[[], object], what: str) -> bool:
         raise AssertionError(f"{what}: {type(error).__name__}: {str(error)[:300]}") from error
     assert time.process_time() - start < SECONDS, (what, time.process_time() - start)
     return done
+
+
+def outcome(read: Callable[[], object]) -> str:
+    """The line of the UserError that read() raises, or "", after `check_outcome` in a process of its own that may take MEMORY more."""
+
+    def run() -> None:
+        line = ""
+
+        def recorded() -> None:
+            nonlocal line
+            try:
+                with_enough_memory(read)()
+            except UserError as error:
+                line = str(error)
+                raise
+
+        try:
+            with memory_limit(MEMORY):
+                check_outcome(recorded, "a bomb")
+        except BaseException as error:
+            line = f"FAILED: {error!r}"
+        answer.send(line)
+
+    context = multiprocessing.get_context("fork")
+    result, answer = context.Pipe(duplex=False)
+    process = context.Process(target=run)
+    process.start()
+    line = result.recv() if result.poll(30) else "FAILED: it hangs"
+    process.kill()
+    process.join()
+    assert not line.startswith("FAILED"), line
+    return line

@@ -1,6 +1,6 @@
 import pickle
 
-from minivit.errors import UserError, listed, nearest, shown
+from minivit.errors import UserError, listed, nearest, reason, shown
 
 
 def test_nearest_names_best_first():
@@ -20,6 +20,13 @@ def test_a_message_is_one_printable_line():
 def test_a_long_message_keeps_its_beginning_and_its_end():
     line = str(UserError(f"weights do not fit: {'a' * 1000}: give others"))
     assert len(line) == 300 and line.startswith("weights do not fit: aaa") and " ... aaa" in line and line.endswith("aaa: give others")
+    assert str(UserError("a" * 300)) == "a" * 300
+
+
+def test_the_reason_of_an_error_is_one_short_line():
+    assert reason(OSError(28, "No space left on device", "/a/path")) == "No space left on device"
+    assert reason(ValueError("one\n  two")) == "one two" and reason(ValueError()) == "ValueError"
+    assert len(reason(ValueError("a" * 1000))) == 150
 
 
 def test_values_are_shown_short():

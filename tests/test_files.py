@@ -1,10 +1,12 @@
 import errno
 import os
+import sys
 
 import pytest
+from mutations import memory_limit
 
 from minivit.errors import UserError
-from minivit.files import atomic_file, user_path
+from minivit.files import atomic_file, open_regular, reading_untrusted, user_path
 
 
 def test_the_home_of_a_user(tmp_path, monkeypatch):
@@ -18,6 +20,37 @@ def test_what_cannot_be_a_path(tmp_path, monkeypatch, path):
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(UserError, match="cannot be a path: "):
         user_path(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in ((tmp_path / "pipe", "not a regular file"), (tmp_path, "Is a directory"), ("/dev/zero", "not a regular file")):
+        with pytest.raises(OSError, match=message):
+            open_regular(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+def test_no_memory_is_reserved_for_bytes_that_are_not_there(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    with open_regular(tmp_path / "file") as file, memory_limit(64 << 20):
+        assert file.read(3) == b"con" and file.read(1 << 40) == b"tent" and file.read(1 << 40) == b""
+
+
+def test_what_a_decoder_raises_becomes_one_line():
+    class Damaged(UserError):
+        pass
+
+    for error, line in (
+        (ArithmeticError("two\nlines, \x1b[31m"), r"cannot read image a: two lines, \x1b[31m; fetch it again"),
+        (RecursionError(), "cannot read image a: RecursionError; fetch it again"),
+        (UserError("as it was"), "as it was"),
+    ):
+        with pytest.raises(UserError) as caught, reading_untrusted("image a", "fetch it again", Damaged):
+            raise error
+        assert str(caught.value) == line and isinstance(caught.value, Damaged) == (caught.value is not error)
+    with pytest.raises(KeyboardInterrupt), reading_untrusted("image a"):
+        raise KeyboardInterrupt
 
 
 def test_the_name_appears_with_the_whole_content(tmp_path):

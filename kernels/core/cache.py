@@ -44,7 +44,7 @@ def make_private(folder: Path) -> None:
 
 
 def is_trusted(folder: Path) -> bool:
-    """Whether code from this folder may run: it belongs to this user or to root, and nobody else may write to it."""
+    """Whether what lies in this folder may be used: it belongs to this user or to root, and nobody else may write to it."""
     if not hasattr(os, "getuid"):
         return True
     try:
@@ -54,17 +54,19 @@ def is_trusted(folder: Path) -> bool:
     return status.st_uid in (0, os.getuid()) and not status.st_mode & OTHERS_MAY_WRITE
 
 
-def is_used(folder: Path, *inner: Path) -> bool:
-    """Whether compiled code in a folder, and in folders inside it, is used: `is_trusted`, and a line that says so where it is not."""
+def is_used(folder: Path, *inner: Path, instead: str = "kernels are compiled for this process alone") -> bool:
+    """Whether a folder, and folders inside it, serve as a cache: `is_trusted`; otherwise a line says so, and what is done `instead`."""
     trusted = all(map(is_trusted, (folder, *inner)))
     if not trusted:
-        say_once(f"{folder} is not used, since others may write to it; kernels are compiled for this process alone")
+        say_once(f"{folder} is not used, since others may write to it; {instead}")
     return trusted
 
 
-def say_not_kept(folder: Path, error: OSError) -> None:
-    """Say once that compiled code cannot be written to a folder."""
-    say_once(f"cannot keep compiled kernels in {folder}: {error.strerror or error}; they are compiled for this process alone")
+def say_not_kept(
+    folder: Path, error: OSError, what: str = "compiled kernels", instead: str = "they are compiled for this process alone"
+) -> None:
+    """Say once that a cache cannot be written to a folder, and what is done `instead`."""
+    say_once(f"cannot keep {what} in {folder}: {error.strerror or error}; {instead}")
 
 
 @cache

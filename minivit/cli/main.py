@@ -10,6 +10,7 @@ import argparse
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -39,6 +40,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default the arguments of this process; returns the exit status."""
     _escape_what_cannot_be_encoded()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about damaged images, of which minivit tells in its own words
     try:
         options = _parse(sys.argv[1:] if arguments is None else list(arguments))
         with _on_threads(getattr(options, "threads", None)):

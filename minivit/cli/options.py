@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from ..data import Dataset
+from ..data.image_file import MAX_PIXELS
 from ..errors import UserError
 from ..inference.classifier import Classifier
 from ..inference.run_data import data_of_run
@@ -23,9 +24,22 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, metavar="INT", help="how many compute (default: as many as there are cores)")
 
 
+def add_max_pixels(parser: argparse.ArgumentParser) -> None:
+    """Add --max-pixels."""
+    parser.add_argument(
+        "--max-pixels", type=int, metavar="INT", default=MAX_PIXELS, help="largest number of pixels of an image file (default: %(default)s)"
+    )
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for a dataset of image files."""
+    parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read, and name them")
+    add_max_pixels(parser)
+
+
 def add_test_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of commands that test a model on `test_data`."""
-    parser.add_argument("--skip-bad-images", action="store_true", help="leave out images that cannot be read, and name them")
+    add_image_options(parser)
     add_precision(parser)
     add_threads(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
@@ -44,4 +58,11 @@ def assignment(text: str, option: str = "--model-option") -> tuple[str, Any]:
 
 def test_data(options: argparse.Namespace, classifier: Classifier) -> Dataset:
     """The data that the options specify, otherwise the run's, at the model's image size and with its classes. Raises UserError."""
-    return data_of_run(options.run, classifier, options.data, skip_bad_images=options.skip_bad_images, progress=not options.quiet)
+    return data_of_run(
+        options.run,
+        classifier,
+        options.data,
+        skip_bad_images=options.skip_bad_images,
+        max_pixels=options.max_pixels,
+        progress=not options.quiet,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..plots import draw_run
-from .options import add_threads
+from .options import add_image_options, add_threads
 from .output import print_json
 
 
@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FLOAT",
         help="of a calibrated cascade, for the pictures of its exits (default: the smallest that is as accurate as the last exit)",
     )
-    parser.add_argument("--skip-bad-images", action="store_true", help="leave out test images that cannot be read, and name them")
+    add_image_options(parser)
     add_threads(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
 
@@ -40,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
         options.out,
         options.budget,
         skip_bad_images=options.skip_bad_images,
+        max_pixels=options.max_pixels,
         progress=not options.quiet,
     )
     if options.json:

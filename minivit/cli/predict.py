@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.decode import Unreadable
 from ..data.folder import image_files
+from ..data.image_file import Unreadable
 from ..errors import printable
 from ..inference.classifier import Classifier, load
-from .options import add_precision, add_threads
+from .options import add_image_options, add_precision, add_threads
 from .output import print_json_list
 
 
@@ -27,11 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of a calibrated cascade: largest mean cost of an image, in the unit "
         "of its calibration; without it every image goes to the last exit",
     )
-    parser.add_argument(
-        "--skip-bad-images",
-        action="store_true",
-        help="leave out images that cannot be read, and name them on standard error; the status is 0 if any image can be read",
-    )
+    add_image_options(parser)
     add_precision(parser)
     add_threads(parser)
 
@@ -39,7 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     classifier = load(options.run, options.precision, options.device)
     skipped: list[Unreadable] = []
-    rows = _rows(classifier, _listed(options.images), options.budget, skipped if options.skip_bad_images else None, options.json)
+    bad = skipped if options.skip_bad_images else None
+    rows = _rows(classifier, _listed(options.images), options.budget, bad, options.json, options.max_pixels)
     if options.json:
         print_json_list(rows)
     else:
@@ -72,10 +69,15 @@ def _listed(paths: Sequence[str]) -> list[str]:
 
 
 def _rows(
-    classifier: Classifier, paths: Sequence[str], budget: float | None, skipped: list[Unreadable] | None, probabilities: bool
+    classifier: Classifier,
+    paths: Sequence[str],
+    budget: float | None,
+    skipped: list[Unreadable] | None,
+    probabilities: bool,
+    max_pixels: int,
 ) -> Iterator[dict[str, Any]]:
     """For each image what is printed of it, with the probability of every class if `probabilities`."""
-    for prediction in classifier.predict_in_batches(paths, budget, skipped):
+    for prediction in classifier.predict_in_batches(paths, budget, skipped, max_pixels=max_pixels):
         columns = (
             prediction.sources,
             prediction.names,

@@ -1,31 +1,38 @@
-"""Cache of decoded images in the user's cache folder: one memory-mapped array file with a small JSON file."""
+"""Cache of decoded images in the user's cache folder: one memory-mapped array file, and a file with a digest and JSON.
+
+An entry counts only if it is exactly what was written: the digest of the JSON, and in it the size and time of the array file, which is not
+read for this. Any other entry is made again. Where the folder cannot be written, or others may write to it, the images stay in memory.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..files import atomic_file
+from ..errors import UserError, printable
+from ..files import atomic_file, open_regular, user_path
+from ..kernels.core.cache import cache_folder, is_used, make_private, say_not_kept
 from .dataset import Dataset, channel_statistics
 
-VERSION = 1  # of the cached content; to be incremented when decoding changes
+VERSION = 2  # of the cached content; to be incremented when decoding changes
+INSTEAD = "decoded images stay in memory; give another folder as cache_dir to keep them"
+Row = tuple[np.ndarray, int, bool]  # image uint8 (H, W, C), label, whether it is for training
 
 
 def data_folder(cache_dir: str | Path | None) -> Path:
     """The folder for archives and decoded images: `cache_dir`, or "data" in the user's cache folder."""
-    if cache_dir is not None:
-        return Path(cache_dir)
-    from ..kernels.core.cache import cache_folder
-
-    return cache_folder() / "data"
+    return cache_folder() / "data" if cache_dir is None else user_path(cache_dir)
 
 
 def cache_key(*parts: Any) -> str:
@@ -36,7 +43,7 @@ def cache_key(*parts: Any) -> str:
 def say(line: str, progress: bool = True) -> None:
     """Print a progress line on standard error; standard output is reserved for results."""
     if progress:
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def with_progress(items: Iterable[Any], total: int, what: str, progress: bool) -> Iterator[Any]:
@@ -46,18 +53,43 @@ def with_progress(items: Iterable[Any], total: int, what: str, progress: bool) -
     yield from tqdm(items, what, total, disable=not (progress and sys.stderr.isatty()), leave=False)
 
 
+def _is_used(folder: Path) -> bool:
+    return is_used(folder, instead=INSTEAD)
+
+
 def load_cached(folder: Path, key: str) -> tuple[Dataset, dict[str, Any]] | None:
     """(dataset, notes) as written by `store`, or None. The images are memory-mapped copy-on-write: the file never changes."""
+    if not _is_used(folder):
+        return None
     try:
-        metadata = json.loads((folder / f"{key}.json").read_text())
-        images = np.load(folder / f"{key}.npy", mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError):  # absent, or truncated by a crash: it will be created again
+        with open_regular(folder / f"{key}.json") as file:
+            digest, _, content = file.read().partition(b"\n")
+        if digest.decode("ascii", "replace") != _digest(key, content):
+            return None
+        metadata = json.loads(content)
+        images = _mapped(folder / f"{key}.npy", metadata["shape"], metadata["written"])
+    except OSError:  # absent
         return None
-    labels = np.array(metadata["labels"], np.int64)  # (n,)
-    if list(images.shape) != metadata["shape"]:
-        return None
-    train_count, images = metadata["train"], np.asarray(images)
-    dataset = Dataset(
+    return None if images is None else (_dataset(images, metadata), metadata["notes"])
+
+
+def _digest(key: str, content: bytes) -> str:
+    return hashlib.sha256(key.encode() + content).hexdigest()
+
+
+def _mapped(path: Path, shape: Sequence[int], written: int) -> np.ndarray | None:
+    """The images in an array file of this shape and time; None if it is another file."""
+    header = _header(shape[0], shape[1:])
+    with open_regular(path) as file:
+        status = os.fstat(file.fileno())
+        if (status.st_size, status.st_mtime_ns) != (len(header) + prod(shape), written) or file.read(len(header)) != header:
+            return None
+        return np.asarray(np.memmap(file, np.uint8, "c", len(header), tuple(shape)))
+
+
+def _dataset(images: np.ndarray, metadata: dict[str, Any]) -> Dataset:
+    labels, train_count = np.array(metadata["labels"], np.int64), metadata["train"]  # (n,)
+    return Dataset(
         metadata["name"],
         images[:train_count],
         labels[:train_count],
@@ -68,62 +100,72 @@ def load_cached(folder: Path, key: str) -> tuple[Dataset, dict[str, Any]] | None
         tuple(metadata["std"]),
         metadata["augmentation"],
     )
-    return dataset, metadata["notes"]
 
 
 def store(
-    folder: Path,
-    key: str,
-    rows: Iterable[tuple[np.ndarray, int, bool]],
-    shape: Sequence[int],
-    *,
-    name: str,
-    class_names: Sequence[str],
-    augmentation: str,
-    notes: dict[str, Any],
+    folder: Path, key: str, rows: Callable[[], Iterable[Row]], shape: Sequence[int], *, notes: dict[str, Any], **described: Any
 ) -> Dataset:
-    """Write the images of `rows` as they are produced, and return the dataset, memory-mapped.
+    """Write the images of `rows()` as they are produced, and return the dataset, memory-mapped.
 
-    Each row is (image uint8 (H, W, C), label, whether it is for training), training images first. The array file is written before the JSON
-    file, both atomically, so that a reader either finds both or creates them again. `rows` may add to `notes`.
-    Raises UserError if the folder cannot be written to, including a full disk.
+    rows: gives the images, those for training first; it may add to `notes`. It is called again where the folder turns out to be full.
+    shape: (H, W, C) of an image. described: the name, class names and augmentation of the dataset.
+    Where the folder cannot be written to, or others may write to it, the images stay in memory, and a line says so. Raises UserError if
+    there is not enough memory for that.
     """
+    if _is_used(folder):
+        try:
+            return _store(folder, key, rows(), shape, notes, described)
+        except OSError as error:
+            with suppress(OSError):  # the array file without the other one
+                (folder / f"{key}.npy").unlink(missing_ok=True)
+            say_not_kept(folder, error, "decoded images", INSTEAD)
+    buffer = io.BytesIO()
+    try:
+        written = _write(buffer, rows(), shape)
+        images = np.frombuffer(buffer.getbuffer(), np.uint8, offset=len(_header(0, shape))).reshape(written["shape"])
+        return _dataset(images, {**described, **written, **_statistics(images, written)})
+    except MemoryError as error:
+        raise UserError(f"the decoded images have no room in memory, nor in {folder}: give another folder as cache_dir") from error
+
+
+def _store(folder: Path, key: str, rows: Iterable[Row], shape: Sequence[int], notes: dict[str, Any], described: dict[str, Any]) -> Dataset:
+    """`store` in a folder. The array file is written first, both atomically: a reader finds both or creates them again. Raises OSError."""
+    make_private(folder)
+    path = folder / f"{key}.npy"
+    with atomic_file(path) as file:
+        metadata: dict[str, Any] = _write(file, rows, shape)
+    written = path.stat().st_mtime_ns
+    images = _mapped(path, metadata["shape"], written)
+    if images is None:
+        raise OSError("another process writes there too")
+    metadata |= {**described, "notes": notes, "written": written, **_statistics(images, metadata)}
+    content = json.dumps(metadata).encode()
+    with atomic_file(folder / f"{key}.json") as file:
+        file.write(_digest(key, content).encode() + b"\n" + content)
+    return _dataset(images, metadata)
+
+
+def _write(file: BinaryIO, rows: Iterable[Row], shape: Sequence[int]) -> dict[str, Any]:
+    """Write an .npy file; returns the shape of its array, the labels, and the number of training images."""
     labels: list[int] = []
     train_count = 0
-    try:
-        with atomic_file(folder / f"{key}.npy") as file:
-            _write_header(file, 0, shape)
-            for image, label, train in rows:
-                file.write(image.tobytes())
-                labels.append(label)
-                train_count += train
-            file.seek(0)
-            _write_header(file, len(labels), shape)
-        images = np.load(folder / f"{key}.npy", mmap_mode="c", allow_pickle=False)
-        mean, std = channel_statistics(images[:train_count])
-        metadata = {
-            "name": name,
-            "shape": images.shape,
-            "train": train_count,
-            "labels": labels,
-            "class_names": class_names,
-            "mean": mean,
-            "std": std,
-            "augmentation": augmentation,
-            "notes": notes,
-        }
-        with atomic_file(folder / f"{key}.json") as file:
-            file.write(json.dumps(metadata).encode())
-    except OSError as error:
-        raise UserError(
-            f"cannot keep decoded images in {folder}: {error.strerror or error}; make room, or give another folder as cache_dir"
-        ) from error
-    cached = load_cached(folder, key)
-    assert cached is not None
-    return cached[0]
+    file.write(_header(0, shape))
+    for image, label, train in rows:
+        file.write(image.tobytes())
+        labels.append(label)
+        train_count += train
+    file.seek(0)
+    file.write(_header(len(labels), shape))
+    return {"shape": [len(labels), *shape], "labels": labels, "train": train_count}
 
 
-def _write_header(file: BinaryIO, count: int, shape: Sequence[int]) -> None:
-    """Write an .npy header for `count` images; its length is the same for every count."""
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
-    np.lib.format.write_array_header_1_0(file, header)
+def _statistics(images: np.ndarray, written: dict[str, Any]) -> dict[str, Any]:
+    mean, std = channel_statistics(images[: written["train"]])
+    return {"mean": mean, "std": std}
+
+
+def _header(count: int, shape: Sequence[int]) -> bytes:
+    """The .npy header for `count` images; its length is the same for every count."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)})
+    return header.getvalue()

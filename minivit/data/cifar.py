@@ -1,18 +1,14 @@
 """CIFAR-10 and CIFAR-100 from the official archives (Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009).
 
 Both published forms are supported, the "python version" (pickles) and the "binary version" (records of label bytes and 3072 pixels), as the
-.tar.gz archive or as an unpacked folder. Archive members are read in memory, without extracting them to disk. Pickles are loaded by an
-unpickler that accepts only five names, each replaced by a stub, so that a file cannot execute any code, not even NumPy's.
+.tar.gz archive or as an unpacked folder. Archive members are read in memory, without extracting them to disk. Pickles are read without an
+unpickler (`pickles.py`), so that a file cannot execute any code, not even NumPy's.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import lzma
-import pickle
-import tarfile
-import zlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -21,14 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, reason
+from ..files import open_regular, reading_untrusted
 from .cache import cache_key, data_folder, load_cached, say, store, with_progress
 from .dataset import Dataset
+from .labels import check_printable
+from .pickles import Array, load_plain
+from .unpack import Stream, TooLarge, tar_files, unpacked
 
 HOST = "https://www.cs.toronto.edu/~kriz/"
-LARGEST_MEMBER = 1 << 28  # bytes; the largest official member has 155 MB
+LARGEST_ARCHIVE = 1 << 28  # bytes when unpacked; the official ones have 186 MB
+LARGEST_FILES = 190_000_000  # bytes of all files of an archive
+LARGEST_NAMES = 1 << 16  # bytes of the file of class names
 PIXELS = (3, 32, 32)  # shape of a stored image
-BROKEN = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
 
 
 @dataclass(frozen=True)
@@ -96,81 +97,34 @@ FORMS = (
 )
 
 
-# ------------------------------------------------------------------------------------------------------------------------- pickles
-class _Array:
-    """Stub for a pickled numpy.ndarray: its unchecked state."""
-
-    state: tuple[Any, ...] = ()
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.state = state
-
-    def bytes_of(self, rows: int) -> np.ndarray:
-        """The (rows, 3072) uint8 array in the state. Raises ValueError if it has another shape or dtype."""
-        _, shape, dtype, fortran, raw = self.state
-        if not isinstance(dtype, _DType) or dtype.code not in ("u1", b"u1") or fortran or not isinstance(raw, bytes):
-            raise ValueError("its pixels are not an array of bytes in C order")
-        if tuple(shape) != (rows, prod(PIXELS)) or len(raw) != rows * prod(PIXELS):
-            raise ValueError(f"it holds {rows} labels, but pixels of shape {tuple(shape)} in {len(raw)} bytes")
-        return np.frombuffer(raw, np.uint8).reshape(shape)
-
-
-class _DType:
-    """Stub for a pickled numpy.dtype."""
-
-    def __init__(self, code: Any = None, *_: Any) -> None:
-        self.code = code
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """Ignores byte order and the like, which do not apply to bytes."""
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """Stub for _codecs.encode, with which Python 3 pickles bytes in protocol 2."""
-    return text.encode("latin1")
-
-
-ADMITTED = {
-    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
-    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
-    ("numpy", "ndarray"): None,
-    ("numpy", "dtype"): _DType,
-    ("_codecs", "encode"): _encode,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ADMITTED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR batch needs")
-        return ADMITTED[module, name]
-
-
-def _unpickle(content: bytes, *keys: str) -> list[Any]:
+# -------------------------------------------------------------------------------------------------------------------------- reading
+def _unpickle(content: bytes | bytearray, *keys: str) -> list[Any]:
     """The values for these keys in the dictionary of a batch file."""
-    batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    batch = load_plain(content)
     if not isinstance(batch, dict):
         raise TypeError(f"it holds a {type(batch).__name__}, not a dictionary")
     batch = {_text(key): value for key, value in batch.items()}
     missing = [key for key in keys if key not in batch]
     if missing:
-        raise ValueError(f"it has no {missing[0]!r}{nearest(missing[0], batch)}")
+        raise ValueError(f"it has no {missing[0]!r}{nearest(missing[0], [key for key in batch if len(key) < 50][:50])}")
     return [batch[key] for key in keys]
 
 
 def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if not isinstance(value, str):
+        raise ValueError(f"it names something by a {type(value).__name__}")
+    return value
 
 
-# -------------------------------------------------------------------------------------------------------------------------- reading
-def _images_and_labels(form: Form, content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, 32, 32, 3) uint8 and labels (n,) int64 of one file. Raises ValueError and the errors of unpickling."""
+def _images_and_labels(form: Form, content: bytes | bytearray) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, 32, 32, 3) uint8 and labels (n,) int64 of one file. Raises ValueError, and the errors of `load_plain`."""
     if isinstance(form.labels, str):
-        label_list, data = _unpickle(content, form.labels, "data")
-        labels = np.array(label_list, np.int64)  # (n,)
-        if labels.ndim != 1 or not isinstance(data, _Array):
+        labels, data = _unpickle(content, form.labels, "data")
+        if not isinstance(labels, list) or not isinstance(data, Array) or not all(type(label) is int for label in labels):
             raise ValueError("it does not hold a list of labels and an array of pixels")
-        pixels = data.bytes_of(len(labels))
+        labels, pixels = np.array(labels, np.int64), data.rows(len(labels))
     else:
         length = form.labels + prod(PIXELS)
         if not content or len(content) % length:
@@ -180,32 +134,39 @@ def _images_and_labels(form: Form, content: bytes) -> tuple[np.ndarray, np.ndarr
     return pixels.reshape(-1, *PIXELS).transpose(0, 2, 3, 1), labels
 
 
-def _class_names(form: Form, content: bytes) -> tuple[str, ...]:
-    if isinstance(form.labels, str):
-        return tuple(map(_text, *_unpickle(content, form.names_key)))
-    return tuple(content.decode().split())
+def _class_names(form: Form, content: bytes | bytearray) -> tuple[str, ...]:
+    if len(content) > LARGEST_NAMES:
+        raise ValueError(f"it has more than {LARGEST_NAMES >> 10} KiB")
+    names = _unpickle(content, form.names_key)[0] if isinstance(form.labels, str) else content.decode().split()
+    if not isinstance(names, list):
+        raise ValueError("it does not hold a list of names")
+    return check_printable(tuple(map(_text, names)))
 
 
-def _members(path: Path, form: Form, progress: bool) -> dict[str, bytes]:
-    """The contents of the form's files by name, from an archive or a folder."""
+def _files(path: Path, form: Form) -> Iterator[tuple[str, int, Stream]]:
+    """The name and size of each of the form's files in an archive or a folder, and the stream that gives its content next."""
     if path.is_dir():
-        return {name: (path / name).read_bytes() for name in form.files if (path / name).is_file()}
-    contents = {}
-    try:
-        with tarfile.open(path, "r:*") as archive:
-            for member in with_progress(archive, len(form.files), f"reading {path.name}", progress):
-                name = Path(member.name).name
-                file = archive.extractfile(member) if name in form.files and member.isfile() else None  # regular files only, no links
-                if file and member.size <= LARGEST_MEMBER:
-                    contents[name] = file.read()
-    except BROKEN as error:
-        raise _broken(path, error) from error
+        for name in form.files:
+            if (path / name).is_file():
+                with open_regular(path / name) as file:
+                    size = os.fstat(file.fileno()).st_size
+                    yield name, size, Stream(file, size)
+    else:
+        with unpacked(path, LARGEST_ARCHIVE) as stream:
+            yield from ((name, size, stream) for name, size in tar_files(stream) if name in form.files)
+
+
+def _members(path: Path, form: Form, progress: bool) -> dict[str, bytearray]:
+    """The contents of the form's files by name, from an archive or a folder. Raises UserError."""
+    contents: dict[str, bytearray] = {}
+    room = LARGEST_FILES
+    with reading_untrusted(str(path) if path.is_dir() else f"archive {path}", "it is damaged or not whole: fetch it again"):
+        for name, size, stream in with_progress(_files(path, form), len(form.files), f"reading {path.name}", progress):
+            room += len(contents.pop(name, b"")) - size
+            if room < 0:
+                raise TooLarge(f"its files have more than {LARGEST_FILES // 10**6} MB")
+            contents[name] = stream.read(size)
     return contents
-
-
-def _broken(path: Path, error: BaseException) -> UserError:
-    reason = str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__  # tarfile lists what it tried
-    return UserError(f"cannot read archive {path}: {reason}; it is damaged or not whole: fetch it again")
 
 
 def _read(path: Path, form: Form, progress: bool) -> tuple[list[tuple[np.ndarray, np.ndarray]], tuple[str, ...]]:
@@ -215,21 +176,9 @@ def _read(path: Path, form: Form, progress: bool) -> tuple[list[tuple[np.ndarray
     if missing:
         raise UserError(f"{path} is not a whole {form.archive}: {', '.join(missing)} is missing")
 
-    def parse(name: str, function: Callable[[Form, bytes], Any]) -> Any:
-        try:
-            return function(form, members[name])
-        except (
-            pickle.UnpicklingError,
-            ValueError,
-            TypeError,
-            LookupError,
-            AttributeError,
-            EOFError,
-            ImportError,
-            ArithmeticError,
-            MemoryError,
-        ) as error:
-            raise UserError(f"cannot read {name} in {path}: {error or type(error).__name__}") from error
+    def parse(name: str, function: Callable[[Form, bytearray], Any]) -> Any:
+        with reading_untrusted(f"{name} in {path}", f"fetch {form.archive} again"):
+            return function(form, members.pop(name))
 
     names = parse(form.names, _class_names)
     parts = [parse(name, _images_and_labels) for name in (*form.train, *form.test)]
@@ -259,7 +208,7 @@ def load_cifar(path: Path, form: Form, cache_dir: str | Path | None, progress: b
             for image, label in zip(images, labels):
                 yield image, int(label), file_index < len(form.train)
 
-    return store(folder, key, rows(), (32, 32, 3), name=form.dataset, class_names=names, augmentation="crop-flip", notes={})
+    return store(folder, key, rows, (32, 32, 3), name=form.dataset, class_names=names, augmentation="crop-flip", notes={})
 
 
 # -------------------------------------------------------------------------------------------------------------------- location
@@ -268,17 +217,17 @@ def recognise(path: Path) -> tuple[Path, Form] | None:
     if path.is_dir():
         for form in FORMS:
             for folder in (path, path / form.folder):
-                if (folder / form.train[0]).is_file() and (folder / form.names).is_file():
+                if os.path.isfile(folder / form.train[0]) and os.path.isfile(folder / form.names):  # also where it may not be searched
                     return folder, form
         return None
     for form in FORMS:
         if form.archive == path.name:
             return path, form
-    try:
-        with tarfile.open(path) as archive:  # an archive with another name
-            names = {Path(name).name for name in archive.getnames()}
-    except BROKEN as error:
-        raise _broken(path, error) from error
+    with reading_untrusted(f"archive {path}", "it is damaged or not whole: fetch it again"), unpacked(path, LARGEST_ARCHIVE) as stream:
+        try:
+            names = {name for name, _ in tar_files(stream)}  # of an archive with another name
+        except TooLarge:
+            return None
     return next(((path, form) for form in FORMS if names.issuperset(form.files)), None)
 
 
@@ -313,5 +262,4 @@ def _download(form: Form, folder: Path, progress: bool) -> None:
     try:
         pooch.retrieve(HOST + form.archive, f"md5:{form.md5}", form.archive, folder, downloader=downloader)
     except (OSError, ValueError) as error:  # network or disk errors; a wrong checksum
-        reason = " ".join(str(error).split())[:100]
-        raise UserError(f"cannot download {HOST}{form.archive}: {reason}; or put the file into {folder} yourself") from error
+        raise UserError(f"cannot download {HOST}{form.archive}: {reason(error)[:100]}; or put the file into {folder} yourself") from error

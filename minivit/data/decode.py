@@ -1,163 +1,43 @@
 """Decoding of images to square arrays of one size, shared by training and prediction.
 
-EXIF orientation is applied; palettes, CMYK, 16-bit and floating-point images are converted to 8-bit gray or RGB; transparent pixels are
-composited on white. Pillow's antialiased bicubic filter resizes; an image that already has the size is copied. `fit.py`
-says how an image of other proportions becomes a square.
+`image_file.py` reads files as 8-bit gray or RGB. Pillow's antialiased bicubic filter resizes; an image that already has the size is copied.
+`fit.py` says how an image of other proportions becomes a square.
 """
 
 from __future__ import annotations
 
 import os
-import struct
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from io import BytesIO
 from itertools import count, islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..errors import UserError
 from .fit import check_fit, fitted
+from .image_file import MAX_PIXELS, Unreadable, check_max_pixels, decoding, eight_bits, open_image, upright
 
-# Formats that Pillow decodes itself; PostScript and similar formats would start other programs.
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2")
-)
-GRAY_MODES = frozenset(("1", "L", "LA", "La", "I", "F"))  # also every "I;16..."
-ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
-UPRIGHT = {  # how an image of each other orientation becomes upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R 601-2, Pillow's weights
-
-# Exceptions of Pillow's decoders for data that is not an image or is truncated.
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    EOFError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-
-
-class Unreadable(UserError):
-    """A file that cannot be decoded; the message names it."""
-
-
-class Header(NamedTuple):
-    """Size and kind of an image, known before decoding its pixels; EXIF orientation is applied."""
-
-    width: int
-    height: int
-    gray: bool
-
-
-def _is_gray(mode: str) -> bool:
-    return mode in GRAY_MODES or mode.startswith("I;16")
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    """The formats that the installed Pillow supports."""
-    Image.init()
-    return tuple(f for f in FORMATS if f in Image.OPEN)
-
-
-def _open(source: Any) -> Image.Image:
-    """The image of a path, of the bytes of a file, or of a file that is open for reading bytes, read from where it stands."""
-    if hasattr(source, "read"):
-        source = source.read()
-        if not isinstance(source, bytes):
-            raise ValueError("it is open for reading text, not bytes: open it with mode 'rb'")
-    return Image.open(BytesIO(source) if isinstance(source, (bytes, bytearray)) else source, formats=_formats())
-
-
-def name_of(image: Any) -> str:
-    """The path of an image that is a path, or of an open file that has one; otherwise ""."""
-    name = image if isinstance(image, (str, os.PathLike)) else getattr(image, "filename", "") or getattr(image, "name", "")
-    return os.fsdecode(name) if isinstance(name, (str, os.PathLike)) else ""
-
-
-def _unreadable(source: Any, error: BaseException) -> Unreadable:
-    reason = "not an image of a known format" if isinstance(error, Image.UnidentifiedImageError) else str(error) or type(error).__name__
-    if isinstance(error, OSError) and error.strerror:
-        reason = error.strerror  # without the path, which the message contains already
-    return Unreadable(f"cannot read image {name_of(source) or 'given'}: {' '.join(reason.split())}")
-
-
-def _orientation(image: Image.Image) -> int:
-    """1 ... 8; 1 if the EXIF data is absent or damaged, as in viewers: the pixels are readable without it."""
-    try:
-        orientation = image.getexif().get(ORIENTATION, 1)
-    except UNREADABLE:
-        return 1
-    return orientation if orientation in UPRIGHT else 1
-
-
-def read_header(path: str | os.PathLike[str]) -> Header:
-    """Size and kind of an image file. Raises Unreadable."""
-    try:
-        with _open(path) as image:
-            width, height = image.size
-            if width != height and _orientation(image) > 4:  # rotated by 90 degrees
-                width, height = height, width
-            return Header(width, height, _is_gray(image.mode))
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scales gray of more than 8 bits to 8 bits and composites transparency on white; returns mode L or RGB."""
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image).astype(np.float64)  # (H, W)
-        largest = 1.0 if image.mode == "F" else 65535.0
-        if not (values.min() >= 0 and values.max() <= largest):
-            raise ValueError(f"pixels of mode {image.mode} must lie in 0..{largest:g}, got {values.min():g}..{values.max():g}")
-        return Image.fromarray(np.rint(values * (255 / largest)).astype(np.uint8))
-    mode = "L" if _is_gray(image.mode) else "RGB"
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == mode else image.convert(mode)
 
 
 def _square(image: Image.Image, image_size: int, in_channels: int, fit: str) -> np.ndarray:
     """Returns uint8 (image_size, image_size, in_channels)."""
-    if (orientation := _orientation(image)) != 1:
-        image = image.transpose(UPRIGHT[orientation])
     mode = "L" if in_channels == 1 else "RGB"
-    image = _eight_bits(image)
+    image = eight_bits(upright(image))
     image = image if image.mode == mode else image.convert(mode)
     return np.asarray(fitted(image, (image_size, image_size), fit)).reshape(image_size, image_size, in_channels)
 
 
-def read_image(source: Any, image_size: int, in_channels: int, fit: str = "crop") -> np.ndarray:
-    """An image file, by its path, its bytes or open, as uint8 (image_size, image_size, in_channels). Raises Unreadable."""
-    try:
-        with _open(source) as image:
-            return _square(image, image_size, in_channels, fit)
-    except UNREADABLE as error:
-        raise _unreadable(source, error) from error
+def read_image(source: Any, image_size: int, in_channels: int, fit: str = "crop", max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """An image file, by its path, its bytes or open, as uint8 (image_size, image_size, in_channels).
+
+    Raises Unreadable, also for one of more than `max_pixels`.
+    """
+    with open_image(source, max_pixels) as image:
+        return _square(image, image_size, in_channels, fit)
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any] | np.ndarray) -> Iterator[Any]:
@@ -258,50 +138,58 @@ def _channels_last(images: np.ndarray, in_channels: int) -> np.ndarray:
     return images
 
 
-def _prepare_one(item: Any, image_size: int, in_channels: int, fit: str) -> np.ndarray:
+def _prepare_one(item: Any, image_size: int, in_channels: int, fit: str, max_pixels: int) -> np.ndarray:
     if is_file(item):
-        return read_image(item, image_size, in_channels, fit)
+        return read_image(item, image_size, in_channels, fit, max_pixels)
     if isinstance(item, Image.Image):
-        try:
+        with decoding(item):
             return _square(item, image_size, in_channels, fit)
-        except UNREADABLE as error:
-            raise _unreadable(item, error) from error
     image = _channels_last(check_pixels(item, "image"), in_channels)
     if len(image) != 1:
         raise UserError(f"an image in a list must have the shape (H, W) or (H, W, C), got {np.shape(item)}")
     return _fit_array(image[0], image_size, in_channels, fit)
 
 
-def prepare(images: Any, *, image_size: int, in_channels: int, fit: str = "crop") -> np.ndarray:
+def prepare(images: Any, *, image_size: int, in_channels: int, fit: str = "crop", max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Images of any kind as (n, image_size, image_size, in_channels), decoded and fitted (see above) as for training.
 
     `images` is an array (n, H, W, C) or (H, W, C), or without C if gray: uint8, or floating-point in 0..1; a path; the bytes of an image
     file, or such a file, open; a PIL image; or a sequence of these. A 3-D array is one image if its last dimension is 1, 3 or 4, otherwise
     n gray images; for a model of 3 channels, an array (3, H, W) or (n, 3, H, W) is an error. The result is uint8, or float32
-    if any input is a floating-point array. Raises UserError for a file that cannot be decoded, or pixels out of range.
+    if any input is a floating-point array. Raises UserError for a file that cannot be decoded or has more than `max_pixels`, and for pixels
+    out of range.
     """
     check_fit(fit)
+    check_max_pixels(max_pixels)
     images = as_items(images)
     if not isinstance(images, Sequence):
         return fit_arrays(_channels_last(check_pixels(images), in_channels), image_size, in_channels, fit)
-    prepared = list(in_threads(lambda item: _prepare_one(item, image_size, in_channels, fit), images))
+    prepared = list(in_threads(lambda item: _prepare_one(item, image_size, in_channels, fit, max_pixels), images))
     if not prepared:
         raise UserError("no images were given: pass at least one")
     return _stacked(prepared)
 
 
 def prepare_in_batches(
-    images: Sequence[Any], batch_size: int, skipped: list[Unreadable] | None, *, image_size: int, in_channels: int, fit: str = "crop"
+    images: Sequence[Any],
+    batch_size: int,
+    skipped: list[Unreadable] | None,
+    *,
+    image_size: int,
+    in_channels: int,
+    fit: str = "crop",
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[tuple[np.ndarray, list[int]]]:
     """`prepare` for a sequence of any length, of which only some images are in memory at once.
 
     Yields (pixels (B, image_size, image_size, in_channels), their places in `images`), B at most `batch_size`. skipped: a list, to which an
     Unreadable is added for each image that cannot be decoded, which is then left out; None: the first one is raised.
     """
+    check_max_pixels(max_pixels)
 
     def decode(item: Any) -> np.ndarray | Unreadable:
         try:
-            return _prepare_one(item, image_size, in_channels, fit)
+            return _prepare_one(item, image_size, in_channels, fit, max_pixels)
         except Unreadable as error:
             if skipped is None:
                 raise

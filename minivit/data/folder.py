@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,8 @@ import numpy as np
 from ..errors import UserError, nearest
 from .cache import cache_key, data_folder, load_cached, say, store, with_progress
 from .dataset import Dataset, Split, Whole
-from .decode import SUFFIXES, Header, Unreadable, in_threads, read_header, read_image
+from .decode import in_threads, read_image
+from .image_file import SUFFIXES, Header, Unreadable, read_header
 
 DEFAULT_SIZE = 32  # for images of different sizes: the input size of the small models
 PARTS = {  # the names of folders that are a part of the data, in lower case and without "set" or "data"
@@ -68,7 +69,15 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _class_folders(folder: Path) -> list[str]:
-    return [entry.name for entry in _visible(folder) if entry.is_dir()]
+    return [entry.name for entry in _visible(folder) if _is_folder(entry)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; a link that goes in a circle is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _part(name: str) -> str | None:
@@ -85,7 +94,7 @@ def _files_in(root: Path, folder: str, left_out: Counter[str], depth: int = 0) -
     for entry in _visible(root / folder):
         path = f"{folder}/{entry.name}"
         ending = os.path.splitext(entry.name)[1].lower()
-        if entry.is_dir():
+        if _is_folder(entry):
             files += _files_in(root, path, left_out, depth + 1)
         elif ending not in SUFFIXES:
             left_out[ending] += 1
@@ -93,7 +102,7 @@ def _files_in(root: Path, folder: str, left_out: Counter[str], depth: int = 0) -
             try:
                 status = entry.stat()
                 files.append(File(path, status.st_size, status.st_mtime_ns))
-            except OSError:  # a dangling link: decoding reports it
+            except OSError:  # a link that leads nowhere or in a circle: decoding reports it
                 files.append(File(path, 0, 0))
     return files
 
@@ -219,24 +228,17 @@ def _choose_shape(root: Path, items: list[Item], image_size: int | None, in_chan
 
 
 def _decode(
-    root: Path,
-    items: list[Item],
-    classes: int,
-    image_size: int,
-    in_channels: int,
-    fit: str,
-    skip: bool,
-    notes: dict[str, Any],
-    progress: bool,
+    read: Callable[[str], np.ndarray], items: list[Item], classes: int, skip: bool, notes: dict[str, Any], progress: bool
 ) -> Iterator[tuple[np.ndarray, int, bool]]:
-    """Yields (image, label, train) of each item, and appends a line to notes["skipped"] for each unreadable one. Raises UserError."""
+    """Yields (image, label, train) of each item; notes["skipped"] becomes a line for each unreadable one. Raises UserError."""
 
     def decode(item: Item) -> np.ndarray | Unreadable:
         try:
-            return read_image(root / item.file.path, image_size, in_channels, fit)
+            return read(item.file.path)
         except Unreadable as error:
             return error
 
+    notes["skipped"] = []
     remaining = Counter((item.label, item.train) for item in items)
     for item, image in zip(items, with_progress(in_threads(decode, items), len(items), "decoding images", progress)):
         if isinstance(image, np.ndarray):
@@ -258,6 +260,7 @@ def load_folder(
     in_channels: int | None,
     fit: str,
     skip_bad_images: bool,
+    max_pixels: int,
     cache_dir: str | Path | None,
     progress: bool,
 ) -> Dataset:
@@ -265,18 +268,21 @@ def load_folder(
     listing = list_images(root, split)
     for message in listing.messages:
         say(message, progress)
-    key = cache_key("folder", root.resolve().name, listing.items, image_size, in_channels, fit, skip_bad_images)
+    key = cache_key("folder", root.resolve().name, listing.items, image_size, in_channels, fit, skip_bad_images, max_pixels)
     folder = data_folder(cache_dir)
     if cached := load_cached(folder, key):
         dataset, notes = cached
     else:
         size, channels, line = _choose_shape(root, listing.items, image_size, in_channels, progress)
         notes = {"size": line, "skipped": []}
-        rows = _decode(root, listing.items, len(listing.class_names), size, channels, fit, skip_bad_images, notes, progress)
+
+        def read(path: str) -> np.ndarray:
+            return read_image(root / path, size, channels, fit, max_pixels)
+
         dataset = store(
             folder,
             key,
-            rows,
+            lambda: _decode(read, listing.items, len(listing.class_names), skip_bad_images, notes, progress),
             (size, size, channels),
             name=root.resolve().name,
             class_names=listing.class_names,
@@ -286,5 +292,6 @@ def load_folder(
     if notes["size"]:
         say(notes["size"], progress)
     if notes["skipped"]:
-        say(f"skipped {len(notes['skipped'])} unreadable images:\n  " + "\n  ".join(notes["skipped"]), progress)
+        for line in (f"skipped {len(notes['skipped'])} unreadable images:", *(f"  {line}" for line in notes["skipped"])):
+            say(line, progress)
     return dataset.whole() if listing.items[-1].train else dataset  # without test images where `split` is Whole

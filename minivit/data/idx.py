@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
+import os
 import struct
-import zlib
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import UserError
+from ..files import reading_untrusted
 from .dataset import Dataset, from_arrays
+from .unpack import unpacked
 
 PARTS = {"train": "train", "test": "t10k"}
 KINDS = {"images": ("idx3", 3), "labels": ("idx1", 1)}  # (part of the file name, number of dimensions)
@@ -22,7 +23,7 @@ def _find(folder: Path, part: str, kind: str) -> Path | None:
     for separator in "-.":
         for suffix in ("", ".gz"):
             path = folder / f"{PARTS[part]}-{kind}{separator}{KINDS[kind][0]}-ubyte{suffix}"
-            if path.is_file():
+            if os.path.isfile(path):  # also where the folder may not be searched
                 return path
     return None
 
@@ -33,18 +34,20 @@ def holds_idx(folder: Path) -> bool:
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """The uint8 array of an IDX file. Raises UserError if it is not an IDX file of this kind, or truncated."""
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"cannot read {path}: {error}; it is damaged or not whole, so fetch it again") from error
-    start = 4 + 4 * dimensions
-    if len(content) < start or content[:4] != bytes((0, 0, 8, dimensions)):
-        raise UserError(f"{path} is no IDX file of bytes in {dimensions} dimensions: it starts with {content[:4].hex(' ') or 'nothing'}")
-    shape = struct.unpack(f">{dimensions}I", content[4:start])
-    if len(content) - start != prod(shape):
-        raise UserError(f"{path} promises {' × '.join(map(str, shape))} bytes, but holds {len(content) - start}: fetch it again")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
+    """The uint8 array of an IDX file. Raises UserError if it is not an IDX file of this kind, damaged or truncated."""
+    with reading_untrusted(str(path), "it is damaged or not whole, so fetch it again"), unpacked(path) as stream:
+        kind = stream.read(4)
+        if kind != bytes((0, 0, 8, dimensions)):
+            raise UserError(f"{path} is no IDX file of bytes in {dimensions} dimensions: it starts with {kind.hex(' ') or 'nothing'}")
+        shape = struct.unpack(f">{dimensions}I", stream.read(4 * dimensions))
+        size = prod(shape)
+        promise = f"it promises {' × '.join(map(str, shape))} bytes"
+        if size > stream.most:
+            raise UserError(f"cannot read {path}: {promise}, too many for a file of its size; unpack it first, or fetch it again")
+        content = stream.read(size + 1)  # one more, which must not be there
+        if len(content) != size:
+            raise ValueError(f"{promise}, but holds {'more' if len(content) > size else len(content)}")
+        return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def load_idx(folder: Path, image_size: int | None, fit: str = "crop") -> Dataset:

@@ -91,6 +91,14 @@ def _from_one_hot(rows: np.ndarray, what: str) -> np.ndarray:
     return rows.argmax(1)
 
 
+def check_printable(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The class names themselves. Raises UserError if one has control characters, which a terminal would obey."""
+    for name in names:
+        if not name.isprintable():
+            raise UserError(f"the class name {name[:40]!r} has characters that cannot be shown: rename the class")
+    return names
+
+
 def check_class_names(class_names: Sequence[str] | None, labels: np.ndarray) -> tuple[str, ...]:
     """The class names; by default "0", "1", ..., each of which must occur in the training labels. Raises UserError."""
     largest = int(labels.max())
@@ -103,7 +111,7 @@ def check_class_names(class_names: Sequence[str] | None, labels: np.ndarray) -> 
                 "(numpy.unique with return_inverse=True does), or give class_names"
             )
         class_names = [str(k) for k in range(largest + 1)]
-    names = tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in class_names)
+    names = check_printable(tuple(name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in class_names))
     if len(names) < 2:
         raise UserError(f"training needs two classes or more, got {len(names)}")
     if largest >= len(names):

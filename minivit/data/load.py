@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -11,20 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, reason
 from ..files import user_path
 from .cache import say
 from .cifar import find_or_download, load_cifar, recognise
 from .dataset import Dataset, Split, Whole, from_arrays
-from .decode import SUFFIXES, check_pixels
+from .decode import check_pixels
 from .fit import check_fit
 from .folder import load_folder
 from .idx import holds_idx, load_idx
+from .image_file import MAX_PIXELS, SUFFIXES, check_max_pixels
 from .labels import check_class_names, check_labels, implied_names
+from .npz import read_npz
 
 KNOWN = ("digits", "cifar10", "cifar100")
 WHOLE = ("images", "labels")
 PARTED = ("train_images", "train_labels", "test_images", "test_labels")
+MOST_CLASSES = 100_000
 ARCHIVES = (".tar", ".tgz", ".gz", ".xz", ".bz2")
 
 
@@ -37,6 +39,7 @@ def load_data(
     test_fraction: float = 0.2,
     split_seed: int = 0,
     skip_bad_images: bool = False,
+    max_pixels: int = MAX_PIXELS,
     class_names: Sequence[str] | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = True,
@@ -59,8 +62,9 @@ def load_data(
     are fitted into squares of `image_size`, and converted to gray or RGB by `in_channels` (1 or 3). None keeps size and channels; a folder
     of images without a common square size uses 32, and 3 channels unless all are gray. `fit` is "crop", the central square (the default,
     except that a Dataset keeps its own); "pad", the whole image with borders of its mean colour; or "stretch", the whole image without its
-    proportions. `skip_bad_images` omits unreadable images, with a message. `class_names` are the class names of arrays. `progress` enables
-    progress bars and messages on standard error.
+    proportions. `skip_bad_images` omits unreadable images, with a message. An image file of more than `max_pixels` counts as unreadable:
+    decoding takes up to 15 bytes a pixel. `class_names` are the class names of arrays. `progress` enables progress bars and messages on
+    standard error.
 
     Raises UserError, one line that names the value and the remedy, for any problem with the data.
     """
@@ -71,6 +75,7 @@ def load_data(
         in_channels=in_channels,
         fit=fit,
         skip_bad_images=skip_bad_images,
+        max_pixels=max_pixels,
         class_names=class_names,
         cache_dir=cache_dir,
         progress=progress,
@@ -85,6 +90,7 @@ def load_parts(
     in_channels: int | None = None,
     fit: str | None = None,
     skip_bad_images: bool = False,
+    max_pixels: int = MAX_PIXELS,
     class_names: Sequence[str] | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = True,
@@ -93,6 +99,7 @@ def load_parts(
     for name, value in (("image_size", image_size), ("in_channels", in_channels)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be 1 or more, got {value}")
+    check_max_pixels(max_pixels)
     fit = check_fit(fit or (data.fit if isinstance(data, Dataset) else "crop"))
     if isinstance(data, Dataset):
         dataset = data
@@ -121,6 +128,7 @@ def load_parts(
                 in_channels=in_channels,
                 fit=fit,
                 skip_bad_images=skip_bad_images,
+                max_pixels=max_pixels,
                 cache_dir=cache_dir,
                 progress=progress,
             )
@@ -132,8 +140,13 @@ def load_parts(
 def _existing(data: str | Path) -> Path:
     """The path, if it exists. Raises UserError."""
     path = user_path(data)
-    if path.exists():
+    try:
+        os.stat(path)
         return path
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # a folder above it may not be searched, for one
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
     if isinstance(data, Path) or len(path.parts) > 1 or path.suffix:
         raise UserError(f"{data} does not exist: give a folder of images, an .npz file, or one of {', '.join(KNOWN)}")
     hint = "; MNIST is read from a folder with its IDX files" if "mnist" in data.lower() else ""
@@ -187,17 +200,14 @@ def _from_tuple(
 def _from_npz(
     path: Path, class_names: Sequence[str] | None, image_size: int | None, fit: str, split: Split | Whole, progress: bool
 ) -> Dataset:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files if key in (*WHOLE, *PARTED, "class_names")}
-            names = file.files
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}; it is no .npz file of plain arrays, or not whole") from error
+    arrays, names = read_npz(path, (*WHOLE, *PARTED, "class_names"))
     keys = WHOLE if any(key in names for key in WHOLE) and "train_images" not in names else PARTED
     for key in keys:
         if key not in arrays:
             expected = f"{', '.join(WHOLE)} or {', '.join(PARTED)}"
-            raise UserError(f"{path} has no array {key!r}{nearest(key, names)}: it must hold {expected}")
+            raise UserError(f"{path} has no array {key!r}{nearest(key, names[:50])}: it must hold {expected}")
     if class_names is None and "class_names" in arrays:
+        if arrays["class_names"].ndim != 1 or arrays["class_names"].size > MOST_CLASSES:
+            raise UserError(f"class_names of {path} must be a list of at most {MOST_CLASSES:,}, got {arrays['class_names'].shape}")
         class_names = arrays["class_names"].tolist()
     return _from_tuple([arrays[key] for key in keys], class_names, image_size, fit, split, progress, name=path.stem)

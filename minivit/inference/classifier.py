@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import numpy as np
 
 from ..data import Batches, Dataset, prepare
-from ..data.decode import Unreadable, as_items, name_of, prepare_in_batches
+from ..data.decode import as_items, prepare_in_batches
 from ..data.fit import check_fit
 from ..data.folder import image_files
+from ..data.image_file import MAX_PIXELS, Unreadable, name_of
 from ..errors import UserError
 from ..io import run_folder
 from ..models.base import Model
@@ -53,13 +54,13 @@ class Preprocessing(Checked):
         """The arguments of `data.prepare`."""
         return {"image_size": self.image_size, "in_channels": self.in_channels, "fit": self.fit}
 
-    def pixels(self, images: Any) -> np.ndarray:
+    def pixels(self, images: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """Anything that `data.prepare` takes as (n, S, S, C), uint8 or float32 in 0..1. Raises UserError."""
-        return prepare(images, **self.shape)
+        return prepare(images, **self.shape, max_pixels=max_pixels)
 
-    def batches(self, images: Any, batch_size: int = LARGEST_BATCH) -> Iterator[np.ndarray]:
+    def batches(self, images: Any, batch_size: int = LARGEST_BATCH, max_pixels: int = MAX_PIXELS) -> Iterator[np.ndarray]:
         """Normalised float32 (B, C, S, S) batches of anything that `data.prepare` takes. Raises UserError."""
-        pixels = self.pixels(images)  # (n, S, S, C)
+        pixels = self.pixels(images, max_pixels)  # (n, S, S, C)
         batches = Batches(
             pixels,
             np.zeros(len(pixels), np.int64),
@@ -149,22 +150,31 @@ class Classifier(Module):
             self._predictor = Predictor(self.model, self.precision)
         return self._predictor
 
-    def predict(self, images: Any, budget: float | None = None, *, skip_bad_images: bool = False) -> Prediction:
+    def predict(
+        self, images: Any, budget: float | None = None, *, skip_bad_images: bool = False, max_pixels: int = MAX_PIXELS
+    ) -> Prediction:
         """Labels and probabilities of images: uint8 (B, H, W, C) or floats in 0..1, PIL images, paths of files or of folders, bytes of
         image files, such files open for reading bytes, or a single one of these.
 
         A folder stands for all image files in it and its subfolders, in sorted order. budget: as for `Predictor.predict`.
         skip_bad_images: leave out images that cannot be read; `sources` and `skipped` of the result tell which.
+        max_pixels: the most that an image file may have; decoding takes up to 15 bytes a pixel.
         Raises UserError for an image that cannot be read, and if none can.
         """
         skipped: list[Unreadable] = []
-        parts = list(self.predict_in_batches(images, budget, skipped if skip_bad_images else None))
+        bad = skipped if skip_bad_images else None
+        parts = list(self.predict_in_batches(images, budget, bad, max_pixels=max_pixels))
         probabilities, exits, macs = (np.concatenate([getattr(p, name) for p in parts]) for name in ("probabilities", "exits", "macs"))
         sources = tuple(source for p in parts for source in p.sources)
         return Prediction(probabilities, exits, macs, self.class_names, sources, tuple(map(str, skipped)))
 
     def predict_in_batches(
-        self, images: Any, budget: float | None = None, skipped: list[Unreadable] | None = None, batch_size: int = LARGEST_BATCH
+        self,
+        images: Any,
+        budget: float | None = None,
+        skipped: list[Unreadable] | None = None,
+        batch_size: int = LARGEST_BATCH,
+        max_pixels: int = MAX_PIXELS,
     ) -> Iterator[Prediction]:
         """Like `predict`, for any number of files: yields the Prediction of each batch, whose images alone are in memory.
 
@@ -175,9 +185,9 @@ class Classifier(Module):
         batches: Iterable[tuple[np.ndarray, Sequence[int]]]
         if isinstance(given, Sequence):
             items = _with_folders_listed(given)
-            batches = prepare_in_batches(items, batch_size, skipped, **self.preprocessing.shape)
+            batches = prepare_in_batches(items, batch_size, skipped, **self.preprocessing.shape, max_pixels=max_pixels)
         else:
-            array = self.preprocessing.pixels(given)
+            array = self.preprocessing.pixels(given, max_pixels)
             items = range(len(array))
             batches = ((array[start : start + batch_size], items[start : start + batch_size]) for start in items[::batch_size])
         found = 0

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from ..data import Dataset
 from ..data.dataset import Split, Whole
+from ..data.image_file import MAX_PIXELS
 from ..data.load import load_parts
 from ..errors import UserError, listed
 from ..files import user_path
@@ -26,10 +27,17 @@ class DataOptions(Checked):
     split_seed: Annotated[int, Limits(0, 2**64 - 1)] = Split().seed
     limit: Annotated[int, Limits(least=1)] | None = None
     skip_bad_images: bool = False
+    max_pixels: Annotated[int, Limits(least=1)] = MAX_PIXELS
 
 
 def data_of_run(
-    run: str | os.PathLike[str], classifier: Classifier, data: str | None = None, *, skip_bad_images: bool = False, progress: bool = True
+    run: str | os.PathLike[str],
+    classifier: Classifier,
+    data: str | None = None,
+    *,
+    skip_bad_images: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    progress: bool = True,
 ) -> Dataset:
     """The data that a run was trained on, with the same split and limit, at the model's image size.
 
@@ -54,6 +62,7 @@ def data_of_run(
         limit = recorded.limit if data is None else None
         data = own
         skip_bad_images |= recorded.skip_bad_images
+        max_pixels = max(max_pixels, recorded.max_pixels)
     preprocessing = classifier.preprocessing
     dataset = load_parts(
         data,
@@ -62,6 +71,7 @@ def data_of_run(
         in_channels=preprocessing.in_channels,
         fit=preprocessing.fit,
         skip_bad_images=skip_bad_images,
+        max_pixels=max_pixels,
         progress=progress,
     )
     is_named = dataset.class_names != tuple(map(str, range(dataset.num_classes)))  # numbers alone do not tell which classes they mean

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data import Dataset
+from ..data.image_file import MAX_PIXELS
 from ..errors import UserError
 from ..files import user_path
 from ..inference.calibrate import halves, measured_exits, stage_milliseconds
@@ -62,6 +63,7 @@ def draw_run(
     budget: float | None = None,
     *,
     skip_bad_images: bool = False,
+    max_pixels: int = MAX_PIXELS,
     progress: bool = True,
 ) -> list[Path]:
     """Draw all plots that apply to a run (see `minivit.plots.run`); returns the paths of the files.
@@ -86,10 +88,10 @@ def draw_run(
         calibration.for_budget(budget)  # raises UserError if the budget is not available
     if len(images) and not stages[0].attends:
         raise UserError(f"images are for laying attention over them, and {model.name} has none: leave them out")
-    pixels = classifier.preprocessing.pixels(images) if len(images) else None
+    pixels = classifier.preprocessing.pixels(images, max_pixels) if len(images) else None
     dataset, unseen = None, np.empty(0, np.int64)
     if calibration or (stages[0].attends and pixels is None):
-        dataset = data_of_run(run, classifier, data, skip_bad_images=skip_bad_images, progress=progress)
+        dataset = data_of_run(run, classifier, data, skip_bad_images=skip_bad_images, max_pixels=max_pixels, progress=progress)
         if calibration:  # `minivit calibrate` uses the other half
             _, unseen = halves(dataset.test_labels)
     history = RunFolder(file.parent).read_metrics()

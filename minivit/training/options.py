@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from textwrap import fill
 from typing import Annotated, Any, get_type_hints
 
+from ..data.image_file import MAX_PIXELS
 from ..errors import UserError, nearest, shown
 from ..nn.module import Module
 from ..optim import SCHEDULES
@@ -73,6 +74,7 @@ class TrainOptions(Checked):
     test_fraction: Annotated[float, "fraction of each class that is used for testing, if the data has no split"] = 0.2
     split_seed: Annotated[int, "seed of that split"] = 0
     skip_bad_images: Annotated[bool, "leave out images that cannot be read, and name them"] = False
+    max_pixels: Annotated[int, "largest number of pixels of an image file; decoding takes up to 15 bytes a pixel"] = MAX_PIXELS
     limit: Annotated[int | None, "maximum number of training images and of test images, selected at even intervals"] = None
     model_options: Annotated[Mapping[str, Any] | None, "further options of the model, such as depth or pool"] = None
     out: Annotated[str | os.PathLike[str] | None, "the run folder; by default runs/<model>-<data>-<number>"] = None

@@ -113,6 +113,7 @@ def _load(options: TrainOptions) -> Dataset:
         test_fraction=options.test_fraction,
         split_seed=options.split_seed,
         skip_bad_images=options.skip_bad_images,
+        max_pixels=options.max_pixels,
         progress=options.progress,
     )
     return dataset.limited(options.limit)
@@ -217,7 +218,18 @@ def _config(
     weights: tuple[float, ...] | None,
 ) -> dict[str, Any]:
     """Everything needed to repeat the run."""
-    unchanged = ("schedule", "optimizer", "momentum", "seed", "device", "test_fraction", "split_seed", "skip_bad_images", "limit")
+    unchanged = (
+        "schedule",
+        "optimizer",
+        "momentum",
+        "seed",
+        "device",
+        "test_fraction",
+        "split_seed",
+        "skip_bad_images",
+        "max_pixels",
+        "limit",
+    )
     arguments = {
         **asdict(recipe),
         **{name: getattr(options, name) for name in unchanged},

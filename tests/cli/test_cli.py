@@ -385,6 +385,22 @@ def test_bad_files(capsys, folder, tmp_path, digit_files):
     assert told(capsys, "eval", tmp_path / "alone.safetensors", "--quiet").endswith("give --data")
 
 
+def test_images_of_too_many_pixels(capsys, folder, tmp_path, digit_files):
+    for name in ("0", "1"):
+        for number in range(2):
+            path = tmp_path / "images" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(Path(digit_files[0]).read_bytes())
+    data = "--data", tmp_path / "images"
+    for arguments in (
+        ("predict", folder, digit_files[0]),
+        ("eval", folder, *data, "--quiet"),
+        ("plot", folder, "--image", digit_files[0]),
+        ("train", *data, "--quiet", "--out", tmp_path / "run"),
+    ):
+        assert "and max_pixels is 10: make it smaller, or raise max_pixels (--max-pixels)" in told(capsys, *arguments, "--max-pixels", "10")
+
+
 def test_data_of_other_classes(capsys, folder, tmp_path):
     np.savez(tmp_path / "two.npz", images=np.zeros((20, 8, 8), np.uint8), labels=np.arange(20) % 2)
     message = told(capsys, "eval", folder, "--data", tmp_path / "two.npz", "--quiet")

@@ -5,7 +5,6 @@ import hashlib
 import io
 import os
 import pickle
-import struct
 import tarfile
 import threading
 from dataclasses import replace
@@ -14,68 +13,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHan
 
 import numpy as np
 import pytest
+from cifar_files import FORMS, NAMES, members, pack, pixels_and_labels, python2
 
 from minivit.data import cifar, load_data
 from minivit.errors import UserError
-
-NAMES = {"cifar10": [f"kind{k}" for k in range(10)], "cifar100": [f"kind{k}" for k in range(100)]}
-FORMS = {form.archive: form for form in cifar.FORMS}
-EACH = 6  # images a file
-
-
-def pixels_and_labels(form):
-    """For each file: rows of pixels (n, 3072), and labels (n,)."""
-    rng = np.random.default_rng(len(NAMES[form.dataset]))
-    return {
-        name: (rng.integers(0, 256, (EACH, 3072), np.uint8), rng.integers(0, len(NAMES[form.dataset]), EACH))
-        for name in (*form.train, *form.test)
-    }
-
-
-def python2(value):
-    """A pickle as Python 2 made it in protocol 2: with its byte strings, and NumPy's old module names."""
-    return b"\x80\x02" + opcodes(value) + b"."
-
-
-def opcodes(value):
-    if isinstance(value, (str, bytes)):
-        raw = value.encode() if isinstance(value, str) else value
-        return b"U" + bytes((len(raw),)) + raw if len(raw) < 256 else b"T" + struct.pack("<I", len(raw)) + raw
-    if isinstance(value, int):
-        return b"J" + struct.pack("<i", value)
-    if isinstance(value, list):
-        return b"](" + b"".join(map(opcodes, value)) + b"e"
-    if isinstance(value, dict):
-        return b"}(" + b"".join(opcodes(k) + opcodes(v) for k, v in value.items()) + b"u"
-    rows, columns = map(opcodes, value.shape)
-    kind = b"cnumpy\ndtype\n(" + opcodes("u1") + b"K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-    made = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t" + opcodes("b") + b"tR"
-    return made + b"(K\x01(" + rows + columns + b"t" + kind + b"\x89" + opcodes(value.tobytes()) + b"tb"
-
-
-def members(form, pickled):
-    """Name and content of each file of a small archive of this form."""
-    content = {}
-    for name, (pixels, labels) in pixels_and_labels(form).items():
-        if form.names_key:
-            content[name] = pickled({"batch_label": name, form.labels: labels.tolist(), "data": pixels, "coarse_labels": [0] * EACH})
-        else:
-            leading = [labels] if form.labels == 1 else [labels // 5, labels]
-            content[name] = np.concatenate([np.stack(leading, 1).astype(np.uint8), pixels], 1).tobytes()
-    names = NAMES[form.dataset]
-    content[form.names] = pickled({form.names_key: names}) if form.names_key else "\n".join(names).encode() + b"\n\n"
-    return content
-
-
-def pack(path, content, folder):
-    """Write a .tar.gz of files in a folder."""
-    path.parent.mkdir(exist_ok=True)
-    with tarfile.open(path, "w:gz") as archive:
-        for name, raw in content.items():
-            member = tarfile.TarInfo(f"{folder}/{name}")
-            member.size = len(raw)
-            archive.addfile(member, io.BytesIO(raw))
-    return path
 
 
 @pytest.fixture
@@ -176,6 +117,30 @@ def test_members_are_never_extracted(archive, load, tmp_path):
     before = sorted(p.name for p in tmp_path.iterdir())
     check(load(path), FORMS[path.name])
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == before
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_with_odd_names(load, tmp_path, form):
+    content = members(FORMS["cifar-10-binary.tar.gz"], None)
+    odd = ["/absolute", "../../up", "a/../../up", ".", "", "\udcff\udcfe", "a\nb\x1b[2J", "ü", "/".join(["deep"] * 18)]
+    path = tmp_path / "archive.tar.gz"
+    with tarfile.open(path, "w:gz", format=form, errors="surrogateescape") as archive:
+        for kind in (tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
+            for name in (*odd, "test_batch.bin" if kind != tarfile.REGTYPE else "other.bin"):
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = kind, "../../../etc/passwd"
+                archive.addfile(member)
+        for name, raw in content.items():
+            member = tarfile.TarInfo(f"{'long/' * (40 if form != tarfile.USTAR_FORMAT else 20)}{name}")
+            member.size = len(raw)
+            archive.addfile(member, io.BytesIO(raw))
+    check(load(path), FORMS["cifar-10-binary.tar.gz"])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["archive.tar.gz", "cache"]
+
+
+def test_class_names_that_cannot_be_shown_are_told(archive, load):
+    with pytest.raises(UserError, match=r"the class name 'a\\x1b\[2J' has characters that cannot be shown: rename the class"):
+        load(archive(**{"batches.meta": python2({"label_names": ["a\x1b[2J", "b"]})}))
 
 
 @pytest.mark.parametrize(

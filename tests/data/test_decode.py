@@ -8,7 +8,7 @@ from pictures import picture
 from PIL import Image
 
 from minivit.data import prepare
-from minivit.data.decode import read_header
+from minivit.data.image_file import read_header
 from minivit.errors import UserError
 
 

@@ -203,17 +203,6 @@ def test_writing_into_the_images_does_not_reach_the_cache(write_images, load):
     np.testing.assert_array_equal(load(root).train_images, expected)
 
 
-def test_a_full_disk_leaves_nothing(write_images, load, tmp_path, monkeypatch):
-    def full(handle):
-        raise OSError(28, "No space left on device")
-
-    root = write_images(*WHOLE)
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=r"cannot keep decoded images in .*cache: No space left on device; .* cache_dir"):
-        load(root)
-    assert os.listdir(tmp_path / "cache") == []
-
-
 def test_an_interrupt_leaves_nothing(write_images, load, tmp_path, monkeypatch):
     calls = iter(range(100))
 
