@@ -7,9 +7,10 @@ import os
 import shutil
 import sys
 import tempfile
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+from ...progress import say_once
 
 OTHERS_MAY_WRITE = 0o022
 
@@ -65,10 +66,3 @@ def is_used(folder: Path, *inner: Path) -> bool:
 def say_not_kept(folder: Path, error: OSError) -> None:
     """Say once that compiled code cannot be written to a folder."""
     say_once(f"cannot keep compiled kernels in {folder}: {error.strerror or error}; they are compiled for this process alone")
-
-
-@cache
-def say_once(line: str) -> None:
-    """Print a line on standard error, once in a process, where there is a standard error."""
-    with suppress(OSError, ValueError, AttributeError):
-        print(line, file=sys.stderr, flush=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..files import atomic_file
+from ..progress import say, standard_error
 from .dataset import Dataset, channel_statistics
 
 VERSION = 1  # of the cached content; to be incremented when decoding changes
@@ -33,17 +33,11 @@ def cache_key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps([VERSION, *parts]).encode()).hexdigest()[:24]
 
 
-def say(line: str, progress: bool = True) -> None:
-    """Print a progress line on standard error; standard output is reserved for results."""
-    if progress:
-        print(line, file=sys.stderr, flush=True)
-
-
 def with_progress(items: Iterable[Any], total: int, what: str, progress: bool) -> Iterator[Any]:
     """Yields `items`, with a progress bar on a terminal, and after a single line otherwise."""
-    if progress and not sys.stderr.isatty():
-        say(f"{what}: {total}")
-    yield from tqdm(items, what, total, disable=not (progress and sys.stderr.isatty()), leave=False)
+    bar = progress and standard_error.isatty()
+    say(f"{what}: {total}", progress and not bar)
+    yield from tqdm(items, what, total, disable=not bar, leave=False, file=standard_error)
 
 
 def load_cached(folder: Path, key: str) -> tuple[Dataset, dict[str, Any]] | None:

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, nearest
-from .cache import cache_key, data_folder, load_cached, say, store, with_progress
+from ..progress import say
+from .cache import cache_key, data_folder, load_cached, store, with_progress
 from .dataset import Dataset
 
 HOST = "https://www.cs.toronto.edu/~kriz/"

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import UserError, nearest
 from ..files import user_path
-from .cache import say
+from ..progress import say
 from .cifar import find_or_download, load_cifar, recognise
 from .dataset import Dataset, Split, Whole, check_class_names, check_labels, from_arrays
 from .decode import SUFFIXES, check_pixels

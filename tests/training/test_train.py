@@ -190,7 +190,7 @@ def test_a_disk_that_fills_leaves_the_last_finished_epoch(tmp_path, monkeypatch)
 
     def fsync(descriptor, real=os.fsync):
         calls.append(descriptor)
-        if len(calls) == 5:  # config; model; model and metrics of the first epoch; then this model
+        if len(calls) == 8:  # config and model; config, metrics and model of the first epoch; then of the second
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(descriptor)
 
