@@ -13,13 +13,13 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from importlib import import_module
 from typing import Any, NoReturn, TextIO, cast
 
 from ..errors import DeviceError, UserError, nearest
 from ..interrupts import check_interrupt, deferred, interruptible, received
-from ..progress import say
+from ..progress import UNUSABLE, say
 from ..version import __version__
 
 COMMANDS = {  # help text by command; each command is a module of this package with `configure` and `run`
@@ -120,14 +120,13 @@ def _standard_streams() -> Iterator[None]:
 def _drop_what_cannot_be_written() -> None:
     """Leave nothing for Python to write when it ends: it would fail again, and print that, or change the exit status."""
     for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, stream.fileno())
-            os.close(null)
-        except (AttributeError, ValueError):  # there is no stream, or it is closed
-            pass
+        with suppress(*UNUSABLE):
+            try:
+                stream.flush()
+            except OSError:
+                number, null = stream.fileno(), os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, number)
+                os.close(null)
 
 
 def _escape_what_cannot_be_encoded() -> None:
