@@ -150,3 +150,30 @@ def test_runs_that_are_stopped_at_random(tmp_path, runs):
         outcomes.append(epochs)
     if runs > 50:
         assert {None, *range(EPOCHS + 1)} == set(outcomes), outcomes
+
+
+def test_two_trainings_into_one_folder(tmp_path):
+    out = tmp_path / "run"
+    folder = RunFolder.create(out, "name", {})
+    for overwrite in (False, True):
+        assert in_a_child(lambda overwrite=overwrite: train(out, 1, overwrite)) == 2
+        assert names_in(out) == set()
+    folder.close()
+
+    def lock_and_die():
+        RunFolder.create(out, "name", {})
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_a_child(lock_and_die) == -signal.SIGKILL
+    assert in_a_child(lambda: train(out, 1, False)) == 0
+    assert check_whole(out, 1) == EPOCHS
+
+
+def test_two_trainings_at_the_same_time(tmp_path):
+    """Each starts while the other may be at any point: one succeeds, and the other tells that."""
+    assert train(tmp_path / "warm", 0, False) == 0
+    statuses, out = [], tmp_path / "run"
+    first = in_a_child(lambda: train(out, 1, True), lambda pid: statuses.append(in_a_child(lambda: train(out, 2, True))))
+    assert sorted({first, *statuses}) in ([0], [0, 2])
+    seed = seed_of(out)
+    assert seed in (1, 2) and check_whole(out, seed) == EPOCHS
