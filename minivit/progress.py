@@ -7,6 +7,8 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
+from .errors import printable
+
 UNUSABLE = (AttributeError, OSError, ValueError)  # what use of a stream raises that is None, broken, or closed
 
 
@@ -36,9 +38,9 @@ standard_error = _StandardError()
 
 
 def say(line: str, shown: bool = True) -> None:
-    """Print a line on standard error, if it is to be shown; standard output is reserved for results."""
+    """Print one line on standard error, if it is to be shown, with escapes for what is not printable; standard output is for results."""
     if shown:
-        print(line, file=standard_error, flush=True)
+        print(printable(line), file=standard_error, flush=True)
 
 
 @cache

@@ -262,5 +262,6 @@ def load_folder(
     if notes["size"]:
         say(notes["size"], progress)
     if notes["skipped"]:
-        say(f"skipped {len(notes['skipped'])} unreadable images:\n  " + "\n  ".join(notes["skipped"]), progress)
+        for line in (f"skipped {len(notes['skipped'])} unreadable images:", *(f"  {name}" for name in notes["skipped"])):
+            say(line, progress)
     return dataset.whole() if listing.items[-1].train else dataset  # without test images where `split` is Whole

@@ -87,14 +87,16 @@ def _prepare(options: TrainOptions) -> Loop:
     model = _adapt(options, dataset, recipe) if isinstance(options.model, Module) else _create(options, dataset, recipe)
     settings = _trainer_settings(options, recipe, threads)
     trainer = Trainer(model, **settings)
-    say(f"{dataset.summary()}\n{model.name}: {trainer.flat.size:,} parameters to train", options.progress)
+    say(dataset.summary(), options.progress)
+    say(f"{model.name}: {trainer.flat.size:,} parameters to train", options.progress)
     if options.precision == "auto":
         name, reason = fastest(options.device)
         say(f"precision {trainer.precision.name}: {reason if trainer.precision.name == name else 'that of the model'}", options.progress)
     if not has_compiled_kernels():
         say("compiling kernels for this machine, once: some seconds", options.progress)
     if options.profile:
-        say(f"{profile_step(model, recipe.batch_size, **settings)}\n")
+        for line in [*str(profile_step(model, recipe.batch_size, **settings)).split("\n"), ""]:
+            say(line)
     training_hashes = hash_sample(dataset.train_images) if model.num_exits > 1 else ()  # only used by the calibration of cascades
     classifier = Classifier(model, dataset.class_names, Preprocessing.of(dataset), training_hashes, trainer.precision.name)
     config = _config(options, dataset, recipe, batches, model, trainer)

@@ -10,6 +10,7 @@ import pytest
 
 import minivit
 from minivit.cli import main
+from minivit.progress import say
 
 SMALL = {"epochs": 2, "batch_size": 16, "limit": 48, "model_options": {"dim": 8, "depth": 1, "heads": 1}}
 TRAIN = "train --epochs 2 --batch-size 16 --limit 48 --model-option dim=8 --model-option depth=1 --model-option heads=1 --out {out}"
@@ -116,3 +117,8 @@ def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
     code = "import os; from minivit.cli import main; main(['info']); os.fstat(0); os.fstat(2); print(os.open(os.devnull, os.O_RDONLY) > 2)"
     done = subprocess.run(["bash", "-c", f'"$0" -c "{code}" <&- 2>&-', sys.executable], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1:] == ["True"]
+
+
+def test_a_line_has_escapes_for_what_a_terminal_would_obey(capsys):
+    say("run \x1b[31m\nred")
+    assert capsys.readouterr().err == "run \\x1b[31m\\nred\n"
