@@ -6,9 +6,12 @@ Public names are imported on first access, so that `import minivit` is instant.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
 
 from .version import __version__
+
+TYPE_CHECKING = False  # as in `typing`, whose import takes longer than all others here
+if TYPE_CHECKING:
+    from typing import Any
 
 _DEFINED_IN = {  # public name -> the module that defines it
     "Tensor": "tensor",

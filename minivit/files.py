@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import errno
+import glob
 import io
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from .errors import UserError, reason
+
+if sys.platform != "win32":
+    import fcntl
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
@@ -62,27 +67,62 @@ def reading_untrusted(what: str, advice: str = "", kind: type[UserError] = UserE
         raise kind(f"cannot read {what}: {reason(error)}{advice and '; '}{advice}") from error
 
 
+def lock(descriptor: int) -> None:
+    """Lock an open file or folder until it is closed or the process ends, however it ends. On Windows this does nothing.
+
+    Raises BlockingIOError if another process or thread has locked it, and another OSError where the file system has no locks.
+    """
+    if sys.platform != "win32":
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a binary file for writing and seeking; it is renamed to `path` only if the block ends without an exception.
 
     Until then it has a temporary name in the same folder, which is created if necessary. An exception (full disk, interrupt) deletes the
-    temporary file and leaves `path` unchanged. Raises OSError if the folder is not writable.
+    temporary file and leaves `path` unchanged. What a killed process left is deleted by the next one that writes to `path`.
+    Raises OSError if the folder is not writable.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    with open(temporary, "xb+") as file:
+    remove_abandoned(path)
+    file, temporary = _temporary(path)
+    with file:
         try:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if sys.platform == "win32":  # an open file cannot be renamed there
+                file.close()
+            os.replace(temporary, path)
         except BaseException:
-            file.close()
-            temporary.unlink()
+            with suppress(OSError):  # what is still buffered cannot be written to a full disk either
+                file.close()
+            temporary.unlink(missing_ok=True)
             raise
-    try:
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink()
-        raise
+
+
+def remove_abandoned(path: Path) -> None:
+    """Delete the temporary files for `path` that no process is writing any more."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with suppress(OSError), open(part, "rb") as file:  # Windows deletes no file that a process has open
+            lock(file.fileno())
+            if sys.platform == "win32":
+                file.close()
+            part.unlink()
+
+
+def _temporary(path: Path) -> tuple[BinaryIO, Path]:
+    """A new file for `path` and its name, locked, so that `remove_abandoned` leaves it alone."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        file = open(temporary, "xb+")  # noqa: SIM115, the caller closes it
+        try:
+            lock(file.fileno())
+            taken = not temporary.exists()
+        except OSError as error:
+            taken = isinstance(error, BlockingIOError)
+        if not taken:
+            return file, temporary
+        file.close()  # another process took it for abandoned before it was locked, and deletes it

@@ -1,10 +1,12 @@
 import errno
 import os
+import resource
 import sys
 
 import pytest
 from mutations import memory_limit
 
+from minivit import files
 from minivit.errors import UserError
 from minivit.files import atomic_file, open_regular, reading_untrusted, user_path
 
@@ -81,3 +83,42 @@ def test_a_disk_that_fills_while_flushing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"), atomic_file(tmp_path / "file") as file:
         file.write(b"half")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_disk_that_is_full_before_the_file_is_closed(tmp_path, monkeypatch):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"), atomic_file(tmp_path / "file") as file:
+            file.write(b"half" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_process_left_is_deleted_and_nothing_else(tmp_path):
+    path = tmp_path / "file[1]"
+    for name in (".file[1].0a1b2c3d.part", ".file1.0a1b2c3d.part"):
+        (tmp_path / name).write_bytes(b"half")
+    with atomic_file(path) as one:
+        one.write(b"one")
+        with atomic_file(path) as other:  # another thread or process that writes the same file
+            other.write(b"other")
+        assert path.read_bytes() == b"other"
+    assert path.read_bytes() == b"one"
+    assert sorted(os.listdir(tmp_path)) == [".file1.0a1b2c3d.part", "file[1]"]
+
+
+def test_a_file_that_is_taken_for_abandoned_before_it_is_locked(tmp_path, monkeypatch):
+    calls = []
+
+    def lock(descriptor, real=files.lock):
+        calls.append(descriptor)
+        if len(calls) == 1:
+            files.remove_abandoned(tmp_path / "file")
+        real(descriptor)
+
+    monkeypatch.setattr(files, "lock", lock)
+    with atomic_file(tmp_path / "file") as file:
+        file.write(b"content")
+    assert (tmp_path / "file").read_bytes() == b"content" and os.listdir(tmp_path) == ["file"]

@@ -17,6 +17,8 @@ ROOT = Path(minivit.__file__).parent
 FLOORS = (
     "minivit.version",
     "minivit.errors",
+    "minivit.progress",
+    "minivit.interrupts",
     "minivit.files",
     "minivit.schema",
     "minivit.kernels.core",

@@ -7,9 +7,10 @@ import os
 import shutil
 import sys
 import tempfile
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+from ...progress import say_once
 
 OTHERS_MAY_WRITE = 0o022
 
@@ -67,10 +68,3 @@ def say_not_kept(
 ) -> None:
     """Say once that a cache cannot be written to a folder, and what is done `instead`."""
     say_once(f"cannot keep {what} in {folder}: {error.strerror or error}; {instead}")
-
-
-@cache
-def say_once(line: str) -> None:
-    """Print a line on standard error, once in a process, where there is a standard error."""
-    with suppress(OSError, ValueError, AttributeError):
-        print(line, file=sys.stderr, flush=True)

@@ -1,7 +1,8 @@
 """Compiling functions, and the cache of compiled functions.
 
 The cache is a folder inside the user's cache folder, or inside NUMBA_CACHE_DIR, named by a hash of all kernel sources: Numba detects an
-edited function, but not an edited callee in another file.
+edited function, but not an edited callee in another file. An interrupt waits until a function is compiled: Numba is called back from C,
+where a KeyboardInterrupt would be lost.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
 
 from ...errors import UserError
+from ...interrupts import deferred
 from ..core.cache import cache_folder, is_used, make_private, say_not_kept
 
 log = logging.getLogger(__name__)
@@ -113,7 +115,8 @@ def compiled_loop(signature: str, function: Callable, **options: Any) -> Any:
     """A function with this signature, compiled by `numba.njit` with these options, or read from the cache."""
     loop = njit(**options)(function)
     loop._cache = _cache_of(function)
-    loop.compile(signature)
+    with deferred():
+        loop.compile(signature)
     loop.disable_compile()
     return loop
 
@@ -122,7 +125,8 @@ def compiled_entry(signature: Any, function: Callable) -> Any:
     """A C function with this signature, compiled like every kernel, or read from the cache."""
     entry: Any = CFunc(function, normalize_signature(signature), locals={}, options=OPTIONS)
     entry._cache = _cache_of(function)
-    entry.compile()
+    with deferred():
+        entry.compile()
     return entry
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from math import isfinite
@@ -13,6 +12,7 @@ import numpy as np
 from ..models import create_model, list_models
 from ..models.registry import PRESETS
 from ..nn.module import Module
+from ..progress import say
 from ..testing.checks import Report, check
 from .output import print_json
 
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
             [{**asdict(report), "worst": report.worst if isfinite(report.worst) else None, "passed": report.passed} for report in reports]
         )
     for failure in failures:
-        print(f"minivit: {failure}", file=sys.stderr)
+        say(f"minivit: {failure}")
     return 1 if failures else 0
 
 

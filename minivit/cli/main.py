@@ -1,7 +1,8 @@
 """The command line: minivit train | eval | predict | calibrate | plot | gradcheck | info.
 
-Results are written to standard output, progress and errors to standard error. Exit status: 0; 1 if a gradient check fails or a loss is not
-finite; 2 for a user error, reported in one line; 130 for an interrupt. Expensive modules are imported only by the commands that need them.
+Results are written to standard output, progress and errors to standard error. Exit status: 0, also if the reader of standard output closes
+it; 1 if a gradient check fails or a loss is not finite; 2 for a user error or results that cannot be written, reported in one line; 130 for
+an interrupt; 143 for SIGTERM. Expensive modules are imported only by the commands that need them.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 from ..errors import DeviceError, UserError, nearest
+from ..interrupts import check_interrupt, deferred, interruptible, received
+from ..progress import UNUSABLE, say
 from ..version import __version__
 
 COMMANDS = {  # help text by command; each command is a module of this package with `configure` and `run`
@@ -37,23 +41,94 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; {self.prog} --help tells more")
 
 
+class _ReaderLeft(Exception):
+    """Nobody reads standard output any more, as in `minivit ... | head -1`."""
+
+
+class _Results:
+    """Standard output. A failure to write is a UserError, or `_ReaderLeft`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with _telling_failures():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with _telling_failures():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default the arguments of this process; returns the exit status."""
-    _escape_what_cannot_be_encoded()
+    with interruptible(signal.SIGINT, signal.SIGTERM, again=signal.SIG_DFL):
+        try:
+            status = _run(sys.argv[1:] if arguments is None else list(arguments))
+            check_interrupt()
+        except KeyboardInterrupt as interrupt:
+            say(f"minivit: {str(interrupt) or 'interrupted'}")
+            status = 128 + (received() or signal.SIGINT)
+        finally:
+            _drop_what_cannot_be_written()
+    return status
+
+
+def _run(arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", module=r"PIL\.")  # about damaged images, of which minivit tells in its own words
     try:
-        options = _parse(sys.argv[1:] if arguments is None else list(arguments))
-        with _on_threads(getattr(options, "threads", None)):
-            return _module(options.command).run(options)
+        with _standard_streams():
+            options = _parse(arguments)
+            with _on_threads(getattr(options, "threads", None)):
+                return _module(options.command).run(options)
     except (UserError, DeviceError) as error:
-        print(f"minivit: {error}", file=sys.stderr)
+        say(f"minivit: {error}")
         return getattr(error, "status", 2)
-    except KeyboardInterrupt as interrupt:
-        print(f"minivit: {interrupt or 'interrupted'}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader closed the pipe, as in `minivit ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except _ReaderLeft:
         return 0
+
+
+@contextmanager
+def _telling_failures() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise _ReaderLeft from None
+    except OSError as error:
+        raise UserError(f"cannot write results to standard output: {error.strerror or error}") from error
+
+
+@contextmanager
+def _standard_streams() -> Iterator[None]:
+    """Inside, standard output tells of failures, and at the end all has been written. Raises UserError if it is closed."""
+    for number in range(3):  # a file that is opened later must not get the number of a closed stream, to which C libraries write
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+    if sys.stdout is None:
+        raise UserError("standard output is closed, and the results are written there: redirect it to a file, or to /dev/null")
+    _escape_what_cannot_be_encoded()
+    with redirect_stdout(cast(TextIO, _Results(sys.stdout))):
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Leave nothing for Python to write when it ends: it would fail again, and print that, or change the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(*UNUSABLE):
+            try:
+                stream.flush()
+            except OSError:
+                number, null = stream.fileno(), os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, number)
+                os.close(null)
 
 
 def _escape_what_cannot_be_encoded() -> None:
@@ -78,7 +153,8 @@ def _on_threads(number: int | None) -> Iterator[None]:
 
 def _module(command: str) -> Any:
     """The module of a command, imported on demand, because it imports everything that the command uses."""
-    return import_module(f".{command}", __package__)
+    with deferred():
+        return import_module(f".{command}", __package__)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from math import prod
@@ -20,9 +19,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import UserError, printable
+from ..errors import UserError
 from ..files import atomic_file, open_regular, user_path
 from ..kernels.core.cache import cache_folder, is_used, make_private, say_not_kept
+from ..progress import say, standard_error
 from .dataset import Dataset, channel_statistics
 
 VERSION = 2  # of the cached content; to be incremented when decoding changes
@@ -40,17 +40,11 @@ def cache_key(*parts: Any) -> str:
     return hashlib.sha256(json.dumps([VERSION, *parts]).encode()).hexdigest()[:24]
 
 
-def say(line: str, progress: bool = True) -> None:
-    """Print a progress line on standard error; standard output is reserved for results."""
-    if progress:
-        print(printable(line), file=sys.stderr, flush=True)
-
-
 def with_progress(items: Iterable[Any], total: int, what: str, progress: bool) -> Iterator[Any]:
     """Yields `items`, with a progress bar on a terminal, and after a single line otherwise."""
-    if progress and not sys.stderr.isatty():
-        say(f"{what}: {total}")
-    yield from tqdm(items, what, total, disable=not (progress and sys.stderr.isatty()), leave=False)
+    bar = progress and standard_error.isatty()
+    say(f"{what}: {total}", progress and not bar)
+    yield from tqdm(items, what, total, disable=not bar, leave=False, file=standard_error)
 
 
 def _is_used(folder: Path) -> bool:

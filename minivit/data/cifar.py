@@ -19,7 +19,8 @@ import numpy as np
 
 from ..errors import UserError, nearest, reason
 from ..files import open_regular, reading_untrusted
-from .cache import cache_key, data_folder, load_cached, say, store, with_progress
+from ..progress import say
+from .cache import cache_key, data_folder, load_cached, store, with_progress
 from .dataset import Dataset
 from .labels import check_printable
 from .pickles import Array, load_plain

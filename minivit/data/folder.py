@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UserError, nearest
-from .cache import cache_key, data_folder, load_cached, say, store, with_progress
+from ..progress import say
+from .cache import cache_key, data_folder, load_cached, store, with_progress
 from .dataset import Dataset, Split, Whole
 from .decode import in_threads, read_image
 from .image_file import SUFFIXES, Header, Unreadable, read_header

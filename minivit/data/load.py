@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import UserError, nearest, reason
 from ..files import user_path
-from .cache import say
+from ..progress import say
 from .cifar import find_or_download, load_cifar, recognise
 from .dataset import Dataset, Split, Whole, from_arrays
 from .decode import check_pixels

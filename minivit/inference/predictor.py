@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import BoundedSemaphore, RLock
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -27,6 +29,19 @@ FIRST_PLANS, LATER_PLANS = 4, 16  # maximum number of plans kept by a Predictor:
 LARGEST_BATCH = 256
 Arrays = tuple[np.ndarray | None, ...]  # the state passed from one stage of a cascade to the next; () for the first stage
 ELEMENTS = 2**22  # maximum size of a batch in elements, so that activations stay near the caches
+
+
+_predictors: WeakSet[Predictor] = WeakSet()
+
+
+def _release_locks() -> None:
+    """In a child of fork: the threads that held locks of predictors do not exist there, and would never release them."""
+    for predictor in list(_predictors):
+        predictor._begin_locks()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_locks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +111,7 @@ class Predictor:
 
     def _begin(self) -> None:
         """Set up without any plan."""
-        self._lock = RLock()  # protects the attributes below, and is held while a plan is recorded
-        self._slots = BoundedSemaphore(max(1, most_threads() // self.threads))  # as many plans run at once as there are cores for
+        self._begin_locks()
         # For each stage, the plans that are free, by input shape, in order of last use.
         self._plans: list[dict[tuple[int, ...], list[_StagePlan]]] = []
         self._recorded: tuple[Any, list[Parameter], list[np.ndarray]] = None, [], []  # configuration, parameters, their arrays
@@ -105,6 +119,11 @@ class Predictor:
         self._version = 0  # of the weights: the number of changes
         self._costs = np.full(self.stages, np.nan)  # multiply-adds by exit
         self._verified: tuple[Calibration, bytes] | None = None  # the calibration checked last, and the head's bias at that time
+
+    def _begin_locks(self) -> None:
+        self._lock = RLock()  # protects the attributes of `_begin`, and is held while a plan is recorded
+        self._slots = BoundedSemaphore(max(1, most_threads() // self.threads))  # as many plans run at once as there are cores for
+        _predictors.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle or a copy holds: plans are recorded anew."""

@@ -1,4 +1,4 @@
-"""Run folders and model files. All files are written atomically.
+"""Run folders and model files. All files are written atomically, and the files of a run together.
 
 config.json         everything needed to repeat the run: the resolved arguments of `train`, versions, a one-line summary of the data
 metrics.jsonl       one line per epoch: epoch, train_loss, test_loss, test_accuracy, learning_rate, seconds, images_per_second;
@@ -6,26 +6,36 @@ metrics.jsonl       one line per epoch: epoch, train_loss, test_loss, test_accur
 model.safetensors   the weights tested after the last finished epoch; its metadata contains, as JSON, the model's configuration
                     ("model"), "class_names", "preprocessing", "training_sketch" (`data/train_test_overlap.py`), and the
                     thresholds of a cascade ("calibration")
-curves.png          the learning curves
+curves.png          the learning curves, drawn at the end
+
+The first three are replaced together. They are first written into the folder `.new.part` in the run folder, which then gets the name
+`.new`: from then on they count, also if the process is killed before it has moved each of them to its place. Whoever reads the run, or
+trains into the folder, moves the rest.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from ..errors import UserError, nearest
-from ..files import atomic_file, user_path
+from ..files import atomic_file, lock, remove_abandoned, user_path
+from ..interrupts import deferred
 from ..models import Model, outline
+from ..progress import say_once
 from ..schema import Checked, Fraction, Limits, Size, checked, parse_json, record
 from .weights import read_safetensors, save_weights
 
 CONFIG, METRICS, MODEL, CURVES = "config.json", "metrics.jsonl", "model.safetensors", "curves.png"
+RUN_FILES = (CONFIG, METRICS, MODEL, CURVES)
+PART, COMPLETE = ".new.part", ".new"  # folders of files that are being written, and of files that are all written
 LARGEST_TEXT = 2**24  # bytes of config.json and metrics.jsonl, which take twenty times as much memory as Python's values
 
 
@@ -80,6 +90,7 @@ def find_model(path: Path) -> Path:
     """The model file for a run folder, a name in runs/, or the file itself. Raises UserError, with the nearest names."""
     path = user_path(path)
     folder = next((p for p in (path, Path("runs") / path) if p.is_dir()), None)
+    _finish_replacement(folder or path.parent)
     if folder:
         if not (folder / MODEL).is_file():
             raise UserError(f"{folder} is no run folder: it has no {MODEL}")
@@ -108,42 +119,76 @@ class Epoch(Checked):
 class RunFolder:
     """The folder of one run.
 
-    path: its path. history: the lines of metrics.jsonl written so far.
+    path: its path. config: the content of its config.json. history: the lines of its metrics.jsonl so far.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any] | None = None) -> None:
+        self.path, self.config = Path(path), dict(config or {})
         self.history: list[dict[str, Any]] = []
+        self.replaces = False  # an earlier run, which is kept until the first epoch is saved
+        self._descriptor: int | None = None  # of the locked folder
 
     @classmethod
-    def create(cls, out: str | os.PathLike[str] | None, name: str, overwrite: bool = False) -> RunFolder:
-        """Create an empty run folder: `out`, or runs/<name>-<n> with the first unused number.
+    def create(cls, out: str | os.PathLike[str] | None, name: str, config: Mapping[str, Any], overwrite: bool = False) -> RunFolder:
+        """Create and lock a run folder: `out`, or runs/<name>-<n> with the first unused number.
 
-        With `overwrite`, the files of an earlier run are deleted, and all others are kept. Raises UserError like `check_free`.
+        With `overwrite`, the files of an earlier run are replaced when those of this run are first saved, and all others are kept.
+        Raises UserError like `check_free`, and if another training has locked the folder.
         """
-        if out is None:
-            return cls(_create_numbered(Path("runs"), name))
         check_free(out, overwrite)
-        path = user_path(out)
-        with writing(path):
-            path.mkdir(parents=True, exist_ok=True)
-            for file in (CONFIG, METRICS, MODEL, CURVES):
-                (path / file).unlink(missing_ok=True)
-        return cls(path)
+        folder = cls(_create_numbered(Path("runs"), name) if out is None else user_path(out), config)
+        try:
+            with writing(folder.path):
+                folder._hold()
+                if out is not None:
+                    check_free(out, overwrite)  # another training may have filled it since
+                for file in RUN_FILES:
+                    remove_abandoned(folder.path / file)
+                shutil.rmtree(folder.path / PART, ignore_errors=True)
+                folder.replaces = any((folder.path / file).exists() for file in RUN_FILES)
+        except BaseException:
+            folder.close()
+            raise
+        return folder
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write config.json. Raises UserError."""
-        self._write(CONFIG, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    def close(self) -> None:
+        """Let other trainings use the folder."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    __del__ = close  # after an interrupt between its creation and the first epoch
+
+    def begin(self, save_model: Callable[[Path], None]) -> None:
+        """Save the model before the first epoch, which makes the folder usable, and tells of a full disk early.
+
+        Where there is an earlier run, the files are written and deleted again. Raises UserError like `save`.
+        """
+        self._save(save_model, [], keep=not self.replaces)
+
+    def save(self, save_model: Callable[[Path], None], line: Mapping[str, Any]) -> None:
+        """Add a line to the history, and replace the files of the run, or of an earlier one, together.
+
+        save_model: writes the model to a path. Raises UserError if the files cannot be written; those of before are then kept.
+        """
+        self._save(save_model, [*self.history, dict(line)], keep=True)
+
+    def is_usable(self) -> bool:
+        """Whether the folder holds a model."""
+        return (self.path / MODEL).is_file()
+
+    def state(self, epochs: int) -> str:
+        """What the folder holds, for a message."""
+        if not self.is_usable():
+            return f"{self.path} holds no model"
+        if self.replaces:
+            return f"{self.path} holds the earlier run as it was"
+        return f"{self.path} holds the model after {len(self.history)} of {epochs} epochs"
 
     def read_config(self) -> dict[str, Any]:
         """The content of config.json. Raises UserError if it is missing or damaged."""
         with reading(self.path / CONFIG, f"give the data, which {CONFIG} is read for, or train again"):
             return dict(checked("its content", parse_json(self._read(CONFIG), "its text"), Mapping[str, Any]))
-
-    def add_metrics(self, line: Mapping[str, Any]) -> None:
-        """Append a line to the history and to metrics.jsonl. Raises UserError."""
-        self.history.append(dict(line))
-        self._write(METRICS, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in self.history))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; empty if there is no such file. Raises UserError if it is damaged."""
@@ -160,15 +205,81 @@ class RunFolder:
             raise ValueError(f"it has {size:,} bytes, more than the {LARGEST_TEXT:,} of any run")
         return (self.path / name).read_text(encoding="utf-8")
 
-    def _write(self, name: str, text: str) -> None:
-        with writing(self.path / name), atomic_file(self.path / name) as file:
-            file.write(text.encode())
+    def _hold(self) -> None:
+        """Create and lock the folder, also if it has been deleted meanwhile. Raises UserError if another training has locked it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self._descriptor is None or not os.path.samestat(os.fstat(self._descriptor), os.stat(self.path)):
+            self.close()
+            try:
+                self._descriptor = _locked_folder(self.path)
+            except BlockingIOError:
+                raise UserError(f"another training is writing to {self.path}: give another folder as out (--out)") from None
+        _move_new_files(self.path)
+
+    def _save(self, save_model: Callable[[Path], None], history: list[dict[str, Any]], keep: bool) -> None:
+        part = self.path / PART
+        with deferred(), writing(self.path):
+            self._hold()
+            part.mkdir()
+            try:
+                _write(part / CONFIG, json.dumps(self.config, indent=2, ensure_ascii=False) + "\n")
+                if history:
+                    _write(part / METRICS, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in history))
+                save_model(part / MODEL)
+                if keep:
+                    os.rename(part, self.path / COMPLETE)
+                    self.history, self.replaces = history, False
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+            _move_new_files(self.path)
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_file(path) as file:
+        file.write(text.encode())
+
+
+def _locked_folder(folder: Path) -> int:
+    """A descriptor, until the closing of which, or the end of the process, the folder is locked. Raises BlockingIOError if it is locked."""
+    if sys.platform == "win32":  # folders cannot be locked there
+        return os.open(os.devnull, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        lock(descriptor)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError as error:
+        say_once(f"the file system of {folder} has no locks ({error.strerror}): nothing stops a second training into this folder")
+    return descriptor
+
+
+def _finish_replacement(folder: Path) -> None:
+    """Do what a training that was killed while it replaced files left to do. Raises UserError."""
+    if (folder / COMPLETE).is_dir():
+        with writing(folder), suppress(BlockingIOError):  # a training that still runs does it itself
+            descriptor = _locked_folder(folder)
+            try:
+                _move_new_files(folder)
+            finally:
+                os.close(descriptor)
+
+
+def _move_new_files(folder: Path) -> None:
+    """Move the files of COMPLETE to their places; does nothing if there are none. The folder must be locked."""
+    new = folder / COMPLETE
+    if new.is_dir():
+        (folder / CURVES).unlink(missing_ok=True)
+        for file in (MODEL, METRICS, CONFIG):
+            if (new / file).exists():
+                os.replace(new / file, folder / file)
+        new.rmdir()
 
 
 def check_free(out: str | os.PathLike[str] | None, overwrite: bool) -> None:
     """Raises UserError if `out` exists, unless it is an empty folder, or any folder with `overwrite`."""
     path = user_path(out) if out is not None else None
-    if path and path.exists() and (not path.is_dir() or (any(path.iterdir()) and not overwrite)):
+    if path and path.exists() and (not path.is_dir() or (not overwrite and any(p.name != PART for p in path.iterdir()))):
         hint = ", or overwrite=True (--overwrite) to replace its run" if path.is_dir() else ""
         raise UserError(f"{path} exists already: give another folder as out (--out){hint}")
 

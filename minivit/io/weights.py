@@ -57,6 +57,8 @@ def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = Tru
     Raises UserError, without changing the model, for a file that is missing, damaged or does not fit.
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):  # reading from a pipe would wait for ever
+        raise UserError(f"{path} is no file: give a .safetensors or .npz file")
     metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
         state, metadata = read_safetensors(path)

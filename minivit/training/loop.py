@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from statistics import fmean
 from time import perf_counter
@@ -12,11 +11,14 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data import Batches, Dataset
+from ..errors import UserError
 from ..inference.classifier import Classifier
 from ..inference.evaluate import evaluate
-from ..io.run_folder import CURVES, MODEL, RunFolder, writing
+from ..interrupts import check_interrupt
+from ..io.run_folder import CURVES, RunFolder, writing
 from ..optim import SCHEDULES
 from ..plots import save_learning_curves
+from ..progress import say, standard_error
 from .recipes import Recipe
 from .trainer import Trainer, TrainingError
 
@@ -43,31 +45,33 @@ class Loop:
 
     def run(self, progress: bool) -> None:
         """Train all epochs; the model then has the weights that were tested. Raises Interrupted, TrainingError, UserError."""
-        self.classifier.save(self.folder.path / MODEL)  # makes the folder usable, and detects a full disk early
         progress_bar = Progress(progress, self.recipe.epochs, len(self.batches))
         try:
+            self.folder.begin(self.classifier.save)
             for epoch in range(self.recipe.epochs):
-                self.folder.add_metrics(self._epoch(epoch, progress_bar))
+                self._epoch(epoch, progress_bar)
                 progress_bar.epoch(self.folder.history[-1])
+            self._draw()
         except (KeyboardInterrupt, TrainingError) as stop:
             self._draw()
-            status = f"{self.folder.path} holds the model after {len(self.folder.history)} of {self.recipe.epochs} epochs"
+            state = self.folder.state(self.recipe.epochs)
             if isinstance(stop, TrainingError):
-                raise TrainingError(f"{stop}; {status}") from None
-            raise Interrupted(f"interrupted; {status}") from None
+                raise TrainingError(f"{stop}; {state}") from None
+            raise Interrupted(f"interrupted; {state}") from None
         finally:
             progress_bar.close()
-        self._draw()
+        if not self.folder.is_usable():
+            raise UserError(f"{self.folder.path} was deleted or moved while the model was trained")
         self.trainer.swap_average()
         self.classifier.eval()
 
     def _draw(self) -> None:
-        if self.folder.history:
+        if self.folder.history and self.folder.is_usable():
             path = self.folder.path / CURVES
             with writing(path):
                 save_learning_curves(self.folder.history, path, f"{self.classifier.model.name} on {self.dataset.name}")
 
-    def _epoch(self, epoch: int, progress_bar: Progress) -> dict[str, Any]:
+    def _epoch(self, epoch: int, progress_bar: Progress) -> None:
         recipe, trainer, steps = self.recipe, self.trainer, len(self.batches)
         start, losses, pending = perf_counter(), [], None
         for step_number, (images, labels) in enumerate(self.batches.epoch(epoch), epoch * steps):
@@ -77,6 +81,7 @@ class Loop:
                 losses.append(pending.value())
             pending = step
             progress_bar.step()
+            check_interrupt()
         if pending:
             losses.append(pending.value())
         training_seconds = perf_counter() - start
@@ -86,17 +91,17 @@ class Loop:
                 self.classifier.predictor, dataset.test_images, dataset.test_labels, dataset.mean, dataset.std, dataset.num_classes
             )
             self._check_finite(test_loss)
-            self.classifier.save(self.folder.path / MODEL)
-        return {
-            "epoch": epoch + 1,
-            "train_loss": fmean(losses),
-            "test_loss": test_loss,
-            "test_accuracy": accuracies[-1],
-            **({"exit_accuracies": accuracies} if len(accuracies) > 1 else {}),
-            "learning_rate": trainer.lr,
-            "seconds": round(perf_counter() - start, 3),
-            "images_per_second": round(len(losses) * self.batches.batch_size / training_seconds, 1),
-        }
+            line = {
+                "epoch": epoch + 1,
+                "train_loss": fmean(losses),
+                "test_loss": test_loss,
+                "test_accuracy": accuracies[-1],
+                **({"exit_accuracies": accuracies} if len(accuracies) > 1 else {}),
+                "learning_rate": trainer.lr,
+                "seconds": round(perf_counter() - start, 3),
+                "images_per_second": round(len(losses) * self.batches.batch_size / training_seconds, 1),
+            }
+            self.folder.save(self.classifier.save, line)
 
     def _check_finite(self, test_loss: float) -> None:
         """Raises TrainingError before a model that computes nothing any more replaces a good one."""
@@ -110,8 +115,8 @@ class Progress:
     """Progress on standard error: a bar on a terminal, otherwise one line per epoch."""
 
     def __init__(self, shown: bool, epochs: int, steps: int) -> None:
-        self.lines, self.epochs = shown and not sys.stderr.isatty(), epochs
-        self.bar = tqdm(total=epochs * steps, unit="step", dynamic_ncols=True, disable=not shown or self.lines)
+        self.lines, self.epochs = shown and not standard_error.isatty(), epochs
+        self.bar = tqdm(total=epochs * steps, unit="step", dynamic_ncols=True, disable=not shown or self.lines, file=standard_error)
 
     def step(self) -> None:
         """Report the end of a step."""
@@ -130,8 +135,3 @@ class Progress:
     def close(self) -> None:
         """Remove the bar."""
         self.bar.close()
-
-
-def say(line: str) -> None:
-    """Print a line on standard error."""
-    print(line, file=sys.stderr, flush=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Callable
+import signal
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,18 +21,20 @@ from ..data.train_test_overlap import hash_sample
 from ..errors import UserError
 from ..files import user_path
 from ..inference.classifier import Classifier, Preprocessing
+from ..interrupts import interruptible
 from ..io.run_folder import RunFolder, check_free
 from ..kernels.cpu.compile import has_compiled_kernels
 from ..kernels.cpu.run import threads_set
 from ..models import FAMILIES, PRESETS, Model, create_model
 from ..nn.module import Module
 from ..optim import OPTIMIZERS
+from ..progress import say
 from ..runtime.devices import check_device
 from ..runtime.precision import fastest, precision_for
 from ..runtime.threads import thread_count
 from ..version import __version__
 from .class_weights import class_weights
-from .loop import Loop, say
+from .loop import Interrupted, Loop
 from .options import TrainOptions, takes_options
 from .profiling import profile as profile_step
 from .recipes import OTHERS, Recipe, recipe_for
@@ -63,34 +66,45 @@ def train(model: str | Module | None = None, data: Any = "digits", **options: An
     run folder contains the weights of the last finished epoch.
     """
     train_options = TrainOptions(model, data, **options)
-    check_device(train_options.device)
-    precision_for(train_options.precision, np.dtype(np.float32))  # raises
-    threads = thread_count(train_options.threads)
-    check_free(train_options.out, train_options.overwrite)
-    announce = say if train_options.progress else _say_nothing
-    dataset = _load(train_options)
-    recipe = recipe_for(dataset.name, len(dataset.train_images), **train_options.of_recipe())
-    batches = _batches(train_options, dataset, recipe)
-    trained = _adapt(train_options, dataset, recipe, announce) if isinstance(model, Module) else _create(train_options, dataset, recipe)
-    weights = class_weights(train_options.class_weights, dataset.train_labels, dataset.class_names)
-    settings = _trainer_settings(train_options, recipe, threads, weights)
-    trainer = Trainer(trained, **settings)
-    folder = RunFolder.create(train_options.out, f"{_slug(trained.name)}-{_slug(dataset.name)}", train_options.overwrite)
-    folder.write_config(_config(train_options, dataset, recipe, batches, trained, trainer, weights))
-    announce(f"{dataset.summary()}\n{trained.name}: {trainer.flat.size:,} parameters to train; run folder {folder.path}")
-    if train_options.precision == "auto":
-        name, reason = fastest(train_options.device)
-        announce(f"precision {trainer.precision.name}: {reason if trainer.precision.name == name else 'that of the model'}")
-    if train_options.progress and not has_compiled_kernels():
-        announce("compiling kernels for this machine, once: some seconds")
-    if train_options.profile:
-        say(f"{profile_step(trained, recipe.batch_size, **settings)}\n")
-    training_hashes = hash_sample(dataset.train_images) if trained.num_exits > 1 else ()  # only used by the calibration of cascades
-    classifier = Classifier(trained, dataset.class_names, Preprocessing.of(dataset), training_hashes, trainer.precision.name)
-    loop = Loop(trainer, classifier, dataset, batches, recipe, train_options.schedule, folder)
-    with threads_set(threads):
-        loop.run(train_options.progress)
-    return Run(loop.classifier, folder.history, folder.path)
+    with interruptible(signal.SIGINT):
+        try:
+            loop = _prepare(train_options)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted before training began; nothing was written") from None
+        with closing(loop.folder), threads_set(loop.trainer.threads):
+            loop.run(train_options.progress)
+    return Run(loop.classifier, loop.folder.history, loop.folder.path)
+
+
+def _prepare(options: TrainOptions) -> Loop:
+    """Everything that comes before the first step; the run folder last."""
+    check_device(options.device)
+    precision_for(options.precision, np.dtype(np.float32))  # raises
+    threads = thread_count(options.threads)
+    check_free(options.out, options.overwrite)
+    dataset = _load(options)
+    recipe = recipe_for(dataset.name, len(dataset.train_images), **options.of_recipe())
+    batches = _batches(options, dataset, recipe)
+    model = _adapt(options, dataset, recipe) if isinstance(options.model, Module) else _create(options, dataset, recipe)
+    weights = class_weights(options.class_weights, dataset.train_labels, dataset.class_names)
+    settings = _trainer_settings(options, recipe, threads, weights)
+    trainer = Trainer(model, **settings)
+    say(dataset.summary(), options.progress)
+    say(f"{model.name}: {trainer.flat.size:,} parameters to train", options.progress)
+    if options.precision == "auto":
+        name, reason = fastest(options.device)
+        say(f"precision {trainer.precision.name}: {reason if trainer.precision.name == name else 'that of the model'}", options.progress)
+    if not has_compiled_kernels():
+        say("compiling kernels for this machine, once: some seconds", options.progress)
+    if options.profile:
+        for line in [*str(profile_step(model, recipe.batch_size, **settings)).split("\n"), ""]:
+            say(line)
+    training_hashes = hash_sample(dataset.train_images) if model.num_exits > 1 else ()  # only used by the calibration of cascades
+    classifier = Classifier(model, dataset.class_names, Preprocessing.of(dataset), training_hashes, trainer.precision.name)
+    config = _config(options, dataset, recipe, batches, model, trainer, weights)
+    folder = RunFolder.create(options.out, f"{_slug(model.name)}-{_slug(dataset.name)}", config, options.overwrite)
+    say(f"run folder {folder.path}", options.progress)
+    return Loop(trainer, classifier, dataset, batches, recipe, options.schedule, folder)
 
 
 # ------------------------------------------------------------------------------------------------------------- model and data
@@ -169,7 +183,7 @@ def _unwrapped(module: Module) -> Model:
     return model
 
 
-def _adapt(options: TrainOptions, dataset: Dataset, recipe: Recipe, announce: Callable[[str], None]) -> Model:
+def _adapt(options: TrainOptions, dataset: Dataset, recipe: Recipe) -> Model:
     """Adapt a Model instance to the data, with a new head if the number of classes differs. Raises UserError if it does not fit."""
     assert isinstance(options.model, Module)
     model = _unwrapped(options.model)
@@ -183,7 +197,7 @@ def _adapt(options: TrainOptions, dataset: Dataset, recipe: Recipe, announce: Ca
         )
     model.restart(options.seed)
     if model.config.num_classes != dataset.num_classes:
-        announce(f"a new head for {dataset.num_classes} classes, in place of {model.config.num_classes}")
+        say(f"a new head for {dataset.num_classes} classes, in place of {model.config.num_classes}", options.progress)
         model.reset_head(dataset.num_classes)
     return model
 
@@ -267,7 +281,3 @@ def _repeatable(data: Any) -> str | None:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "data"
-
-
-def _say_nothing(line: str) -> None:
-    pass

@@ -16,35 +16,42 @@ from small_models import batches, nano
 import minivit
 from minivit import Predictor, Trainer, UserError, calibrate, create_model
 from minivit import functional as F
+from minivit.kernels.cpu.run import most_threads
+from minivit.runtime.plan import Plan
 
 IMAGES = np.random.default_rng(0).standard_normal((40, 1, 8, 8)).astype(np.float32)
 
 
-def cascade():
+def cascade(threads=None):
     model = create_model("dvt_nano_8", seed=1, depth=1)
-    predictor = Predictor(model)
+    predictor = Predictor(model, threads=threads)
     images = np.random.default_rng(1).standard_normal((120, 1, 8, 8)).astype(np.float32)
     calibrate(predictor, images, np.arange(120) % 10, budgets=[0.5, 1.0], unit="share")
     return predictor
 
 
 # --------------------------------------------------------------------------------------------------------------------- threads
-@pytest.mark.slow
-@pytest.mark.parametrize("threads", [1, None])
+@pytest.mark.parametrize("threads, count", [(None, 100), *(pytest.param(t, 1000, marks=pytest.mark.slow) for t in (1, None))])
 @pytest.mark.parametrize("kind", ["vit", "cascade"])
-def test_threads_get_the_answers_of_one(kind, threads):
-    predictor = cascade() if kind == "cascade" else Predictor(nano(), threads=threads)
+def test_threads_get_the_answers_of_one(kind, threads, count):
+    """8 threads with `count` predictions each: every answer is bit for bit that of one thread for the same images."""
+    predictor = cascade(threads) if kind == "cascade" else Predictor(nano(), threads=threads)
     budget = 0.5 if kind == "cascade" else None
-    wanted = [predictor(IMAGES[i : i + 1], budget) for i in range(len(IMAGES))]
+    parts = [IMAGES[first : first + size] for size in (1, 2, 3) for first in range(0, len(IMAGES) - size, 5)]
+    wanted = [predictor.predict(part, budget) for part in parts]
+    start = threading.Barrier(8)
 
-    def answer(i):
-        size = 1 + i % 3
-        first = i % (len(IMAGES) - size)
-        return first, predictor(IMAGES[first : first + size], budget)
+    def answer(worker):
+        start.wait()
+        for i in range(worker, worker + count):
+            found, alone = predictor.predict(parts[i % len(parts)], budget), wanted[i % len(parts)]
+            if not (np.array_equal(found.probabilities, alone.probabilities) and np.array_equal(found.exits, alone.exits)):
+                return i
+        return None
 
     with ThreadPoolExecutor(8) as pool:
-        for first, logits in pool.map(answer, range(400)):
-            np.testing.assert_allclose(logits[:1], wanted[first], rtol=1e-5, atol=1e-6)
+        assert list(pool.map(answer, range(8))) == [None] * 8
+    assert kind == "vit" or len({tuple(answer.exits) for answer in wanted}) > 1
 
 
 def test_threads_may_use_ops_at_once():
@@ -125,6 +132,100 @@ def test_a_predictor_goes_to_other_processes(method):
     wanted = answers(predictor)
     with multiprocessing.get_context(method).Pool(1) as pool:
         assert np.array_equal(pool.apply_async(answers, (predictor,)).get(timeout=120), wanted)
+
+
+def answer_of(predictor, number):
+    """What a process that begins answers: its number, and the logits of one image."""
+    return number, predictor(IMAGES[number % len(IMAGES)][None])
+
+
+def predict_in_children(run_in_children, predictor):
+    """50 processes, each of which predicts once: run_in_children(function, arguments) returns their results."""
+    wanted = [predictor(image[None]) for image in IMAGES]  # use in the parent, on all its threads
+    results = list(run_in_children(answer_of, [(predictor, number) for number in range(50)]))
+    assert [number for number, _ in results] == list(range(50))
+    assert all(np.array_equal(logits, wanted[number % len(IMAGES)]) for number, logits in results)
+    assert np.array_equal(predictor(IMAGES[:1]), wanted[0])  # the parent goes on
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method, kind", [("fork", "vit"), ("fork", "cascade"), ("spawn", "vit"), ("forkserver", "vit")])
+def test_fifty_processes_predict(method, kind):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system has no {method}")
+    with multiprocessing.get_context(method).Pool(2, maxtasksperchild=1) as pool:
+        predict_in_children(
+            lambda function, arguments: pool.starmap_async(function, arguments, chunksize=1).get(timeout=500),
+            cascade() if kind == "cascade" else Predictor(nano()),
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading"])
+def test_fifty_calls_through_joblib(backend):
+    joblib = pytest.importorskip("joblib")
+    predict_in_children(
+        lambda function, arguments: joblib.Parallel(2, backend=backend, batch_size=1, timeout=300)(
+            joblib.delayed(function)(*each) for each in arguments
+        ),
+        Predictor(nano()),
+    )
+
+
+def exit_status_of_a_child(action):
+    """That of a copy of this process; None for one that hangs."""
+    process = multiprocessing.get_context("fork").Process(target=action)
+    process.start()
+    process.join(60)
+    if process.is_alive():
+        process.kill()
+        return None
+    return process.exitcode
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork")
+class TestForkWhileThreadsPredict:
+    def test_while_one_is_in_a_prediction(self, monkeypatch):
+        predictor, parent = Predictor(nano(), threads=most_threads()), os.getpid()
+        wanted = answers(predictor)
+        waits, goes_on = threading.Event(), threading.Event()
+
+        def replay(self, real=Plan.replay):
+            if os.getpid() == parent:
+                waits.set()
+                goes_on.wait(60)
+            real(self)
+
+        monkeypatch.setattr(Plan, "replay", replay)
+        worker = threading.Thread(target=answers, args=[predictor])
+        worker.start()
+        waits.wait(60)
+        try:
+            assert exit_status_of_a_child(lambda: sys.exit(not np.array_equal(answers(predictor), wanted))) == 0
+        finally:
+            goes_on.set()
+            worker.join()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", ["vit", "cascade"])
+    def test_fifty_times_at_any_moment(self, kind):
+        predictor = cascade() if kind == "cascade" else Predictor(nano())
+        wanted, stopped = answers(predictor), threading.Event()
+
+        def predict_on_and_on():
+            while not stopped.is_set():
+                answers(predictor)
+
+        workers = [threading.Thread(target=predict_on_and_on) for _ in range(2)]
+        for worker in workers:
+            worker.start()
+        try:
+            statuses = [exit_status_of_a_child(lambda: sys.exit(not np.array_equal(answers(predictor), wanted))) for _ in range(50)]
+        finally:
+            stopped.set()
+            for worker in workers:
+                worker.join()
+        assert statuses == [0] * 50
 
 
 @pytest.mark.parametrize("layer", ["workqueue"])

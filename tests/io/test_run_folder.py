@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from mutations import memory_limit
 
 from minivit import UserError, create_model
+from minivit.io import run_folder
 from minivit.io.run_folder import CONFIG, CURVES, METRICS, MODEL, RunFolder, find_model, load_model, save_model
 from minivit.io.weights import read_safetensors, save_weights
 
@@ -68,20 +70,33 @@ def test_weights_of_others_are_told_apart(tmp_path, model):
         load_model(tmp_path / MODEL)
 
 
+def create(out, config=(), overwrite=False):
+    return RunFolder.create(out, "name", dict(config), overwrite)
+
+
+def write_model(path):
+    path.write_text("a model")
+
+
+def names_in(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
 def test_metrics_are_a_line_an_epoch(tmp_path, full_disk):
-    folder = RunFolder.create(tmp_path / "run", "name")
+    folder = create(tmp_path / "run")
     lines = [{"epoch": 1, "test_accuracy": 0.5}, {"epoch": 2, "test_accuracy": 0.75}]
     for line in lines:
-        folder.add_metrics(line)
+        folder.save(write_model, line)
     full_disk()
     with pytest.raises(UserError, match="No space left"):
-        folder.add_metrics({"epoch": 3})
-    assert [json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines()] == lines
+        folder.save(write_model, {"epoch": 3})
+    assert folder.history == folder.read_metrics() == lines
+    assert names_in(tmp_path / "run") == sorted((CONFIG, METRICS, MODEL))
 
 
 def test_config_comes_back(tmp_path):
-    folder = RunFolder.create(tmp_path / "run", "name")
-    folder.write_config({"seed": 3, "data": "çiçek"})
+    folder = create(tmp_path / "run", {"seed": 3, "data": "çiçek"})
+    folder.begin(write_model)
     assert RunFolder(tmp_path / "run").read_config() == {"seed": 3, "data": "çiçek"}
     (tmp_path / "run" / CONFIG).write_text("{")
     with pytest.raises(UserError, match=r"config\.json is damaged: its text is no JSON: .*: give the data"):
@@ -90,7 +105,7 @@ def test_config_comes_back(tmp_path):
 
 def test_default_names_count_up(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    paths = [RunFolder.create(None, "vit-digits").path.as_posix() for _ in range(3)]
+    paths = [RunFolder.create(None, "vit-digits", {}).path.as_posix() for _ in range(3)]
     assert paths == ["runs/vit-digits-1", "runs/vit-digits-2", "runs/vit-digits-3"]
 
 
@@ -98,30 +113,120 @@ def test_a_folder_that_exists_is_not_touched(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / MODEL).write_text("precious")
     with pytest.raises(UserError, match=r"exists already: .*--out.*--overwrite"):
-        RunFolder.create(tmp_path / "run", "name")
+        create(tmp_path / "run")
     assert (tmp_path / "run" / MODEL).read_text() == "precious"
 
 
-def test_overwriting_removes_the_old_run_and_nothing_else(tmp_path):
+def test_overwriting_replaces_the_old_run_and_nothing_else_after_the_first_epoch(tmp_path):
     (tmp_path / "run").mkdir()
     for name in (CONFIG, METRICS, MODEL, CURVES, "notes.txt"):
         (tmp_path / "run" / name).write_text("old")
-    RunFolder.create(tmp_path / "run", "name", overwrite=True)
-    assert [p.name for p in (tmp_path / "run").iterdir()] == ["notes.txt"]
+    folder = create(tmp_path / "run", overwrite=True)
+    folder.begin(write_model)
+    assert {p.name: p.read_text() for p in folder.path.iterdir()} == dict.fromkeys((CONFIG, METRICS, MODEL, CURVES, "notes.txt"), "old")
+    assert folder.state(2) == f"{folder.path} holds the earlier run as it was"
+    folder.save(write_model, {"epoch": 1})
+    assert names_in(folder.path) == sorted((CONFIG, METRICS, MODEL, "notes.txt"))
+    assert [name for name in names_in(folder.path) if (folder.path / name).read_text() == "old"] == ["notes.txt"]
+    assert folder.state(2) == f"{folder.path} holds the model after 1 of 2 epochs"
+
+
+def test_a_full_disk_keeps_the_run_that_is_overwritten(tmp_path, full_disk):
+    folder = create(tmp_path / "run", {"seed": 1})
+    folder.save(write_model, {"epoch": 1})
+    folder.close()
+    before = {p.name: p.read_bytes() for p in folder.path.iterdir()}
+    again = create(tmp_path / "run", overwrite=True)
+    full_disk()
+    for attempt in (lambda: again.begin(write_model), lambda: again.save(write_model, {"epoch": 1})):
+        with pytest.raises(UserError, match="No space left on device; what was there before is kept"):
+            attempt()
+        assert {p.name: p.read_bytes() for p in folder.path.iterdir()} == before
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2, 3])
+def test_who_reads_a_run_finishes_what_a_killed_training_began(tmp_path, monkeypatch, model, moved):
+    monkeypatch.chdir(tmp_path)
+    folder = create("run", {"seed": 1})
+    folder.save(write_model, {"epoch": 1})
+    (folder.path / CURVES).write_text("of the first run")
+    calls = []
+
+    def rename(source, target, real=os.replace):
+        calls.append(target)
+        if Path(target).parent == Path("run") and len([c for c in calls if Path(c).parent == Path("run")]) > moved:
+            raise SystemExit  # as if the process were killed
+        real(source, target)
+
+    folder.close()
+    again = create("run", {"seed": 2}, overwrite=True)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(os, "replace", rename)
+        if moved == 3:
+            patch.setattr(Path, "rmdir", lambda self: rename(self, self))
+        again.save(lambda path: save_model(path, model, {}), {"epoch": 2})
+    again.close()
+    assert find_model(Path("run")) == folder.path / MODEL
+    load_model(folder.path / MODEL)
+    assert names_in(folder.path) == sorted((CONFIG, METRICS, MODEL))
+    assert (folder.read_config(), folder.read_metrics()) == ({"seed": 2}, [{"epoch": 2}])
+
+
+def test_what_killed_processes_left_is_deleted(tmp_path):
+    (tmp_path / "run" / ".new.part").mkdir(parents=True)
+    (tmp_path / "run" / ".new.part" / MODEL).write_text("half")
+    assert create(tmp_path / "run").path == tmp_path / "run"  # it counts as empty
+    (tmp_path / "run" / f".{MODEL}.0a1b2c3d.part").write_text("half")
+    create(tmp_path / "run", overwrite=True)
+    assert names_in(tmp_path / "run") == []
+
+
+def test_a_folder_that_vanishes_is_made_again_whole(tmp_path):
+    folder = create(tmp_path / "run", {"seed": 1})
+    folder.save(write_model, {"epoch": 1})
+    shutil.rmtree(folder.path)
+    assert folder.state(3) == f"{folder.path} holds no model"
+    folder.save(write_model, {"epoch": 2})
+    assert names_in(folder.path) == sorted((CONFIG, METRICS, MODEL))
+    assert (folder.read_config(), folder.read_metrics()) == ({"seed": 1}, [{"epoch": 1}, {"epoch": 2}])
+    with pytest.raises(UserError, match="another training is writing to"):  # the new folder is locked too
+        create(folder.path, overwrite=True)
+
+
+def test_one_training_at_a_time(tmp_path):
+    first = create(tmp_path / "run")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"another training is writing to .*run: give another folder as out \(--out\)"):
+            create(tmp_path / "run", overwrite=overwrite)
+    first.close()
+    create(tmp_path / "run")
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
+    def refuse(descriptor):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_folder, "lock", refuse)
+    create(tmp_path / "run").save(write_model, {"epoch": 1})
+    assert capsys.readouterr().err == (
+        f"the file system of {tmp_path / 'run'} has no locks (No locks available): nothing stops a second training into this folder\n"
+    )
 
 
 def test_an_empty_folder_is_taken(tmp_path):
     (tmp_path / "run").mkdir()
-    assert RunFolder.create(tmp_path / "run", "name").path == tmp_path / "run"
+    assert create(tmp_path / "run").path == tmp_path / "run"
 
 
 def test_a_file_is_never_overwritten(tmp_path):
     (tmp_path / "run").write_text("precious")
-    for overwrite in (False, True):
-        with pytest.raises(UserError, match="exists already"):
-            RunFolder.create(tmp_path / "run", "name", overwrite)
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("run", "fifo"):
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match="exists already"):
+                create(tmp_path / name, overwrite=overwrite)
     with pytest.raises(UserError, match="cannot write"):
-        RunFolder.create(tmp_path / "run" / "below", "name")
+        create(tmp_path / "run" / "below")
     assert (tmp_path / "run").read_text() == "precious"
 
 

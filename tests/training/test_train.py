@@ -4,6 +4,7 @@ import errno
 import inspect
 import json
 import os
+import shutil
 import sys
 
 import numpy as np
@@ -190,7 +191,7 @@ def test_a_disk_that_fills_leaves_the_last_finished_epoch(tmp_path, monkeypatch)
 
     def fsync(descriptor, real=os.fsync):
         calls.append(descriptor)
-        if len(calls) == 5:  # config; model; model and metrics of the first epoch; then this model
+        if len(calls) == 8:  # config and model; config, metrics and model of the first epoch; then of the second
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(descriptor)
 
@@ -200,6 +201,25 @@ def test_a_disk_that_fills_leaves_the_last_finished_epoch(tmp_path, monkeypatch)
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [CONFIG, METRICS, MODEL]
     assert len((tmp_path / "run" / METRICS).read_text().splitlines()) == 1
     minivit.load(tmp_path / "run")
+
+
+def test_a_run_folder_that_vanishes_is_made_again_whole(tmp_path, monkeypatch):
+    class Deleting(loop.Progress):
+        def epoch(self, line):
+            if line["epoch"] == 1:
+                shutil.rmtree(tmp_path / "run")
+
+    monkeypatch.setattr(loop, "Progress", Deleting)
+    run = small(tmp_path)
+    assert sorted(p.name for p in run.folder.iterdir()) == sorted((CONFIG, METRICS, MODEL, CURVES))
+    assert lines_of(run) == run.history and len(run.history) == 2
+
+
+def test_a_run_folder_that_vanishes_at_the_end_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.Progress, "epoch", lambda self, line: shutil.rmtree(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"run was deleted or moved while the model was trained"):
+        small(tmp_path)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_not_finite_leaves_the_run_usable(tmp_path):
