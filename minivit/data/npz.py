@@ -35,14 +35,14 @@ class _InPieces:
         return getattr(self.file, name)
 
 
-def read_npz(path: Path, keys: Collection[str]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays under `keys`, as far as the file has them, and the names of all. Raises UserError."""
+def read_npz(path: Path, keys: Collection[str] | None = None) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays under `keys`, as far as the file has them, or all arrays, and the names of all. Raises UserError."""
     advice = "it is no .npz file of plain arrays, or not whole"
     with reading_untrusted(str(path), advice), open_regular(path) as packed, zipfile.ZipFile(cast(BinaryIO, _InPieces(packed))) as archive:
         most = most_unpacked(os.fstat(packed.fileno()).st_size)
         members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
         arrays = {}
-        for key in keys:
+        for key in members if keys is None else keys:
             if (member := members.get(key)) is None:
                 continue
             if member.compress_type not in COMPRESSIONS:  # zipfile unpacks others without a limit

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from math import prod
 from pathlib import Path
 
 import numpy as np
 import safetensors
 from safetensors.numpy import save
 
+from ..data.npz import read_npz
 from ..errors import UserError, listed
-from ..files import atomic_file
+from ..files import atomic_file, open_regular
 from ..models import MOST_PARAMETERS
 from ..models.base import Model
 from ..version import __version__
@@ -57,8 +56,6 @@ def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = Tru
     Raises UserError, without changing the model, for a file that is missing, damaged or does not fit.
     """
     path = Path(path)
-    if path.exists() and not (path.is_file() or path.is_dir()):  # reading from a pipe would wait for ever
-        raise UserError(f"{path} is no file: give a .safetensors or .npz file")
     metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
         state, metadata = read_safetensors(path)
@@ -114,7 +111,7 @@ def _of_head(name: str) -> bool:
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[State, dict[str, str]]:
     """The arrays of a file, bfloat16 converted to float32, and its metadata. Raises UserError if it is missing or damaged."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
             if length > LARGEST_HEADER:
                 raise ValueError(f"a header of {length:,} bytes")
@@ -146,44 +143,12 @@ def _array(path: str | os.PathLike[str], name: str, dtype: str, data: bytes) -> 
     return np.frombuffer(data, _DTYPES[dtype])
 
 
-# Weights are compressed little. A file whose arrays claim more bytes than these two allow is made to fill the memory.
-COMPRESSION, SMALL_FILE = 16, 2**26
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}  # 3.0: of names that are no numbers
-
-
 def _read_npz(path: Path) -> State:
-    try:
-        _check_claims(path)
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: np.asarray(file[name]) for name in file.files}
-    except (FileNotFoundError, PermissionError) as error:
-        raise _unreadable(path, error) from error
-    except Exception as error:  # the reader of zip files, the decompressors and the parser of array headers raise almost anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} is damaged or no npz file of plain arrays ({reason}): get or make it again") from error
+    arrays, _ = read_npz(path)
     non_numeric = [name for name, array in arrays.items() if array.dtype.kind not in "fiu"]
     if non_numeric:
-        raise UserError(f"{path} is damaged or no npz file of plain arrays: {listed(non_numeric)} hold no numbers")
+        raise UserError(f"{path} is no npz file of weights: {listed(non_numeric)} hold no numbers")
     return arrays
-
-
-def _check_claims(path: Path) -> None:
-    """Raises ValueError if the arrays of an npz file claim more bytes than it can hold. Raises what zipfile and NumPy raise."""
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        if len(members) > MOST_PARAMETERS:
-            raise ValueError(f"{len(members):,} arrays")
-        claimed, possible = sum(member.file_size for member in members), COMPRESSION * path.stat().st_size + SMALL_FILE
-        if claimed > possible:
-            raise ValueError(f"its arrays claim {claimed:,} bytes, which a file of {path.stat().st_size:,} bytes does not hold")
-        for member in members:
-            with archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
-                if version not in _HEADERS:
-                    raise ValueError(f"{member.filename} has version {version}")
-                shape, _, dtype = _HEADERS[version](file)
-                if prod(shape) * dtype.itemsize > member.file_size:
-                    raise ValueError(f"{member.filename} claims the shape {shape}, and has {member.file_size:,} bytes")
 
 
 def _unreadable(path: str | os.PathLike[str], error: OSError) -> UserError:

@@ -108,8 +108,8 @@ def test_a_cascade_takes_the_later_unfolds_as_an_option():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(unfolds=((3, 1, 1),) * 3), "options: unfolds must hold the two unfolds after patches, which are the first ones, not 3"),
-        (dict(unfolds=3), r"options: unfolds must hold \(size, stride, padding\)"),
+        (dict(unfolds=((3, 1, 1),) * 3), "options: unfolds, after those of patches, must hold 2 values, not 3"),
+        (dict(unfolds=3), "options: unfolds, after those of patches, must be a list, not 3"),
         (dict(unfolds=((4, 1, 0), (3, 1, 1))), "unfolds: number 2 takes patches of 4 a side, and from image_size=8 only 2"),
         (dict(patch_size=3), "options: t2t has no option 'patch_size' to set here"),
         (dict(dim=3), "options: t2t has no option 'dim' to set here"),
