@@ -17,6 +17,7 @@ FAMILIES = {
     "vit": ("vit", dict(patch_size=2, heads=2, pool="mean", class_token=False)),
     "mixer": ("mixer", dict(patch_size=2)),
     "ff_only": ("ff_only", dict(patch_size=2)),
+    "localvit": ("localvit", dict(patch_size=2, heads=2, se_reduction=16)),
     "dvt": ("dvt", CASCADE),
 }
 DROPPING = {
