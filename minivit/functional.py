@@ -368,12 +368,16 @@ def concatenate(*tensors: Tensor, axis: int) -> Tensor:
     return apply(concatenation(len(tensors)), *tensors, lengths=tuple(t.shape[axis] for t in tensors), axis=axis)
 
 
-def split(x: Tensor, parts: int, axis: int) -> tuple[Tensor, ...]:
-    """Split a tensor into parts of equal length along an axis. Raises UserError if `parts` does not divide it."""
+def split(x: Tensor, parts: int | Sequence[int], axis: int) -> tuple[Tensor, ...]:
+    """Split a tensor along an axis into parts of equal length, or of the given lengths. Raises UserError if the parts do not fit."""
     axis = axis_in(axis, x.ndim)
-    if parts < 1 or x.shape[axis] % parts:
-        raise UserError(f"split: {parts} parts do not divide axis {axis} of shape {x.shape}")
-    return (x,) if parts == 1 else apply(splitting(parts), x, lengths=(x.shape[axis] // parts,) * parts, axis=axis)
+    if isinstance(parts, int):
+        if parts < 1 or x.shape[axis] % parts:
+            raise UserError(f"split: {parts} parts do not divide axis {axis} of shape {x.shape}")
+        parts = (x.shape[axis] // parts,) * parts
+    if min(parts, default=0) < 1 or sum(parts) != x.shape[axis]:
+        raise UserError(f"split: lengths of {tuple(parts)} do not make up axis {axis} of shape {x.shape}")
+    return (x,) if len(parts) == 1 else apply(splitting(len(parts)), x, lengths=tuple(parts), axis=axis)
 
 
 def sum_of(tensors: Iterable[Tensor]) -> Tensor:

@@ -103,6 +103,7 @@ WRONG = {
     "concatenate other ranks": lambda: F.concatenate(t(2, 3), t(2), axis=0),
     "concatenate along an axis that is not there": lambda: F.concatenate(t(2, 3), t(2, 3), axis=2),
     "split into no parts": lambda: F.split(t(2, 3), 0, 1),
+    "split into lengths that do not add up": lambda: F.split(t(2, 3), (1, 1), 1),
     "split along an axis that is not there": lambda: F.split(t(2, 3), 1, 5),
     "cross_entropy of a vector": lambda: F.cross_entropy(t(3), np.array([0, 1, 2])),
     "cross_entropy, classes that are no whole numbers": lambda: F.cross_entropy(t(2, 3), np.array([1.9, 0.2])),

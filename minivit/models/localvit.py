@@ -108,11 +108,10 @@ class Block(Module):
     def forward(self, x: Tensor, extra: Tensor | None = None, bias: Tensor | None = None, return_logits: bool = False) -> Any:
         result = self.attn(self.norm1(x), bias, return_logits)
         branch, logits = result if return_logits else (result, None)
-        x = x + self.drop_path(branch)
-        patches = x[:, 1:]  # (B, rows·columns, C)
+        class_token, patches = F.split(x + self.drop_path(branch), (1, x.shape[1] - 1), axis=1)  # (B, 1, C), (B, rows·columns, C)
         inputs = patches if extra is None else F.concatenate(patches, extra[:, 1:], axis=2)
         y = self.conv(inputs.reshape(len(x), *self.grid, -1)).reshape(patches.shape)
-        x = F.concatenate(x[:, :1], patches + y, axis=1)
+        x = F.concatenate(class_token, patches + y, axis=1)
         return (x, logits) if return_logits else x
 
 

@@ -7,7 +7,7 @@ import pytest
 from golden_files import assert_matches, golden_path, part, read_golden
 
 import minivit
-from minivit import Predictor, Tensor, UserError, no_grad
+from minivit import Predictor, Tensor, UserError, no_grad, plots
 
 NAMES = {  # ours: the authors'
     "localvit_tiny": "localvit_tiny_mlp4_act3_r192",
@@ -182,3 +182,11 @@ def test_training_on_data_whose_last_batch_would_be_one_image(tmp_path):
     assert len(run.history) == 1
     with pytest.raises(UserError, match="two images or more at once, got 1"):
         minivit.train("localvit_nano_patch2_8", data, epochs=1, batch_size=1, out=tmp_path / "other", progress=False)
+
+
+@pytest.mark.slow
+def test_pictures(tmp_path):
+    options = dict(dim=8, depth=1, heads=2, se_reduction=2)
+    minivit.train("localvit_nano_patch2_8", "digits", epochs=1, limit=240, model_options=options, out=tmp_path / "run", progress=False)
+    pictures = [path.name for path in plots.draw_run(tmp_path / "run", out=tmp_path / "pictures", progress=False)]
+    assert pictures == ["curves.png", "filters.png", "positions.png", "attention.png", "rollout.png"]

@@ -18,6 +18,7 @@ FAMILIES = {
     "mixer": ("mixer", dict(patch_size=2)),
     "ff_only": ("ff_only", dict(patch_size=2)),
     "t2t": ("t2t", dict(heads=2, token_dim=32, unfolds=((3, 1, 1), (3, 2, 1), (3, 1, 1)))),
+    "localvit": ("localvit", dict(patch_size=2, heads=2, se_reduction=16)),
     "dvt": ("dvt", CASCADE),
 }
 DROPPING = {
