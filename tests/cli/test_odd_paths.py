@@ -42,7 +42,7 @@ def test_a_path_that_cannot_be_used(folder, capsys, command, path, reason):
 
 
 def test_weights_that_are_no_file():
-    with pytest.raises(UserError, match=r"is no file: give a \.safetensors or \.npz file"):
+    with pytest.raises(UserError, match="not a regular file"):
         load_weights(create_model("vit_nano_patch2_8", depth=1), "fifo.safetensors")
 
 

@@ -56,20 +56,20 @@ def write_npz(path, name="cls", content=b"", compression=zipfile.ZIP_DEFLATED):
     "content, reason",
     [
         (shaped("(" + "1, " * 72 + ")") + b"\0" * 4, "dimension"),
-        (shaped("(1000000000,)") + b"\0" * 4, r"cls.npy claims the shape (1000000000,), and has 315 bytes"),
-        (shaped("(9999999999999999999999,)") + b"\0" * 4, r"cls.npy claims the shape (9999999999999999999999,)"),
-        (shaped("(0, 9999999999999999999999)"), "too large"),
+        (shaped("(1000000000,)") + b"\0" * 4, "cls promises 4,000,000,000 bytes, but holds 4"),
+        (shaped("(9999999999999999999999,)") + b"\0" * 4, "cls promises 39,999,999,999,999,999,999,996 bytes, but holds 4"),
+        (shaped("(0, 9999999999999999999999)"), "Maximum allowed dimension exceeded"),
         (shaped("(0, 4611686018427387904, 4611686018427387904)"), "too big"),
-        (shaped("(-1,)") + b"\0" * 40, "negative dimensions"),
-        (shaped("(1000000000000,)", "'|V0'"), "cls hold no numbers"),
-        (shaped("(1,)", "'|O'") + b"\0" * 40, "Object arrays cannot be loaded"),
-        (shaped("(1, 1, 16)", "[('a', '<f4')]") + b"\0" * 64, "cls hold no numbers"),
+        (shaped("(-1,)") + b"\0" * 40, "cls promises -4 bytes, but holds 40"),
+        (shaped("(1000000000000,)", "'|V0'"), "cls has the type |V0"),
+        (shaped("(1,)", "'|O'") + b"\0" * 40, "cls has the type object"),
+        (shaped("(1, 1, 16)", "[('a', '<f4')]") + b"\0" * 64, "cls has the type [('a', '<f4')]"),
         (header("(" * 9000), "EOF in multi-line statement"),
         (header("{'descr': '<f4', 'shape': (1,"), "EOF in multi-line statement"),
         (header("[" * 9000 + "]" * 9000, 2), "Header info length"),
-        (header("", 9), "cls.npy has version (9, 0)"),
+        (header("", 9), "Cannot parse header"),
         (b"\x93NUMPY\2\0\xff\xff\xff\x7f" + b" " * 1000, "EOF: reading array header, expected 2147483647 bytes got 1000"),
-        (shaped("(1, 1, 26214400)") + bytes(100 * 2**20), "its arrays claim 104,"),  # a hundred times what the file has
+        (shaped("(1, 1, 26214400)") + bytes(100 * 2**20), "unpacks cls to 104,857,911 bytes"),  # a hundred times what the file has
     ],
     ids=range(15),
 )
@@ -77,7 +77,7 @@ def test_arrays_of_npz_files(content, reason, tmp_path):
     path = tmp_path / "w.npz"
     write_npz(path, content=content)
     line = said(path)
-    assert line.startswith(" is damaged or no npz file of plain arrays") and reason in line
+    assert reason in line and ("it is no .npz file of plain arrays" in line or "unpacks" in line)
 
 
 def test_a_position_embedding_of_many_channels_is_not_resized(tmp_path):
@@ -86,7 +86,9 @@ def test_a_position_embedding_of_many_channels_is_not_resized(tmp_path):
     assert "pos_embed is (1, 2, 5000000), not (1, 5, 16)" in said(path)
 
 
-@pytest.mark.parametrize("entry, local, value, reason", [(8, 6, 1, "encrypted"), (10, 8, 99, "compression method is not supported")])
+@pytest.mark.parametrize(
+    "entry, local, value, reason", [(8, 6, 1, "encrypted"), (10, 8, 99, "cls is compressed in a way that NumPy does not use")]
+)
 def test_members_of_npz_files(entry, local, value, reason, tmp_path):
     path = tmp_path / "w.npz"
     write_npz(path)
@@ -102,7 +104,7 @@ def test_npz_files_of_many_arrays(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         for i in range(2**15 + 1):
             archive.writestr(f"{i}", b"")
-    assert "32,769 arrays" in said(path)
+    assert "its list of members has more than 1 MiB" in said(path)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,11 @@ from minivit.io.run_folder import CONFIG, CURVES, METRICS, MODEL, RunFolder, fin
 from minivit.io.weights import read_safetensors, save_weights
 
 
+def epoch(number):
+    """A line of metrics.jsonl."""
+    return {"epoch": number, "train_loss": 2.0, "test_loss": 1.5, "test_accuracy": 0.25 * number}
+
+
 @pytest.fixture
 def model():
     return create_model("mixer_nano_patch2_8", num_classes=4, dim=16, depth=1)
@@ -84,12 +89,12 @@ def names_in(folder):
 
 def test_metrics_are_a_line_an_epoch(tmp_path, full_disk):
     folder = create(tmp_path / "run")
-    lines = [{"epoch": 1, "test_accuracy": 0.5}, {"epoch": 2, "test_accuracy": 0.75}]
+    lines = [epoch(1), epoch(2)]
     for line in lines:
         folder.save(write_model, line)
     full_disk()
     with pytest.raises(UserError, match="No space left"):
-        folder.save(write_model, {"epoch": 3})
+        folder.save(write_model, epoch(3))
     assert folder.history == folder.read_metrics() == lines
     assert names_in(tmp_path / "run") == sorted((CONFIG, METRICS, MODEL))
 
@@ -125,7 +130,7 @@ def test_overwriting_replaces_the_old_run_and_nothing_else_after_the_first_epoch
     folder.begin(write_model)
     assert {p.name: p.read_text() for p in folder.path.iterdir()} == dict.fromkeys((CONFIG, METRICS, MODEL, CURVES, "notes.txt"), "old")
     assert folder.state(2) == f"{folder.path} holds the earlier run as it was"
-    folder.save(write_model, {"epoch": 1})
+    folder.save(write_model, epoch(1))
     assert names_in(folder.path) == sorted((CONFIG, METRICS, MODEL, "notes.txt"))
     assert [name for name in names_in(folder.path) if (folder.path / name).read_text() == "old"] == ["notes.txt"]
     assert folder.state(2) == f"{folder.path} holds the model after 1 of 2 epochs"
@@ -133,12 +138,12 @@ def test_overwriting_replaces_the_old_run_and_nothing_else_after_the_first_epoch
 
 def test_a_full_disk_keeps_the_run_that_is_overwritten(tmp_path, full_disk):
     folder = create(tmp_path / "run", {"seed": 1})
-    folder.save(write_model, {"epoch": 1})
+    folder.save(write_model, epoch(1))
     folder.close()
     before = {p.name: p.read_bytes() for p in folder.path.iterdir()}
     again = create(tmp_path / "run", overwrite=True)
     full_disk()
-    for attempt in (lambda: again.begin(write_model), lambda: again.save(write_model, {"epoch": 1})):
+    for attempt in (lambda: again.begin(write_model), lambda: again.save(write_model, epoch(1))):
         with pytest.raises(UserError, match="No space left on device; what was there before is kept"):
             attempt()
         assert {p.name: p.read_bytes() for p in folder.path.iterdir()} == before
@@ -148,7 +153,7 @@ def test_a_full_disk_keeps_the_run_that_is_overwritten(tmp_path, full_disk):
 def test_who_reads_a_run_finishes_what_a_killed_training_began(tmp_path, monkeypatch, model, moved):
     monkeypatch.chdir(tmp_path)
     folder = create("run", {"seed": 1})
-    folder.save(write_model, {"epoch": 1})
+    folder.save(write_model, epoch(1))
     (folder.path / CURVES).write_text("of the first run")
     calls = []
 
@@ -164,12 +169,12 @@ def test_who_reads_a_run_finishes_what_a_killed_training_began(tmp_path, monkeyp
         patch.setattr(os, "replace", rename)
         if moved == 3:
             patch.setattr(Path, "rmdir", lambda self: rename(self, self))
-        again.save(lambda path: save_model(path, model, {}), {"epoch": 2})
+        again.save(lambda path: save_model(path, model, {}), epoch(2))
     again.close()
     assert find_model(Path("run")) == folder.path / MODEL
     load_model(folder.path / MODEL)
     assert names_in(folder.path) == sorted((CONFIG, METRICS, MODEL))
-    assert (folder.read_config(), folder.read_metrics()) == ({"seed": 2}, [{"epoch": 2}])
+    assert (folder.read_config(), folder.read_metrics()) == ({"seed": 2}, [epoch(2)])
 
 
 def test_what_killed_processes_left_is_deleted(tmp_path):
@@ -183,12 +188,12 @@ def test_what_killed_processes_left_is_deleted(tmp_path):
 
 def test_a_folder_that_vanishes_is_made_again_whole(tmp_path):
     folder = create(tmp_path / "run", {"seed": 1})
-    folder.save(write_model, {"epoch": 1})
+    folder.save(write_model, epoch(1))
     shutil.rmtree(folder.path)
     assert folder.state(3) == f"{folder.path} holds no model"
-    folder.save(write_model, {"epoch": 2})
+    folder.save(write_model, epoch(2))
     assert names_in(folder.path) == sorted((CONFIG, METRICS, MODEL))
-    assert (folder.read_config(), folder.read_metrics()) == ({"seed": 1}, [{"epoch": 1}, {"epoch": 2}])
+    assert (folder.read_config(), folder.read_metrics()) == ({"seed": 1}, [epoch(1), epoch(2)])
     with pytest.raises(UserError, match="another training is writing to"):  # the new folder is locked too
         create(folder.path, overwrite=True)
 
@@ -207,7 +212,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(run_folder, "lock", refuse)
-    create(tmp_path / "run").save(write_model, {"epoch": 1})
+    create(tmp_path / "run").save(write_model, epoch(1))
     assert capsys.readouterr().err == (
         f"the file system of {tmp_path / 'run'} has no locks (No locks available): nothing stops a second training into this folder\n"
     )

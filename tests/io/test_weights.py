@@ -126,6 +126,9 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]
 
 
+DAMAGED = {".safetensors": "is damaged or no safetensors file", ".npz": "it is no .npz file of plain arrays, or not whole"}
+
+
 @pytest.mark.parametrize("make", [vit, mixer])
 @pytest.mark.parametrize("ending", [".safetensors", ".npz"])
 def test_damaged_and_missing_files(make, ending, tmp_path):
@@ -138,12 +141,12 @@ def test_damaged_and_missing_files(make, ending, tmp_path):
     whole = path.read_bytes()
     for content in (b"", b"garbage", whole[:100], whole[:-10], whole[: len(whole) // 2], b"\xff" * 3000, whole[::-1]):
         path.write_bytes(content)
-        assert "is damaged or no" in refused(make(), path), content[:20]
+        assert DAMAGED[ending] in refused(make(), path), content[:20]
     flipped = bytearray(whole)
     flipped[len(whole) // 2 : len(whole) // 2 + 200] = bytes(200)
     if ending == ".npz":  # a checksum guards these
         path.write_bytes(flipped)
-        assert "is damaged or no" in refused(make(), path)
+        assert DAMAGED[ending] in refused(make(), path)
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".npz"])
@@ -165,15 +168,15 @@ def test_any_damage_raises_a_user_error_or_none(ending, tmp_path):
 def test_no_npz_of_numbers(tmp_path):
     path = tmp_path / "w.npz"
     np.savez(path, cls=np.array([{}], dtype=object))  # would be unpickled
-    assert "is damaged or no npz file of plain arrays" in refused(vit(), path)
+    assert "it is no .npz file of plain arrays, or not whole" in refused(vit(), path)
     np.savez(path, **(to_google(vit()) | {"cls": np.full((1, 1, 16), "text")}))
-    assert "is damaged or no npz file of plain arrays: cls hold no numbers" in refused(vit(), path)
+    assert "is no npz file of weights: cls hold no numbers" in refused(vit(), path)
     with open(path, "wb") as file:
         np.save(file, np.zeros(3))
-    assert "is damaged or no npz file of plain arrays" in refused(vit(), path)
+    assert "it is no .npz file of plain arrays, or not whole" in refused(vit(), path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "text")
-    assert "is damaged or no npz file of plain arrays" in refused(vit(), path)
+    assert "it is no .npz file of plain arrays, or not whole" in refused(vit(), path)
 
 
 def test_a_folder_and_other_endings(tmp_path):
