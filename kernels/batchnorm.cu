@@ -167,5 +167,8 @@ __global__ void __launch_bounds__(256) fold_weight(S* new_weight, const S* weigh
 template <class S>
 __global__ void __launch_bounds__(256) fold_bias(S* new_bias, const S* bias, const S* w, const S* b, const S* mean, const S* variance,
                                                  int C, double eps) {
-    GRID_STRIDE(c, C) new_bias[c] = ((bias ? bias[c] : S(0)) - mean[c]) * (w[c] / sqrt(variance[c] + S(eps))) + b[c];
+    GRID_STRIDE(c, C) {
+        const S scale = w[c] * (S(1) / sqrt(variance[c] + S(eps)));  // a quotient would spill registers
+        new_bias[c] = ((bias ? bias[c] : S(0)) - mean[c]) * scale + b[c];
+    }
 }

@@ -25,9 +25,11 @@ from minivit.kernels.core import devices  # noqa: E402
 from minivit.kernels.core.cases import Sample, make_inputs  # noqa: E402
 from minivit.kernels.cuda import kernel as cuda  # noqa: E402
 from minivit.kernels.cuda import nvrtc  # noqa: E402
+from minivit.models import PRESETS  # noqa: E402
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
 DTYPES = ("float32", "float64", "bfloat16")
+SHALLOW = {"crossvit": {"depths": (1, 1), "stages": 1}, "deepvit": {"depth": 1, "reattention_blocks": None}}  # by family; else depth 1
 
 
 class Listing(Emulator):
@@ -81,7 +83,8 @@ def kernels_of_models() -> set[cuda.Kernel]:
     with devices.using(Listing()):
         for name in list_models():
             for precision in ("float32", "bfloat16"):
-                model = create_model(name, depth=1, init="zeros")  # whose kernels are those of any depth and weights
+                # Whose kernels are those of any depth and weights.
+                model = create_model(name, init="zeros", **SHALLOW.get(PRESETS[name].family, {"depth": 1}))
                 config = model.config
                 images = np.zeros((2, config.in_channels, config.image_size, config.image_size), np.float32)
                 Predictor(model, precision, "cuda").logits(images)

@@ -20,6 +20,7 @@ from minivit.kernels.cuda import kernel as cuda
 from minivit.kernels.cuda import nvrtc
 
 TESTS = Path(__file__).parents[2]
+NORMALISED = ("localvit", "deepvit")  # over whole batches, which have no parts
 LOCAL = {"heads": 2, "se_reduction": 8, **DROPS}
 FAMILIES = {**MODELS, "localvit": LOCAL, "ff_only": {}, "t2t": {}, "dvt": {}, "crossvit": {}, "deepvit": {"heads": 2}}
 
@@ -76,7 +77,7 @@ def test_arrays_of_two_devices_do_not_meet(on_cuda):
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2, "ema": 0.9, "clip_norm": 0.5}, {"optimizer": "sgd", "nesterov": True}], ids=str)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_follows_the_cpu(on_cuda, name, options):
-    options = {n: v for n, v in options.items() if (name, n) != ("localvit", "accumulate")}  # its batches have no parts
+    options = {n: v for n, v in options.items() if name not in NORMALISED or n != "accumulate"}
     losses = []
     for place in ("cpu", "cuda"):
         trainer = Trainer(small(name, dtype="float64"), device=place, precision="float64", **options)
