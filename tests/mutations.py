@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import multiprocessing
 import resource
@@ -79,7 +80,7 @@ def json_mutations(value: Any, count: int, seed: int) -> Iterator[str]:
                 case 2 | 3:
                     holder[key] = RAW + RAW_JSON[rng.integers(0, len(RAW_JSON))]
                 case _:
-                    holder[key] = VALUES_OF_JSON[rng.integers(0, len(VALUES_OF_JSON))]
+                    holder[key] = copy.deepcopy(VALUES_OF_JSON[rng.integers(0, len(VALUES_OF_JSON))])
         text = json.dumps(whole[0])
         for raw in RAW_JSON:
             text = text.replace(json.dumps(RAW + raw), raw)
