@@ -14,9 +14,9 @@ from ..kernels.core.dtypes import BFLOAT16
 from ..nn.cost import ModelCost, count
 from ..nn.initialisers import Initialiser, initialise
 from ..nn.layers import Dropout, Linear, Random, Stem
-from ..nn.module import Module
+from ..nn.module import Module, Parameter
 from ..tensor import Tensor
-from . import channels
+from . import channels, positions
 from . import config as configs
 from .config import StageConfig
 
@@ -160,9 +160,10 @@ class Model(Module):
 class Backbone(Model):
     """A model of blocks over patch tokens, which can be a stage of a cascade.
 
-    A family defines `embed`, `pool` and `blocks`. Each block maps tokens (B, N, dim) to tokens and, if the configuration has
-    extra_channels, takes `extra` (B, N, extra_channels), additional input of its channel MLP. Blocks with attention take `bias` and
-    `return_logits` as in ViT. Ops with multiply-adds must run inside modules, because `cost` identifies the stage by module names.
+    A family defines `embed`, `blocks`, and `pool` if the head reads more than the class token. Each block maps tokens (B, N, dim) to tokens
+    and, if the configuration has extra_channels, takes `extra` (B, N, extra_channels), additional input of its channel MLP. Blocks with
+    attention take `bias` and `return_logits` as in ViT. Ops with multiply-adds must run inside modules, because `cost` identifies the stage
+    by module names.
     prefix: number of class tokens before the patch tokens. grid: patches per side. random: shared with the other stages of a cascade.
     """
 
@@ -171,14 +172,24 @@ class Backbone(Model):
     relation_reuse: Any = None  # set by a cascade, as is each block's feature_reuse
     prefix: int = 0
     grid: int
+    pos_embed: Parameter | None = None  # (1, prefix + grid², dim), of a family that adds an embedding to each token
+    norm: Any  # the final normalisation
 
     def embed(self, images: Tensor) -> Tensor:
         """The tokens before the first block: images (B, in_channels, S, S) in the model's dtype -> (B, N, dim)."""
         raise NotImplementedError
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """The input of the head, after the final normalisation: (B, N, dim) -> (B, dim)."""
-        raise NotImplementedError
+        """The input of the head, after the final normalisation: (B, N, dim) -> (B, dim); here that of the class token."""
+        return self.norm(tokens)[:, 0]
+
+    def resize_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
+        if self.pos_embed is None:
+            return state
+        return positions.fitted(state, "pos_embed", self.pos_embed.shape, self.grid, self.prefix, method)
+
+    def position_embedding(self) -> tuple[np.ndarray, int] | None:
+        return None if self.pos_embed is None else (self.pos_embed.numpy()[0, self.prefix :], self.grid)
 
     def encode(
         self, images: Tensor, features: Tensor | None = None, relation: Tensor | None = None, logits: list[Tensor] | None = None

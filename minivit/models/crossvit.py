@@ -17,7 +17,19 @@ from .. import functional as F
 from ..errors import UserError
 from ..nn.convolution import Conv2d, convolve_all
 from ..nn.initialisers import Initialiser, kaiming_uniform, normal, truncated_normal, uniform, xavier_uniform
-from ..nn.layers import CrossAttention, Dropout, DropPath, LayerNorm, Linear, PatchEmbed, Random, Sequential, Stem, check_images
+from ..nn.layers import (
+    CrossAttention,
+    Dropout,
+    DropPath,
+    LayerNorm,
+    Linear,
+    PatchEmbed,
+    Random,
+    Sequential,
+    Stem,
+    check_images,
+    with_class_token,
+)
 from ..nn.module import Module, filled
 from ..schema import Limits
 from ..tensor import Tensor
@@ -239,8 +251,7 @@ class CrossViT(Model):
         size = self.config.branch_sizes[b]
         if size != S:
             images = F.resample(images.reshape(B * C, S * S, 1), S, size, "bicubic").reshape(B, C, size, size)
-        x = self.patch_embed[b](images)  # (B, grid², dim)
-        x = F.concatenate(F.broadcast(getattr(self, f"cls_token_{b}"), (B, 1, x.shape[2])), x, axis=1)
+        x = with_class_token(self.patch_embed[b](images), getattr(self, f"cls_token_{b}"))  # (B, N, dim)
         return self.pos_drop[b](x + getattr(self, f"pos_embed_{b}"))
 
     def class_tokens(self, images: Tensor, logits: tuple[list[Tensor], ...] | None = None) -> list[Tensor]:
@@ -278,13 +289,10 @@ class CrossViT(Model):
         return {theirs.get(name, name): array for name, array in state.items()}
 
     def resize_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
-        resized = dict(state)
         for b in BRANCHES:
-            name, grid = f"pos_embed_{b}", self.patch_embed[b].grid
-            given = state.get(name)
-            if given is not None and given.ndim == 3 and given.shape[1] != 1 + grid**2:
-                resized[name] = positions.resize(given, grid, 1, method)
-        return resized
+            name = f"pos_embed_{b}"
+            state = positions.fitted(state, name, getattr(self, name).shape, self.patch_embed[b].grid, 1, method)
+        return state
 
     # --------------------------------------------------------------------------------------------------------- for pictures
     def backbones(self) -> list[Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from .. import functional as F
 from ..errors import UserError
 from ..nn.initialisers import Initialiser, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
-from ..nn.layers import Dropout, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Random, TokenLayerNorm, TokenMlp
+from ..nn.layers import Dropout, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Random, TokenLayerNorm, TokenMlp, with_class_token
 from ..nn.module import Module, filled
 from ..tensor import Tensor
 from .base import Backbone
@@ -144,11 +144,8 @@ class FFOnly(Backbone):
 
     def embed(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images)  # (B, grid², C)
-        x = F.concatenate(F.broadcast(self.cls_token, (len(x), 1, x.shape[2])), x, axis=1)  # (B, N, C)
+        x = with_class_token(x, self.cls_token)  # (B, N, C)
         return self.pos_drop(x + self.pos_encoding())
-
-    def pool(self, tokens: Tensor) -> Tensor:
-        return self.norm(tokens)[:, 0]
 
     def position_embedding(self) -> tuple[np.ndarray, int]:
         stored = self.pos_encoding.stored

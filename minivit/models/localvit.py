@@ -15,10 +15,9 @@ from .. import functional as F
 from ..errors import UserError
 from ..nn.convolution import Conv2d, DepthwiseConv2d, EfficientChannelAttention, SqueezeExcitation, convolve_all
 from ..nn.initialisers import Initialiser, kaiming_uniform, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
-from ..nn.layers import Attention, BatchNorm, Dropout, DropPath, LayerNorm, Linear, PatchEmbed, Random, Sequential
+from ..nn.layers import Attention, BatchNorm, Dropout, DropPath, LayerNorm, Linear, PatchEmbed, Random, Sequential, with_class_token
 from ..nn.module import Module, filled
 from ..tensor import Tensor
-from . import positions
 from .base import Backbone
 from .config import BackboneConfig, Positive, Rate, Size
 from .registry import register
@@ -173,20 +172,8 @@ class LocalViT(Backbone):
 
     def embed(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images)  # (B, grid², C)
-        x = F.concatenate(F.broadcast(self.cls_token, (len(x), 1, x.shape[2])), x, axis=1)  # (B, N, C)
+        x = with_class_token(x, self.cls_token)  # (B, N, C)
         return self.pos_drop(x + self.pos_embed)
-
-    def pool(self, tokens: Tensor) -> Tensor:
-        return self.norm(tokens)[:, 0]
-
-    def resize_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
-        pos_embed = state.get("pos_embed")
-        if pos_embed is None or pos_embed.ndim != 3 or pos_embed.shape[1] == self.pos_embed.shape[1]:
-            return state
-        return state | {"pos_embed": positions.resize(pos_embed, self.grid, True, method)}
-
-    def position_embedding(self) -> tuple[np.ndarray, int]:
-        return self.pos_embed.numpy()[0, 1:], self.grid
 
 
 def _convolution(draw: Initialiser) -> Initialiser:

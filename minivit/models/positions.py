@@ -10,6 +10,17 @@ from ..errors import UserError
 from ..kernels.resample import axis_matrix, resample_grid
 
 
+def fitted(state: dict[str, np.ndarray], name: str, shape: tuple[int, ...], grid: int, prefix: int, method: str) -> dict[str, np.ndarray]:
+    """`state` with the embedding `name` resized to the model's, which has this shape (1, prefix + grid², C).
+
+    One that is missing, fits, or has another number of axes or channels, stays as it is: loading it tells what is wrong.
+    """
+    given = state.get(name)
+    if given is None or given.shape == shape or given.shape[::2] != shape[::2]:
+        return state
+    return state | {name: resize(given, grid, prefix, method)}
+
+
 def resize(positions: np.ndarray, grid: int, prefix: int, method: str) -> np.ndarray:
     """Resize positions (1, prefix + old², C) -> (1, prefix + grid², C); the first `prefix` (class tokens) are unchanged.
 

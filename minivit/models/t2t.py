@@ -16,11 +16,10 @@ import numpy as np
 from .. import functional as F
 from ..errors import UserError
 from ..nn.initialisers import Initialiser, lecun_normal, normal, orthogonal, truncated_normal, xavier_uniform
-from ..nn.layers import Dropout, LayerNorm, Linear, Mlp, Random, Sequential, check_images
+from ..nn.layers import Dropout, LayerNorm, Linear, Mlp, Random, Sequential, check_images, with_class_token
 from ..nn.module import Module, filled
 from ..schema import checked
 from ..tensor import Tensor
-from . import positions
 from .base import Backbone
 from .config import Patch, Positive, Rate, Size, StageConfig
 from .registry import register
@@ -254,17 +253,5 @@ class T2T(Backbone):
 
     def embed(self, images: Tensor) -> Tensor:
         x = self.tokens_to_token(images)  # (B, grid², C)
-        x = F.concatenate(F.broadcast(self.cls_token, (len(x), 1, x.shape[2])), x, axis=1)  # (B, N, C)
+        x = with_class_token(x, self.cls_token)  # (B, N, C)
         return self.pos_drop(x + self.pos_embed)
-
-    def pool(self, tokens: Tensor) -> Tensor:
-        return self.norm(tokens)[:, 0]
-
-    def resize_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
-        pos_embed = state.get("pos_embed")
-        if pos_embed is None or pos_embed.ndim != 3 or pos_embed.shape[1] == self.pos_embed.shape[1]:
-            return state
-        return state | {"pos_embed": positions.resize(pos_embed, self.grid, self.prefix, method)}
-
-    def position_embedding(self) -> tuple[np.ndarray, int]:
-        return self.pos_embed.numpy()[0, self.prefix :], self.grid

@@ -11,7 +11,7 @@ import numpy as np
 from .. import functional as F
 from ..errors import UserError
 from ..nn.initialisers import Initialiser, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
-from ..nn.layers import Attention, Dropout, DropPath, LayerNorm, LayerScale, Linear, Mlp, PatchEmbed, Random, Stem
+from ..nn.layers import Attention, Dropout, DropPath, LayerNorm, LayerScale, Linear, Mlp, PatchEmbed, Random, Stem, with_class_token
 from ..nn.module import Module, Parameter, filled
 from ..tensor import Tensor
 from . import positions
@@ -121,6 +121,7 @@ class ViT(Backbone):
 
     config: ViTConfig
     blocks: list[Block]
+    pos_embed: Parameter
 
     def __init__(self, config: ViTConfig, seed: int = 0, random: Random | None = None) -> None:
         super().__init__(config, seed, random)
@@ -171,13 +172,12 @@ class ViT(Backbone):
     def embed(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images)  # (B, grid², C)
         if self.cls_token is not None:
-            x = F.concatenate(F.broadcast(self.cls_token, (len(x), 1, x.shape[2])), x, axis=1)  # (B, N, C)
+            x = with_class_token(x, self.cls_token)  # (B, N, C)
         return self.pos_drop(x + self.pos_embed)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        if self.norm:
-            return self.norm(tokens)[:, 0]
-        assert self.fc_norm
+        if self.fc_norm is None:
+            return super().pool(tokens)
         return self.fc_norm((tokens[:, 1:] if self.prefix else tokens).mean(1))
 
     @staticmethod
@@ -196,12 +196,6 @@ class ViT(Backbone):
         self.pos_embed = Parameter(positions.resize(self.pos_embed.numpy(), embed.grid, config.class_token, "bicubic_antialias"))
         self.config, self.patch_embed, self.grid = config, embed, embed.grid
 
-    def resize_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
-        pos_embed = state.get("pos_embed")
-        if pos_embed is None or pos_embed.shape == self.pos_embed.shape or pos_embed.shape[::2] != (1, self.config.dim):
-            return state
-        return state | {"pos_embed": positions.resize(pos_embed, self.patch_embed.grid, self.config.class_token, method)}
-
     def google_names(self, names: Collection[str]) -> dict[str, str] | None:
         is_original = "Transformer/encoderblock_0/LayerNorm_2/scale" in names  # big_vision numbers each kind of layer from 0
         attention, norm2, mlp = (1, 2, 3) if is_original else (0, 1, 0)
@@ -216,6 +210,3 @@ class ViT(Backbone):
                 table |= dense(f"{ours}.mlp.fc{k + 1}", f"{theirs}/MlpBlock_{mlp}/Dense_{k}")
         final_norm = "norm" if self.norm else "fc_norm"
         return table | dense("patch_embed.proj", "embedding") | norm(final_norm, "Transformer/encoder_norm") | dense("head", "head")
-
-    def position_embedding(self) -> tuple[np.ndarray, int]:
-        return self.pos_embed.numpy()[0, self.prefix :], self.grid

@@ -217,6 +217,11 @@ def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
+def with_class_token(x: Tensor, token: Tensor) -> Tensor:
+    """Tokens with the class token (1, 1, C) before them: (B, N, C) -> (B, 1 + N, C)."""
+    return F.concatenate(F.broadcast(token, (len(x), 1, x.shape[2])), x, axis=1)
+
+
 class Stem(Module):
     """The first layers of a model: images (B, in_channels, S, S) -> tokens (B, grid², dim).
 
