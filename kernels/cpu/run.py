@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from threading import Lock
+from functools import cache
+from math import inf
+from threading import Lock, get_ident
+from time import monotonic
 from typing import Any
 
 import numba
@@ -92,21 +95,46 @@ with _short_spin():  # Numba loads the threading layer with the first parallel f
 _replay_in_parallel = compiled_loop(REPLAY, _replay, nogil=True)
 
 
+def most_threads() -> int:
+    """The maximal number of threads: the cores available to this process, or NUMBA_NUM_THREADS."""
+    return numba.config.NUMBA_NUM_THREADS
+
+
+SHARED = 0.1  # seconds: how long a thread of Python counts as a caller after its last replay
+
+
 class _Loops:
     """The loops that run kernels in this process.
 
     A child of fork has no threads of its own, and GNU OpenMP ends it at the first parallel loop: there, one thread runs all bands, with the
     same results. Numba's own layer "workqueue" takes one caller at a time.
+
+    Threads of Python that replay calls at the same time share the cores. OpenMP gives each of them a team of threads, and as soon as all
+    teams together are larger than the number of cores, threads sleep at each launch, which takes 10 to 100 times as long as the launch.
     """
 
     def __init__(self) -> None:
-        self.run, self.replay = _run_in_parallel, _replay_in_parallel
+        self.run, self.cores = _run_in_parallel, most_threads()
         self.lock: Any = Lock() if numba.threading_layer() == "workqueue" else nullcontext()
+        self.last: dict[int, float] = {}  # when each caller replayed calls last; while it does, infinity
 
     def after_fork(self) -> None:
-        self.run = compiled_loop(RUN, _run_alone, nogil=True)
-        self.replay = compiled_loop(REPLAY, _replay_alone, nogil=True)
-        self.lock = nullcontext()
+        self.run, self.cores = compiled_loop(RUN, _run_alone, nogil=True), 1
+        self.lock, self.last = nullcontext(), {}
+
+    def share(self, caller: int) -> int:
+        """The number of cores for this caller, which begins to replay calls now."""
+        since = monotonic() - SHARED
+        for other, time in list(self.last.items()):
+            if time < since:
+                self.last.pop(other, None)
+        self.last[caller] = inf
+        return max(1, self.cores // len(self.last))
+
+
+@cache
+def _replay_alone_compiled() -> Any:
+    return compiled_loop(REPLAY, _replay_alone, nogil=True)
 
 
 _loops = _Loops()
@@ -139,20 +167,22 @@ def run_bands(address: int, bands: int, table: int) -> None:
 
 
 def replay(entries: np.ndarray, bands: np.ndarray, addresses: np.ndarray, number: int) -> None:
-    """Run a list of calls, each with its entry, bands and table, shared among so many threads."""
-    here = loops()
-    with here.lock:
-        here.replay(entries, bands, addresses, number)
+    """Run a list of calls, each with its entry, bands and table, shared among at most so many threads."""
+    here, caller = loops(), get_ident()
+    try:
+        number = min(number, here.share(caller))
+        if number == 1:
+            _replay_alone_compiled()(entries, bands, addresses, number)
+        else:
+            with here.lock:
+                _replay_in_parallel(entries, bands, addresses, number)
+    finally:
+        here.last[caller] = monotonic()
 
 
 def threads() -> int:
     """The number of threads that the bands of a kernel are distributed to."""
     return get_num_threads()
-
-
-def most_threads() -> int:
-    """The maximal number of threads: the cores available to this process, or NUMBA_NUM_THREADS."""
-    return numba.config.NUMBA_NUM_THREADS
 
 
 @contextmanager

@@ -122,7 +122,7 @@ class Predictor:
 
     def _begin_locks(self) -> None:
         self._lock = RLock()  # protects the attributes of `_begin`, and is held while a plan is recorded
-        self._slots = BoundedSemaphore(max(1, most_threads() // self.threads))  # as many plans run at once as there are cores for
+        self._slots = BoundedSemaphore(most_threads())  # as many plans run at once as there are cores; then each plan has one
         _predictors.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
