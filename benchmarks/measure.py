@@ -39,7 +39,7 @@ class Summary:
 def machine() -> dict[str, Any]:
     """What a result must be read with: processor, threads, versions."""
     found = describe_machine()
-    kept = {name: found[name] for name in ("cpu", "instructions", "cores", "threads", "threading_layer", "blas", "system", "python")}
+    kept = {name: found[name] for name in ("cpu", "instructions", "cores", "threads", "blas", "system", "python")}
     rivals = {name: version for name in RIVALS if (version := _version(name))}
     return kept | {"versions": {"minivit": found["minivit"], **found["versions"], **rivals}}
 

@@ -1,11 +1,10 @@
 """What all tests share."""
 
 import os
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is imported: the processes of the tests share the cores already
 
-import numba
 import numpy as np
 import pytest
 from cuda_emulation import emulator, listing
@@ -13,6 +12,7 @@ from hypothesis import HealthCheck, settings
 
 from minivit.errors import DeviceError
 from minivit.kernels.core import arrays, devices
+from minivit.kernels.cpu import run
 
 settings.register_profile(
     "minivit",
@@ -71,12 +71,11 @@ def poisoned_scratch(monkeypatch):
 @pytest.fixture
 def set_threads():
     """Set the number of threads that share a kernel; afterwards it is as before. Skips the test where the machine has fewer."""
-    before = numba.get_num_threads()
+    with ExitStack() as stack:
 
-    def set_or_skip(number):
-        if number > numba.config.NUMBA_NUM_THREADS:
-            pytest.skip(f"needs {number} threads, this process has {numba.config.NUMBA_NUM_THREADS}")
-        numba.set_num_threads(number)
+        def set_or_skip(number):
+            if number > run.most_threads():
+                pytest.skip(f"needs {number} threads, this process has {run.most_threads()}")
+            stack.enter_context(run.threads_set(number))
 
-    yield set_or_skip
-    numba.set_num_threads(before)
+        yield set_or_skip

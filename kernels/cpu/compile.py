@@ -46,8 +46,8 @@ def kernel_cache() -> Path:
 
 
 def has_compiled_kernels() -> bool:
-    """Whether the cache contains any kernels; the loops of `run.py`, which every start compiles, do not count."""
-    return any(not file.name.startswith("run.") for file in kernel_cache().rglob("*.nbi"))
+    """Whether the cache contains any kernels; the loops of `run.py` and `team.py`, which every start compiles, do not count."""
+    return any(not file.name.startswith(("run.", "team.")) for file in kernel_cache().rglob("*.nbi"))
 
 
 class _Locator(UserProvidedCacheLocator):

@@ -15,8 +15,7 @@ from .compile import routine
 from .kernel import kernel
 from .math import gelu_erf, gelu_rounded, gelu_tanh
 from .operands import Epilogue, Matrix
-from .run import call_entry
-from .views import item_bytes, view, zero_of
+from .views import call_entry, item_bytes, view, zero_of
 
 
 class Block(NamedTuple):

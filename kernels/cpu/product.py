@@ -29,7 +29,6 @@ from .kernel import kernel
 from .multiply import configure_tiles, multiply_half_rows, multiply_one_vector, multiply_tile, release_tiles
 from .operands import Epilogue, Matrix, Panels, Size
 from .packing import by_rows, cells_of, pack_left, pack_right, sizes, slice_cells
-from .run import call_entry
 from .tiles import (
     MBLOCK,
     Tile,
@@ -46,7 +45,7 @@ from .tiles import (
     tile_width,
     vector_columns,
 )
-from .views import item_bytes, view
+from .views import call_entry, item_bytes, view
 
 NBLOCK = 768  # columns in a block
 TABLE = 32  # int64 words for the arguments of a call; the scratch memory begins with two such tables

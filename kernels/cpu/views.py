@@ -1,4 +1,4 @@
-"""Arrays from addresses, inside kernels: parts of scratch memory, rows of a block, one head of packed q, k and v."""
+"""Arrays and kernels from addresses, inside kernels: parts of scratch memory, rows of a block, one head of packed q, k and v."""
 
 from __future__ import annotations
 
@@ -48,3 +48,15 @@ def item_bytes(typing_context, zero):
 def zero_of(typing_context, array):
     """A zero of an array's element type."""
     return array.dtype(array), lambda context, b, signature, values: context.get_constant_generic(b, signature.return_type, 0)
+
+
+@intrinsic
+def call_entry(typing_context, address, band, table):
+    """Run one band of a compiled kernel."""
+
+    def generate(context, builder, signature, values):
+        function = builder.inttoptr(values[0], ir.FunctionType(ir.VoidType(), [I64, I64]).as_pointer())
+        builder.call(function, values[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate

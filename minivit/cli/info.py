@@ -40,7 +40,7 @@ def machine_text(info: dict[str, Any]) -> str:
         "Python": f"{info['python']}, {info['system']}",
         "CPU": f"{info['cpu']}, {info['cores']} cores",
         "instructions": " ".join(info["instructions"]) or "none of those that kernels use",
-        "threads": f"{info['threads']}, or 1 ... {info['most_threads']} by --threads; threading layer {info['threading_layer']}",
+        "threads": f"{info['threads']}, or 1 ... {info['most_threads']} by --threads",
         "precision": "auto is {}: {}".format(*info["precision"]),
         "BLAS of NumPy": info["blas"],
         "GPU": info["gpu"] or f"none: {info['gpu_note']}",

@@ -9,7 +9,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import binding
 
@@ -57,7 +56,6 @@ def describe_machine() -> dict[str, Any]:
         "threads": run.threads(),
         "most_threads": run.most_threads(),
         "precision": fastest(),
-        "threading_layer": numba.threading_layer(),  # defined, because `cpu` has loaded a parallel loop
         "blas": _blas(),
         "gpu": gpu,
         "gpu_note": reason,

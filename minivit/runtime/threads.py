@@ -1,4 +1,4 @@
-"""The number of compute threads. They belong to one pool, Numba's; see also `kernels.cpu.run.threads_set`."""
+"""The number of compute threads; see also `kernels.cpu.run.threads_set`, and `kernels.cpu.team` for the threads."""
 
 from __future__ import annotations
 
