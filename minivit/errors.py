@@ -14,8 +14,6 @@ _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 60
 _short.maxlevel = 3
 
-LONGEST = 300  # characters of a message
-
 
 def printable(text: str) -> str:
     """One line for any terminal: control characters, line ends and halves of surrogate pairs as escapes, such as "\\x1b"."""

@@ -28,8 +28,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
             os.stat(expanded)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or error
-        raise UserError(f"{str(path)[:100]} cannot be a path: {reason}") from error
+        raise UserError(f"{str(path)[:100]} cannot be a path: {reason(error)}") from error
     return expanded
 
 

@@ -10,6 +10,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from ...errors import reason
 from ...progress import say_once
 
 OTHERS_MAY_WRITE = 0o022
@@ -67,4 +68,4 @@ def say_not_kept(
     folder: Path, error: OSError, what: str = "compiled kernels", instead: str = "they are compiled for this process alone"
 ) -> None:
     """Say once that a cache cannot be written to a folder, and what is done `instead`."""
-    say_once(f"cannot keep {what} in {folder}: {error.strerror or error}; {instead}")
+    say_once(f"cannot keep {what} in {folder}: {reason(error)}; {instead}")

@@ -18,7 +18,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from importlib import import_module
 from typing import Any, NoReturn, TextIO, cast
 
-from ..errors import DeviceError, UserError, nearest
+from ..errors import DeviceError, UserError, nearest, reason
 from ..interrupts import check_interrupt, deferred, interruptible, received
 from ..progress import UNUSABLE, say
 from ..version import __version__
@@ -98,7 +98,7 @@ def _telling_failures() -> Iterator[None]:
     except BrokenPipeError:
         raise _ReaderLeft from None
     except OSError as error:
-        raise UserError(f"cannot write results to standard output: {error.strerror or error}") from error
+        raise UserError(f"cannot write results to standard output: {reason(error)}") from error
 
 
 @contextmanager

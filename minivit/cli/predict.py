@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from ..data.folder import image_files
 from ..data.image_file import Unreadable
 from ..errors import printable
 from ..inference.classifier import Classifier, load
+from ..progress import say
 from .options import add_image_options, add_precision, add_threads
 from .output import print_json_list
 
@@ -36,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     classifier = load(options.run, options.precision, options.device)
     skipped: list[Unreadable] = []
     bad = skipped if options.skip_bad_images else None
-    rows = _rows(classifier, _listed(options.images), options.budget, bad, options.json, options.max_pixels)
+    rows = _rows(classifier, options.images, options.budget, bad, options.json, options.max_pixels)
     if options.json:
         print_json_list(rows)
     else:
@@ -50,22 +47,10 @@ def run(options: argparse.Namespace) -> int:
                 sep="\t",
             )
     if skipped:
-        print(f"skipped {len(skipped)} unreadable images:", *skipped, sep="\n  ", file=sys.stderr)
+        say(f"skipped {len(skipped)} unreadable images:")
+        for line in skipped:
+            say(f"  {line}")
     return 0
-
-
-def _listed(paths: Sequence[str]) -> list[str]:
-    """The paths, with the images of a folder in its place; a line on standard error says what is left out. Raises UserError."""
-    listed: list[str] = []
-    for path in paths:
-        if not os.path.isdir(path):
-            listed.append(path)
-            continue
-        files, line = image_files(Path(path))
-        listed += files
-        if line:
-            print(f"{printable(path)}: {line}", file=sys.stderr)
-    return listed
 
 
 def _rows(

@@ -12,13 +12,13 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, reason
 from ..progress import say
 from .cache import cache_key, data_folder, load_cached, store, with_progress
 from .dataset import Dataset, Split, Whole
@@ -66,7 +66,7 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return sorted((e for e in entries if not e.name.startswith(".") and e.name not in SYSTEM), key=lambda e: e.name)
     except OSError as error:
-        raise UserError(f"cannot list folder {folder}: {error.strerror}") from error
+        raise UserError(f"cannot list folder {folder}: {reason(error)}") from error
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -147,16 +147,24 @@ def _find_parts(root: Path) -> dict[str, str]:
     return {part: names[0] for part, names in named.items()}
 
 
-def image_files(folder: Path) -> tuple[list[str], str]:
-    """(the paths of all images in a folder and its subfolders, in sorted order; a line on what is left out, or "").
+def with_folders_listed(images: Sequence[Any]) -> Sequence[Any]:
+    """The images, with those of a folder and its subfolders, in sorted order, in place of its path; a line says what is left out.
 
-    Raises UserError if there is none.
+    Raises UserError for a folder without images.
     """
-    left_out: Counter[str] = Counter()
-    files = [str(folder / file.path) for file in _files_in(folder, ".", left_out)]
-    if not files:
-        raise UserError(f"{folder} holds no images: no file in it ends in {', '.join(sorted(SUFFIXES))}")
-    return files, _line_on(left_out)
+    items: list[Any] = []
+    for item in images:
+        if not (isinstance(item, (str, os.PathLike)) and os.path.isdir(item)):
+            items.append(item)
+            continue
+        folder, left_out = Path(item), Counter[str]()
+        files = [str(folder / file.path) for file in _files_in(folder, ".", left_out)]
+        if not files:
+            raise UserError(f"{folder} holds no images: no file in it ends in {', '.join(sorted(SUFFIXES))}")
+        items += files
+        if line := _line_on(left_out):
+            say(f"{folder}: {line}")
+    return items
 
 
 def _line_on(left_out: Counter[str]) -> str:

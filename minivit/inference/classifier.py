@@ -13,7 +13,7 @@ import numpy as np
 from ..data import Batches, Dataset, prepare
 from ..data.decode import as_items, prepare_in_batches
 from ..data.fit import check_fit
-from ..data.folder import image_files
+from ..data.folder import with_folders_listed
 from ..data.image_file import MAX_PIXELS, Unreadable, name_of
 from ..errors import UserError
 from ..io import run_folder
@@ -184,7 +184,7 @@ class Classifier(Module):
         items: Sequence[Any]
         batches: Iterable[tuple[np.ndarray, Sequence[int]]]
         if isinstance(given, Sequence):
-            items = _with_folders_listed(given)
+            items = with_folders_listed(given)
             batches = prepare_in_batches(items, batch_size, skipped, **self.preprocessing.shape, max_pixels=max_pixels)
         else:
             array = self.preprocessing.pixels(given, max_pixels)
@@ -211,15 +211,6 @@ class Classifier(Module):
             self.model,
             {"class_names": self.class_names, "preprocessing": asdict(self.preprocessing), "training_sketch": self.training_sketch},
         )
-
-
-def _with_folders_listed(images: Sequence[Any]) -> Sequence[Any]:
-    """The images, with those of a folder in place of its path. Raises UserError for a folder without images."""
-    items: list[Any] = []
-    for item in images:
-        is_folder = isinstance(item, (str, os.PathLike)) and os.path.isdir(item)
-        items += image_files(Path(item))[0] if is_folder else [item]
-    return items
 
 
 def load(path: str | os.PathLike[str], precision: str | None = None, device: str = "cpu") -> Classifier:

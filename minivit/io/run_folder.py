@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..errors import UserError, nearest
-from ..files import atomic_file, lock, remove_abandoned, user_path
+from ..errors import UserError, nearest, reason
+from ..files import atomic_file, lock, open_regular, remove_abandoned, user_path
 from ..interrupts import deferred
 from ..models import Model, outline
 from ..progress import say_once
@@ -45,7 +45,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; what was there before is kept") from error
+        raise UserError(f"cannot write {path}: {reason(error)}; what was there before is kept") from error
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def reading(what: str | os.PathLike[str], remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot read {what}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {what}: {reason(error)}") from error
     except ValueError as error:  # UserError is one
         raise UserError(f"{what} is damaged: {error}: {remedy}") from error
 
@@ -200,10 +200,11 @@ class RunFolder:
         return lines
 
     def _read(self, name: str) -> str:
-        size = (self.path / name).stat().st_size
-        if size > LARGEST_TEXT:
-            raise ValueError(f"it has {size:,} bytes, more than the {LARGEST_TEXT:,} of any run")
-        return (self.path / name).read_text(encoding="utf-8")
+        with open_regular(self.path / name) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > LARGEST_TEXT:
+                raise ValueError(f"it has {size:,} bytes, more than the {LARGEST_TEXT:,} of any run")
+            return file.read().decode()
 
     def _hold(self) -> None:
         """Create and lock the folder, also if it has been deleted meanwhile. Raises UserError if another training has locked it."""
@@ -250,7 +251,7 @@ def _locked_folder(folder: Path) -> int:
         os.close(descriptor)
         raise
     except OSError as error:
-        say_once(f"the file system of {folder} has no locks ({error.strerror}): nothing stops a second training into this folder")
+        say_once(f"the file system of {folder} has no locks ({reason(error)}): nothing stops a second training into this folder")
     return descriptor
 
 

@@ -16,7 +16,7 @@ import safetensors
 from safetensors.numpy import save
 
 from ..data.npz import read_npz
-from ..errors import UserError, listed
+from ..errors import UserError, listed, reason
 from ..files import atomic_file, open_regular
 from ..models import MOST_PARAMETERS
 from ..models.base import Model
@@ -41,7 +41,7 @@ def save_weights(model: Model, path: str | os.PathLike[str], metadata: Mapping[s
         with atomic_file(path) as file:
             file.write(content)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
+        raise UserError(f"cannot write {path}: {reason(error)}; nothing was changed") from error
 
 
 def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = True) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[State, dict[str, str
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
         arrays = {name: _array(path, name, item["dtype"], item["data"]).reshape(item["shape"]) for name, item in raw}
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
     except UserError:
         raise
     except (safetensors.SafetensorError, ValueError, OverflowError) as error:
@@ -149,10 +149,6 @@ def _read_npz(path: Path) -> State:
     if non_numeric:
         raise UserError(f"{path} is no npz file of weights: {listed(non_numeric)} hold no numbers")
     return arrays
-
-
-def _unreadable(path: str | os.PathLike[str], error: OSError) -> UserError:
-    return UserError(f"cannot read {path}: {error.strerror or error}")
 
 
 # --------------------------------------------------------------------------------------------------------------- Google's files

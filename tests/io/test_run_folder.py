@@ -235,6 +235,14 @@ def test_a_file_is_never_overwritten(tmp_path):
     assert (tmp_path / "run").read_text() == "precious"
 
 
+@pytest.mark.parametrize("name, read", [("config.json", RunFolder.read_config), ("metrics.jsonl", RunFolder.read_metrics)])
+def test_a_pipe_in_a_run_is_refused(name, read, tmp_path):
+    """Nobody writes to it, so reading would wait for ever."""
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="not a regular file"):
+        read(RunFolder(tmp_path))
+
+
 def test_models_are_found_by_folder_name_and_file(tmp_path, monkeypatch, model):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "vit-digits-1").mkdir(parents=True)
