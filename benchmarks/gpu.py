@@ -171,7 +171,7 @@ def our_step(family: str, options: dict[str, Any], batch: int, budget: float) ->
     """Time, host time and memory of minivit's training step, on a batch that lies on the GPU."""
     model = create_model(family, **options)
     config, rng = model.config, np.random.default_rng(0)
-    images = rng.standard_normal((batch, config.in_channels, config.image_size, config.image_size), np.float32).astype(BFLOAT16)
+    images = rng.standard_normal((batch, *config.image_shape), np.float32).astype(BFLOAT16)
     labels = rng.integers(0, config.num_classes, batch)
     trainer = Trainer(model, precision="bfloat16", device="cuda")
     there = arrays.to_device(images, "cuda"), arrays.to_device(labels, "cuda")

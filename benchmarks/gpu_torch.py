@@ -23,7 +23,7 @@ def step(ours: Any, batch: int, mode: str, timed: Callable[[Callable[[], Any], C
     model = create_model(ours.family, asdict(config))
     load(model, ours.state_dict())
     model = model.cuda().train()
-    images = torch.randn(batch, config.in_channels, config.image_size, config.image_size, device="cuda")
+    images = torch.randn(batch, *config.image_shape, device="cuda")
     labels = torch.randint(config.num_classes, (batch,), device="cuda")
     named = list(model.named_parameters())
     with_decay, others = ([p for n, p in named if decayed(n, p) is wanted] for wanted in (True, False))

@@ -27,7 +27,7 @@ def work(connection: Connection, threads: int, model: str, batch: int) -> None:
     """A process: trains for as many seconds as it is told, and tells the milliseconds of each step; None ends it."""
     trainer, rng = Trainer(create_model(model), threads=threads), np.random.default_rng(0)
     config = trainer.model.config
-    images = rng.standard_normal((batch, config.in_channels, config.image_size, config.image_size), np.float32)
+    images = rng.standard_normal((batch, *config.image_shape), np.float32)
     labels = rng.integers(0, config.num_classes, batch)
     trainer.step(images, labels)
     connection.send(None)

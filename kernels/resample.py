@@ -1,12 +1,13 @@
-"""Resampling the tokens of a square grid to another grid, as a sparse linear map along the token axis.
+"""Resampling the tokens of a grid to another grid, as a sparse linear map along the token axis.
 
-With R (new, old) the weights along one axis of the grid, applied to its rows and columns separately,
+With R (new, old) the weights between the grid's rows, and Q those between its columns,
 
-    y[a, (i, j), c] = Σ over k, l of R[i, k]·R[j, l]·x[a, (k, l), c],       so y = S·x with S = R ⊗ R,       dx = Sᵀ·dy
+    y[a, (i, j), c] = Σ over k, l of R[i, k]·Q[j, l]·x[a, (k, l), c],       so y = S·x with S = R ⊗ Q,       dx = Sᵀ·dy
 
-A row of R has few nonzero weights, so S is stored in CSR format, as (starts, indices, weights): row i has the weights from starts[i] up to
-starts[i + 1], for the tokens `indices`. Sᵀ is stored likewise, and the same kernels run backward. A class token before the patches is one
-more row and column: of zeros ("zero": that of x is not read, that of y is zero), or with a single 1 ("keep").
+Grids are (rows, columns). R and Q have few nonzero weights in a row, so S is stored in CSR format, as (starts, indices, weights): row i has
+the weights from starts[i] up to starts[i + 1], for the tokens `indices`. Sᵀ is stored likewise, and the same kernels run backward. A class
+token before the patches is one more row and column: of zeros ("zero": that of x is not read, that of y is zero), or with a single 1
+("keep").
 
 If the axis is the last one (C = 1: the keys of an attention map, a channel-first position grid), a block of LANES rows is transposed, so
 that each weight multiplies whole vectors there too.
@@ -17,7 +18,7 @@ Letters: A size before the axis, N old tokens, M new tokens, C size after the ax
 from __future__ import annotations
 
 from functools import cache
-from math import floor
+from math import floor, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ from .cuda.strided import grid_for, vector_width
 
 METHODS = ("bicubic_antialias", "bicubic", "bilinear", "upsample")
 CLASS_TOKENS = {"none": 0, "zero": 1, "keep": 1}  # number of class tokens before the patches
+Grid2 = tuple[int, int]  # (rows, columns)
 LANES = 64  # rows in a block: 16 kB for 65 tokens in float32
 
 
@@ -47,7 +49,7 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
 
 
 def axis_matrix(old: int, new: int, method: str) -> np.ndarray:
-    """R (new, old): a row of the grid is resampled by R @ row.
+    """R (new, old): a row or a column of the grid is resampled by R @ row.
 
     "bicubic_antialias"   Keys' cubic, a = -1/2, widened when downsampling, truncated and normalised at the border: timm
     "bicubic"             Keys' cubic, a = -3/4, never widened, positions clamped to the border: DeiT, T2T
@@ -80,11 +82,15 @@ def axis_matrix(old: int, new: int, method: str) -> np.ndarray:
     return matrix
 
 
-def resample_grid(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """x (A, old², C) resampled along both axes of its grid by matrix (new, old): (A, new², C)."""
-    new, old = matrix.shape
-    square = x.reshape(len(x), old, old, -1)
-    return np.einsum("ik,jl,aklc->aijc", matrix, matrix, square, optimize=True).reshape(len(x), new * new, -1)
+def matrices(old: Grid2, new: Grid2, method: str) -> tuple[np.ndarray, np.ndarray]:
+    """R and Q: the weights between rows, and between columns."""
+    return axis_matrix(old[0], new[0], method), axis_matrix(old[1], new[1], method)
+
+
+def resample_grid(x: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """x (A, tokens, C) resampled along both axes of its grid by R and Q: (A, new tokens, C)."""
+    grid = x.reshape(len(x), rows.shape[1], columns.shape[1], -1)
+    return np.einsum("ik,jl,aklc->aijc", rows, columns, grid, optimize=True).reshape(len(x), len(rows) * len(columns), -1)
 
 
 class Taps(NamedTuple):
@@ -96,37 +102,38 @@ class Taps(NamedTuple):
 
 
 @cache
-def taps(old: int, new: int, method: str, class_token: str, transposed: bool, dtype: str) -> Taps:
+def taps(old: Grid2, new: Grid2, method: str, class_token: str, transposed: bool, dtype: str) -> Taps:
     """S or Sᵀ, including the class token; see the module docstring."""
     prefix = CLASS_TOKENS[class_token]
-    matrix = axis_matrix(old, new, method)
-    i, k = np.nonzero(matrix)
-    rows = np.add.outer(i * new, i).reshape(-1) + prefix
-    columns = np.add.outer(k * old, k).reshape(-1) + prefix
-    weights = np.multiply.outer(matrix[i, k], matrix[i, k]).reshape(-1)
+    of_rows, of_columns = matrices(old, new, method)
+    (i, k), (j, m) = np.nonzero(of_rows), np.nonzero(of_columns)
+    rows = np.add.outer(i * new[1], j).reshape(-1) + prefix
+    columns = np.add.outer(k * old[1], m).reshape(-1) + prefix
+    weights = np.multiply.outer(of_rows[i, k], of_columns[j, m]).reshape(-1)
     if class_token == "keep":
         rows, columns, weights = np.append(rows, 0), np.append(columns, 0), np.append(weights, 1.0)
-    row_count = prefix + new * new
+    row_count = prefix + prod(new)
     if transposed:
-        rows, columns, row_count = columns, rows, prefix + old * old
+        rows, columns, row_count = columns, rows, prefix + prod(old)
     order = np.lexsort((columns, rows))
     starts = np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=row_count))))
     return Taps(starts, columns[order], weights[order].astype(dtype))
 
 
 # ---------------------------------------------------------------------------------------------------------------- reference
-def _map_reference(y, x, matrix, class_token):
+def _map_reference(y, x, rows, columns, class_token):
     prefix = CLASS_TOKENS[class_token]
     y[:, :prefix] = x[:, :prefix] if class_token == "keep" else 0
-    y[:, prefix:] = resample_grid(x[:, prefix:], matrix.astype(x.dtype))
+    y[:, prefix:] = resample_grid(x[:, prefix:], rows.astype(x.dtype), columns.astype(x.dtype))
 
 
 def forward_reference(y, x, old, new, method, class_token):
-    _map_reference(y, x, axis_matrix(old, new, method), class_token)
+    _map_reference(y, x, *matrices(old, new, method), class_token)
 
 
 def backward_reference(dx, dy, old, new, method, class_token):
-    _map_reference(dx, dy, axis_matrix(old, new, method).T, class_token)
+    rows, columns = matrices(old, new, method)
+    _map_reference(dx, dy, rows.T, columns.T, class_token)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- CPU
@@ -212,41 +219,42 @@ def backward_cuda(dx, dy, old, new, method, class_token):
 
 
 # --------------------------------------------------------------------------------------------------------------------- spec
-def _outputs(x: Shape, old: int, new: int, method: str, class_token: str) -> dict[str, Shape]:
+def _outputs(x: Shape, old: Grid2, new: Grid2, method: str, class_token: str) -> dict[str, Shape]:
     if class_token not in CLASS_TOKENS:
         raise ValueError(f"resample: class_token must be one of {', '.join(CLASS_TOKENS)}, not {class_token!r}")
-    if min(old, new) < 1:
-        raise ValueError(f"resample: grids of {old} and {new} a side")
+    if min(*old, *new) < 1:
+        raise ValueError(f"resample: grids of {old} and {new} rows and columns")
     prefix = CLASS_TOKENS[class_token]
-    require("resample", x=(x, (x[0], prefix + old * old, x[-1])))
-    return {"y": (x[0], prefix + new * new, x[2])}
+    require("resample", x=(x, (x[0], prefix + prod(old), x[-1])))
+    return {"y": (x[0], prefix + prod(new), x[2])}
 
 
-def _cost(x: Shape, old: int, new: int, method: str, class_token: str) -> Cost:
+def _cost(x: Shape, old: Grid2, new: Grid2, method: str, class_token: str) -> Cost:
     operations = 2 * x[0] * len(taps(old, new, method, class_token, False, "float64").indices) * x[2]
     # As counted by 2105.15075: the output of the repetition and the input of the mean, which have the same size.
-    return Cost(operations, operations, macs=2 * x[0] * (2 * old) ** 2 * x[2] if method == "upsample" else 0)
+    return Cost(operations, operations, macs=8 * x[0] * prod(old) * x[2] if method == "upsample" else 0)
 
 
 resample = Op(
     "resample",
-    shapes={"x": "A old**2 C"},
+    shapes={"x": "A old[0]*old[1] C"},
     accepts={"x": "A N C"},
-    constants={"old": 2, "new": 3, "method": "upsample", "class_token": "none"},
+    constants={"old": (2, 2), "new": (3, 3), "method": "upsample", "class_token": "none"},
     outputs=_outputs,
     forward=Implementation(forward_reference, forward_cpu, forward_cuda),
     backward=Implementation(backward_reference, backward_cpu, backward_cuda),
     cases=[
-        dict(A=2, C=5, old=3, new=5),
-        dict(x="A old**2+1 C", A=3, C=1, old=7, new=10, class_token="zero"),
-        dict(x="A old**2+1 C", A=2, C=7, old=7, new=10, class_token="keep"),
-        dict(x="A old**2+1 C", A=70, C=1, old=3, new=4, class_token="keep"),
-        dict(A=2, C=3, old=6, new=3, method="bilinear"),
-        dict(x="A old**2+1 C", A=1, C=1, old=1, new=3, method="bilinear", class_token="zero"),
-        dict(A=131, C=1, old=5, new=2, method="bicubic"),
-        dict(A=2, C=4, old=5, new=3, method="bicubic_antialias"),
-        dict(x="A old**2+1 C", A=64, C=48, old=7, new=10, class_token="zero"),
-        dict(x="A old**2+1 C", A=500, C=1, old=7, new=10, class_token="keep"),
+        dict(A=2, C=5, old=(3, 3), new=(5, 5)),
+        dict(A=2, C=5, old=(3, 4), new=(5, 2)),
+        dict(x="A old[0]*old[1]+1 C", A=3, C=1, old=(7, 7), new=(10, 10), class_token="zero"),
+        dict(x="A old[0]*old[1]+1 C", A=2, C=7, old=(7, 5), new=(10, 8), class_token="keep"),
+        dict(x="A old[0]*old[1]+1 C", A=70, C=1, old=(3, 2), new=(4, 6), class_token="keep"),
+        dict(A=2, C=3, old=(6, 6), new=(3, 3), method="bilinear"),
+        dict(x="A old[0]*old[1]+1 C", A=1, C=1, old=(1, 1), new=(3, 3), method="bilinear", class_token="zero"),
+        dict(A=131, C=1, old=(5, 3), new=(2, 4), method="bicubic"),
+        dict(A=2, C=4, old=(5, 5), new=(3, 3), method="bicubic_antialias"),
+        dict(x="A old[0]*old[1]+1 C", A=64, C=48, old=(7, 7), new=(10, 10), class_token="zero"),
+        dict(x="A old[0]*old[1]+1 C", A=500, C=1, old=(7, 7), new=(10, 10), class_token="keep"),
     ],
     cost=_cost,
 )

@@ -16,6 +16,7 @@ from .errors import UserError
 from .kernels import OPS
 from .kernels.concatenate import concatenation, splitting
 from .kernels.core.dtypes import accumulator_dtype
+from .sides import Sides, both
 from .tensor import Tensor, apply, axis_in, elementwise
 
 
@@ -177,9 +178,7 @@ def performer(kqv: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return apply(OPS["performer"], kqv.reshape(*kqv.shape[:2], 3, weights.shape[1]), weights)
 
 
-def patch_projection(
-    images: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] | None = None, padding: int | Sequence[int] = 0
-) -> Tensor:
+def patch_projection(images: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sides | None = None, padding: Sides = 0) -> Tensor:
     """Project each patch: images (B, C, H, W), weight (O, C, P, Q) -> (B, rows·columns, O), patches in row-major order.
 
     stride: the patch size by default, so that patches do not overlap. Source: 2010.11929, section 3.1 (a convolution).
@@ -195,7 +194,7 @@ def depthwise_convolution(
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int = 1,
-    padding: int | Sequence[int] = 0,
+    padding: Sides = 0,
     *,
     activation: str = "none",
 ) -> Tensor:
@@ -206,14 +205,12 @@ def depthwise_convolution(
     """
     _check_rank("depthwise_convolution", "x", x, "(B, H, W, C)")
     _check_rank("depthwise_convolution", "weight", weight, "(C, 1, kh, kw)")
-    border = (padding, padding) if isinstance(padding, int) else tuple(padding)
+    border = both(padding)
     w = weight.reshape(weight.shape[0], *weight.shape[2:])
     return apply(OPS["depthwise"], x, w, bias, stride=stride, padding=border, activation=activation)
 
 
-def convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0
-) -> Tensor:
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sides = 1, padding: Sides = 0) -> Tensor:
     """Convolution of channels-last maps (B, H, W, C) with weight (O, C, kh, kw), as a matrix product: -> (B, U, V, O), zero padded."""
     _check_rank("convolution", "x", x, "(B, H, W, C)")
     _check_rank("convolution", "weight", weight, "(O, C, kh, kw)")
@@ -224,9 +221,9 @@ def convolution(
 
 def unfold(
     images: Tensor,
-    kernel: int | Sequence[int],
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
+    kernel: Sides,
+    stride: Sides = 1,
+    padding: Sides = 0,
     *,
     channels_last: bool = False,
 ) -> Tensor:
@@ -234,7 +231,7 @@ def unfold(
 
     channels_last: the images are (B, H, W, C), as tokens of a grid are; the patches are the same. Raises UserError if none fits.
     """
-    size, step, border = ((v, v) if isinstance(v, int) else tuple(v) for v in (kernel, stride, padding))
+    size, step, border = map(both, (kernel, stride, padding))
     _check_rank("unfold", "images", images, "(B, H, W, C)" if channels_last else "(B, C, H, W)")
     first = 1 if channels_last else 2  # axis of the height
     for axis, name in ((0, "height"), (1, "width")):
@@ -244,14 +241,15 @@ def unfold(
     return apply(OPS["unfold"], images, kernel=size, stride=step, padding=border, channels_last=channels_last)
 
 
-def resample(x: Tensor, old: int, new: int, method: str, class_token: str = "none") -> Tensor:
-    """Resample the tokens of a square grid to another grid size: x (A, old², C) -> (A, new², C), in row-major order.
+def resample(x: Tensor, old: Sides, new: Sides, method: str, class_token: str = "none") -> Tensor:
+    """Resample the tokens of a grid to another grid: x (A, old rows · columns, C) -> (A, new rows · columns, C), in row-major order.
 
+    old, new: (rows, columns), or one number for a square.
     method: "bilinear" (2105.02723), "upsample" (to twice the size, then the means of the new bins: 2105.15075, section 3.3), "bicubic" or
     "bicubic_antialias"; see `kernels.resample.axis_matrix`.
     class_token: "none"; otherwise both have a class token before the patches; the result's is zero ("zero") or copied from x ("keep").
     """
-    return apply(OPS["resample"], x, old=old, new=new, method=method, class_token=class_token)
+    return apply(OPS["resample"], x, old=both(old), new=both(new), method=method, class_token=class_token)
 
 
 def channel_mixing_mlp(

@@ -2,13 +2,14 @@
 
 An annotation is bool, int, float, str, a Literal of texts, Any, `X | None` or another union, Sequence[X], tuple[X, ...] or tuple[X, Y],
 Mapping[str, X], a dataclass, which is read from a mapping, or any other class, which accepts its instances. The range of a number, or
-the largest length of a text or a sequence, is part of its annotation, `Annotated[int, Limits(least=1)]`.
+the largest length of a text or a sequence, is part of its annotation, `Annotated[int, Limits(least=1)]`; so is a function that brings a
+value that holds into its final form.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from math import inf
@@ -76,7 +77,13 @@ def checked(name: str, value: Any, hint: Any) -> Any:
 
     Raises UserError, which calls the value `name`, and its parts name[0], name.key.
     """
-    hint, origin, arguments, limits = _parts(hint)
+    hint, limits, finish = _parts(hint)
+    found = _checked(name, value, hint, limits)
+    return found if finish is None else finish(found)
+
+
+def _checked(name: str, value: Any, hint: Any, limits: Limits) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any or (value is None and NoneType in arguments):
         return value
     if origin in (Union, UnionType):
@@ -106,13 +113,12 @@ def checked(name: str, value: Any, hint: Any) -> Any:
 
 
 @cache
-def _parts(hint: Any) -> tuple[Any, Any, tuple[Any, ...], Limits]:
-    """(the annotation without its limits, its origin and arguments, the limits)."""
-    limits = Limits()
-    if get_origin(hint) is Annotated:
-        limits = next((each for each in hint.__metadata__ if isinstance(each, Limits)), limits)
-        hint = get_args(hint)[0]
-    return hint, get_origin(hint), get_args(hint), limits
+def _parts(hint: Any) -> tuple[Any, Limits, Callable[[Any], Any] | None]:
+    """(the annotation alone, its limits, and its function for the final form)."""
+    if get_origin(hint) is not Annotated:
+        return hint, Limits(), None
+    limits = next((each for each in hint.__metadata__ if isinstance(each, Limits)), Limits())
+    return get_args(hint)[0], limits, next((each for each in hint.__metadata__ if callable(each)), None)
 
 
 def _reject(name: str, value: Any, wanted: str) -> NoReturn:

@@ -21,6 +21,7 @@ FLOORS = (
     "minivit.interrupts",
     "minivit.files",
     "minivit.schema",
+    "minivit.sides",
     "minivit.kernels.core",
     "minivit.kernels.cpu",
     "minivit.kernels.cuda",

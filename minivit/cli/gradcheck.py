@@ -52,7 +52,7 @@ def _model_to_check(name: str) -> Callable[[], tuple[Module, np.ndarray]]:
     def make() -> tuple[Module, np.ndarray]:
         model = create_model(name, dtype="float64")
         config = model.config
-        images = np.random.default_rng(0).standard_normal((2, config.in_channels, config.image_size, config.image_size))
+        images = np.random.default_rng(0).standard_normal((2, *config.image_shape))
         return model.eval(), images
 
     return make

@@ -68,7 +68,7 @@ def describe_model(name: str) -> dict[str, Any]:
     return {
         "model": model.name,
         "family": model.family,
-        "input": [config.in_channels, config.image_size, config.image_size],
+        "input": [*config.image_shape],
         "classes": config.num_classes,
         "dtype": config.dtype,
         "parameters": sum(p.size for p in parameters),

@@ -35,9 +35,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _simplest(hint: Any) -> Any:
-    """The type that a command-line argument is converted to: the first of bool, int, float and str that the annotation allows."""
+    """What converts a command-line argument: `size`, or the first of the types bool, int, float and str that the annotation allows."""
     allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)  # Python 3.10 adds a Union for a default of None
+    if tuple[int, int] in allowed:
+        return size
     return next((t for t in (bool, int, float) if t in allowed), str)
+
+
+def size(text: str) -> int | tuple[int, int]:
+    """64 from "64", and (64, 96) from "64x96". Raises ValueError."""
+    numbers = [int(number) for number in text.split("x")]
+    if len(numbers) > 2:
+        raise ValueError(text)
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
 def _weights(text: str) -> dict[str, float]:

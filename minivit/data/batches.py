@@ -100,8 +100,8 @@ class Batches:
     def _batch(self, epoch: int, batch: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         random = np.random.Generator(self._counter(epoch, batch, BATCH))
         count, (_, H, W, C) = len(index), self.images.shape
-        matrices = draw_matrices(random, self.policy, count, W)  # (B, 2, 3)
-        mixing = draw_mixing(random, count, W, self.mixup, self.cutmix)
+        matrices = draw_matrices(random, self.policy, count, (H, W))  # (B, 2, 3)
+        mixing = draw_mixing(random, count, (H, W), self.mixup, self.cutmix)
         if self._device_images is None:
             self._device_images = to_device(self.images, self.device)
         inputs = [index, mixing.partner, matrices, mixing.lam, mixing.boxes, self.mean, self.std]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import UserError
+from ..sides import Sides, simplest, times
 from .decode import check_pixels, fit_arrays
 from .labels import check_class_names, check_labels, implied_names
 
@@ -17,7 +18,7 @@ SMALLEST_STD = 1 / 255  # of a channel, to avoid division by zero for constant c
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images for training and testing, all of the same square size, with labels and metadata.
+    """Images for training and testing, all of the same size, with labels and metadata.
 
     Labels may be given in any form that `labels.check_labels` takes, names of classes among them. Raises UserError for others.
     """
@@ -31,7 +32,7 @@ class Dataset:
     mean: tuple[float, ...]  # of each channel over the training images, on the scale 0..1
     std: tuple[float, ...]  # of each channel, at least 1/255
     augmentation: str = "none"  # the default policy for these images
-    fit: str = "crop"  # how images of other proportions became squares: crop, pad or stretch (`fit.py`)
+    fit: str = "crop"  # how images of other proportions became those of this size: crop, pad or stretch (`fit.py`)
     is_whole: bool = False  # whether training and test images are the same: all images of data without a split
 
     def __post_init__(self) -> None:
@@ -44,8 +45,9 @@ class Dataset:
         return len(self.class_names)
 
     @property
-    def image_size(self) -> int:
-        return self.train_images.shape[1]
+    def image_size(self) -> int | tuple[int, int]:
+        """Pixels: one number for squares, otherwise (rows, columns)."""
+        return simplest(self.train_images.shape[1:3])
 
     @property
     def in_channels(self) -> int:
@@ -53,7 +55,7 @@ class Dataset:
 
     def summary(self) -> str:
         """One line: "digits: 1438 training and 359 test images, 8×8×1, 10 classes"."""
-        size = f"{self.image_size}×{self.image_size}×{self.in_channels}"
+        size = times(self.train_images.shape[1:])
         return f"{self.name}: {len(self.train_images)} training and {len(self.test_images)} test images, {size}, {self.num_classes} classes"
 
     def test_part(self) -> str:
@@ -65,10 +67,10 @@ class Dataset:
         """The dataset with its training images as test images."""
         return replace(self, test_images=self.train_images, test_labels=self.train_labels, is_whole=True)
 
-    def resized(self, image_size: int | None = None, in_channels: int | None = None, fit: str | None = None) -> Dataset:
+    def resized(self, image_size: Sides | None = None, in_channels: int | None = None, fit: str | None = None) -> Dataset:
         """The dataset with another image size, number of channels (1 or 3) or `fit`, and new statistics; None keeps the current value."""
-        size, channels = image_size or self.image_size, in_channels or self.in_channels
-        if fit is not None and fit != self.fit:  # the images are squares already
+        size, channels = simplest(image_size or self.image_size), in_channels or self.in_channels
+        if fit is not None and fit != self.fit:  # the images have these proportions already
             return replace(self, fit=fit).resized(size, channels)
         if (size, channels) == (self.image_size, self.in_channels):
             return self
@@ -176,12 +178,12 @@ def from_arrays(
     test: tuple[Any, Any],
     class_names: Sequence[str] | None = None,
     augmentation: str = "none",
-    image_size: int | None = None,
+    image_size: Sides | None = None,
     fit: str = "crop",
 ) -> Dataset:
     """A validated Dataset from (images, labels) pairs.
 
-    Images are (n, H, W, C) or (n, H, W); they are fitted into squares of `image_size`, or must be square if it is None. Labels are as for
+    Images are (n, H, W, C) or (n, H, W); they are fitted into `image_size`, or keep their size if it is None. Labels are as for
     `check_labels`; where they are names, the classes are those of the training labels in sorted order. Raises UserError.
     """
     checked = []
@@ -192,7 +194,7 @@ def from_arrays(
     for part, (images, labels) in (("train", train), ("test", test)):
         images = check_pixels(images, f"{part}_images")
         images = images[..., None] if images.ndim == 3 else images
-        check_shape(images, f"{part}_images", square=image_size is None)
+        check_shape(images, f"{part}_images")
         images = fit_arrays(images, image_size, images.shape[3], fit) if image_size else images
         checked += [images, check_labels(labels, len(images), f"{part}_labels", class_names)]
     train_images, train_labels, test_images, test_labels = checked
@@ -212,12 +214,10 @@ def from_arrays(
     return Dataset(name, train_images, train_labels, test_images, test_labels, names, mean, std, augmentation, fit)
 
 
-def check_shape(images: np.ndarray, what: str, square: bool) -> None:
-    """Raises UserError if images are not (n, H, W, C), or not square if `square`."""
+def check_shape(images: np.ndarray, what: str) -> None:
+    """Raises UserError if images are not (n, H, W, C)."""
     if images.ndim != 4 or 0 in images.shape:
         raise UserError(f"{what} must have the shape (n, H, W, C) or (n, H, W) and hold an image, got {images.shape}")
-    _, height, width, channels = images.shape
+    _, height, _, channels = images.shape
     if channels > 4 and height in (1, 3):
         raise UserError(f"{what} of shape {images.shape} have their channels first: pass images.transpose(0, 2, 3, 1)")
-    if square and height != width:
-        raise UserError(f"{what} must be square, got {height}×{width}: give image_size=N to fit them into squares")

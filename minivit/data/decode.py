@@ -1,7 +1,7 @@
-"""Decoding of images to square arrays of one size, shared by training and prediction.
+"""Decoding of images to arrays of one size, shared by training and prediction.
 
 `image_file.py` reads files as 8-bit gray or RGB. Pillow's antialiased bicubic filter resizes; an image that already has the size is copied.
-`fit.py` says how an image of other proportions becomes a square.
+`fit.py` says how an image of other proportions becomes one of this size. Sizes are (rows, columns), or one number for a square.
 """
 
 from __future__ import annotations
@@ -17,27 +17,29 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
+from ..sides import Sides, both
 from .fit import check_fit, fitted
 from .image_file import MAX_PIXELS, Unreadable, check_max_pixels, decoding, eight_bits, open_image, upright
 
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R 601-2, Pillow's weights
 
 
-def _square(image: Image.Image, image_size: int, in_channels: int, fit: str) -> np.ndarray:
-    """Returns uint8 (image_size, image_size, in_channels)."""
+def _of_size(image: Image.Image, image_size: Sides, in_channels: int, fit: str) -> np.ndarray:
+    """Returns uint8 (rows, columns, in_channels)."""
     mode = "L" if in_channels == 1 else "RGB"
     image = eight_bits(upright(image))
     image = image if image.mode == mode else image.convert(mode)
-    return np.asarray(fitted(image, (image_size, image_size), fit)).reshape(image_size, image_size, in_channels)
+    rows, columns = both(image_size)
+    return np.asarray(fitted(image, (columns, rows), fit)).reshape(rows, columns, in_channels)
 
 
-def read_image(source: Any, image_size: int, in_channels: int, fit: str = "crop", max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """An image file, by its path, its bytes or open, as uint8 (image_size, image_size, in_channels).
+def read_image(source: Any, image_size: Sides, in_channels: int, fit: str = "crop", max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """An image file, by its path, its bytes or open, as uint8 (rows, columns, in_channels).
 
     Raises Unreadable, also for one of more than `max_pixels`.
     """
     with open_image(source, max_pixels) as image:
-        return _square(image, image_size, in_channels, fit)
+        return _of_size(image, image_size, in_channels, fit)
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any] | np.ndarray) -> Iterator[Any]:
@@ -56,24 +58,24 @@ def in_threads(function: Callable[[Any], Any], items: Sequence[Any] | np.ndarray
 
 
 # ------------------------------------------------------------------------------------------------------------------------- arrays
-def _fit_float(image: np.ndarray, image_size: int, in_channels: int, fit: str) -> np.ndarray:
-    """Resize and convert an image: float32 (H, W, C) in 0..1 -> float32 (image_size, image_size, in_channels)."""
+def _fit_float(image: np.ndarray, image_size: Sides, in_channels: int, fit: str) -> np.ndarray:
+    """Resize and convert an image: float32 (H, W, C) in 0..1 -> float32 (rows, columns, in_channels)."""
     if image.shape[2] == 3 and in_channels == 1:
         image = image @ LUMA[:, None]
-    target = image_size, image_size
-    planes = [np.asarray(fitted(Image.fromarray(np.ascontiguousarray(plane)), target, fit)) for plane in np.moveaxis(image, 2, 0)]
+    rows, columns = both(image_size)
+    planes = [np.asarray(fitted(Image.fromarray(np.ascontiguousarray(plane)), (columns, rows), fit)) for plane in np.moveaxis(image, 2, 0)]
     resized = np.stack(planes, axis=2).clip(0, 1)  # bicubic filters overshoot
     return np.repeat(resized, in_channels, axis=2) if resized.shape[2] < in_channels else resized
 
 
-def _fit_array(image: np.ndarray, image_size: int, in_channels: int, fit: str) -> np.ndarray:
+def _fit_array(image: np.ndarray, image_size: Sides, in_channels: int, fit: str) -> np.ndarray:
     """Resize and convert one image (H, W, C), uint8 or float32. Raises UserError if the number of channels cannot be converted."""
     channels, dtype = image.shape[2], image.dtype
     convertible = (1, 3, 4) if dtype == np.uint8 else (1, 3)  # gray, RGB and, in bytes, RGBA
-    if image.shape == (image_size, image_size, in_channels):
+    if image.shape == (*both(image_size), in_channels):
         return image
     if channels in convertible and in_channels in (1, 3) and dtype == np.uint8:
-        return _square(Image.fromarray(np.ascontiguousarray(image[:, :, 0] if channels == 1 else image)), image_size, in_channels, fit)
+        return _of_size(Image.fromarray(np.ascontiguousarray(image[:, :, 0] if channels == 1 else image)), image_size, in_channels, fit)
     if channels != in_channels and not (channels in convertible and in_channels in (1, 3)):
         raise UserError(
             f"{dtype} images of {channels} channels cannot become {in_channels}: convert them first, or set in_channels={channels}"
@@ -82,11 +84,12 @@ def _fit_array(image: np.ndarray, image_size: int, in_channels: int, fit: str) -
     return np.rint(resized * 255).astype(np.uint8) if dtype == np.uint8 else resized
 
 
-def fit_arrays(images: np.ndarray, image_size: int, in_channels: int, fit: str = "crop") -> np.ndarray:
-    """Images (n, H, W, C), uint8 or float32, resized and converted to (n, image_size, image_size, in_channels) if necessary."""
-    if images.shape[1:] == (image_size, image_size, in_channels):
+def fit_arrays(images: np.ndarray, image_size: Sides, in_channels: int, fit: str = "crop") -> np.ndarray:
+    """Images (n, H, W, C), uint8 or float32, resized and converted to (n, rows, columns, in_channels) if necessary."""
+    shape = *both(image_size), in_channels
+    if images.shape[1:] == shape:
         return images
-    result = np.empty((len(images), image_size, image_size, in_channels), images.dtype)
+    result = np.empty((len(images), *shape), images.dtype)
     for i, image in enumerate(in_threads(lambda image: _fit_array(image, image_size, in_channels, fit), images)):
         result[i] = image
     return result
@@ -138,20 +141,20 @@ def _channels_last(images: np.ndarray, in_channels: int) -> np.ndarray:
     return images
 
 
-def _prepare_one(item: Any, image_size: int, in_channels: int, fit: str, max_pixels: int) -> np.ndarray:
+def _prepare_one(item: Any, image_size: Sides, in_channels: int, fit: str, max_pixels: int) -> np.ndarray:
     if is_file(item):
         return read_image(item, image_size, in_channels, fit, max_pixels)
     if isinstance(item, Image.Image):
         with decoding(item):
-            return _square(item, image_size, in_channels, fit)
+            return _of_size(item, image_size, in_channels, fit)
     image = _channels_last(check_pixels(item, "image"), in_channels)
     if len(image) != 1:
         raise UserError(f"an image in a list must have the shape (H, W) or (H, W, C), got {np.shape(item)}")
     return _fit_array(image[0], image_size, in_channels, fit)
 
 
-def prepare(images: Any, *, image_size: int, in_channels: int, fit: str = "crop", max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Images of any kind as (n, image_size, image_size, in_channels), decoded and fitted (see above) as for training.
+def prepare(images: Any, *, image_size: Sides, in_channels: int, fit: str = "crop", max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Images of any kind as (n, rows, columns, in_channels), decoded and fitted (see above) as for training.
 
     `images` is an array (n, H, W, C) or (H, W, C), or without C if gray: uint8, or floating-point in 0..1; a path; the bytes of an image
     file, or such a file, open; a PIL image; or a sequence of these. A 3-D array is one image if its last dimension is 1, 3 or 4, otherwise
@@ -175,14 +178,14 @@ def prepare_in_batches(
     batch_size: int,
     skipped: list[Unreadable] | None,
     *,
-    image_size: int,
+    image_size: Sides,
     in_channels: int,
     fit: str = "crop",
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[tuple[np.ndarray, list[int]]]:
     """`prepare` for a sequence of any length, of which only some images are in memory at once.
 
-    Yields (pixels (B, image_size, image_size, in_channels), their places in `images`), B at most `batch_size`. skipped: a list, to which an
+    Yields (pixels (B, rows, columns, in_channels), their places in `images`), B at most `batch_size`. skipped: a list, to which an
     Unreadable is added for each image that cannot be decoded, which is then left out; None: the first one is raised.
     """
     check_max_pixels(max_pixels)
@@ -205,7 +208,7 @@ def prepare_in_batches(
 
 
 def _stacked(images: list[np.ndarray]) -> np.ndarray:
-    """(n, S, S, C), float32 if any image is."""
+    """(n, rows, columns, C), float32 if any image is."""
     if len({image.dtype for image in images}) > 1:
         images = [image / np.float32(255) if image.dtype == np.uint8 else image for image in images]
     return np.stack(images)

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..errors import UserError, nearest, reason
 from ..progress import say
+from ..sides import Sides, both
 from .cache import cache_key, data_folder, load_cached, store, with_progress
 from .dataset import Dataset, Split, Whole
 from .decode import in_threads, read_image
@@ -213,7 +214,9 @@ def _divided(classes: dict[str, list[File]], split: Split | Whole) -> tuple[list
     return items, [split.describe(len(train), len(test))]
 
 
-def _choose_shape(root: Path, items: list[Item], image_size: int | None, in_channels: int | None, progress: bool) -> tuple[int, int, str]:
+def _choose_shape(
+    root: Path, items: list[Item], image_size: Sides | None, in_channels: int | None, progress: bool
+) -> tuple[Sides, int, str]:
     """(image size, channels, a message if the size is the default).
 
     The default image size is that of all images if it is the same square, otherwise 32; the default number of channels is 1 if all images
@@ -265,7 +268,7 @@ def load_folder(
     root: Path,
     split: Split | Whole,
     *,
-    image_size: int | None,
+    image_size: Sides | None,
     in_channels: int | None,
     fit: str,
     skip_bad_images: bool,
@@ -292,7 +295,7 @@ def load_folder(
             folder,
             key,
             lambda: _decode(read, listing.items, len(listing.class_names), skip_bad_images, notes, progress),
-            (size, size, channels),
+            (*both(size), channels),
             name=root.resolve().name,
             class_names=listing.class_names,
             augmentation="crop-flip",

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import reading_untrusted
+from ..sides import Sides
 from .dataset import Dataset, from_arrays
 from .unpack import unpacked
 
@@ -50,7 +51,7 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def load_idx(folder: Path, image_size: int | None, fit: str = "crop") -> Dataset:
+def load_idx(folder: Path, image_size: Sides | None, fit: str = "crop") -> Dataset:
     """The dataset of the four IDX files in `folder`. Raises UserError."""
     arrays, missing = {}, []
     for part in PARTS:

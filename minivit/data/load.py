@@ -13,6 +13,8 @@ import numpy as np
 from ..errors import UserError, nearest, reason
 from ..files import user_path
 from ..progress import say
+from ..schema import Size, checked
+from ..sides import ImageSize, Sides
 from .cifar import find_or_download, load_cifar, recognise
 from .dataset import Dataset, Split, Whole, from_arrays
 from .decode import check_pixels
@@ -33,7 +35,7 @@ ARCHIVES = (".tar", ".tgz", ".gz", ".xz", ".bz2")
 def load_data(
     data: Any,
     *,
-    image_size: int | None = None,
+    image_size: Sides | None = None,
     in_channels: int | None = None,
     fit: str | None = None,
     test_fraction: float = 0.2,
@@ -59,12 +61,12 @@ def load_data(
     - a Dataset.
 
     If the data has no split, `test_fraction` of each class, selected by `split_seed`, is used for testing, and a message says so. Images
-    are fitted into squares of `image_size`, and converted to gray or RGB by `in_channels` (1 or 3). None keeps size and channels; a folder
-    of images without a common square size uses 32, and 3 channels unless all are gray. `fit` is "crop", the central square (the default,
-    except that a Dataset keeps its own); "pad", the whole image with borders of its mean colour; or "stretch", the whole image without its
-    proportions. `skip_bad_images` omits unreadable images, with a message. An image file of more than `max_pixels` counts as unreadable:
-    decoding takes up to 15 bytes a pixel. `class_names` are the class names of arrays. `progress` enables progress bars and messages on
-    standard error.
+    are fitted into `image_size`, pixels of a square or (rows, columns), and converted to gray or RGB by `in_channels` (1 or 3). None keeps
+    size and channels; a folder of images without a common square size uses 32, and 3 channels unless all are gray. `fit` is "crop", the
+    central part (the default, except that a Dataset keeps its own); "pad", the whole image with borders of its mean colour; or "stretch",
+    the whole image without its proportions. `skip_bad_images` omits unreadable images, with a message. An image file of more than
+    `max_pixels` counts as unreadable: decoding takes up to 15 bytes a pixel. `class_names` are the class names of arrays. `progress`
+    enables progress bars and messages on standard error.
 
     Raises UserError, one line that names the value and the remedy, for any problem with the data.
     """
@@ -86,7 +88,7 @@ def load_parts(
     data: Any,
     split: Split | Whole,
     *,
-    image_size: int | None = None,
+    image_size: Sides | None = None,
     in_channels: int | None = None,
     fit: str | None = None,
     skip_bad_images: bool = False,
@@ -96,9 +98,8 @@ def load_parts(
     progress: bool = True,
 ) -> Dataset:
     """`load_data` with any way to divide data that has no split."""
-    for name, value in (("image_size", image_size), ("in_channels", in_channels)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} must be 1 or more, got {value}")
+    image_size = None if image_size is None else checked("image_size", image_size, ImageSize)
+    in_channels = None if in_channels is None else checked("in_channels", in_channels, Size)
     check_max_pixels(max_pixels)
     fit = check_fit(fit or (data.fit if isinstance(data, Dataset) else "crop"))
     if isinstance(data, Dataset):
@@ -173,7 +174,7 @@ def load_digits() -> Dataset:
 def _from_tuple(
     arrays: Sequence[Any],
     class_names: Sequence[str] | None,
-    image_size: int | None,
+    image_size: Sides | None,
     fit: str,
     split: Split | Whole,
     progress: bool,
@@ -198,7 +199,7 @@ def _from_tuple(
 
 
 def _from_npz(
-    path: Path, class_names: Sequence[str] | None, image_size: int | None, fit: str, split: Split | Whole, progress: bool
+    path: Path, class_names: Sequence[str] | None, image_size: Sides | None, fit: str, split: Split | Whole, progress: bool
 ) -> Dataset:
     arrays, names = read_npz(path, (*WHOLE, *PARTED, "class_names"))
     keys = WHOLE if any(key in names for key in WHOLE) and "train_images" not in names else PARTED

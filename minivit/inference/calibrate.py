@@ -56,7 +56,7 @@ def calibrate(
 
     model: a cascade of create_model("dvt", ...), its Predictor, or a Classifier (`load(...)`, `train(...).model`).
     images: at least 100 images that the model was not trained on: for a Classifier anything that its predict() takes except
-        folders, otherwise normalised (n, C, S, S) arrays. labels: (n,) integers, for a Classifier also names of classes.
+        folders, otherwise normalised (n, C, H, W) arrays. labels: (n,) integers, for a Classifier also names of classes.
     budgets: maximum mean costs per image; None: 8, evenly spaced between the costs of the first and the last exit.
     unit: of the budgets: "macs", multiply-adds; "ms", milliseconds per image, measured on this machine in batches of `batch_size`;
         "share", the fraction of the multiply-adds up to the last exit.
@@ -134,7 +134,7 @@ def _exit_macs(model: Module) -> tuple[int, ...]:
 
 
 def _prepare(model: Module | Predictor, images: Any, batch_size: int) -> np.ndarray:
-    """All images: as pixels (n, S, S, C) for a Classifier, otherwise unchanged. Raises UserError for images of the training set."""
+    """All images: as pixels (n, H, W, C) for a Classifier, otherwise unchanged. Raises UserError for images of the training set."""
     if not isinstance(model, Classifier):
         return np.atleast_1d(images.data if isinstance(images, Tensor) else images)
     pixels = model.preprocessing.pixels(images)
@@ -148,14 +148,14 @@ def _prepare(model: Module | Predictor, images: Any, batch_size: int) -> np.ndar
 
 
 def _batches(model: Module | Predictor, pixels: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Normalised batches (B, C, S, S)."""
+    """Normalised batches (B, C, H, W)."""
     if isinstance(model, Classifier):
         return model.preprocessing.batches(pixels, batch_size)
     return (pixels[start : start + batch_size] for start in range(0, len(pixels), batch_size))
 
 
 def measured_exits(predictor: Predictor, batches: Iterable[np.ndarray], labels: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """(confidence of each exit for each image (n, K), whether its prediction is correct (n, K)) for normalised batches (B, C, S, S).
+    """(confidence of each exit for each image (n, K), whether its prediction is correct (n, K)) for normalised batches (B, C, H, W).
 
     Raises UserError for a label out of range, and for logits that are not finite.
     """
@@ -173,7 +173,7 @@ def stage_milliseconds(
 ) -> tuple[float, ...]:
     """Cumulative milliseconds per image up to each exit, if all images of a batch reach it: medians over several rounds.
 
-    images: normalised (B, C, S, S), repeated or truncated to `batch_size`. threads, precision: as for Predictor.
+    images: normalised (B, C, H, W), repeated or truncated to `batch_size`. threads, precision: as for Predictor.
     """
     predictor = Predictor(model, precision, batch_size=batch_size, threads=threads)  # plans for exactly this batch size
     batch = images[np.arange(batch_size) % len(images)]

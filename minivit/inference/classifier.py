@@ -23,6 +23,7 @@ from ..nn.module import Module, Parameter, dtype_of
 from ..runtime.devices import check_device
 from ..runtime.precision import precision_for
 from ..schema import Checked, Limits, Size, record
+from ..sides import ImageSize
 from ..tensor import Tensor
 from .predictor import LARGEST_BATCH, Prediction, Predictor
 
@@ -31,11 +32,11 @@ from .predictor import LARGEST_BATCH, Prediction, Predictor
 class Preprocessing(Checked):
     """The conversion of images to a model's input. Raises UserError for values that are out of range or not one for each channel."""
 
-    image_size: Size  # pixels, both sides
+    image_size: ImageSize  # pixels: (rows, columns), or one number for a square
     in_channels: Size  # 1 gray, 3 RGB
     mean: tuple[Annotated[float, Limits(-1000, 1000)], ...]  # subtracted from each channel, on the scale 0..1
     std: tuple[Annotated[float, Limits(1e-6, 1000)], ...]  # divisor of each channel
-    fit: str = "crop"  # how an image becomes a square (`data/fit.py`); not in earlier files
+    fit: str = "crop"  # how an image of other proportions becomes one of this size (`data/fit.py`); not in earlier files
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,12 +56,12 @@ class Preprocessing(Checked):
         return {"image_size": self.image_size, "in_channels": self.in_channels, "fit": self.fit}
 
     def pixels(self, images: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-        """Anything that `data.prepare` takes as (n, S, S, C), uint8 or float32 in 0..1. Raises UserError."""
+        """Anything that `data.prepare` takes as (n, H, W, C), uint8 or float32 in 0..1. Raises UserError."""
         return prepare(images, **self.shape, max_pixels=max_pixels)
 
     def batches(self, images: Any, batch_size: int = LARGEST_BATCH, max_pixels: int = MAX_PIXELS) -> Iterator[np.ndarray]:
-        """Normalised float32 (B, C, S, S) batches of anything that `data.prepare` takes. Raises UserError."""
-        pixels = self.pixels(images, max_pixels)  # (n, S, S, C)
+        """Normalised float32 (B, C, H, W) batches of anything that `data.prepare` takes. Raises UserError."""
+        pixels = self.pixels(images, max_pixels)  # (n, H, W, C)
         batches = Batches(
             pixels,
             np.zeros(len(pixels), np.int64),

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from ..errors import UserError, nearest, shown
 from ..nn.module import outlines
 from ..schema import Limits, checked
+from ..sides import Sides
 from .base import Model
 from .cascade.dynamic import DVT, DVTConfig
 from .config import Config
@@ -60,7 +61,7 @@ def create_model(
     name: str,
     *,
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: Sides | None = None,
     in_channels: int | None = None,
     seed: int = 0,
     **options: Any,
@@ -68,7 +69,8 @@ def create_model(
     """Create a model, in evaluation mode.
 
     name: a preset (`list_models()`), or a family ("vit", "mixer", "ff_only", ...), which starts from the defaults of its configuration.
-    num_classes, image_size, in_channels, options: fields of the configuration (ViTConfig, MixerConfig, ...) to override.
+    num_classes, image_size, in_channels, options: fields of the configuration (ViTConfig, MixerConfig, ...) to override. Sizes of images
+        and patches are numbers of pixels, or (rows, columns).
     seed: of the initial weights and of dropout, 0 or more.
     Raises UserError for an unknown name or option, naming the nearest ones, for inconsistent values, and for a model larger than the
     memory of this machine.

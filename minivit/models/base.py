@@ -56,11 +56,11 @@ class Model(Module):
         initialise(self, self.initialisers(), self.seed, only)
 
     def features(self, images: Any) -> Tensor:
-        """The input of the head: images (B, in_channels, image_size, image_size) -> (B, dim)."""
+        """The input of the head: images (B, in_channels, rows, columns) -> (B, dim)."""
         raise NotImplementedError
 
     def forward(self, images: Any) -> Tensor:
-        """Logits: images (B, in_channels, image_size, image_size), a float array or Tensor -> (B, num_classes)."""
+        """Logits: images (B, in_channels, rows, columns), a float array or Tensor -> (B, num_classes)."""
         return self.head(self.head_drop(self.features(images)), precise=True)
 
     def begin(self, images: Any) -> Tensor:
@@ -148,12 +148,12 @@ class Model(Module):
         stem = next((module for module in self.modules() if isinstance(module, Stem)), None)
         return None if stem is None else stem.filters.numpy()
 
-    def position_embedding(self) -> tuple[np.ndarray, int] | None:
-        """The position embeddings (grid², dim) of the patches and their grid size, or None."""
+    def position_embedding(self) -> tuple[np.ndarray, tuple[int, int]] | None:
+        """The position embeddings (patches, dim) and their grid (rows, columns), or None."""
         return None
 
     def token_mixing_weights(self) -> list[np.ndarray]:
-        """For each block, the weights (F, grid²) from the patches to the hidden units of its token-mixing MLP."""
+        """For each block, the weights (F, patches) from the patches to the hidden units of its token-mixing MLP."""
         return []
 
 
@@ -164,19 +164,19 @@ class Backbone(Model):
     and, if the configuration has extra_channels, takes `extra` (B, N, extra_channels), additional input of its channel MLP. Blocks with
     attention take `bias` and `return_logits` as in ViT. Ops with multiply-adds must run inside modules, because `cost` identifies the stage
     by module names.
-    prefix: number of class tokens before the patch tokens. grid: patches per side. random: shared with the other stages of a cascade.
+    prefix: number of class tokens before the patch tokens. grid: (rows, columns) of patches. random: shared by the stages of a cascade.
     """
 
     config: StageConfig
     blocks: list[Any]
     relation_reuse: Any = None  # set by a cascade, as is each block's feature_reuse
     prefix: int = 0
-    grid: int
-    pos_embed: Parameter | None = None  # (1, prefix + grid², dim), of a family that adds an embedding to each token
+    grid: tuple[int, int]
+    pos_embed: Parameter | None = None  # (1, prefix + patches, dim), of a family that adds an embedding to each token
     norm: Any  # the final normalisation
 
     def embed(self, images: Tensor) -> Tensor:
-        """The tokens before the first block: images (B, in_channels, S, S) in the model's dtype -> (B, N, dim)."""
+        """The tokens before the first block: images (B, in_channels, rows, columns) in the model's dtype -> (B, N, dim)."""
         raise NotImplementedError
 
     def pool(self, tokens: Tensor) -> Tensor:
@@ -188,13 +188,13 @@ class Backbone(Model):
             return state
         return positions.fitted(state, "pos_embed", self.pos_embed.shape, self.grid, self.prefix, method)
 
-    def position_embedding(self) -> tuple[np.ndarray, int] | None:
+    def position_embedding(self) -> tuple[np.ndarray, tuple[int, int]] | None:
         return None if self.pos_embed is None else (self.pos_embed.numpy()[0, self.prefix :], self.grid)
 
     def encode(
         self, images: Tensor, features: Tensor | None = None, relation: Tensor | None = None, logits: list[Tensor] | None = None
     ) -> Tensor:
-        """The tokens after the last block: images (B, in_channels, S, S) in the model's dtype -> (B, N, dim).
+        """The tokens after the last block: images (B, in_channels, rows, columns) in the model's dtype -> (B, N, dim).
 
         features, relation: in a cascade, the reused data of the previous stage (`models/cascade/dynamic.py`). logits: a list to which the
         scaled attention logits (B, H, N, N) of each block are appended, including the bias from `relation`.

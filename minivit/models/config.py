@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from ..errors import UserError
-from ..schema import Checked, Count, Limits, Positive, Rate, Size
+from ..schema import Checked, Count, Positive, Rate, Size
+from ..sides import ImageSize, Padding, PatchSize, both
 
-__all__ = ["BackboneConfig", "Config", "Count", "Patch", "Positive", "Rate", "Size", "StageConfig"]
+__all__ = ["BackboneConfig", "Config", "Count", "ImageSize", "Patch", "PatchSize", "Positive", "Rate", "Size", "StageConfig"]
 
-Patch = tuple[Size, Size, Count]  # (size, stride, padding) in pixels
+Patch = tuple[PatchSize, PatchSize, Padding]  # (size, stride, padding) in pixels
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,15 @@ class Config(Checked):
     """Base class of the configurations: the fields common to all families. All fields are validated against their annotations, with the
     ranges `Size`, `Count`, `Positive` and `Rate` of `minivit/schema.py`. Raises UserError."""
 
-    image_size: Annotated[int, Limits(1, 4096)] = 224  # pixels, both sides
+    image_size: ImageSize = 224  # pixels: (rows, columns), or one number for a square
     in_channels: Size = 3  # colours
     num_classes: Size = 1000  # output size of the head
     dtype: Literal["float32", "float64"] = "float32"  # of parameters and activations
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The shape of one image, (in_channels, rows, columns)."""
+        return self.in_channels, *both(self.image_size)
 
 
 @dataclass(frozen=True)
@@ -50,15 +56,16 @@ class StageConfig(Config):
 class BackboneConfig(StageConfig):
     """Configuration of a family that splits images into patches once."""
 
-    patch_size: Size = 16  # pixels, both sides; must divide image_size if patch_stride is None
-    patch_stride: Size | None = None  # pixels from one patch to the next, at most patch_size; None: patch_size
-    patch_padding: Count = 0  # pixels of zeros around the image
+    patch_size: PatchSize = 16  # pixels: (rows, columns), or one number for both; must divide image_size if patch_stride is None
+    patch_stride: PatchSize | None = None  # pixels from one patch to the next, at most patch_size; None: patch_size
+    patch_padding: Padding = 0  # pixels of zeros around the image
 
     def __post_init__(self) -> None:
         super().__post_init__()
         # Between patches further apart, there would be pixels that the model never sees, in an image of any size.
-        if self.patch_stride is not None and self.patch_stride > self.patch_size:
-            raise UserError(f"patch_stride must be at most patch_size: {self.patch_stride} is more than {self.patch_size}")
+        for stride, size in zip(both(self.patch_stride or 1), both(self.patch_size)):
+            if stride > size:
+                raise UserError(f"patch_stride must be at most patch_size: {stride} is more than {size}")
 
     @classmethod
     def patch_fields(cls, patch: Patch, options: Mapping[str, Any]) -> dict[str, Any]:

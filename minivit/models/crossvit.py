@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -28,14 +28,15 @@ from ..nn.layers import (
     Sequential,
     Stem,
     check_images,
+    patch_grid,
     with_class_token,
 )
 from ..nn.module import Module, filled
-from ..schema import Limits
+from ..sides import both
 from ..tensor import Tensor
 from . import positions
 from .base import Model
-from .config import Config, Positive, Rate, Size
+from .config import Config, ImageSize, PatchSize, Positive, Rate, Size
 from .registry import register
 from .vit import Block, ViTConfig
 
@@ -48,9 +49,9 @@ STRIDES = {2: (2, 1, 1), 3: (3, 1, 1), 4: (2, 2, 1), 6: (2, 3, 1), 8: (2, 2, 2),
 class CrossViTConfig(Config):
     """The defaults are those of CrossViT-Ti. Fields with two values have one for each branch."""
 
-    image_size: Annotated[int, Limits(1, 4096)] = 240  # pixels, both sides, of the images that come in
-    branch_sizes: tuple[Size, Size] = (240, 224)  # pixels to which a branch resizes them
-    patch_sizes: tuple[Size, Size] = (12, 16)  # pixels, both sides; must divide the branch's size
+    image_size: ImageSize = 240  # pixels of the images that come in: (rows, columns), or one number for a square
+    branch_sizes: tuple[ImageSize, ImageSize] = (240, 224)  # pixels to which a branch resizes them
+    patch_sizes: tuple[PatchSize, PatchSize] = (12, 16)  # pixels; must divide the branch's size
     dims: tuple[Size, Size] = (96, 192)  # channels of a token
     depths: tuple[Size, Size] = (1, 4)  # blocks in a stage
     stages: Size = 3  # times that blocks of both branches and an exchange follow each other
@@ -120,7 +121,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class ConvolutionStem(Stem):
-    """Three convolutions in place of the patch projection: (B, in_channels, S, S) -> (B, grid², dim) (section 4.1, of the models with †).
+    """Three convolutions in place of the patch projection: (B, in_channels, H, W) -> (B, N, dim) (section 4.1, of the models with †).
 
     The first is 7×7, the others 3×3; the first two have a quarter and half of the channels, and a ReLU.
     """
@@ -128,10 +129,9 @@ class ConvolutionStem(Stem):
     first = "proj.0.weight"
 
     def __init__(self, config: ViTConfig) -> None:
-        size, patch, dim, dtype = config.image_size, config.patch_size, config.dim, config.dtype
-        if size % patch:
-            raise UserError(f"patch_size must divide image_size: {size} is not a multiple of {patch}")
-        self.shape, self.grid = (config.in_channels, size, size), size // patch
+        patch, dim, dtype = config.patch_size, config.dim, config.dtype
+        assert isinstance(patch, int)
+        self.shape, self.grid = config.image_shape, patch_grid(config.image_size, patch)
         channels, strides = (config.in_channels, max(1, dim // 4), max(1, dim // 2), dim), STRIDES[patch]
         first = Conv2d(channels[0], channels[1], 7, strides[0], 3, dtype=dtype)
         second, third = (Conv2d(channels[i], channels[i + 1], 3, strides[i], int(strides[i] < 3), dtype=dtype) for i in (1, 2))
@@ -139,7 +139,7 @@ class ConvolutionStem(Stem):
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.shape)
-        x = convolve_all(self.proj.layers, images.transpose(0, 2, 3, 1), "relu")  # (B, grid, grid, dim)
+        x = convolve_all(self.proj.layers, images.transpose(0, 2, 3, 1), "relu")  # (B, rows, columns, dim)
         return x.reshape(len(x), -1, x.shape[3])
 
 
@@ -213,7 +213,7 @@ class CrossViT(Model):
         stem = ConvolutionStem if config.stem == "convolution" else PatchEmbed.of
         self.patch_embed: list[Stem] = [stem(c) for c in branches]
         for b, c in enumerate(branches):
-            setattr(self, f"pos_embed_{b}", filled((1, 1 + self.patch_embed[b].grid ** 2, c.dim), 0, c.dtype))
+            setattr(self, f"pos_embed_{b}", filled((1, 1 + prod(self.patch_embed[b].grid), c.dim), 0, c.dtype))
             setattr(self, f"cls_token_{b}", filled((1, 1, c.dim), 0, c.dtype))
         self.pos_drop = [Dropout(config.pos_drop_rate, random) for _ in BRANCHES]
         rates = np.linspace(0.0, config.drop_path_rate, config.stages * max(config.depths)).reshape(config.stages, -1)
@@ -246,20 +246,20 @@ class CrossViT(Model):
         return stems | tokens | dict.fromkeys(matrices, weight_init)
 
     def embed(self, b: int, images: Tensor) -> Tensor:
-        """The tokens of a branch before the first stage: images (B, C, S, S) -> (B, N, dim)."""
-        B, C, S, _ = images.shape
-        size = self.config.branch_sizes[b]
-        if size != S:
-            images = F.resample(images.reshape(B * C, S * S, 1), S, size, "bicubic").reshape(B, C, size, size)
+        """The tokens of a branch before the first stage: images (B, C, H, W) -> (B, N, dim)."""
+        B, C, H, W = images.shape
+        size = both(self.config.branch_sizes[b])
+        if size != (H, W):
+            images = F.resample(images.reshape(B * C, H * W, 1), (H, W), size, "bicubic").reshape(B, C, *size)
         x = with_class_token(self.patch_embed[b](images), getattr(self, f"cls_token_{b}"))  # (B, N, dim)
         return self.pos_drop[b](x + getattr(self, f"pos_embed_{b}"))
 
     def class_tokens(self, images: Tensor, logits: tuple[list[Tensor], ...] | None = None) -> list[Tensor]:
-        """The normalised class token of each branch, (B, dim): images (B, C, S, S) in the model's dtype.
+        """The normalised class token of each branch, (B, dim): images (B, C, H, W) in the model's dtype.
 
         logits: a list for each branch, to which the scaled attention logits (B, H, N, N) of its blocks are appended.
         """
-        check_images(images, (self.config.in_channels, self.config.image_size, self.config.image_size))
+        check_images(images, self.config.image_shape)
         tokens = [self.embed(b, images) for b in BRANCHES]
         for stage in self.blocks[:-1]:
             tokens = [F.concatenate(*parts, axis=1) for parts in stage(*tokens, logits=logits)]
@@ -319,7 +319,7 @@ class Branch:
     def patch_filters(self) -> np.ndarray:
         return self.model.patch_embed[self.b].filters.numpy()
 
-    def position_embedding(self) -> tuple[np.ndarray, int]:
+    def position_embedding(self) -> tuple[np.ndarray, tuple[int, int]]:
         return getattr(self.model, f"pos_embed_{self.b}").numpy()[0, 1:], self.grid
 
     def token_mixing_weights(self) -> list[np.ndarray]:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Annotated, Any, Literal
 
 from .. import functional as F
 from ..errors import UserError, shown
 from ..nn.convolution import Conv2d
 from ..nn.initialisers import Initialiser, kaiming_uniform, uniform
-from ..nn.layers import Attention, BatchNorm, PatchEmbed, Projection, Random, Stem, check_images
+from ..nn.layers import Attention, BatchNorm, PatchEmbed, Projection, Random, Stem, check_images, patch_grid
 from ..nn.module import Module
 from ..schema import Limits
+from ..sides import Sides, both
 from ..tensor import Tensor
 from . import vit
 from .config import Count, Positive, Size
@@ -42,10 +44,9 @@ class DeepViTConfig(ViTConfig):
         super().__post_init__()
         if any(i >= self.depth for i in self.reattention_blocks or ()):
             raise UserError(f"reattention_blocks must be from 0 to {self.depth - 1}, not {shown(self.reattention_blocks)}")
-        if self.stem == "convolution" and (self.patch_size % 2 or self.image_size % self.patch_size):
-            raise UserError(
-                f"stem='convolution' takes an even patch_size that divides image_size, not {self.patch_size} for {self.image_size} pixels"
-            )
+        for patch, image in zip(both(self.patch_size), both(self.image_size)):
+            if self.stem == "convolution" and (patch % 2 or image % patch):
+                raise UserError(f"stem='convolution' takes an even patch_size that divides image_size, not {patch} for {image} pixels")
 
     def reattends(self, i: int) -> bool:
         """Whether the i-th block has Re-attention."""
@@ -63,8 +64,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def _half(patch_size: Sides) -> tuple[int, int]:
+    rows, columns = both(patch_size)
+    return rows // 2, columns // 2
+
+
 class ConvolutionStem(Stem):
-    """Three convolutions in place of the patch projection: (B, in_channels, S, S) -> (B, grid², dim).
+    """Three convolutions in place of the patch projection: (B, in_channels, H, W) -> (B, N, dim).
 
     7×7 with stride 2 and 3×3, each with batch normalisation and ReLU, then patches of half the patch size.
     """
@@ -72,9 +78,8 @@ class ConvolutionStem(Stem):
     first = "conv1.weight"
 
     def __init__(self, config: DeepViTConfig) -> None:
-        width, dtype, half = config.stem_width, config.dtype, config.patch_size // 2
-        self.shape = config.in_channels, config.image_size, config.image_size
-        self.grid = config.image_size // config.patch_size
+        width, dtype, half = config.stem_width, config.dtype, _half(config.patch_size)
+        self.shape, self.grid = config.image_shape, patch_grid(config.image_size, config.patch_size)
         self.conv1 = Conv2d(config.in_channels, width, 7, stride=2, padding=3, bias=False, dtype=dtype)
         self.bn1 = BatchNorm(width, dtype=dtype)
         self.conv2 = Conv2d(width, width, 3, padding=1, bias=False, dtype=dtype)
@@ -83,8 +88,8 @@ class ConvolutionStem(Stem):
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.shape)
-        x = self.conv1(images.transpose(0, 2, 3, 1), self.bn1, "relu")  # (B, S/2, S/2, width)
-        x = self.proj(self.conv2(x, self.bn2, "relu"))  # (B, grid, grid, dim)
+        x = self.conv1(images.transpose(0, 2, 3, 1), self.bn1, "relu")  # (B, H/2, W/2, width)
+        x = self.proj(self.conv2(x, self.bn2, "relu"))  # (B, rows, columns, dim)
         return x.reshape(len(x), -1, x.shape[3])
 
 
@@ -153,7 +158,6 @@ class DeepViT(ViT):
     """
 
     family, Config, presets = "deepvit", DeepViTConfig, PRESETS
-    separable = False
 
     config: DeepViTConfig
 
@@ -173,7 +177,7 @@ class DeepViT(ViT):
         if config.stem == "convolution":
             table = {name: draw for name, draw in table.items() if not name.startswith("patch_embed")}
             table["patch_embed.*.weight"] = kaiming_uniform
-            table["patch_embed.proj.bias"] = uniform((config.stem_width * (config.patch_size // 2) ** 2) ** -0.5)
+            table["patch_embed.proj.bias"] = uniform((config.stem_width * prod(_half(config.patch_size))) ** -0.5)
         return table
 
     def google_names(self, names: Collection[str]) -> None:

@@ -7,6 +7,7 @@ normalisation is over the tokens too, and there are position embeddings and a cl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -16,9 +17,10 @@ from ..errors import UserError
 from ..nn.initialisers import Initialiser, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
 from ..nn.layers import Dropout, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Random, TokenLayerNorm, TokenMlp, with_class_token
 from ..nn.module import Module, filled
+from ..sides import both
 from ..tensor import Tensor
 from .base import Backbone
-from .config import BackboneConfig, Positive, Rate, Size
+from .config import BackboneConfig, PatchSize, Positive, Rate, Size
 from .registry import register
 
 
@@ -26,7 +28,7 @@ from .registry import register
 class FFOnlyConfig(BackboneConfig):
     """The defaults are those of the tiny model."""
 
-    position_grid: Size | None = None  # grid size of the stored position embeddings; None: the grid size of the patches
+    position_grid: PatchSize | None = None  # grid of the stored position embeddings, (rows, columns) or one number; None: the patches'
     dim: Size = 192  # channels of a token
     depth: Size = 12  # blocks
     mlp_ratio: Positive = 4.0  # hidden size of the channel MLP in units of dim, and of the token MLP in units of the number of tokens
@@ -72,22 +74,22 @@ class Block(Module):
 
 
 class PositionEncoding(Module):
-    """The position embeddings (1, 1 + grid², dim) of the class token and the patches; the latter are resized bilinearly to the grid.
+    """The position embeddings (1, 1 + patches, dim) of the class token and the patches; the latter are resized bilinearly to the grid.
 
-    pos_embed is stored as an image, (1, dim, stored, stored).
+    pos_embed is stored as an image, (1, dim, rows, columns).
     """
 
     no_decay = (*Module.no_decay, "cls_pos_embed")
 
-    def __init__(self, stored: int, grid: int, dim: int, dtype: str) -> None:
+    def __init__(self, stored: tuple[int, int], grid: tuple[int, int], dim: int, dtype: str) -> None:
         self.stored, self.grid = stored, grid
-        self.pos_embed = filled((1, dim, stored, stored), 0.0, dtype)
+        self.pos_embed = filled((1, dim, *stored), 0.0, dtype)
         self.cls_pos_embed = filled((1, 1, dim), 0.0, dtype)
 
     def forward(self) -> Tensor:
-        positions = self.pos_embed.reshape(1, -1, self.stored**2).transpose(0, 2, 1)  # (1, stored², C)
+        positions = self.pos_embed.reshape(1, -1, prod(self.stored)).transpose(0, 2, 1)  # (1, stored, C)
         if self.stored != self.grid:
-            positions = F.resample(positions, self.stored, self.grid, "bilinear")  # (1, grid², C)
+            positions = F.resample(positions, self.stored, self.grid, "bilinear")  # (1, patches, C)
         return F.concatenate(self.cls_pos_embed, positions, axis=1)
 
 
@@ -110,10 +112,10 @@ class FFOnly(Backbone):
         self.cls_token = filled((1, 1, dim), 0.0, dtype)
         self.patch_embed = PatchEmbed.of(config)
         self.grid = self.patch_embed.grid
-        tokens = 1 + self.grid**2
+        tokens = 1 + prod(self.grid)
         if int(min(dim, tokens) * config.mlp_ratio) < 1:
             raise UserError(f"mlp_ratio={config.mlp_ratio} leaves no hidden unit of {dim} channels or {tokens} tokens: make it larger")
-        self.pos_encoding = PositionEncoding(config.position_grid or self.grid, self.grid, dim, dtype)
+        self.pos_encoding = PositionEncoding(both(config.position_grid or self.grid), self.grid, dim, dtype)
         self.pos_drop = Dropout(config.pos_drop_rate, random)
         self.blocks = [Block(config, tokens, float(rate), random) for rate in np.linspace(0.0, config.drop_path_rate, config.depth)]
         self.norm = LayerNorm(dim, config.eps, dtype)
@@ -132,7 +134,7 @@ class FFOnly(Backbone):
                 "*.mlp?.*.weight": xavier_uniform(),
                 "*.mlp?.*.bias": normal(1e-6),
             }
-        fan_in = config.in_channels * config.patch_size**2
+        fan_in = config.in_channels * prod(both(config.patch_size))
         weight_init = truncated_normal(0.02)
         return {
             "cls_token": weight_init,
@@ -143,13 +145,13 @@ class FFOnly(Backbone):
         }
 
     def embed(self, images: Tensor) -> Tensor:
-        x = self.patch_embed(images)  # (B, grid², C)
+        x = self.patch_embed(images)  # (B, patches, C)
         x = with_class_token(x, self.cls_token)  # (B, N, C)
         return self.pos_drop(x + self.pos_encoding())
 
-    def position_embedding(self) -> tuple[np.ndarray, int]:
+    def position_embedding(self) -> tuple[np.ndarray, tuple[int, int]]:
         stored = self.pos_encoding.stored
-        return self.pos_encoding.pos_embed.numpy()[0].reshape(-1, stored**2).T, stored
+        return self.pos_encoding.pos_embed.numpy()[0].reshape(-1, prod(stored)).T, stored
 
     def token_mixing_weights(self) -> list[np.ndarray]:
         return [block.mlp2.fc1.weight.numpy()[:, self.prefix :] for block in self.blocks]

@@ -7,6 +7,7 @@ convolutions, brings locality. They see the patches as a map; the class token pa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..nn.convolution import Conv2d, DepthwiseConv2d, EfficientChannelAttention,
 from ..nn.initialisers import Initialiser, kaiming_uniform, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
 from ..nn.layers import Attention, BatchNorm, Dropout, DropPath, LayerNorm, Linear, PatchEmbed, Random, Sequential, with_class_token
 from ..nn.module import Module, filled
+from ..sides import both
 from ..tensor import Tensor
 from .base import Backbone
 from .config import BackboneConfig, Positive, Rate, Size
@@ -96,9 +98,9 @@ class Block(Module):
     return_logits: also return these logits, after the tokens.
     """
 
-    def __init__(self, config: LocalViTConfig, grid: int, drop_path_rate: float, random: Random) -> None:
+    def __init__(self, config: LocalViTConfig, grid: tuple[int, int], drop_path_rate: float, random: Random) -> None:
         dim, dtype = config.dim, config.dtype
-        self.grid = grid, grid  # rows, columns
+        self.grid = grid
         self.norm1 = LayerNorm(dim, config.eps, dtype)
         self.attn = Attention(dim, config.heads, random, config.qkv_bias, config.attn_drop_rate, config.proj_drop_rate, dtype)
         self.drop_path = DropPath(drop_path_rate, random)
@@ -134,7 +136,7 @@ class LocalViT(Backbone):
         embed = PatchEmbed.of(config)
         self.grid = embed.grid
         self.cls_token = filled((1, 1, dim), 0, dtype)
-        self.pos_embed = filled((1, 1 + embed.grid**2, dim), 0, dtype)
+        self.pos_embed = filled((1, 1 + prod(embed.grid), dim), 0, dtype)
         self.patch_embed = embed
         self.pos_drop = Dropout(config.pos_drop_rate, random)
         self.blocks = [Block(config, self.grid, float(rate), random) for rate in np.linspace(0.0, config.drop_path_rate, config.depth)]
@@ -157,7 +159,7 @@ class LocalViT(Backbone):
                 "*.conv.weight": lecun_normal,  # of ECA
                 "*.conv.?.weight": _convolution(lecun_normal),
             }
-        fan_in = config.in_channels * config.patch_size**2
+        fan_in = config.in_channels * prod(both(config.patch_size))
         weight_init = truncated_normal(0.02)
         return {
             "cls_token": weight_init,
@@ -171,7 +173,7 @@ class LocalViT(Backbone):
         }
 
     def embed(self, images: Tensor) -> Tensor:
-        x = self.patch_embed(images)  # (B, grid², C)
+        x = self.patch_embed(images)  # (B, patches, C)
         x = with_class_token(x, self.cls_token)  # (B, N, C)
         return self.pos_drop(x + self.pos_embed)
 

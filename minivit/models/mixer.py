@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -98,7 +99,7 @@ class Mixer(Backbone):
         dim, dtype = config.dim, config.dtype
         self.stem = PatchEmbed.of(config)
         self.grid = self.stem.grid
-        self.blocks = [Block(config, self.stem.grid**2, self.random) for _ in range(config.depth)]
+        self.blocks = [Block(config, prod(self.grid), self.random) for _ in range(config.depth)]
         self.norm = LayerNorm(dim, config.eps, dtype)
         self.head_drop = Dropout(config.drop_rate, self.random)
         self.head = Linear(dim, config.num_classes, dtype=dtype)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from math import isqrt
+from math import isqrt, prod
 
 import numpy as np
 
 from ..errors import UserError
-from ..kernels.resample import axis_matrix, resample_grid
+from ..kernels.resample import matrices, resample_grid
+from ..sides import Sides, both
 
 
-def fitted(state: dict[str, np.ndarray], name: str, shape: tuple[int, ...], grid: int, prefix: int, method: str) -> dict[str, np.ndarray]:
-    """`state` with the embedding `name` resized to the model's, which has this shape (1, prefix + grid², C).
+def fitted(
+    state: dict[str, np.ndarray], name: str, shape: tuple[int, ...], grid: tuple[int, int], prefix: int, method: str
+) -> dict[str, np.ndarray]:
+    """`state` with the embedding `name` resized to the model's, which has this shape (1, prefix + patches, C).
 
     One that is missing, fits, or has another number of axes or channels, stays as it is: loading it tells what is wrong.
     """
@@ -21,16 +24,17 @@ def fitted(state: dict[str, np.ndarray], name: str, shape: tuple[int, ...], grid
     return state | {name: resize(given, grid, prefix, method)}
 
 
-def resize(positions: np.ndarray, grid: int, prefix: int, method: str) -> np.ndarray:
-    """Resize positions (1, prefix + old², C) -> (1, prefix + grid², C); the first `prefix` (class tokens) are unchanged.
+def resize(positions: np.ndarray, grid: Sides, prefix: int, method: str, old: tuple[int, int] | None = None) -> np.ndarray:
+    """Resize positions (1, prefix + patches, C) to another grid (rows, columns); the first `prefix` (class tokens) are unchanged.
 
+    old: their grid; None: a square.
     method: of `axis_matrix`; timm uses "bicubic_antialias", Google's code "bilinear", DeiT and T2T "bicubic".
-    Raises UserError if the number of the others is not a square.
+    Raises UserError if the number of the others is not that of the grid.
     """
     prefix = int(prefix)
     patches = positions.shape[1] - prefix
-    old = isqrt(max(patches, 0))
-    if old < 1 or old * old != patches:
+    old = old or both(isqrt(max(patches, 0)))
+    if patches < 1 or prod(old) != patches:
         raise UserError(f"position embedding of {positions.shape[1]} tokens: less {prefix} for the class token, {patches} is no square")
-    resized = resample_grid(positions[:, prefix:].astype(np.float64), axis_matrix(old, grid, method))
+    resized = resample_grid(positions[:, prefix:].astype(np.float64), *matrices(old, both(grid), method))
     return np.concatenate([positions[:, :prefix], resized.astype(positions.dtype)], axis=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,9 +17,10 @@ import numpy as np
 from .. import functional as F
 from ..errors import UserError
 from ..nn.initialisers import Initialiser, lecun_normal, normal, orthogonal, truncated_normal, xavier_uniform
-from ..nn.layers import Dropout, LayerNorm, Linear, Mlp, Random, Sequential, check_images, with_class_token
+from ..nn.layers import Dropout, LayerNorm, Linear, Mlp, Random, Sequential, check_images, patch_grid, with_class_token
 from ..nn.module import Module, filled
 from ..schema import checked
+from ..sides import both, times
 from ..tensor import Tensor
 from .base import Backbone
 from .config import Patch, Positive, Rate, Size, StageConfig
@@ -61,17 +63,18 @@ class T2TConfig(StageConfig):
         later = checked("options: unfolds, after those of patches,", options.get("unfolds", UNFOLDS[1:]), tuple[Patch, Patch])
         return {"unfolds": (patch, *later)}
 
-    def grids(self) -> list[int]:
-        """Tokens along a side after each unfold. Raises UserError if an unfold takes patches larger than what is before it."""
-        sides = [self.image_size]
+    def grids(self) -> list[tuple[int, int]]:
+        """Rows and columns of tokens after each unfold. Raises UserError if an unfold takes patches larger than what is before it."""
+        grids = [both(self.image_size)]
         for number, (size, stride, padding) in enumerate(self.unfolds, 1):
-            if size > sides[-1] + 2 * padding:
+            try:
+                grids.append(patch_grid(grids[-1], size, stride, padding))
+            except UserError:
                 raise UserError(
-                    f"unfolds: number {number} takes patches of {size} a side, and from image_size={self.image_size} only {sides[-1]} with "
-                    f"padding {padding} are left there: take smaller strides or a larger image"
-                )
-            sides.append((sides[-1] + 2 * padding - size) // stride + 1)
-        return sides[1:]
+                    f"unfolds: number {number} takes patches of {times(both(size))}, and of images of {times(grids[0])} only "
+                    f"{times(grids[-1])} with padding {padding} are left there: take smaller strides or a larger image"
+                ) from None
+        return grids[1:]
 
     def block(self) -> ViTConfig:
         """The configuration of a block of the backbone. Raises UserError where its fields do not fit each other."""
@@ -176,12 +179,12 @@ class TokenTransformer(Module):
 
 
 class TokensToToken(Module):
-    """Three unfolds, with a token block after the first two and a projection after the last: (B, in_channels, S, S) -> (B, grid², dim)."""
+    """Three unfolds, with a token block after the first two and a projection after the last: (B, in_channels, H, W) -> (B, N, dim)."""
 
     def __init__(self, config: T2TConfig, random: Random) -> None:
-        self.shape, self.unfolds = (config.in_channels, config.image_size, config.image_size), config.unfolds
+        self.shape, self.unfolds = config.image_shape, config.unfolds
         block = Performer if config.tokens == "performer" else TokenTransformer
-        first, second, last = (unfold[0] ** 2 for unfold in self.unfolds)
+        first, second, last = (prod(both(unfold[0])) for unfold in self.unfolds)
         self.attention1 = block(first * config.in_channels, config, random)
         self.attention2 = block(second * config.token_dim, config, random)
         self.project = Linear(last * config.token_dim, config.dim, dtype=config.dtype)
@@ -224,7 +227,7 @@ class T2T(Backbone):
         dim, dtype, random = config.dim, config.dtype, self.random
         self.grid = config.grids()[-1]
         self.cls_token = filled((1, 1, dim), 0, dtype)
-        self.pos_embed = filled((1, 1 + self.grid**2, dim), 0, dtype, requires_grad=False)
+        self.pos_embed = filled((1, 1 + prod(self.grid), dim), 0, dtype, requires_grad=False)
         self.tokens_to_token = TokensToToken(config, random)
         self.pos_drop = Dropout(config.pos_drop_rate, random)
         rates = np.linspace(0.0, config.drop_path_rate, config.depth)
@@ -252,6 +255,6 @@ class T2T(Backbone):
         return fixed | {"cls_token": weight_init} | {f"{name}.weight": weight_init for name in matrices}
 
     def embed(self, images: Tensor) -> Tensor:
-        x = self.tokens_to_token(images)  # (B, grid², C)
+        x = self.tokens_to_token(images)  # (B, patches, C)
         x = with_class_token(x, self.cls_token)  # (B, N, C)
         return self.pos_drop(x + self.pos_embed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..errors import UserError
 from ..nn.initialisers import Initialiser, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
 from ..nn.layers import Attention, Dropout, DropPath, LayerNorm, LayerScale, Linear, Mlp, PatchEmbed, Random, Stem, with_class_token
 from ..nn.module import Module, Parameter, filled
+from ..sides import Sides, both, simplest
 from ..tensor import Tensor
 from . import positions
 from .base import Backbone
@@ -129,7 +131,7 @@ class ViT(Backbone):
         embed = self._patch_embed(config)
         self.prefix, self.grid = int(config.class_token), embed.grid
         self.cls_token = filled((1, 1, dim), 0.0, dtype) if config.class_token else None
-        self.pos_embed = filled((1, config.class_token + embed.grid**2, dim), 0.0, dtype)
+        self.pos_embed = filled((1, config.class_token + prod(embed.grid), dim), 0.0, dtype)
         self.patch_embed = embed
         self.pos_drop = Dropout(config.pos_drop_rate, random)
         self.blocks = [self.block(i, float(rate)) for i, rate in enumerate(np.linspace(0.0, config.drop_path_rate, config.depth))]
@@ -158,7 +160,7 @@ class ViT(Backbone):
                 "*.mlp.*.weight": xavier_uniform(),
                 "*.mlp.*.bias": normal(1e-6),
             }
-        fan_in = config.in_channels * config.patch_size**2
+        fan_in = config.in_channels * prod(both(config.patch_size))
         weight_init = truncated_normal(0.02)
         return {
             "cls_token": normal(1e-6),
@@ -170,7 +172,7 @@ class ViT(Backbone):
         }
 
     def embed(self, images: Tensor) -> Tensor:
-        x = self.patch_embed(images)  # (B, grid², C)
+        x = self.patch_embed(images)  # (B, patches, C)
         if self.cls_token is not None:
             x = with_class_token(x, self.cls_token)  # (B, N, C)
         return self.pos_drop(x + self.pos_embed)
@@ -184,16 +186,17 @@ class ViT(Backbone):
     def _patch_embed(config: ViTConfig) -> Stem:
         return PatchEmbed.of(config)
 
-    def resize(self, image_size: int) -> None:
-        """Change the input size: the position embedding is resized as in timm, bicubic with antialiasing.
+    def resize(self, image_size: Sides) -> None:
+        """Change the input size, pixels or (rows, columns): the position embedding is resized as in timm, bicubic with antialiasing.
 
         Call it before creating a Trainer, which refers to the current parameters. Raises UserError if patch_size does not divide the size.
         """
-        config = replace(self.config, image_size=image_size)
+        config = replace(self.config, image_size=simplest(image_size))
         embed = self._patch_embed(config)
         for name, _, _, layer in self.patch_embed.child_slots():
             setattr(embed, name, layer)
-        self.pos_embed = Parameter(positions.resize(self.pos_embed.numpy(), embed.grid, config.class_token, "bicubic_antialias"))
+        resized = positions.resize(self.pos_embed.numpy(), embed.grid, config.class_token, "bicubic_antialias", self.grid)
+        self.pos_embed = Parameter(resized)
         self.config, self.patch_embed, self.grid = config, embed, embed.grid
 
     def google_names(self, names: Collection[str]) -> dict[str, str] | None:

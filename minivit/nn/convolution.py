@@ -12,6 +12,7 @@ from typing import Any
 from .. import functional as F
 from ..errors import UserError
 from ..grad_mode import is_grad_enabled
+from ..sides import Sides, both
 from ..tensor import Tensor
 from .layers import BatchNorm, Linear, Sequential
 from .module import Module, filled
@@ -29,15 +30,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Conv2d(Module):
     """Convolution of channels-last maps: (B, H, W, inputs) -> (B, U, V, outputs), U = (H + 2·padding - size) // stride + 1.
 
+    size, stride, padding: (rows, columns), or one number for both.
     `forward` takes the BatchNorm of its result and the activation after it. In inference, which needs no gradients, the running statistics
     are folded into the weights, which a recorded plan does once.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, size: int, stride: int = 1, padding: int = 0, bias: bool = True, dtype: str = "float32"
+        self, inputs: int, outputs: int, size: Sides, stride: Sides = 1, padding: Sides = 0, bias: bool = True, dtype: str = "float32"
     ) -> None:
         self.stride, self.padding = stride, padding
-        self.weight = filled((outputs, inputs, size, size), 0, dtype)
+        self.weight = filled((outputs, inputs, *both(size)), 0, dtype)
         self.bias = filled((outputs,), 0, dtype) if bias else None
 
     def forward(self, x: Tensor, norm: BatchNorm | None = None, activation: str = "none") -> Tensor:
@@ -58,6 +60,7 @@ class DepthwiseConv2d(Conv2d):
         super().__init__(1, channels, size, stride, padding, bias, dtype)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        assert isinstance(self.stride, int)
         return F.depthwise_convolution(x, weight, bias, self.stride, self.padding, activation=activation)
 
 

@@ -56,7 +56,7 @@ def count(model: Any) -> ModelCost:
     during the count; afterwards its mode and random state are as before.
     """
     config = model.config
-    images = Tensor(empty((1, config.in_channels, config.image_size, config.image_size), config.dtype, model.parameters()[0].device))
+    images = Tensor(empty((1, *config.image_shape), config.dtype, model.parameters()[0].device))
     counter = _Counter(model)
     with evaluating(model), trace(counter):
         exits = model.exits(images)

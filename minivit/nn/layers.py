@@ -1,6 +1,6 @@
 """The layers of the models.
 
-Letters: B batch, N tokens, C channels, H heads, D head size, S image size, P patch size. A layer's weights are zero (scales of
+Letters: B batch, N tokens, C channels, H heads, D head size, (H, W) image size. A layer's weights are zero (scales of
 normalisations one) until `initialisers.initialise` or `load_state_dict` sets them. Attributes, and hence parameters, have timm's names.
 """
 
@@ -18,6 +18,7 @@ from ..kernels import primitives
 from ..kernels.core.arrays import empty_like, to_device
 from ..kernels.core.devices import device_of
 from ..kernels.random import advance
+from ..sides import Sides, both
 from ..tensor import Tensor
 from .module import Module, Parameter, filled
 
@@ -223,12 +224,12 @@ def with_class_token(x: Tensor, token: Tensor) -> Tensor:
 
 
 class Stem(Module):
-    """The first layers of a model: images (B, in_channels, S, S) -> tokens (B, grid², dim).
+    """The first layers of a model: images (B, in_channels, H, W) -> tokens (B, N, dim).
 
-    grid: patches along a side. first: the name of the weights (outputs, in_channels, rows, columns) that meet the pixels.
+    grid: rows and columns of patches, N in all. first: the name of the weights (outputs, in_channels, rows, columns) that meet the pixels.
     """
 
-    grid: int
+    grid: tuple[int, int]
     first: ClassVar[str]
 
     @property
@@ -238,31 +239,28 @@ class Stem(Module):
 
 
 class PatchEmbed(Stem):
-    """Cut images into patches and project each: (B, in_channels, S, S) -> (B, grid², dim) (2010.11929, section 3.1).
+    """Cut images into patches and project each: (B, in_channels, H, W) -> (B, N, dim) (2010.11929, section 3.1).
 
-    stride: pixels from one patch to the next; None: the patch size, which must then divide the image size. padding: pixels of zeros
-    around the image. Raises UserError if the patches do not fit the image size, or for images of another shape.
+    image_size, patch_size, stride, padding: (rows, columns), or one number for both. stride: pixels from one patch to the next; None: the
+    patch size, which must then divide the image size. padding: pixels of zeros around the image.
+    Raises UserError if the patches do not fit the image size, or for images of another shape.
     """
 
     first = "proj.weight"
 
     def __init__(
         self,
-        image_size: int,
-        patch_size: int,
+        image_size: Sides,
+        patch_size: Sides,
         in_channels: int,
         dim: int,
         dtype: str = "float32",
-        stride: int | None = None,
-        padding: int = 0,
+        stride: Sides | None = None,
+        padding: Sides = 0,
     ) -> None:
-        if stride is None and image_size % patch_size:
-            raise UserError(f"patch_size must divide image_size: {image_size} is not a multiple of {patch_size}")
-        if patch_size > image_size + 2 * padding:
-            raise UserError(f"patches of {patch_size} pixels do not fit into an image of {image_size} pixels with padding {padding}")
-        self.shape = in_channels, image_size, image_size
-        self.stride, self.padding = stride or patch_size, padding
-        self.grid = (image_size + 2 * padding - patch_size) // self.stride + 1
+        self.shape = in_channels, *both(image_size)
+        self.stride, self.padding = both(patch_size if stride is None else stride), both(padding)
+        self.grid = patch_grid(image_size, patch_size, stride, padding)
         self.proj = Projection(in_channels, dim, patch_size, dtype)
 
     @classmethod
@@ -277,11 +275,23 @@ class PatchEmbed(Stem):
         return F.patch_projection(images, self.proj.weight, self.proj.bias, self.stride, self.padding)
 
 
-class Projection(Module):
-    """The weights of a convolution; the parent module applies them as a matrix product."""
+def patch_grid(image_size: Sides, patch_size: Sides, stride: Sides | None = None, padding: Sides = 0) -> tuple[int, int]:
+    """Rows and columns of patches, as for `PatchEmbed`. Raises UserError if they do not fit the image."""
+    grid = []
+    for image, patch, step, border in zip(both(image_size), both(patch_size), both(stride or 0), both(padding)):
+        if not step and image % patch:
+            raise UserError(f"patch_size must divide image_size: {image} is not a multiple of {patch}")
+        if patch > image + 2 * border:
+            raise UserError(f"patches of {patch} pixels do not fit into an image of {image} pixels with padding {border}")
+        grid.append((image + 2 * border - patch) // (step or patch) + 1)
+    return grid[0], grid[1]
 
-    def __init__(self, inputs: int, outputs: int, size: int, dtype: str = "float32") -> None:
-        self.weight = filled((outputs, inputs, size, size), 0.0, dtype)
+
+class Projection(Module):
+    """The weights of a convolution; the parent module applies them as a matrix product. size: rows and columns, or one number for both."""
+
+    def __init__(self, inputs: int, outputs: int, size: Sides, dtype: str = "float32") -> None:
+        self.weight = filled((outputs, inputs, *both(size)), 0.0, dtype)
         self.bias = filled((outputs,), 0.0, dtype)
 
 

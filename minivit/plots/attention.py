@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..grad_mode import no_grad
 from ..models.base import Model
 from ..nn.module import evaluating
+from ..sides import Sides
 from ..tensor import Tensor
 from .figure import as_picture, panels, patch_map, spread, titled
 
@@ -25,7 +26,7 @@ GRAYS = np.array([0.299, 0.587, 0.114])  # luminance of R, G and B (ITU-R BT.601
 def attention_probabilities(model: Any, images: Any, stage: int = -1) -> list[np.ndarray]:
     """The attention probabilities of each block in evaluation mode: (B, heads, N, N) each, with one row per query.
 
-    images: (B, C, S, S), normalised as in training. stage: index of the stage of a cascade, negative from the end; its logits include the
+    images: (B, C, H, W), normalised as in training. stage: index of the stage of a cascade, negative from the end; its logits include the
     reused ones of previous stages. Raises UserError for a model without attention, and for an invalid stage.
     """
     model = model.unwrapped()
@@ -51,10 +52,10 @@ def _stage_of(model: Any, images: Tensor, stage: int) -> tuple[Any, tuple[Tensor
     return stages[stage], state
 
 
-def to_patches(attention: np.ndarray, grid: int, class_token: bool) -> np.ndarray:
-    """Attention (..., N, N), one row per query, as maps over the patches (..., grid, grid): of the class token, or the mean of all queries.
+def to_patches(attention: np.ndarray, grid: Sides, class_token: bool) -> np.ndarray:
+    """Attention (..., N, N), a row per query, as maps of patches (..., rows, columns): that of the class token, or the mean of all queries.
 
-    class_token: whether the first of the N tokens is a class token. Raises UserError if the others are not grid² patches.
+    class_token: whether the first of the N tokens is a class token. Raises UserError if the others are not the patches of the grid.
     """
     return patch_map(attention[..., 0, 1:] if class_token else attention.mean(-2), grid)
 
@@ -77,15 +78,16 @@ def attention_rollout(probabilities: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def attention_maps(
-    image: np.ndarray, probabilities: Sequence[np.ndarray], grid: int, class_token: bool, blocks: int = 6, title: str = ""
+    image: np.ndarray, probabilities: Sequence[np.ndarray], grid: Sides, class_token: bool, blocks: int = 6, title: str = ""
 ) -> Figure:
     """The attention to each patch, overlaid on the image: one row per block, one column per head.
 
     image: (H, W, C) uint8, or floating-point in 0..1. probabilities: (heads, N, N) of each block. class_token: whether the first token is a
     class token, whose attention is then drawn; otherwise the mean of all queries. blocks: maximum number of rows, evenly spaced from the
-    first block to the last. Each map is scaled to its largest probability. Raises UserError if N does not match `grid` patches per side.
+    first block to the last. Each map is scaled to its largest probability. grid: (rows, columns). Raises UserError if
+    N does not match it.
     """
-    maps = [to_patches(block, grid, class_token) for block in probabilities]  # (heads, grid, grid) each
+    maps = [to_patches(block, grid, class_token) for block in probabilities]  # (heads, rows, columns) each
     block_indices = spread(maps, blocks)
     figure, axes = panels(len(block_indices), 1 + max(len(m) for m in maps), size=1.1, header=0.32)
     for row, n in zip(axes, block_indices):
@@ -105,7 +107,7 @@ def attention_maps(
 def rollout_maps(
     images: np.ndarray,
     rollouts: Sequence[np.ndarray],
-    grids: Sequence[int],
+    grids: Sequence[Sides],
     class_token: bool,
     captions: Sequence[str] = (),
     title: str = "",
@@ -113,11 +115,11 @@ def rollout_maps(
 ) -> Figure:
     """Images, and below them the images overlaid with their `attention_rollout`: one column per image, one row per exit of a cascade.
 
-    images: (n, H, W, C) uint8, or floating-point in 0..1. rollouts: (n, N, N) of each exit; grids: the patches per side of each exit.
+    images: (n, H, W, C) uint8, or floating-point in 0..1. rollouts: (n, N, N) of each exit; grids: (rows, columns) of each exit.
     class_token: as for `attention_maps`. captions: n, or none. part: what a row is, an exit or a branch. The smallest value of each map,
     a baseline due to the residual connections, is subtracted. Raises UserError if N does not match the grid.
     """
-    maps = [to_patches(rollout, grid, class_token) for rollout, grid in zip(rollouts, grids, strict=True)]  # (n, grid, grid) each
+    maps = [to_patches(rollout, grid, class_token) for rollout, grid in zip(rollouts, grids, strict=True)]  # (n, rows, columns) each
     figure, axes = panels(1 + len(maps), len(images), size=1.4, header=0.32)
     for n, image in enumerate(images):
         _draw_image(axes[0, n], image)
@@ -140,7 +142,7 @@ def _draw_image(axes: Axes, image: np.ndarray) -> None:
 
 
 def _overlay(axes: Axes, image: np.ndarray, heat: np.ndarray) -> None:
-    """Draw the image in gray, and over it a map (grid, grid) with an opacity proportional to its values."""
+    """Draw the image in gray, and over it a map (rows, columns) with an opacity proportional to its values."""
     height, width = image.shape[:2]
     axes.imshow(as_picture(image) @ GRAYS, cmap="gray", vmin=-0.25, vmax=1.15, interpolation="nearest")
     axes.imshow(

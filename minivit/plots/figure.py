@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import atomic_file
+from ..sides import Sides, both
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,11 +74,15 @@ def mosaic(tiles: np.ndarray, columns: int, between: float = np.nan) -> np.ndarr
     return result
 
 
-def patch_map(values: np.ndarray, grid: int) -> np.ndarray:
-    """Values (..., grid²) of patches in row-major order as maps (..., grid, grid). Raises UserError if the number differs."""
-    if values.shape[-1] != grid * grid:
-        raise UserError(f"{values.shape[-1]} patches do not make a grid of {grid}×{grid}: give the model's own grid")
-    return values.reshape(*values.shape[:-1], grid, grid)
+def patch_map(values: np.ndarray, grid: Sides) -> np.ndarray:
+    """Values (..., patches) in row-major order as maps (..., rows, columns) of a grid. Raises UserError if the number differs.
+
+    grid: (rows, columns), or one number for a square.
+    """
+    rows, columns = both(grid)
+    if values.shape[-1] != rows * columns:
+        raise UserError(f"{values.shape[-1]} patches do not make a grid of {rows}×{columns}: give the model's own grid")
+    return values.reshape(*values.shape[:-1], rows, columns)
 
 
 def as_picture(image: np.ndarray) -> np.ndarray:

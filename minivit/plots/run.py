@@ -115,7 +115,7 @@ def draw_run(
 
 
 def _one_per_class(dataset: Dataset) -> np.ndarray:
-    """The first test image of each of the first classes: (n, S, S, C)."""
+    """The first test image of each of the first classes: (n, H, W, C)."""
     return dataset.test_images[np.unique(dataset.test_labels, return_index=True)[1][:SHOWN]]
 
 
@@ -142,7 +142,7 @@ def _weights(stages: Sequence[Backbone], model: Model) -> Pictures:
 
 # ------------------------------------------------------------------------------------------------------------------- attention
 def _attention(classifier: Classifier, stages: Sequence[Backbone], pixels: np.ndarray) -> Pictures:
-    inputs = np.concatenate(list(classifier.preprocessing.batches(pixels)))  # (n, C, S, S)
+    inputs = np.concatenate(list(classifier.preprocessing.batches(pixels)))  # (n, C, H, W)
     model, class_token, rollouts = classifier.model, bool(stages[0].prefix), []
     for k, (stage, suffix, title) in enumerate(_for_each(stages, model)):
         probabilities = attention_probabilities(classifier.model, inputs, k)

@@ -8,27 +8,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UserError
+from ..sides import Sides, both
 from .figure import mosaic, new_figure, panels, patch_map, titled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def position_similarity(pos_embed: np.ndarray, grid: int, title: str = "") -> Figure:
+def position_similarity(pos_embed: np.ndarray, grid: Sides, title: str = "") -> Figure:
     """Cosine similarity of each patch's position embedding with all others, one map per patch (2010.11929, Figure 7, centre).
 
-    pos_embed: (grid², C), patches in row-major order, without class tokens. Raises UserError for another number of patches.
+    pos_embed: (patches, C), in row-major order, without class tokens. grid: (rows, columns). Raises UserError for another number.
     """
     unit = pos_embed / np.maximum(np.linalg.norm(pos_embed, axis=1, keepdims=True), 1e-12)  # (N, C)
-    maps = patch_map(unit @ unit.T, grid)  # (N, grid, grid)
-    tiles = mosaic(maps, grid)
+    maps = patch_map(unit @ unit.T, grid)  # (N, rows, columns)
+    rows, columns = both(grid)
+    tiles = mosaic(maps, columns)
     figure = new_figure(5.6, 4.9)
     axes = figure.subplots()
     image = axes.imshow(tiles, cmap="viridis", vmin=min(0.0, float(maps.min())), vmax=1)
-    step = (len(tiles) - 1) / grid
-    labelled = range(0, grid, -(-grid // 16))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks([(k + 0.5) * step for k in labelled], [str(k + 1) for k in labelled])
+    for axis, length, count in ((axes.xaxis, tiles.shape[1], columns), (axes.yaxis, tiles.shape[0], rows)):
+        labelled = range(0, count, -(-count // 16))
+        axis.set_ticks([(k + 0.5) * (length - 1) / count for k in labelled], [str(k + 1) for k in labelled])
         axis.set_tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set(xlabel="column of the patch", ylabel="row of the patch")
@@ -40,14 +41,14 @@ def position_similarity(pos_embed: np.ndarray, grid: int, title: str = "") -> Fi
 def patch_filters(weight: np.ndarray, number: int = 28, title: str = "") -> Figure:
     """The first principal components of the patch projection's filters, with their fraction of the variance (2010.11929, Figure 7, left).
 
-    weight: (dim, C, P, P), C 1 (drawn gray) or 3 (RGB); 0 is middle gray, and each component is scaled to the full range. number: maximum
-    number of components (there are at most min(C·P², dim)). Raises UserError for another number of channels.
+    weight: (dim, C, P, Q), C 1 (drawn gray) or 3 (RGB); 0 is middle gray, and each component is scaled to the full range. number: maximum
+    number of components (there are at most min(C·P·Q, dim)). Raises UserError for another number of channels.
     """
-    dim, channels, size, _ = weight.shape
+    dim, channels, *size = weight.shape
     if channels not in (1, 3):
         raise UserError(f"filters of {channels} channels have no colours: patch_filters draws those of gray or RGB images")
     components, shares = _principal_components(weight.reshape(dim, -1), number)
-    filters = components.reshape(-1, channels, size, size).transpose(0, 2, 3, 1)  # (n, P, P, C)
+    filters = components.reshape(-1, channels, *size).transpose(0, 2, 3, 1)  # (n, P, Q, C)
     pictures = 0.5 + 0.5 * filters / np.maximum(np.abs(filters).max((1, 2, 3), keepdims=True), 1e-12)
     columns = min(7, len(pictures))
     figure, axes = panels(-(-len(pictures) // columns), columns, size=0.85, caption=0.17, header=0.3)
@@ -70,11 +71,12 @@ def _principal_components(rows: np.ndarray, number: int) -> tuple[np.ndarray, np
     return (components * np.where(largest < 0, -1, 1))[:number], (variances / max(variances.sum(), 1e-300))[:number]
 
 
-def token_mixing_maps(weights: Sequence[np.ndarray], grid: int, number: int = 128, title: str = "") -> Figure:
+def token_mixing_maps(weights: Sequence[np.ndarray], grid: Sides, number: int = 128, title: str = "") -> Figure:
     """The weights from patches to hidden units of the token-mixing MLPs: one map per unit, one panel per block (2105.01601, Figure 5).
 
-    weights: of each block's first layer, (F, grid²), without columns of class tokens. As in the paper, units of opposite phase are next to
-    each other, and pairs are sorted by increasing frequency. number: maximum number of units per block; those of largest norm are drawn.
+    weights: of each block's first layer, (F, patches), without columns of class tokens. grid: (rows, columns). As in the paper, units of
+    opposite phase are next to each other, and pairs are sorted by increasing frequency. number: maximum number of units per block; those
+    of largest norm are drawn.
     Raises UserError for no weights, or another number of patches.
     """
     if not len(weights):
@@ -93,7 +95,7 @@ def token_mixing_maps(weights: Sequence[np.ndarray], grid: int, number: int = 12
 
 
 def _sorted_units(maps: np.ndarray, number: int) -> np.ndarray:
-    """The `number` maps of (F, grid, grid) with the largest norm, scaled to -1..1, in pairs of opposite phase sorted by frequency."""
+    """The `number` maps of (F, rows, columns) with the largest norm, scaled to -1..1, in pairs of opposite phase sorted by frequency."""
     norms = np.linalg.norm(maps, axis=(1, 2))
     maps = maps[np.sort(np.argsort(-norms, kind="stable")[:number])]
     pairs = _opposite_pairs(maps.reshape(len(maps), -1))
@@ -116,8 +118,8 @@ def _opposite_pairs(rows: np.ndarray) -> list[tuple[int, ...]]:
 
 
 def _frequency(maps: np.ndarray) -> np.ndarray:
-    """Mean spatial frequency of maps (F, grid, grid), weighted by power, in cycles per patch: (F,)."""
+    """Mean spatial frequency of maps (F, rows, columns), weighted by power, in cycles per patch: (F,)."""
     power = np.abs(np.fft.fft2(maps)) ** 2
-    frequencies = np.fft.fftfreq(maps.shape[1])
-    radius = np.hypot(frequencies[:, None], frequencies)
+    vertical, horizontal = map(np.fft.fftfreq, maps.shape[1:])
+    radius = np.hypot(vertical[:, None], horizontal)
     return (power * radius).sum((1, 2)) / np.maximum(power.sum((1, 2)), 1e-300)

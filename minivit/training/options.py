@@ -64,12 +64,15 @@ class TrainOptions(Checked):
         "fastest here that trains as well as float32",
     ] = "auto"
     device: Annotated[str, "device for training, cpu or cuda"] = "cpu"
-    image_size: Annotated[int | None, "pixels that images are resized to"] = None
+    image_size: Annotated[
+        int | tuple[int, int] | None, "pixels that images are resized to: one number for squares, or rows and columns, as 64x96"
+    ] = None
     in_channels: Annotated[int | None, "1 for gray, 3 for RGB"] = None
     fit: Annotated[
         str | None,
-        "how images become squares: crop, the centre; pad, the whole image with borders of its mean colour; stretch, the whole image "
-        "without its proportions; by default crop, or as a given Dataset or trained model has it; predict and eval do the same",
+        "how images of other proportions become this size: crop, the centre; pad, the whole image with borders of its mean colour; "
+        "stretch, the whole image without its proportions; by default crop, or as a given Dataset or trained model has it; predict and "
+        "eval do the same",
     ] = None
     test_fraction: Annotated[float, "fraction of each class that is used for testing, if the data has no split"] = 0.2
     split_seed: Annotated[int, "seed of that split"] = 0

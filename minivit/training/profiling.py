@@ -133,7 +133,7 @@ def profile(
 def _record_plans(model: Model, batch: int, precision: str, train: bool, options: dict[str, Any]) -> list[Plan]:
     """Record the plans of a step on random images. Raises UserError for trainer options of inference."""
     config, rng = model.config, np.random.default_rng(0)
-    images = rng.standard_normal((batch, config.in_channels, config.image_size, config.image_size), np.float32)
+    images = rng.standard_normal((batch, *config.image_shape), np.float32)
     if train:
         trainer = Trainer(model, precision=precision, **options)
         trainer.step(images, rng.integers(0, config.num_classes, batch))

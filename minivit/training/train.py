@@ -32,6 +32,7 @@ from ..progress import say
 from ..runtime.devices import check_device
 from ..runtime.precision import fastest, precision_for
 from ..runtime.threads import thread_count
+from ..sides import both, times
 from ..version import __version__
 from .class_weights import class_weights
 from .loop import Interrupted, Loop
@@ -133,7 +134,7 @@ def _load(options: TrainOptions) -> Dataset:
     return dataset.limited(options.limit)
 
 
-def _preferred_size(name: str) -> int:
+def _preferred_size(name: str) -> int | tuple[int, int]:
     family = FAMILIES.get(name) or PRESETS.get(name) or type(create_model(name))  # raises, naming the nearest
     return family.Config(**family.presets.get(name, {})).image_size
 
@@ -164,7 +165,7 @@ def _create(options: TrainOptions, dataset: Dataset, recipe: Recipe) -> Model:
     implied: dict[str, Any] = {"dtype": "float64"} if options.precision == "float64" else {}
     if recipe.drop_path:
         implied["drop_path_rate"] = recipe.drop_path
-    data_options = {
+    data_options: dict[str, Any] = {
         "num_classes": dataset.num_classes,
         "image_size": dataset.image_size,
         "in_channels": dataset.in_channels,
@@ -192,8 +193,8 @@ def _adapt(options: TrainOptions, dataset: Dataset, recipe: Recipe) -> Model:
     size, channels = model.config.image_size, model.config.in_channels
     if (dataset.image_size, dataset.in_channels) != (size, channels):
         raise UserError(
-            f"the model takes {size}×{size}×{channels} images, but image_size and in_channels ask for "
-            f"{dataset.image_size}×{dataset.image_size}×{dataset.in_channels}: leave them out"
+            f"the model takes {times(both(size), channels)} images, but image_size and in_channels ask for "
+            f"{times(dataset.train_images.shape[1:])}: leave them out"
         )
     model.restart(options.seed)
     if model.config.num_classes != dataset.num_classes:

@@ -9,26 +9,27 @@ from minivit import Tensor
 from minivit import functional as F
 from minivit.kernels import OPS
 from minivit.kernels.resample import axis_matrix
+from minivit.sides import both
 
 
-def upsampled(square, new):
-    """An (old, old) array, each element repeated twice along both axes, then the means of bins that may overlap."""
-    old = len(square)
-    double = square.repeat(2, 0).repeat(2, 1)
-    bins = [slice(floor(2 * old * i / new), ceil(2 * old * (i + 1) / new)) for i in range(new)]
-    return np.array([[double[rows, columns].mean() for columns in bins] for rows in bins])
+def upsampled(grid, new):
+    """An array, each element repeated twice along both axes, then the means of bins that may overlap."""
+    double = grid.repeat(2, 0).repeat(2, 1)
+    bins = [[slice(floor(2 * o * i / n), ceil(2 * o * (i + 1) / n)) for i in range(n)] for o, n in zip(grid.shape, new)]
+    return np.array([[double[rows, columns].mean() for columns in bins[1]] for rows in bins[0]])
 
 
-def bilinear(square, new):
-    """An (old, old) array between whose elements one looks up linearly; beyond the outermost it goes on as they are."""
-    old = len(square)
-    places = ((np.arange(new) + 0.5) * old / new - 0.5).clip(0, old - 1)
-    rows = np.array([np.interp(places, range(old), row) for row in square])
-    return np.array([np.interp(places, range(old), column) for column in rows.T]).T
+def bilinear(grid, new):
+    """An array between whose elements one looks up linearly; beyond the outermost it goes on as they are."""
+    down, across = (((np.arange(n) + 0.5) * o / n - 0.5).clip(0, o - 1) for o, n in zip(grid.shape, new))
+    rows = np.array([np.interp(across, range(grid.shape[1]), row) for row in grid])
+    return np.array([np.interp(down, range(grid.shape[0]), column) for column in rows.T]).T
 
 
 DEFINITIONS = {"upsample": upsampled, "bilinear": bilinear}
-GRIDS = pytest.mark.parametrize("old, new", [(7, 10), (10, 14), (7, 14), (2, 3), (3, 2), (1, 4), (5, 1), (4, 4), (6, 7)])
+GRIDS = pytest.mark.parametrize(
+    "old, new", [(7, 10), (10, 14), (7, 14), (2, 3), (3, 2), (1, 4), (5, 1), (4, 4), ((6, 3), (7, 5)), ((2, 7), 4)]
+)
 METHODS = pytest.mark.parametrize("method", DEFINITIONS)
 
 
@@ -36,9 +37,12 @@ METHODS = pytest.mark.parametrize("method", DEFINITIONS)
 @GRIDS
 @pytest.mark.parametrize("channels", [1, 5])
 def test_the_definition(old, new, method, channels):
-    x = np.random.default_rng(0).standard_normal((3, old * old, channels))
+    (rows, columns), grid = both(old), both(new)
+    x = np.random.default_rng(0).standard_normal((3, rows * columns, channels))
     y = F.resample(Tensor(x), old, new, method).numpy()
-    expected = np.stack([[DEFINITIONS[method](x[a, :, c].reshape(old, old), new).reshape(-1) for c in range(channels)] for a in range(3)])
+    expected = np.stack(
+        [[DEFINITIONS[method](x[a, :, c].reshape(rows, columns), grid).reshape(-1) for c in range(channels)] for a in range(3)]
+    )
     np.testing.assert_allclose(y, expected.transpose(0, 2, 1), rtol=1e-13, atol=1e-13)
 
 
@@ -66,8 +70,12 @@ def test_a_constant_stays():
 
 def test_macs_as_the_paper_counts():
     cost = OPS["resample"].cost
-    assert cost((4, 50, 48), 7, 10, "upsample", "zero").macs == cost((4, 50, 48), 7, 10, "upsample", "keep").macs == 2 * 4 * 14 * 14 * 48
-    assert cost((4, 49, 48), 7, 10, "bilinear", "none").macs == 0
+    old, new = (7, 7), (10, 10)
+    assert (
+        cost((4, 50, 48), old, new, "upsample", "zero").macs == cost((4, 50, 48), old, new, "upsample", "keep").macs == 2 * 4 * 14**2 * 48
+    )
+    assert cost((4, 36, 48), (5, 7), new, "upsample", "keep").macs == 2 * 4 * 10 * 14 * 48
+    assert cost((4, 49, 48), old, new, "bilinear", "none").macs == 0
 
 
 def test_bad_arguments_are_named():

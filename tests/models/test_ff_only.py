@@ -20,13 +20,13 @@ def images():
     return np.random.default_rng(0).standard_normal((2, 3, 12, 12))
 
 
-@pytest.mark.parametrize("stored", [2, 5])
+@pytest.mark.parametrize("stored", [(2, 2), (5, 5), (2, 5)])
 def test_stored_positions_are_resized(images, stored):
     model, other = small(position_grid=stored), small()
     state = model.state_dict()
-    assert state["pos_encoding.pos_embed"].shape == (1, 8, stored, stored)
+    assert state["pos_encoding.pos_embed"].shape == (1, 8, *stored)
     square = state["pos_encoding.pos_embed"].reshape(1, 8, -1).transpose(0, 2, 1)
-    resized = resize(square, 3, 0, "bilinear").transpose(0, 2, 1).reshape(1, 8, 3, 3)
+    resized = resize(square, 3, 0, "bilinear", stored).transpose(0, 2, 1).reshape(1, 8, 3, 3)
     other.load_state_dict(state | {"pos_encoding.pos_embed": resized})
     np.testing.assert_allclose(model(images).numpy(), other(images).numpy(), rtol=1e-12)
 
@@ -34,7 +34,7 @@ def test_stored_positions_are_resized(images, stored):
 def test_the_class_token_is_what_the_head_sees(images):
     model = small()
     tokens = model.tokens(images)
-    assert tokens.shape == (2, 1 + model.grid**2, 8) and model.prefix == 1
+    assert tokens.shape == (2, 1 + 9, 8) and model.prefix == 1
     np.testing.assert_allclose(model.features(images).numpy(), model.norm(tokens).numpy()[:, 0], rtol=1e-12)
 
 
@@ -58,7 +58,7 @@ def test_extra_channels_are_for_stages_of_a_cascade():
 
 def test_overlapping_and_padded_patches(images):
     model = small(patch_size=5, patch_stride=3, patch_padding=1)
-    assert model.grid == 4 and model(images).shape == (2, 3)
+    assert model.grid == (4, 4) and model(images).shape == (2, 3)
 
 
 def test_no_hidden_unit():

@@ -208,7 +208,7 @@ def test_images_of_any_dtype_and_kind():
         (
             "t2t",
             {"image_size": 8, "unfolds": ((3, 2, 1), (5, 4, 0), (3, 2, 0))},
-            "unfolds: number 2 takes patches of 5 .* only 4 with padding 0",
+            "unfolds: number 2 takes patches of 5×5, .* only 4×4 with padding 0",
         ),
         ("t2t", {"tokens": "perfomer"}, r"tokens must be 'performer' or 'transformer', not 'perfomer' \(nearest: performer"),
         ("t2t", {"heads": 5}, "^heads must divide dim: 384 is not a multiple of 5$"),

@@ -98,11 +98,11 @@ def cascade(**options):
 
 def test_a_cascade_takes_the_later_unfolds_as_an_option():
     model = cascade(options=dict(token_dim=8, kernel_features=2, unfolds=((3, 1, 1), (3, 1, 1))))
-    assert [stage.grid for stage in model.stages] == [2, 3, 4]
+    assert [stage.grid for stage in model.stages] == [(2, 2), (3, 3), (4, 4)]
     assert model.stages[1].config.unfolds == ((4, 2, 0), (3, 1, 1), (3, 1, 1))
     assert {stage.tokens_to_token.attention1.w.shape for stage in model.stages} == {(2, 8)}
     assert [logits.shape for logits in model.exits(pictures())] == [(4, 3)] * 3
-    assert [stage.grid for stage in cascade(patches=((3, 1, 1), (3, 1, 2))).stages] == [2, 3]  # by default each halves the grid
+    assert [stage.grid for stage in cascade(patches=((3, 1, 1), (3, 1, 2))).stages] == [(2, 2), (3, 3)]  # by default each halves the grid
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_cascade_takes_the_later_unfolds_as_an_option():
     [
         (dict(unfolds=((3, 1, 1),) * 3), "options: unfolds, after those of patches, must hold 2 values, not 3"),
         (dict(unfolds=3), "options: unfolds, after those of patches, must be a list, not 3"),
-        (dict(unfolds=((4, 1, 0), (3, 1, 1))), "unfolds: number 2 takes patches of 4 a side, and from image_size=8 only 2"),
+        (dict(unfolds=((4, 1, 0), (3, 1, 1))), "unfolds: number 2 takes patches of 4×4, and of images of 8×8 only 2×2"),
         (dict(patch_size=3), "options: t2t has no option 'patch_size' to set here"),
         (dict(dim=3), "options: t2t has no option 'dim' to set here"),
     ],

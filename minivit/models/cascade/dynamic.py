@@ -12,7 +12,7 @@ In training all exits have equal weight and nothing is detached. In inference an
 (`minivit.calibrate`).
 Parameters: `stages.k.` and the backbone's names, `stages.k.blocks.i.feature_reuse.{0,1.fc1,1.fc2}`, `stages.k.relation_reuse.{0,2}`.
 
-Letters: B batch, N tokens, C channels, L blocks, H heads, u and g the grids of a stage and the next one.
+Letters: B batch, N tokens, C channels, L blocks, H heads, u and g the patches of a stage and the next one.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ...errors import UserError, nearest, shown
 from ...nn.initialisers import Initialiser, truncated_normal, uniform
 from ...nn.layers import Dropout, LayerNorm, Linear, Mlp, Projection, Random, Sequential
 from ...schema import Limits
+from ...sides import both
 from ...tensor import Tensor
 from ..base import Backbone, Model
 from ..config import Config, Patch, Positive, Rate, Size, StageConfig
@@ -105,7 +106,7 @@ class DVTConfig(Config):
     def stage(self, k: int) -> StageConfig:
         """The configuration of the k-th stage's backbone. Raises UserError if its patches do not fit the image."""
         size, _, padding = self.patches[k]
-        if size > self.image_size + 2 * padding:
+        if any(patch > image + 2 * border for patch, image, border in zip(both(size), both(self.image_size), both(padding))):
             raise UserError(
                 f"patches: those of exit {k + 1}, of {size} pixels with padding {padding}, do not fit into an image of "
                 f"{self.image_size} pixels"
@@ -168,9 +169,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class FeatureReuse(Sequential):
-    """One block's embedding of the previous stage's tokens: (B, prefix + u², C) -> (B, prefix + g², 48), zeros for the class token."""
+    """One block's embedding of the previous stage's tokens: (B, prefix + u, C) -> (B, prefix + g, 48), zeros for the class token."""
 
-    def __init__(self, dim: int, grids: tuple[int, int], prefix: int, eps: float, random: Random, dtype: str) -> None:
+    def __init__(
+        self, dim: int, grids: tuple[tuple[int, int], tuple[int, int]], prefix: int, eps: float, random: Random, dtype: str
+    ) -> None:
         super().__init__(LayerNorm(dim, eps, dtype), Mlp(dim, FEATURE_HIDDEN, random, dtype=dtype, out=FEATURE_CHANNELS))
         self.grids, self.class_token = grids, "zero" if prefix else "none"
 
@@ -185,7 +188,7 @@ class RelationReuse(Sequential):
     row and column of the class token: (B, L·H, N, N) -> for each of L' blocks (B, H', M, M).
     """
 
-    def __init__(self, maps: int, depth: int, heads: int, grids: tuple[int, int], prefix: int, dtype: str) -> None:
+    def __init__(self, maps: int, depth: int, heads: int, grids: tuple[tuple[int, int], tuple[int, int]], prefix: int, dtype: str) -> None:
         # None stands for the GELU
         super().__init__(Projection(maps, 3 * maps, 1, dtype), None, Projection(3 * maps, depth * heads, 1, dtype))
         self.depth, self.grids, self.class_token = depth, grids, "keep" if prefix else "none"
@@ -263,7 +266,7 @@ class DVT(Model):
     def stage(self, k: int, images: Tensor, state: State = ()) -> tuple[Tensor, State]:
         """Run one stage: returns its logits (B, num_classes), and the state that the next stage reuses.
 
-        images: (B, in_channels, S, S) in the model's dtype. state: the state returned by stage k - 1 for these images; () for the first.
+        images: (B, in_channels, H, W) in the model's dtype. state: the state returned by stage k - 1 for these images; () for the first.
         """
         tokens, next_state = self._tokens(k, images, state)
         stage = self.stages[k]
@@ -279,7 +282,7 @@ class DVT(Model):
         return x, (x if self.config.feature_reuse and not is_last else None, relation)
 
     def exits(self, images: Any) -> list[Tensor]:
-        """The logits (B, num_classes) of every exit. images: (B, in_channels, S, S), a float array or Tensor."""
+        """The logits (B, num_classes) of every exit. images: (B, in_channels, H, W), a float array or Tensor."""
         images = self.begin(images)
         outputs = []
         state: State = ()
