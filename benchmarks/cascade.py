@@ -17,7 +17,6 @@ test images is told. With --json or --save every run is written as it ends, and 
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,7 +38,7 @@ from minivit.inference.run_data import data_of_run
 from minivit.models.cascade.calibration import CONFIDENCES, Calibration, confidence
 from minivit.models.cascade.thresholds import exits_of, outcome, sweep
 
-from .measure import machine, machine_line, option_parser, percent, result_paths, table, write_result
+from .measure import earlier_runs, machine, machine_line, option_parser, percent, table, write_result
 
 MODELS, OTHER_MODEL = {"digits": "dvt_nano_8"}, "dvt_nano_32"  # by data
 TINY = {"limit": 240, "epochs": 1, "model_options": {"dim": 16, "depth": 1, "heads": 2}}
@@ -287,16 +286,6 @@ def ablation(options: Namespace, found: Mapping[str, Any]) -> None:
             ],
         )
     )
-
-
-def earlier_runs(options: Namespace, name: str, found: Mapping[str, Any], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The runs that an interrupted ablation with these settings has left where this one will write."""
-    for path in result_paths(options, name, found):
-        if path.is_file():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["settings"] == settings and content["tiny"] == options.tiny:
-                return content["results"]
-    return []
 
 
 # ---------------------------------------------------------------------------------------------------------------------------- main

@@ -83,6 +83,16 @@ def write_result(options: argparse.Namespace, benchmark: str, found: Mapping[str
     return paths
 
 
+def earlier_runs(options: argparse.Namespace, name: str, found: Mapping[str, Any], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The runs that an interrupted benchmark of this name, with these settings, has left where this one will write."""
+    for path in result_paths(options, name, found):
+        if path.is_file():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["settings"] == settings and content["tiny"] == options.tiny:
+                return content["results"]
+    return []
+
+
 def table(columns: Mapping[str, str], rows: Sequence[Sequence[str]]) -> str:
     """Aligned lines under headings. columns: heading -> "<" for text or ">" for numbers."""
     lines = [tuple(columns), *rows]

@@ -21,7 +21,7 @@ from minivit.training.profiling import repeat
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # `benchmarks` is not installed
 
-from benchmarks import answers, cascade, cpu, gpu, growth, kernels, report, start  # noqa: E402
+from benchmarks import answers, cascade, cpu, families, gpu, growth, kernels, report, start  # noqa: E402
 from benchmarks.measure import Summary, milliseconds, table  # noqa: E402
 from benchmarks.sides import OURS, REFERENCE, Side, best_rates, rivals  # noqa: E402
 from benchmarks.turns import Measured  # noqa: E402
@@ -375,3 +375,34 @@ def test_without_a_gpu_nothing_is_measured(monkeypatch, capsys):
     monkeypatch.setattr(devices, "_runtime", None)
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert gpu.main([]) == 0 and capsys.readouterr().out.startswith("nothing measured: device='cuda' needs CuPy")
+
+
+# ----------------------------------------------------------------------------------------------------------------------- families
+def test_families_go_on_where_they_were_interrupted(tmp_path, monkeypatch, capsys):
+    """Equal time, so more images for the faster model; each run is kept as it ends, and the most accurate stands first."""
+    monkeypatch.setattr(families, "training_rate", lambda options, dataset, model: 2000.0 if "vit_nano" in model[:8] else 1000.0)
+    arguments = ["--tiny", "--json", str(tmp_path / "f.json"), "--models", "vit_nano_patch2_8", "mixer_nano_patch2_8"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        calls, measure = [], families.measure
+
+        def interrupted(*given):
+            calls.append(given)
+            if len(calls) > 1:
+                raise KeyboardInterrupt
+            return measure(*given)
+
+        patch.setattr(families, "measure", interrupted)
+        families.main(arguments)
+    (kept,) = json.loads((tmp_path / "f.json").read_text())["results"]
+    assert families.main([*arguments, "--picture", str(tmp_path / "f.png")]) == 0
+    first, second = json.loads((tmp_path / "f.json").read_text())["results"]
+    assert first == kept and [first["model"], second["model"]] == ["vit_nano_patch2_8", "mixer_nano_patch2_8"]
+    assert [round(e["epochs"] * e["limit"], -1) for e in (first, second)] == [1200, 600]
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.split()[0] for line in lines] == [e["model"] for e in sorted((first, second), key=lambda e: -e["test_accuracy"])]
+    assert (tmp_path / "f.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("images, epochs, limit", [(10, 1, 10), (100, 1, 100), (150, 2, 75), (1000, 10, 100)])
+def test_a_share_of_the_images(images, epochs, limit):
+    assert families.share_of(images, 100) == {"epochs": epochs, "limit": limit}
