@@ -307,8 +307,6 @@ def fold_cuda(new_weight, new_bias, weight, bias, w, b, mean, variance, eps):
 
 # ---------------------------------------------------------------------------------------------------------------------- spec
 def _outputs(x, w, b, running_mean, running_var, eps, activation):
-    if activation not in LIMITS:
-        raise ValueError(f"batchnorm: activation {activation!r} is none of {', '.join(LIMITS)}")
     if (running_mean is None) is not (running_var is None):
         raise ValueError("batchnorm: a running mean and a running variance come together")
     if running_mean is None and prod(x[:-1]) < 2:
@@ -363,6 +361,7 @@ batchnorm = Op(
     shapes={"x": "B N C", "w": "C", "b": "C", **GIVEN},
     accepts={"x": "... C"},
     constants={"eps": 1e-5, "activation": "none"},
+    choices={"activation": LIMITS},
     outputs=_outputs,
     forward=Implementation(forward_reference, forward_cpu, forward_cuda),
     backward=Implementation(backward_reference, backward_cpu, backward_cuda),

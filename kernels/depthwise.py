@@ -338,8 +338,6 @@ def backward_cuda(dx, dw, dbias, dy, x, w, pre, stride, padding, activation):
 
 # ---------------------------------------------------------------------------------------------------------------------- spec
 def _outputs(x, w, bias, stride, padding, activation):
-    if activation not in LIMITS:
-        raise ValueError(f"depthwise: activation {activation!r} is none of {', '.join(LIMITS)}")
     require("depthwise", bias=(bias, x[-1:]))
     y = _result_shape(x, w, stride, padding)
     return {"y": y, "pre": None if activation == "none" else y}
@@ -361,6 +359,7 @@ depthwise = Op(
     "depthwise",
     shapes={"x": "B H W C", "w": "C kh kw", "bias": "C"},
     constants={"stride": 1, "padding": (0, 0), "activation": "none"},
+    choices={"activation": LIMITS},
     outputs=_outputs,
     forward=Implementation(forward_reference, forward_cpu, forward_cuda),
     backward=Implementation(backward_reference, backward_cpu, backward_cuda),

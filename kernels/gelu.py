@@ -23,6 +23,9 @@ from .cuda.strided import grid_for, vector_width
 _source = Source("gelu")
 
 
+APPROXIMATIONS = ("none", "tanh")
+
+
 def gelu_terms(x: np.ndarray, approximate: str) -> tuple[np.ndarray, np.ndarray]:
     """Φ(x) and Φ'(x), or their tanh approximations."""
     if approximate == "tanh":
@@ -88,7 +91,8 @@ gelu = Op(
     "gelu",
     shapes={"x": "B N C"},
     accepts={"x": "*"},
-    constants={"approximate": "none"},  # or "tanh"
+    constants={"approximate": "none"},
+    choices={"approximate": APPROXIMATIONS},
     outputs=lambda x, approximate: {"y": x},
     forward=Implementation(gelu_reference, forward_cpu, forward_cuda),
     backward=gelu_backward,

@@ -88,6 +88,7 @@ linear = Op(
     "linear",
     shapes={"x": "B T C", "weight": "O C", "bias": "O", "residual": "B T O"},
     constants={"activation": "none", "precise": False},
+    choices={"activation": ACTIVATIONS},
     accepts={"x": "... C", "residual": "... O"},
     outputs=_linear_outputs,
     forward=Implementation.composed(forward_reference, forward, cpu, cuda),

@@ -24,7 +24,7 @@ from .core.devices import device_of
 from .core.op import Cost, Implementation, Op, require
 from .cpu import primitives as cpu
 from .cuda import primitives as cuda
-from .gelu import gelu_backward_reference, gelu_reference
+from .gelu import APPROXIMATIONS, gelu_backward_reference, gelu_reference
 
 
 # -------------------------------------------------------------------------------------------------------------------- reference
@@ -159,6 +159,7 @@ channel_mixing = Op(
     shapes={"x": "B N C", "w1": "F C", "b1": "F", "w2": "O F", "b2": "O", "residual": "B N O"},
     accepts={"x": "... C", "residual": "... O"},
     constants={"approximate": "none"},
+    choices={"approximate": APPROXIMATIONS},
     outputs=_channel_outputs,
     forward=Implementation.composed(channel_forward_reference, channel_forward, cpu, cuda),
     backward=Implementation.composed(channel_backward_reference, channel_backward, cpu, cuda),
@@ -180,6 +181,7 @@ token_mixing = Op(
     "token_mixing",
     shapes={"x": "B N C", "w1": "F N", "b1": "F", "w2": "O F", "b2": "O", "residual": "B O C"},
     constants={"approximate": "none"},
+    choices={"approximate": APPROXIMATIONS},
     outputs=_token_outputs,
     forward=Implementation.composed(token_forward_reference, token_forward, cpu, cuda),
     backward=Implementation.composed(token_backward_reference, token_backward, cpu, cuda),

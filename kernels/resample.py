@@ -220,8 +220,6 @@ def backward_cuda(dx, dy, old, new, method, class_token):
 
 # --------------------------------------------------------------------------------------------------------------------- spec
 def _outputs(x: Shape, old: Grid2, new: Grid2, method: str, class_token: str) -> dict[str, Shape]:
-    if class_token not in CLASS_TOKENS:
-        raise ValueError(f"resample: class_token must be one of {', '.join(CLASS_TOKENS)}, not {class_token!r}")
     if min(*old, *new) < 1:
         raise ValueError(f"resample: grids of {old} and {new} rows and columns")
     prefix = CLASS_TOKENS[class_token]
@@ -240,6 +238,7 @@ resample = Op(
     shapes={"x": "A old[0]*old[1] C"},
     accepts={"x": "A N C"},
     constants={"old": (2, 2), "new": (3, 3), "method": "upsample", "class_token": "none"},
+    choices={"method": METHODS, "class_token": CLASS_TOKENS},
     outputs=_outputs,
     forward=Implementation(forward_reference, forward_cpu, forward_cuda),
     backward=Implementation(backward_reference, backward_cpu, backward_cuda),

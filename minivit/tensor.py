@@ -22,7 +22,7 @@ from .grad_mode import current_tracer, is_grad_enabled
 from .indexing import picked
 from .kernels import OPS
 from .kernels.core.arrays import as_array, constant, empty, empty_like, to_device, to_numpy
-from .kernels.core.devices import device_of
+from .kernels.core.devices import device_of, is_array
 from .kernels.core.dtypes import BFLOAT16, is_floating
 from .kernels.core.op import Op
 from .kernels.core.recording import View, current_recording
@@ -151,6 +151,8 @@ class Tensor:
         return function(*_mapped(values, arguments), **_mapped(values, options))
 
     def __dlpack__(self, **options: Any) -> Any:
+        if self.requires_grad:
+            raise BufferError(f"an array of another library would lose the gradient: {WITHOUT_GRADIENT}")
         return self.data.__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
@@ -223,7 +225,7 @@ class Tensor:
     def transpose(self, *order: Any) -> Tensor:
         """A copy with permuted axes; without arguments, their order is reversed. Raises ValueError if the order is not a permutation."""
         axes = order[0] if len(order) == 1 and isinstance(order[0], Sequence) else order
-        axes = tuple(axis_in(a, self.ndim) for a in axes) or tuple(range(self.ndim))[::-1]
+        axes = tuple(axis_in(a, self.ndim) for a in axes) if order else tuple(range(self.ndim))[::-1]
         if sorted(axes) != list(range(self.ndim)):
             raise ValueError(f"transpose: {order} is no permutation of the {self.ndim} axes of shape {self.shape}")
         return apply(OPS["permute"], self, order=axes)
@@ -311,6 +313,8 @@ def _dtype_of_data(dtype: np.dtype) -> np.dtype:
 
 def axis_in(axis: Any, ndim: int) -> int:
     """The axis, counted from 0, of an array with so many. Raises NumPy's AxisError (an IndexError and ValueError) where there is none."""
+    if isinstance(axis, bool):
+        raise TypeError("an axis must be a whole number, not a bool")
     number = operator.index(axis)
     if not -ndim <= number < ndim:
         raise np.exceptions.AxisError(number, ndim)
@@ -341,6 +345,9 @@ def apply(op: Op, *inputs: Tensor | np.ndarray | None, **constants: Any) -> Any:
     for i, (name, t) in enumerate(zip(op.inputs, inputs)):
         if name in op.bf16_parameters and isinstance(t, Tensor) and t.bf16_copy is not None:
             arrays[i] = t.bf16_copy
+    for name, a in zip(op.inputs, arrays):
+        if a is not None and not is_array(a):
+            raise TypeError(f"{op.name}: {name} must be a Tensor or an array, not {type(a).__name__}")
     dtypes = {a.dtype for a in arrays if a is not None and is_floating(a.dtype)}
     devices = {device_of(a) for a in arrays if a is not None}
     if len(devices) > 1:

@@ -53,6 +53,27 @@ def test_an_op_takes_no_wrong_input(name):
 
 
 @pytest.mark.parametrize("name", OPS)
+def test_an_op_takes_no_wrong_constant(name):
+    """A kernel that raised would leave its output as it found it."""
+    op = OPS[name]
+    for constant, default in op.constants.items():
+        if default is None:
+            continue
+        of_others = [value for value in ("tahn", (1, 2, 3, 4, 5), None, np.ones(3), 2**70j) if type(value) is not type(default)]
+        if constant in op.choices:
+            of_others += ["tahn", "", True, np.array("none")]
+            assert default in op.choices[constant]
+        elif isinstance(default, str):
+            pytest.fail(f"{name}: which texts may {constant} be?")
+        if isinstance(default, float):
+            of_others += [float("nan"), float("inf")]
+        for wrong in of_others:
+            with pytest.raises((ValueError, TypeError)):
+                op.complete({constant: wrong})
+                pytest.fail(f"{name}: {constant}={wrong!r} is taken")
+
+
+@pytest.mark.parametrize("name", OPS)
 def test_every_case_is_accepted(name):
     op = OPS[name]
     for case in op.cases:
@@ -118,6 +139,13 @@ WRONG = {
     "drop_path of a number": lambda: F.drop_path(t(), 0.5, STATE),
     "matmul, other lengths": lambda: t(2, 3) @ t(2, 3),
     "matmul by a number": lambda: t(2, 3) @ 2.0,
+    "gelu, an approximation that is an array": lambda: F.gelu(t(2, 3), np.ones((2, 3), np.float32)),
+    "gelu, an approximation that is true": lambda: F.gelu(t(2, 3), True),
+    "layer_norm, an eps for each channel": lambda: F.layer_norm(t(2, 3), t(3), t(3), np.array([1e-6] * 3)),
+    "linear, an unknown activation": lambda: F.linear(t(2, 3), t(4, 3), activation="relu"),
+    "linear of a tuple": lambda: F.linear((2, 3), t(4, 3)),
+    "sum over an axis that is true": lambda: t(2, 3).sum(axis=True),
+    "transpose, no axes of two": lambda: t(2, 3).transpose(()),
     "transpose, an axis twice": lambda: t(2, 3).transpose(0, 0),
     "transpose, two axes of three": lambda: t(2, 3, 4).transpose(1, 2),
     "transpose, three axes of two": lambda: t(2, 3).transpose(1, 0, 2),

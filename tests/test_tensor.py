@@ -156,6 +156,8 @@ def test_scalars_and_exchange():
     with pytest.raises(TypeError):
         x[True]
     np.testing.assert_array_equal(np.from_dlpack(Tensor(draw(2, 2))), draw(2, 2))
+    with pytest.raises(BufferError, match="lose the gradient"):
+        np.from_dlpack(Tensor(draw(2, 2), requires_grad=True))
 
 
 @pytest.mark.parametrize(

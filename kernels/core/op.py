@@ -27,14 +27,16 @@ and receives C-contiguous arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from math import prod
+from math import isfinite, prod
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...errors import shown
 from .devices import device_of, is_array
 from .dtypes import accumulator_dtype, is_floating, result_dtype
 from .recording import current_recording
@@ -104,7 +106,8 @@ class Op:
     cases: Sequence[Mapping[str, Any]]  # see the module docstring
     cost: Callable  # (*input shapes, *constants) -> Cost
     backward: Implementation | None = None
-    constants: Mapping[str, Any] = field(default_factory=dict)  # names to defaults, in order
+    constants: Mapping[str, Any] = field(default_factory=dict)  # names to defaults, in order; a value has the default's type
+    choices: Mapping[str, Collection[str]] = field(default_factory=dict)  # what constants that are text may be
     results: tuple[str, ...] = ("y",)  # the outputs that carry a gradient; they come first
     gradients: tuple[str, ...] | None = None  # the differentiable inputs; None: all
     detached: tuple[str, ...] = ()  # further outputs that the tape returns after the results, without a gradient
@@ -167,10 +170,18 @@ class Op:
         }
 
     def complete(self, constants: Mapping[str, Any]) -> dict[str, Any]:
-        """All constants in order, with defaults filled in."""
+        """All constants in order, with defaults filled in. Raises TypeError for one of another type, ValueError out of its range."""
         unknown = constants.keys() - self.constants.keys()
         if unknown:
             raise TypeError(f"{self.name} has no constant {', '.join(sorted(unknown))}")
+        for name, value in constants.items():
+            default = self.constants[name]
+            if not _is_like(value, default):
+                raise TypeError(f"{self.name}: {name} is {shown(value)}, not of the type of {default!r}")
+            if isinstance(default, float) and not isfinite(value):
+                raise ValueError(f"{self.name}: {name} is {value}, which is not finite")
+            if name in self.choices and value not in self.choices[name]:
+                raise ValueError(f"{self.name}: {name} must be one of {', '.join(self.choices[name])}, not {value!r}")
         return {name: constants.get(name, default) for name, default in self.constants.items()}
 
     def least_bytes(self, inputs: Sequence, constants: Mapping[str, Any]) -> tuple[int, int]:
@@ -197,6 +208,10 @@ class Op:
             recording.op_call = None
 
 
+# What a constant may be, by the type of its default; the first that fits.
+KINDS = ((bool, (bool, np.bool_, Integral)), (int, Integral), (float, Real), (str, str), (tuple, tuple))
+
+
 class OpCall(NamedTuple):
     """One call of an op, to which recorded launches belong. It holds no references to the op's arrays."""
 
@@ -211,6 +226,10 @@ class OpCall(NamedTuple):
         cost = self.op.cost(*(None if a is None else a.shape for a in self.inputs), *self.constants)
         forward, backward = self.op.least_bytes(self.inputs, dict(zip(self.op.constants, self.constants)))
         return (cost.forward, forward) if self.direction == "forward" else (cost.backward, backward)
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    return isinstance(value, next((types for kind, types in KINDS if isinstance(default, kind)), object))
 
 
 def _fits(shape: Shape, tokens: list[str], sizes: dict[str, Any], constants: Mapping[str, Any]) -> bool:

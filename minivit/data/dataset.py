@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ class Dataset:
     std: tuple[float, ...]  # of each channel, at least 1/255
     augmentation: str = "none"  # the default policy for these images
     fit: str = "crop"  # how images of other proportions became those of this size: crop, pad or stretch (`fit.py`)
+    split_hash: str = ""  # of what chance chose for testing (`hash_of`); "" if the data came divided
     is_whole: bool = False  # whether training and test images are the same: all images of data without a split
 
     def __post_init__(self) -> None:
@@ -121,6 +123,14 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
         variance = sum(((part - mean) ** 2).sum((0, 1, 2)) for part in parts) / count
     std = np.maximum(np.sqrt(variance), SMALLEST_STD)
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def hash_of(parts: Iterable[Any]) -> str:
+    """A hash of arrays, or of values by what they look like, by which the same data is known again."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else repr(part).encode())
+    return digest.hexdigest()[:32]
 
 
 class Split(NamedTuple):

@@ -13,6 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +23,14 @@ from ..errors import UserError, nearest, reason
 from ..progress import say
 from ..sides import Sides, both
 from .cache import cache_key, data_folder, load_cached, store, with_progress
-from .dataset import Dataset, Split, Whole
+from .dataset import Dataset, Split, Whole, hash_of
 from .decode import in_threads, read_image
 from .image_file import SUFFIXES, Header, Unreadable, read_header
 
 DEFAULT_SIZE = 32  # for images of different sizes: the input size of the small models
 PARTS = {  # the names of folders that are a part of the data, in lower case and without "set" or "data"
-    "train": ("train", "training"),
-    "test": ("test", "testing", "eval", "evaluation", "holdout"),
+    "train": ("train", "training", "trn"),
+    "test": ("test", "testing", "tst", "eval", "evaluation", "holdout"),
     "validation": ("val", "valid", "validation", "dev", "development"),
 }
 SYSTEM = frozenset(  # folders and files of operating systems and archivers
@@ -60,6 +61,7 @@ class Listing(NamedTuple):
     items: list[Item]  # training images first
     class_names: list[str]
     messages: list[str]  # which part is for testing, and what is not used
+    split_hash: str  # `Dataset.split_hash`
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
@@ -128,6 +130,14 @@ def _files_by_class(root: Path, folder: str, left_out: Counter[str]) -> dict[str
     return classes
 
 
+def _look_like_parts(root: Path, folders: list[str]) -> bool:
+    """Whether the names of several folders, all with the same folders in them, contain that of a part: images_train, 2_test."""
+    words = [set(re.split(r"[\W\d_]+", name.lower())) for name in folders]
+    parts = [part for part, names in PARTS.items() if any(each & {*names} for each in words)]
+    inside = {tuple(_class_folders(root / name)) for name in folders}
+    return len(folders) > 1 and len(inside) == 1 and inside != {()} and len(parts) > 1
+
+
 def _find_parts(root: Path) -> dict[str, str]:
     """The folders in `root` that are a part of the data, by part; empty if the folders are classes. Raises UserError if this is unclear."""
     folders = _class_folders(root)
@@ -136,7 +146,7 @@ def _find_parts(root: Path) -> dict[str, str]:
         if part := _part(name):
             named.setdefault(part, []).append(name)
     if not any(_class_folders(root / name) for name in named.get("train", ())):
-        if len(folders) > 1 and all(map(_part, folders)):
+        if (len(folders) > 1 and all(map(_part, folders))) or _look_like_parts(root, folders):
             raise UserError(
                 f"the folders {', '.join(folders)} of {root} look like parts of the data, not like classes: give a folder train with a "
                 "folder for each class in it, or rename them"
@@ -179,8 +189,10 @@ def list_images(root: Path, split: Split | Whole) -> Listing:
     parts = _find_parts(root)
     train = _files_by_class(root, parts.get("train", "."), left_out)
     test = parts.get("test") or parts.get("validation")
+    split_hash = ""
     if test is None:
         items, messages = _divided(train, split)
+        split_hash = hash_of((item.file.path, item.file.size, item.label) for item in items if not item.train)
     else:
         items = _with_test(root, train, parts["train"], test, left_out)
         messages = [f"{test} is the folder for testing"]
@@ -188,7 +200,7 @@ def list_images(root: Path, split: Split | Whole) -> Listing:
         messages.append(f"not used: {', '.join(unused)} of {root}")
     if left_out:
         messages.append(_line_on(left_out))
-    return Listing(items, list(train), messages)
+    return Listing(items, list(train), messages, split_hash)
 
 
 def _with_test(root: Path, train: dict[str, list[File]], train_folder: str, test: str, left_out: Counter[str]) -> list[Item]:
@@ -306,4 +318,6 @@ def load_folder(
     if notes["skipped"]:
         for line in (f"skipped {len(notes['skipped'])} unreadable images:", *(f"  {line}" for line in notes["skipped"])):
             say(line, progress)
-    return dataset.whole() if listing.items[-1].train else dataset  # without test images where `split` is Whole
+    if listing.items[-1].train:  # without test images, as `split` is Whole
+        return dataset.whole()
+    return replace(dataset, split_hash=listing.split_hash)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ..progress import say
 from ..schema import Size, checked
 from ..sides import ImageSize, Sides
 from .cifar import find_or_download, load_cifar, recognise
-from .dataset import Dataset, Split, Whole, from_arrays
+from .dataset import Dataset, Split, Whole, from_arrays, hash_of
 from .decode import check_pixels
 from .fit import check_fit
 from .folder import load_folder
@@ -195,7 +196,9 @@ def _from_tuple(
     if isinstance(split, Whole):
         dataset = from_arrays(name, (images, labels), (images[:1], labels[:1]), names, image_size=image_size, fit=fit)
         return dataset.whole()
-    return from_arrays(name, (images[train], labels[train]), (images[test], labels[test]), names, image_size=image_size, fit=fit)
+    for_testing = images[test], labels[test]
+    dataset = from_arrays(name, (images[train], labels[train]), for_testing, names, image_size=image_size, fit=fit)
+    return replace(dataset, split_hash=hash_of(for_testing))
 
 
 def _from_npz(

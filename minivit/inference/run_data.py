@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +28,7 @@ class DataOptions(Checked):
     limit: Annotated[int, Limits(least=1)] | None = None
     skip_bad_images: bool = False
     max_pixels: Annotated[int, Limits(least=1)] = MAX_PIXELS
+    split_hash: str = ""  # not in earlier runs
 
 
 def data_of_run(
@@ -45,7 +46,8 @@ def data_of_run(
     it has no split, all its images are test images. The run's own data keeps the run's split also if it is given as `data`, then
     without the limit.
     Classes are found by their names, so data may have some of the model's, in any order. Raises UserError if the run does not record its
-    data, and for data with other classes than the model's.
+    data, if the run's data has changed, so that its split would test images of the training, and for data with other classes than the
+    model's.
     """
     folder = RunFolder(find_model(Path(run)).parent)
     known = (folder.path / CONFIG).is_file()
@@ -74,6 +76,11 @@ def data_of_run(
         max_pixels=max_pixels,
         progress=progress,
     )
+    if isinstance(split, Split) and recorded and recorded.split_hash and dataset.split_hash not in ("", recorded.split_hash):
+        raise UserError(
+            f"{dataset.name} is no longer the data that {run} was trained on: its split by chance would test images of the training; "
+            "give other images with --data, or train again"
+        )
     is_named = dataset.class_names != tuple(map(str, range(dataset.num_classes)))  # numbers alone do not tell which classes they mean
     if is_named and set(dataset.class_names) <= set(classifier.class_names):
         dataset = dataset.with_classes(classifier.class_names)  # some of them, as in a small test set, or in another order
@@ -88,7 +95,8 @@ def data_of_run(
 def _recorded(folder: RunFolder) -> DataOptions:
     config = folder.read_config()
     with reading(folder.path / CONFIG, "give the data, or train again"):
-        return checked("arguments", config.get("arguments"), DataOptions)
+        options = checked("arguments", config.get("arguments"), DataOptions)
+        return replace(options, split_hash=checked("split_hash", config.get("split_hash", ""), str))
 
 
 def _is_same(data: str, own: str) -> bool:

@@ -264,6 +264,7 @@ def _config(
         "model_given": isinstance(options.model, Module),
         "model_config": asdict(model.config),
         "dataset": dataset.summary(),
+        "split_hash": dataset.split_hash,
         "class_names": dataset.class_names,
         "parameters": trainer.flat.size,
         "minivit": __version__,

@@ -83,6 +83,9 @@ def test_a_part_that_is_not_used_is_said(write_images, load, capsys):
 @pytest.mark.parametrize(
     "folders, message",
     [
+        (("images_train", "images_val"), "the folders images_train, images_val of .* look like parts of the data"),
+        (("1_train", "2_test"), "the folders 1_train, 2_test of .* look like parts of the data"),
+        (("cat_test", "cat_train", "cat_val"), "the folders cat_test, cat_train, cat_val of .* look like parts of the data"),
         (("val", "test"), "the folders test, val of .* look like parts of the data, not like classes"),
         (("Train", "train", "test"), "Train and train of .* both look like the folder for train: "),
         (("train", "test", "testing"), "test and testing of .* both look like the folder for test: "),

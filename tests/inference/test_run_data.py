@@ -46,6 +46,33 @@ def test_the_own_data_keeps_the_split_of_the_run(run, photos, monkeypatch):
 
 
 @pytest.mark.parametrize("form", ["folder", "npz"])
+def test_data_that_has_changed_is_not_split_again(form, tmp_path):
+    """With more images, chance would choose others, among them images of the training."""
+    images = np.random.default_rng(2).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    labels = np.arange(40) % 2
+
+    def write(count):
+        if form == "npz":
+            np.savez(tmp_path / "data.npz", images=images[:count], labels=labels[:count], class_names=["cat", "dog"])
+            return tmp_path / "data.npz"
+        for i in range(count):
+            path = tmp_path / "data" / ("cat", "dog")[labels[i]] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[i]).save(path)
+        return tmp_path / "data"
+
+    path, run = write(30), tmp_path / "run"
+    minivit.train("vit_nano_patch2_8", path, epochs=1, limit=20, progress=False, out=run)
+    write(30)  # the same images once more
+    for data in (None, str(path)):
+        assert len(data_of(run, data).test_images) == 6
+    write(40)
+    for data in (None, str(path)):
+        with pytest.raises(UserError, match=r"data is no longer the data that .* was trained on"):
+            data_of(run, data)
+
+
+@pytest.mark.parametrize("form", ["folder", "npz"])
 def test_all_of_other_data_is_data_of(run, photos, tmp_path, form):
     path = tmp_path / "held_out"
     images = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 3), np.uint8)
