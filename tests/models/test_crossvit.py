@@ -41,7 +41,7 @@ def test_a_convolution_stem_is_for_some_patch_sizes():
 @pytest.mark.parametrize("patch, size", [(2, 6), (3, 9), (4, 12), (6, 18), (8, 16), (12, 36), (16, 32)])
 def test_every_convolution_stem_has_its_grid(patch, size):
     model = small(image_size=size, branch_sizes=(size, 6), patch_sizes=(patch, 3), stem="convolution")
-    assert model.patch_embed[0].grid == size // patch
+    assert model.patch_embed[0].grid == (size // patch, size // patch)
     assert model(np.zeros((1, 3, size, size))).shape == (1, 3)
 
 

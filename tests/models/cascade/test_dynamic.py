@@ -57,7 +57,7 @@ def golden_model(name, dtype):
         dtype=dtype,
         **own,
     )
-    assert [stage.grid for stage in model.stages] == config["token_grids"]
+    assert [stage.grid for stage in model.stages] == [(side, side) for side in config["token_grids"]]
     model.load_state_dict(model.rename_foreign(part(arrays, "weights/")))
     return model, arrays
 
