@@ -135,6 +135,11 @@ class Op:
         """The inputs that may be absent: those that are None in a case."""
         return frozenset(name for case in self.cases for name, value in case.items() if name in self.shapes and value is None)
 
+    @cached_property
+    def kinds(self) -> dict[str, Any]:
+        """The types that each constant may have, by that of its default."""
+        return {name: next((types for of, types in KINDS if isinstance(default, of)), object) for name, default in self.constants.items()}
+
     def check(self, inputs: Sequence, constants: Mapping[str, Any]) -> None:
         """Raises TypeError for an input of another dtype, ValueError for one of another rank or length, or none: kernels do not look."""
         sizes: dict[str, Any] = {}
@@ -175,10 +180,10 @@ class Op:
         if unknown:
             raise TypeError(f"{self.name} has no constant {', '.join(sorted(unknown))}")
         for name, value in constants.items():
-            default = self.constants[name]
-            if not _is_like(value, default):
-                raise TypeError(f"{self.name}: {name} is {shown(value)}, not of the type of {default!r}")
-            if isinstance(default, float) and not isfinite(value):
+            kind = self.kinds[name]
+            if not isinstance(value, kind):
+                raise TypeError(f"{self.name}: {name} is {shown(value)}, not of the type of {self.constants[name]!r}")
+            if kind is Real and not isfinite(value):
                 raise ValueError(f"{self.name}: {name} is {value}, which is not finite")
             if name in self.choices and value not in self.choices[name]:
                 raise ValueError(f"{self.name}: {name} must be one of {', '.join(self.choices[name])}, not {value!r}")
@@ -226,10 +231,6 @@ class OpCall(NamedTuple):
         cost = self.op.cost(*(None if a is None else a.shape for a in self.inputs), *self.constants)
         forward, backward = self.op.least_bytes(self.inputs, dict(zip(self.op.constants, self.constants)))
         return (cost.forward, forward) if self.direction == "forward" else (cost.backward, backward)
-
-
-def _is_like(value: Any, default: Any) -> bool:
-    return isinstance(value, next((types for kind, types in KINDS if isinstance(default, kind)), object))
 
 
 def _fits(shape: Shape, tokens: list[str], sizes: dict[str, Any], constants: Mapping[str, Any]) -> bool:

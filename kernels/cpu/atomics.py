@@ -8,10 +8,9 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .llvm import I8, I32, I64
+from .llvm import I8, I32, I64, Code
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 
@@ -45,12 +44,11 @@ def _libc(name: str, result: ir.Type, *arguments: ir.Type) -> Callable[[Any, lis
     """A call of a function of the C library; addresses are int64."""
 
     def generate(builder, values):
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
         given = [
             builder.inttoptr(v, a) if isinstance(a, ir.PointerType) else builder.trunc(v, a) if a != I64 else v
             for v, a in zip(values, arguments)
         ]
-        found = builder.call(function, given)
+        found = Code(builder).call(name, result, *given)
         return found if result == I64 else builder.sext(found, I64)
 
     return generate
@@ -58,8 +56,7 @@ def _libc(name: str, result: ir.Type, *arguments: ir.Type) -> Callable[[Any, lis
 
 def _pause(builder, values):
     name, arguments = ("llvm.x86.sse2.pause", []) if X86 else ("llvm.aarch64.hint", [ir.Constant(I32, 1)])
-    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [a.type for a in arguments]), name)
-    builder.call(function, arguments)
+    Code(builder).call(name, ir.VoidType(), *arguments)
     return ir.Constant(I64, 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, ClassVar, Literal
 
 from ..errors import UserError
@@ -66,6 +67,11 @@ class BackboneConfig(StageConfig):
         for stride, size in zip(both(self.patch_stride or 1), both(self.patch_size)):
             if stride > size:
                 raise UserError(f"patch_stride must be at most patch_size: {stride} is more than {size}")
+
+    @property
+    def patch_values(self) -> int:
+        """How many numbers a patch holds, which are the inputs of its projection."""
+        return self.in_channels * prod(both(self.patch_size))
 
     @classmethod
     def patch_fields(cls, patch: Patch, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -134,12 +134,11 @@ class FFOnly(Backbone):
                 "*.mlp?.*.weight": xavier_uniform(),
                 "*.mlp?.*.bias": normal(1e-6),
             }
-        fan_in = config.in_channels * prod(both(config.patch_size))
         weight_init = truncated_normal(0.02)
         return {
             "cls_token": weight_init,
             "pos_encoding.*": weight_init,
-            "patch_embed.*": uniform(fan_in**-0.5),
+            "patch_embed.*": uniform(config.patch_values**-0.5),
             "*.mlp?.*.weight": weight_init,
             "head.weight": weight_init,
         }

@@ -18,7 +18,6 @@ from ..nn.convolution import Conv2d, DepthwiseConv2d, EfficientChannelAttention,
 from ..nn.initialisers import Initialiser, kaiming_uniform, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
 from ..nn.layers import Attention, BatchNorm, Dropout, DropPath, LayerNorm, Linear, PatchEmbed, Random, Sequential, with_class_token
 from ..nn.module import Module, filled
-from ..sides import both
 from ..tensor import Tensor
 from .base import Backbone
 from .config import BackboneConfig, Positive, Rate, Size
@@ -159,12 +158,11 @@ class LocalViT(Backbone):
                 "*.conv.weight": lecun_normal,  # of ECA
                 "*.conv.?.weight": _convolution(lecun_normal),
             }
-        fan_in = config.in_channels * prod(both(config.patch_size))
         weight_init = truncated_normal(0.02)
         return {
             "cls_token": weight_init,
             "pos_embed": weight_init,
-            "patch_embed.*": uniform(fan_in**-0.5),
+            "patch_embed.*": uniform(config.patch_values**-0.5),
             "*.attn.*.weight": weight_init,
             "*.fc.?.weight": weight_init,
             "*.conv.weight": kaiming_uniform,  # of ECA

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..nn.initialisers import Initialiser, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
 from ..nn.layers import Attention, Dropout, DropPath, LayerNorm, LayerScale, Linear, Mlp, PatchEmbed, Random, Stem, with_class_token
 from ..nn.module import Module, Parameter, filled
-from ..sides import Sides, both, simplest
+from ..sides import Sides, simplest
 from ..tensor import Tensor
 from . import positions
 from .base import Backbone
@@ -160,12 +160,11 @@ class ViT(Backbone):
                 "*.mlp.*.weight": xavier_uniform(),
                 "*.mlp.*.bias": normal(1e-6),
             }
-        fan_in = config.in_channels * prod(both(config.patch_size))
         weight_init = truncated_normal(0.02)
         return {
             "cls_token": normal(1e-6),
             "pos_embed": weight_init,
-            "patch_embed.*": uniform(fan_in**-0.5),
+            "patch_embed.*": uniform(config.patch_values**-0.5),
             "*.attn.*.weight": weight_init,
             "*.mlp.*.weight": weight_init,
             "head.weight": weight_init,
