@@ -1,8 +1,9 @@
 """python -m benchmarks.families: every family of the survey at equal training time, on the same data with the same recipe.
 
-Each model first trains for a few epochs on a small part of the data, which tells how many images a second it processes. Then it trains on
-as many images as that makes in --minutes: on all of them several times, or if time is too short on a part of them once. The table has the
-accuracy on the test images, parameters, multiply-adds and images/s in training, and the milliseconds of a prediction at batch 64 and 1.
+First all speeds are measured, while nothing else should compute: each model trains for a few epochs on a small part of the data, which
+tells how many images a second it processes, and predicts. Then each trains on as many images as that makes in --minutes: on all of them
+several times, or if time is too short on a part of them once. The table has the accuracy on the test images, parameters, multiply-adds and
+images/s in training, and the milliseconds of a prediction at batch 64 and 1.
 
 --picture draws accuracy against multiply-adds. With --json or --save every run is written as it ends, with its history, and one that the
 file already holds is not repeated.
@@ -53,10 +54,13 @@ def train(options: Namespace, dataset: minivit.Dataset, model: str, seed: int, *
         return minivit.train(model, dataset, seed=seed, out=folder, overwrite=True, progress=False, **given | more)
 
 
-def training_rate(options: Namespace, dataset: minivit.Dataset, model: str) -> float:
-    """Images a second in training, once all is compiled and recorded."""
+def speed(options: Namespace, dataset: minivit.Dataset, model: str) -> dict[str, Any]:
+    """Images a second in training, once all is compiled and recorded, and the seconds of a prediction by batch size."""
     limit = min(len(dataset.train_images), RATE_BATCHES * 64)
-    return train(options, dataset, model, 0, limit=limit, epochs=RATE_EPOCHS).history[-1]["images_per_second"]
+    run = train(options, dataset, model, 0, limit=limit, epochs=RATE_EPOCHS)
+    images = next(run.model.preprocessing.batches(dataset.test_images[: BATCHES[0]]))
+    seconds = {str(n): prediction_seconds(run.model.predictor, images[:n], 0.0 if options.tiny else SECONDS) for n in BATCHES}
+    return {"images_per_second": run.history[-1]["images_per_second"], "prediction": seconds}
 
 
 def share_of(images: float, available: int) -> dict[str, int]:
@@ -78,15 +82,12 @@ def prediction_seconds(predictor: Predictor, images: np.ndarray, seconds: float)
     return median(rounds)
 
 
-def measure(options: Namespace, dataset: minivit.Dataset, model: str, seed: int) -> dict[str, Any]:
-    """One entry of the table."""
-    rate = training_rate(options, dataset, model)
-    share = share_of(60 * options.minutes * rate, len(dataset.train_images))
+def measure(options: Namespace, dataset: minivit.Dataset, model: str, seed: int, speed: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry of the table, of a model with this speed."""
+    share = share_of(60 * options.minutes * speed["images_per_second"], len(dataset.train_images))
     start = perf_counter()
     run = train(options, dataset, model, seed, **share)
     seconds = perf_counter() - start
-    predictor = run.model.predictor
-    images = next(run.model.preprocessing.batches(dataset.test_images[: BATCHES[0]]))
     return {
         "model": model,
         "seed": seed,
@@ -95,8 +96,7 @@ def measure(options: Namespace, dataset: minivit.Dataset, model: str, seed: int)
         "test_accuracy": run.test_accuracy,
         "parameters": sum(p.size for p in run.model.parameters()),
         "macs": run.model.cost().exits,
-        "images_per_second": rate,
-        "prediction": {str(n): prediction_seconds(predictor, images[:n], 0.0 if options.tiny else SECONDS) for n in BATCHES},
+        **speed,
         "history": run.history,
     }
 
@@ -178,12 +178,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = minivit.create_model(options.models[0], init="zeros").config.image_size
     dataset = minivit.load_data(options.data, image_size=size)
     dataset = dataset.limited(TINY["limit"]) if options.tiny else dataset
-    for seed in range(options.seeds):
-        for model in options.models:
-            if (model, seed) not in done:
-                results.append(measure(options, dataset, model, seed))
-                write_result(options, f"families {data}", found, tell=False, settings=settings, results=results)
-                print(f"{model}, seed {seed}: {100 * results[-1]['test_accuracy']:.1f} % in {results[-1]['seconds']:.0f} s", flush=True)
+    todo = [(model, seed) for seed in range(options.seeds) for model in options.models if (model, seed) not in done]
+    speeds = {model: speed(options, dataset, model) for model in dict.fromkeys(model for model, _ in todo)}
+    print("training images/s:", ", ".join(f"{model} {each['images_per_second']:.0f}" for model, each in speeds.items()), flush=True)
+    for model, seed in todo:
+        results.append(measure(options, dataset, model, seed, speeds[model]))
+        write_result(options, f"families {data}", found, tell=False, settings=settings, results=results)
+        print(f"{model}, seed {seed}: {100 * results[-1]['test_accuracy']:.1f} % in {results[-1]['seconds']:.0f} s", flush=True)
     print("\n" + table(COLUMNS, rows_of(results)))
     if options.picture:
         draw(results, f"{data}, {options.minutes:g} minutes of training", options.picture)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+import minivit
 from minivit.errors import nearest
 from minivit.kernels import OPS
 from minivit.kernels.core.cases import Arrays, Sample, input_shapes, make_inputs
@@ -28,7 +29,9 @@ from minivit.testing.result import CheckResult
 from minivit.training.profiling import memory_rate, product_rate, repeat
 
 from .measure import Summary, machine, machine_line, milliseconds, option_parser, percent, table, write_result
+from .products import compare
 
+TINY_MODELS = ("vit_nano_patch2_8", "mixer_nano_patch2_8")
 SECONDS = 0.5  # spent on each direction of each op
 
 
@@ -119,7 +122,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="float32", metavar="NAME", help=f"{', '.join(PRECISIONS)} (default: %(default)s)"
     )
+    parser.add_argument("--against-blas", action="store_true", help="instead, the product beside other libraries' (`products.py`)")
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="for --against-blas: presets (default: all)")
+    parser.add_argument("--rounds", type=int, default=5, help="for --against-blas: turns of each library (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.02, help="for --against-blas: of a shape in a turn (default: %(default)s)")
     options = parser.parse_args(arguments)
+    if options.against_blas:
+        found = machine()
+        print(machine_line(found))
+        if options.tiny:
+            options.models, options.rounds, options.seconds = TINY_MODELS, 2, 0.0
+        options.models = options.models or minivit.list_models()
+        return compare(options, found)
     for name in options.ops:
         if name not in OPS:
             parser.error(f"unknown op {name!r}{nearest(name, OPS)}: choose {', '.join(OPS)}")

@@ -14,13 +14,17 @@ The first word of a mode is its precision, by which its answers are checked and 
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from minivit.kernels.cpu.tiles import supported
+
 OURS = "minivit"
 EXACTNESS = ("float32", "bf16x3", "bfloat16")  # precisions, the most exact first
+X86 = ("x86_64", "amd64")  # names of `platform.machine`
 COMPILERS = ("g++", "clang++", "cl")
 PYTORCH = (
     "float32",
@@ -78,11 +82,18 @@ class Side:
 REFERENCE = Side(OURS, "float32")  # whose answers the others are held against
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for it; always true of one that is no x86, of which nothing is known here."""
+    return platform.machine().lower() not in X86 or any(supported()[way] for way in ("amx", "avx512bf16"))
+
+
 def unavailable(side: Side, tiny: bool) -> str | None:
     """Why a side cannot be timed on this machine, if so."""
     missing = [name for name in LIBRARIES[side.library].packages if not find_spec(name)]
     if missing:
         return f"{', '.join(missing)} not installed"
+    if side.library != OURS and side.precision == "bfloat16" and not multiplies_bfloat16():
+        return "takes several times as long as float32 on a CPU without bfloat16"
     if "compiled" in side.words:
         if tiny:
             return "compiles too long for --tiny"

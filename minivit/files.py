@@ -76,6 +76,15 @@ def lock(descriptor: int) -> None:
 
 
 @contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Convert an OSError in the block, in which files are replaced whole, into a UserError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}; what was there before is kept") from error
+
+
+@contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a binary file for writing and seeking; it is renamed to `path` only if the block ends without an exception.
 

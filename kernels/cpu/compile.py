@@ -130,6 +130,14 @@ def compiled_entry(signature: Any, function: Callable) -> Any:
     return entry
 
 
+def assembly(signature: Any, function: Callable) -> str:
+    """The assembly language of what `compiled_entry` compiles; not from the cache, which has only machine code."""
+    entry: Any = CFunc(function, normalize_signature(signature), locals={}, options=OPTIONS)
+    with deferred():
+        entry.compile()
+    return entry._library.get_asm_str()
+
+
 def routine(function: Callable) -> Callable:
     """Decorator for a function that kernels call: compiled once, and inlined by LLVM where this pays off."""
     return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function)

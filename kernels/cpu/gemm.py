@@ -23,9 +23,10 @@ from .packing import pack, panel_bytes
 from .product import product, product_entry, scratch_bytes
 from .run import threads
 from .strided import astype, copy
-from .tiles import Tile, host_tile
+from .tiles import MBLOCK, Tile, host_tile
 
 MIN_BAND_ROWS = 48  # with fewer rows per thread, the columns are divided among the threads
+BANDS_EACH = 4  # bands for each thread, of at least a block of rows, so that nobody waits long for a thread that the system suspends
 SUM_BATCH, RUNNING = 1, 2  # a product is summed over the batch; it is added to the values in C
 _thread = threading.local()  # .split: see `split_products`
 
@@ -140,6 +141,8 @@ def gemm(
     bands, column_bands = threads(), 1
     while bands % (2 * column_bands) == 0 and rows * (1 if sum_batch else batch) * column_bands < MIN_BAND_ROWS * bands:
         column_bands *= 2
+    if column_bands == 1 and bands > 1:
+        bands = max(bands, min(BANDS_EACH * bands, rows * (1 if sum_batch else batch) // MBLOCK))
     if tile.precision == "bfloat16":
         a, b = astype(a, BFLOAT16), b if shared else astype(b, BFLOAT16)
     if shared:  # packed once for all bands

@@ -34,7 +34,7 @@ from numba.np import arrayobj
 from ..core.devices import address_of
 from ..core.dtypes import BFLOAT16
 from .bfloat16 import bfloat16
-from .compile import OPTIONS, compiled_entry
+from .compile import OPTIONS, assembly, compiled_entry
 from .llvm import I64
 from .run import replay, run_bands, threads_set
 from .tiles import Tile, TileType
@@ -172,15 +172,22 @@ class Kernel:
                 table.append(_word(a))
         return entry.address, np.array(table, np.int64)
 
+    def assembly(self, arguments: Sequence[Any]) -> str:
+        """What is compiled for arguments of these types, in the CPU's assembly language."""
+        return assembly(*self._entry(tuple(map(_member, arguments))))
+
     def compile(self, members: tuple[types.Type, ...]) -> Any:
+        return compiled_entry(*self._entry(members))
+
+    def _entry(self, members: tuple[types.Type, ...]) -> tuple[Any, Callable]:
+        """(signature, function) of the entry point for arguments of these types."""
         # Numba's cache identifies a function by file, name and line: give the shared entry point those of this kernel.
         like = self.function.__code__
         code = _entry(1 + len(members)).replace(co_filename=like.co_filename, co_name=like.co_name, co_firstlineno=like.co_firstlineno)
         entry = python_types.FunctionType(code, globals() | {"body": self.body}, like.co_name)
         entry.__module__ = self.function.__module__
         entry.__qualname__ = self.function.__qualname__
-        signature = types.void(types.int64, Arguments((types.int64, *members)))
-        return compiled_entry(signature, entry)
+        return types.void(types.int64, Arguments((types.int64, *members))), entry
 
     def run(self, bands: int, arguments: Sequence[Any]) -> None:
         """Run all bands immediately."""

@@ -18,7 +18,7 @@ strides of A, B and C are in elements, and sizes of tiles in cells: one number, 
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -186,12 +186,21 @@ def plain_product(method, scratch, size, a, b, c, flags):
 
 
 # --------------------------------------------------------------------------------------------------------------- for the host side
+def _types(tile: Tile) -> tuple[Any, ...]:
+    """Arguments of `_product` of the right types."""
+    matrix = Matrix(0, 0, 0)
+    return tile, np.empty(0, np.uint8), 0, Size(0, 0, 0), matrix, matrix, Panels(0, 0, 0), matrix, 0, Epilogue(0, 0, 0, 0, 0)
+
+
 @cache
 def product_entry(tile: Tile) -> int:
     """The address of the compiled product. Kernels call it by address, so that it is compiled once and not into each of them."""
-    matrix = Matrix(0, 0, 0)
-    arguments = tile, np.empty(0, np.uint8), 0, Size(0, 0, 0), matrix, matrix, Panels(0, 0, 0), matrix, 0, Epilogue(0, 0, 0, 0, 0)
-    return _product.prepare(1, arguments)[0]
+    return _product.prepare(1, _types(tile))[0]
+
+
+def product_assembly(tile: Tile) -> str:
+    """The compiled product in the CPU's assembly language."""
+    return _product.assembly(_types(tile))
 
 
 def scratch_bytes(tile: Tile, rows: int, columns: int, depth: int, packed: bool = False) -> int:

@@ -4,8 +4,8 @@ The caller and its helpers go through the list side by side. Of each call, a thr
 others have not begun yet; it goes on to the next call when all bands of this one are done. So nobody waits for a helper that sleeps or that
 the system has suspended, unless in the middle of a band, and each thread finds the rows that it wrote in its own caches.
 
-Helpers wait for the next list in a loop, for about 0.1 ms, and then sleep until a caller wakes them. Whoever waits for the bands of others
-longer than this gives way to other threads.
+Helpers wait for the next list in a loop, and sleep after about 1 ms, until a caller wakes them, which takes 0.1 ms. Whoever waits for more
+than 0.1 ms gives way to other threads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ LIST, JOINED, LEFT = 0, 64, 128  # the number of the list that is being run, or 
 CALLS, THREADS, ENTRIES, BANDS, TABLES, PROGRESS = 192, 200, 208, 216, 224, 232  # the list: two numbers, and addresses
 HELPERS, HELPER = 256, 64  # from here on, so many bytes for each helper:
 SLEEPS, PIPE_IN, PIPE_OUT, BYTE = 0, 8, 16, 24  # 1 while it sleeps or is about to; where a byte wakes it
-SPINS = 4096  # turns of a waiting loop, of 10 to 40 ns
+SPINS = 4096  # turns of a waiting loop, of 10 to 40 ns, before others are let go first
+YIELDS = 1000  # turns after that, of about 1 µs, before a helper sleeps
 
 
 @routine
@@ -49,15 +50,21 @@ def _run_share(entry, bands, table, progress, thread, threads):
 
 
 @routine
+def _turn(turns):
+    """One turn of a waiting loop, after so many; returns their number."""
+    if turns < SPINS:
+        atomics.pause()
+    else:
+        atomics.give_way()
+    return turns + 1
+
+
+@routine
 def _wait(address, number):
     """Wait until this word is at least the number."""
-    spins = 0
+    turns = 0
     while atomics.load(address) < number:
-        if spins < SPINS:
-            spins += 1
-            atomics.pause()
-        else:
-            atomics.give_way()
+        turns = _turn(turns)
 
 
 @routine
@@ -99,17 +106,16 @@ def _help(team, thread):
     """What a helper does, for ever."""
     helper, seen = team + HELPERS + (thread - 1) * HELPER, 0
     while True:
-        spins = 0
+        turns = 0
         while atomics.load(team + LIST) == 0 or atomics.load(team + LIST) == seen:
-            spins += 1
-            atomics.pause()
-            if spins > SPINS:
+            turns = _turn(turns)
+            if turns > SPINS + YIELDS:
                 atomics.store(helper + SLEEPS, 1)
                 number = atomics.load(team + LIST)
                 # If a list came meanwhile, and its caller has already taken the 1, its byte must be read.
                 if number == 0 or number == seen or atomics.exchange(helper + SLEEPS, 0) == 0:
                     atomics.read(atomics.load(helper + PIPE_OUT), helper + BYTE, 1)
-                spins = 0
+                turns = 0
         number = atomics.load(team + LIST)
         atomics.add(team + JOINED, 1)
         if number and atomics.load(team + LIST) == number:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ..errors import UserError, nearest, reason
-from ..files import atomic_file, lock, open_regular, remove_abandoned, user_path
+from ..files import atomic_file, lock, open_regular, remove_abandoned, user_path, writing
 from ..interrupts import deferred
 from ..models import Model, outline
 from ..progress import say_once
@@ -37,15 +37,6 @@ CONFIG, METRICS, MODEL, CURVES = "config.json", "metrics.jsonl", "model.safetens
 RUN_FILES = (CONFIG, METRICS, MODEL, CURVES)
 PART, COMPLETE = ".new.part", ".new"  # folders of files that are being written, and of files that are all written
 LARGEST_TEXT = 2**24  # bytes of config.json and metrics.jsonl, which take twenty times as much memory as Python's values
-
-
-@contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Convert an OSError in the block into a UserError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {reason(error)}; what was there before is kept") from error
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from safetensors.numpy import save
 
 from ..data.npz import read_npz
 from ..errors import UserError, listed, reason
-from ..files import atomic_file, open_regular
+from ..files import atomic_file, open_regular, writing
 from ..models import MOST_PARAMETERS
 from ..models.base import Model
 from ..version import __version__
@@ -37,11 +37,8 @@ def save_weights(model: Model, path: str | os.PathLike[str], metadata: Mapping[s
     model_as_json = json.dumps({"family": model.family, "name": model.name, **asdict(model.config)})
     all_metadata = {"format": "minivit", "version": __version__, "model": model_as_json, **(metadata or {}), **model.metadata()}
     content = save({name: parameter.numpy() for name, parameter in model.named_parameters()}, all_metadata)
-    try:
-        with atomic_file(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {reason(error)}; nothing was changed") from error
+    with writing(path), atomic_file(path) as file:
+        file.write(content)
 
 
 def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = True) -> tuple[str, ...]:

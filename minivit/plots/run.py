@@ -28,11 +28,11 @@ import numpy as np
 from ..data import Dataset
 from ..data.image_file import MAX_PIXELS
 from ..errors import UserError
-from ..files import user_path
+from ..files import user_path, writing
 from ..inference.calibrate import halves, measured_exits, stage_milliseconds
 from ..inference.classifier import Classifier, load
 from ..inference.run_data import data_of_run
-from ..io.run_folder import CURVES, RunFolder, find_model, writing
+from ..io.run_folder import CURVES, RunFolder, find_model
 from ..models.base import Backbone, Model
 from ..models.cascade.calibration import Calibration, check, describe_cost
 from ..models.cascade.thresholds import outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from statistics import fmean
 from time import perf_counter
 from typing import Any
@@ -12,10 +13,11 @@ from tqdm import tqdm
 
 from ..data import Batches, Dataset
 from ..errors import UserError
+from ..files import writing
 from ..inference.classifier import Classifier
 from ..inference.evaluate import evaluate
 from ..interrupts import check_interrupt
-from ..io.run_folder import CURVES, RunFolder, writing
+from ..io.run_folder import CURVES, RunFolder
 from ..optim import SCHEDULES
 from ..plots import save_learning_curves
 from ..progress import say, standard_error
@@ -52,12 +54,13 @@ class Loop:
                 self._epoch(epoch, progress_bar)
                 progress_bar.epoch(self.folder.history[-1])
             self._draw()
-        except (KeyboardInterrupt, TrainingError) as stop:
-            self._draw()
+        except (KeyboardInterrupt, UserError) as stop:
+            with suppress(UserError):  # whatever stops the run is the message
+                self._draw()
             state = self.folder.state(self.recipe.epochs)
-            if isinstance(stop, TrainingError):
-                raise TrainingError(f"{stop}; {state}") from None
-            raise Interrupted(f"interrupted; {state}") from None
+            if isinstance(stop, KeyboardInterrupt):
+                raise Interrupted(f"interrupted; {state}") from None
+            raise (TrainingError if isinstance(stop, TrainingError) else UserError)(f"{stop}; {state}") from stop
         finally:
             progress_bar.close()
         if not self.folder.is_usable():

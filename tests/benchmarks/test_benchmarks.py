@@ -169,12 +169,17 @@ def test_rivals_are_listed_or_excused(monkeypatch):
     from benchmarks import sides
 
     monkeypatch.setattr(sides, "find_spec", lambda name: name != "openvino")
+    monkeypatch.setattr(sides, "supported", lambda: {"amx": False, "avx512bf16": True})
     found, reasons = sides.rivals(tiny=True)
     assert Side("PyTorch", "bfloat16 pure") in found["train"] and Side("ONNX Runtime", "float32") in found["infer"]
     assert not {side.library for side in found["train"]} - {"PyTorch"}
     assert reasons["OpenVINO bfloat16"] == "openvino not installed" and "tiny" in reasons["PyTorch float32 compiled"]
     monkeypatch.setattr(sides.shutil, "which", lambda name: None)
     assert sides.rivals(tiny=False)[1]["PyTorch float32 compiled"] == "no C++ compiler"
+    monkeypatch.setattr(sides, "supported", lambda: {"amx": False, "avx512bf16": False})
+    monkeypatch.setattr(sides.platform, "machine", lambda: "x86_64")
+    found, reasons = sides.rivals(tiny=True)
+    assert {side.precision for side in found["train"]} == {"float32"} and "without bfloat16" in reasons["PyTorch bfloat16 pure"]
 
 
 def test_the_picture_shows_what_there_is(tmp_path):
@@ -380,7 +385,9 @@ def test_without_a_gpu_nothing_is_measured(monkeypatch, capsys):
 # ----------------------------------------------------------------------------------------------------------------------- families
 def test_families_go_on_where_they_were_interrupted(tmp_path, monkeypatch, capsys):
     """Equal time, so more images for the faster model; each run is kept as it ends, and the most accurate stands first."""
-    monkeypatch.setattr(families, "training_rate", lambda options, dataset, model: 2000.0 if "vit_nano" in model[:8] else 1000.0)
+    speed = families.speed
+    rates = {"vit_nano_patch2_8": 2000.0, "mixer_nano_patch2_8": 1000.0}
+    monkeypatch.setattr(families, "speed", lambda *given: speed(*given) | {"images_per_second": rates[given[-1]]})
     arguments = ["--tiny", "--json", str(tmp_path / "f.json"), "--models", "vit_nano_patch2_8", "mixer_nano_patch2_8"]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         calls, measure = [], families.measure
