@@ -29,6 +29,11 @@ class Code:
     def store(self, value: ir.Value, address: ir.Value, align: int = 4) -> None:
         self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()), align=align)
 
+    def prefetch(self, address: ir.Value) -> None:
+        """Bring a line of memory near."""
+        pointer = self.b.inttoptr(address, I8.as_pointer())
+        self.call("llvm.prefetch.p0", ir.VoidType(), pointer, *(ir.Constant(I32, n) for n in (0, 3, 1)))
+
     def call(self, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
         function = self.b.module.globals.get(name) or ir.Function(self.b.module, ir.FunctionType(result, [a.type for a in arguments]), name)
         return self.b.call(function, arguments)

@@ -14,6 +14,8 @@ from .bfloat16 import BFLOAT
 from .llvm import F32, F64, I8, I32, Code
 from .tiles import AMX_CELLS, Tile
 
+LINE = 64  # bytes of a cache line
+
 
 def _multiply_add(code: Code, tile: Tile, left: ir.Value, right: ir.Value, total: ir.Value) -> ir.Value:
     """total + left·right, for vectors of cells."""
@@ -56,6 +58,9 @@ def _generate_registers(
     vector, cells = ir.VectorType(scalar, lanes), ir.VectorType(cell, lanes)
     rows = [code.at(a, b.mul(b.select(b.icmp_signed("<", code.number(i), last), code.number(i), last), a_row)) for i in range(height)]
     zero = ir.Constant(vector, [0.0] * lanes)
+    for i in range(height):  # the tile of C is read and written at the end, and lies far away
+        for place in (*range(0, vectors * tile.lane_bytes, LINE), vectors * tile.lane_bytes - 1):
+            code.prefetch(code.at(c, b.mul(c_row, code.number(i)), place))
     _, (offset, panel_row, *sums), end = code.loop(depth, [code.number(0), panel, *[zero] * height * vectors])
     right = [code.load(code.at(panel_row, v * tile.lane_bytes), cells, tile.cell_bytes) for v in range(vectors)]
     new = []

@@ -18,10 +18,8 @@ from .compile import routine
 from .kernel import preparation
 from .llvm import F32, I16, I32, I64, Code
 from .operands import Matrix
-from .tiles import Tile, cell_bytes, is_raw, packed_zero, row_bytes, tile_lanes, tile_pairs, tile_rows, tile_step, tile_width
+from .tiles import Tile, cell_bytes, is_raw, most_cells, packed_zero, row_bytes, tile_lanes, tile_pairs, tile_rows, tile_step, tile_width
 from .views import item_bytes, view, zero_of
-
-KDEPTH = 256  # maximal number of cells in a slice of the inner dimension
 
 
 # ----------------------------------------------------------------------------------------------------------------- moving cells
@@ -196,7 +194,7 @@ def pack_left(tile, source_zero, packed, source, rows, depth, padded, low):
 def slice_cells(tile, cells):
     """Cells in each slice of the inner dimension except the last."""
     step = tile_step(tile)
-    slices = max(1, (cells + KDEPTH - 1) // KDEPTH)
+    slices = max(1, (cells + most_cells(tile) - 1) // most_cells(tile))
     return ((cells + slices - 1) // slices + step - 1) // step * step
 
 
@@ -228,7 +226,7 @@ def sizes(tile: Tile, columns: int, depth: int) -> tuple[int, int, int]:
     """(cells of the inner dimension, cells of a slice, panels), as the kernels compute them."""
     unit = tile.pairs * tile.step
     cells = -(-depth // unit) * tile.step
-    slice_depth = -(-cells // max(1, -(-cells // KDEPTH)))
+    slice_depth = -(-cells // max(1, -(-cells // tile.slice_cells)))
     return cells, -(-slice_depth // tile.step) * tile.step, -(-columns // tile.width)
 
 

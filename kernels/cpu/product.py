@@ -10,9 +10,10 @@ The scheme is that of Goto and van de Geijn ("Anatomy of High-Performance Matrix
                     for the rows of a tile: `multiply_tile`
             after the last slice: the epilogue over the block's rows, while they are in L2
 
-If C has the accumulator's type, it holds the partial sums itself; if it is narrower, they are in a separate block, and the loop over slices
-runs inside the loop over blocks of rows. A is read in place if its rows are contiguous, and packed otherwise. All addresses are int64,
-strides of A, B and C are in elements, and sizes of tiles in cells: one number, or two bfloat16 adjacent along the inner dimension.
+If C has the accumulator's type, it holds the partial sums itself; if it is narrower, they are in a separate block. Then, and if a packed B
+is small enough to be read again and again, the loop over slices runs inside the loop over blocks of rows. A is read in place if its rows
+are contiguous, and packed otherwise. All addresses are int64, strides of A, B and C are in elements, and sizes of tiles in cells: one
+number, or two bfloat16 adjacent along the inner dimension.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from .tiles import (
 from .views import call_entry, item_bytes, view
 
 NBLOCK = 768  # columns in a block
+NEAR = 2**20  # bytes of a packed B that is read again for each block of rows, so that the block of C stays in L2 instead
 TABLE = 32  # int64 words for the arguments of a call; the scratch memory begins with two such tables
 
 
@@ -118,7 +120,8 @@ def _product(band, bands, tile, scratch, finishing, size, a, b, packed, c, add, 
     cells = cells_of(tile, size.depth)
     slice_depth = slice_cells(tile, cells)
     slices = (cells + slice_depth - 1) // slice_depth
-    slices_inside = slices if flags & CONVERT else 1  # slices in the loop inside a block of rows
+    inside = flags & CONVERT or (packed.address and cells * size.columns * cell_bytes(tile) <= NEAR)
+    slices_inside = slices if inside else 1  # slices in the loop inside a block of rows
     parts, terms = (1, 1) if is_raw(tile) else (2, 3)
     max_panels = (min(size.columns, NBLOCK) + width - 1) // width
     panels = scratch.ctypes.data

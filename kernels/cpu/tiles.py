@@ -65,6 +65,10 @@ class Tile:
         return self.row_bytes // self.cell_bytes
 
     @property
+    def slice_cells(self) -> int:  # most cells in a slice of the inner dimension, so that a panel of it stays in the first-level cache
+        return 384 if self.row_bytes <= 64 else 256
+
+    @property
     def step(self) -> int:  # the depth in cells must be a multiple of this
         return 1 if self.multiply in ("fma", "dpbf16ps", "widened") else AMX_CELLS
 
@@ -147,6 +151,7 @@ tile_lanes = _of_tile(lambda tile: tile.lane_bytes // 4)
 vector_columns = _of_tile(lambda tile: tile.width // tile.vectors if tile.step == 1 else 0)  # columns in `multiply_one_vector`
 half_rows = _of_tile(lambda tile: tile.rows // 2 if tile.step == 1 else 0)  # rows in `multiply_half_rows`
 is_raw = _of_tile(lambda tile: int(not tile.split))  # whether operands have the same form in memory and in panels
+most_cells = _of_tile(lambda tile: tile.slice_cells)
 row_bytes = _of_tile(lambda tile: tile.row_bytes)
 cell_bytes = _of_tile(lambda tile: tile.cell_bytes)
 

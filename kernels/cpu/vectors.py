@@ -14,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic, models, register_model
 
 from .bfloat16 import BFloat16, round_to_bfloat16, widen
-from .llvm import F32, F64, I8, I16, I32, Code
+from .llvm import F32, F64, I16, Code
 from .tiles import host_tile
 from .views import item_size
 
@@ -94,8 +94,7 @@ def functions(lanes: int) -> Functions:
     @intrinsic
     def prefetch(typing_context, address):
         def generate(context, builder, signature, values):
-            pointer = builder.inttoptr(values[0], I8.as_pointer())
-            Code(builder).call("llvm.prefetch.p0", ir.VoidType(), pointer, *(ir.Constant(I32, n) for n in (0, 3, 1)))
+            Code(builder).prefetch(values[0])
             return context.get_dummy_value()
 
         return types.void(types.int64), generate
