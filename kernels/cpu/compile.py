@@ -47,7 +47,15 @@ def kernel_cache() -> Path:
 
 def has_compiled_kernels() -> bool:
     """Whether the cache contains any kernels; the loops of `run.py` and `team.py`, which every start compiles, do not count."""
-    return any(not file.name.startswith(("run.", "team.")) for file in kernel_cache().rglob("*.nbi"))
+    return any(not file.name.startswith(("run.", "team.")) for file in _files(kernel_cache(), "*/*.nbi"))
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """The files of a folder that fit a pattern; none if this user may not look into it."""
+    try:
+        return [*folder.glob(pattern)]
+    except OSError:
+        return []
 
 
 class _Locator(UserProvidedCacheLocator):
@@ -102,7 +110,7 @@ class _Cache(FunctionCache):
         return is_used(kernel_cache(), Path(self.cache_path))
 
     def _discard(self) -> None:
-        for file in Path(self.cache_path).glob(f"{glob.escape(self._impl.filename_base)}.*"):
+        for file in _files(Path(self.cache_path), f"{glob.escape(self._impl.filename_base)}.*"):
             with suppress(OSError):
                 file.unlink()
 

@@ -237,9 +237,9 @@ def find_or_download(dataset: str, cache_dir: str | Path | None, progress: bool)
     folder = data_folder(cache_dir)
     forms = [form for form in FORMS if form.dataset == dataset]
     for form in forms:
-        if (folder / form.folder).is_dir():
+        if os.path.isdir(folder / form.folder):
             return folder / form.folder, form
-        if (folder / form.archive).is_file():
+        if os.path.isfile(folder / form.archive):
             return folder / form.archive, form
     _download(forms[0], folder, progress)
     return folder / forms[0].archive, forms[0]

@@ -1,6 +1,7 @@
 """The cache of compiled kernels: used again, made again where it is damaged, and never a reason to fail."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -80,6 +81,27 @@ def test_a_full_disk_costs_one_line_and_a_filled_cache_is_still_read(folder, cap
         path.unlink()
     assert compiled_again()
     assert capfd.readouterr().err.endswith("No space left on device; they are compiled for this process alone\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_folder_that_may_not_be_looked_into_costs_one_line(folder, inner, capfd):
+    assert compiled_again()
+    closed = next(folder.iterdir()) if inner else folder.parent
+    closed.chmod(0)
+    child = os.fork()
+    if not child:
+        try:
+            if not os.getuid():  # no mode stops root
+                os.setuid(65534)
+            found = compilation.has_compiled_kernels()
+            os._exit(0 if compiled_again() and not found else 1)
+        finally:
+            os._exit(2)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    closed.chmod(0o700)
+    assert status == 0
+    assert re.fullmatch(r"cannot keep compiled kernels in \S+: Permission denied; .*\n", capfd.readouterr().err)
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owner and mode here")
