@@ -108,6 +108,19 @@ def memory_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+def twice_its_memory(read: Callable[[], object]) -> int:
+    """Twice the bytes that read() takes of a file that is not damaged: a power of two, and at least 2 MiB."""
+    size = 2**20
+    while True:
+        try:
+            with memory_limit(size):
+                with_enough_memory(read)()
+            return 2 * size
+        except (MemoryError, AssertionError, OSError):
+            assert size < MEMORY, "it takes too much memory undamaged"
+            size *= 2
+
+
 def with_enough_memory(read: Callable[[], object]) -> Callable[[], object]:
     """read, but it fails where its UserError says no more than that memory ran out: a `memory_limit` finds that out, no user has one."""
 
