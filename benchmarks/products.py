@@ -110,6 +110,11 @@ def by_minivit(shape: Shape, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> Cal
     return Plan(multiply).replay
 
 
+def operands(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.standard_normal(shape.a, np.float32), rng.standard_normal(shape.b, np.float32)
+
+
 def repeats(shape: Shape) -> int:
     """Small products follow each other in one plan, as they do in a model's."""
     return max(1, min(50, round(5e7 / shape.flops)))
@@ -139,12 +144,10 @@ class Contender:
         self.seconds, self.make = seconds, dict(zip(LIBRARIES, (by_minivit, by_numpy, by_torch)))[side.library]
 
     def _product(self, shape: Shape) -> tuple[Callable[[], Any], np.ndarray]:
-        rng = np.random.default_rng(0)
-        a, b = (rng.standard_normal(m, np.float32) for m in (shape.a, shape.b))
         batch, rows, columns, _ = shape.sides
-        c = np.zeros((batch, rows, columns) if batch > 1 and not shape.sum_batch else (rows, columns), np.float32)
-        c = c.reshape(1, rows, columns) if max(len(shape.a), len(shape.b)) == 3 and batch == 1 and not shape.sum_batch else c
-        return self.make(shape, a, b, c), c
+        batched = 3 in (len(shape.a), len(shape.b)) and not shape.sum_batch
+        c = np.zeros((batch, rows, columns) if batched else (rows, columns), np.float32)
+        return self.make(shape, *operands(shape), c), c
 
     def sample(self, shapes: Sequence[Shape]) -> list[np.ndarray]:
         """A few elements of each result."""
