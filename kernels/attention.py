@@ -240,14 +240,15 @@ def _backward(band, bands, method, squares, dqkv, dl, dy, dlogits, dprobabilitie
 def _products(qkv, squares):
     """The method and operand format of the products, and per band the scratch memory of a product and of `squares` squares."""
     B, N, _, H, D = qkv.shape
-    tile, width = tile_of(qkv.dtype), N
-    scratch_size, finish, flags = scratch_bytes(tile, N, max(N, D), max(N, D)) + squares * N * N * tile.accumulator.itemsize, 0, 0
+    tile, width, flags = tile_of(qkv.dtype), N, 0
+    scratch_size = scratch_bytes(tile, N, max(N, D), max(N, D)) + squares * N * N * tile.accumulator.itemsize
+    method = Method(product_entry(tile), finish_entry(tile.accumulator, qkv.dtype) if qkv.dtype != tile.accumulator else 0)
     if qkv.dtype != tile.accumulator:
-        finish, flags = finish_entry(tile.accumulator, qkv.dtype), CONVERT | PADDED
+        flags = CONVERT | PADDED
         width = -(-N // (tile.pairs * tile.step)) * tile.pairs * tile.step
         scratch_size += squares * N * width * qkv.itemsize
     scratch = empty((min(threads(), B * H), -(-scratch_size // 64) * 64), np.uint8)
-    return Method(product_entry(tile), finish), Squares(flags, width), scratch
+    return method, Squares(flags, width), scratch
 
 
 def _bias_steps(bias: np.ndarray | None, shape: Shape) -> tuple[int, int]:

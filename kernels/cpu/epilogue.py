@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.epilogue import BIAS_COLUMN, BIAS_ROW, CONVERT, GELU, GELU_GRADIENT, KEEP, RESIDUAL, TANH
 from .compile import routine
-from .kernel import kernel
+from .kernel import Address, kernel
 from .math import gelu_erf, gelu_rounded, gelu_tanh
 from .operands import Epilogue, Matrix
 from .views import call_entry, item_bytes, view, zero_of
@@ -102,8 +102,8 @@ def finish(entry, table_address, block, values, c, epilogue):
 
 
 @cache
-def finish_entry(accumulator: np.dtype, dtype: np.dtype) -> int:
-    """The address of the compiled epilogue for sums and outputs of these dtypes."""
+def finish_entry(accumulator: np.dtype, dtype: np.dtype) -> Address:
+    """The compiled epilogue for sums and outputs of these dtypes."""
     matrix = Matrix(0, 0, 0)
     arguments = np.empty(0, accumulator), np.empty(0, dtype), Block(0, 0, 0), matrix, matrix, Epilogue(0, 0, 0, 0, 0)
-    return _epilogue.prepare(1, arguments)[0]
+    return Address(_epilogue, arguments)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import types as python_types
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, cached_property, partial
 from time import perf_counter
 from typing import Any
 
@@ -34,9 +34,10 @@ from numba.np import arrayobj
 from ..core.devices import address_of
 from ..core.dtypes import BFLOAT16
 from .bfloat16 import bfloat16
-from .compile import OPTIONS, assembly, compiled_entry
+from .compile import OPTIONS, assembly, cached_entry, compiled_entry, side_by_side
 from .llvm import I64
-from .run import replay, run_bands, threads_set
+from .run import most_threads, replay, run_bands, threads_set
+from .team import compiled_loops
 from .tiles import Tile, TileType
 
 FLOATS = float, np.floating
@@ -131,13 +132,17 @@ def _member(value: Any) -> types.Type:
 
 
 def _number(value: Any) -> types.Type:
-    if not isinstance(value, (*FLOATS, int, np.integer, np.bool_)):
-        raise TypeError(f"a kernel takes arrays, numbers, named tuples of numbers, and tiles, not {type(value).__name__}")
+    if not isinstance(value, (*FLOATS, int, np.integer, np.bool_, Address)):
+        raise TypeError(
+            f"a kernel takes arrays, numbers, named tuples of numbers, addresses of kernels, and tiles, not {type(value).__name__}"
+        )
     return types.float64 if isinstance(value, FLOATS) else types.int64
 
 
 def _word(value: Any) -> int:
     """A number as stored in the table."""
+    if isinstance(value, Address):
+        return value.value
     return int(np.float64(value).view(np.int64)) if isinstance(value, FLOATS) else int(value)
 
 
@@ -156,10 +161,7 @@ class Kernel:
 
     def prepare(self, bands: int, arguments: Sequence[Any]) -> tuple[int, np.ndarray]:
         """The address of the compiled entry point for these arguments, and their table."""
-        key = tuple(map(_key, arguments))
-        entry = self.entries.get(key)
-        if entry is None:
-            entry = self.entries[key] = self.compile(tuple(map(_member, arguments)))
+        entry = self.entry(arguments)
         table: list[int] = [bands]
         for a in arguments:
             if isinstance(a, np.ndarray):
@@ -174,13 +176,25 @@ class Kernel:
 
     def assembly(self, arguments: Sequence[Any]) -> str:
         """What is compiled for arguments of these types, in the CPU's assembly language."""
-        return assembly(*self._entry(tuple(map(_member, arguments))))
+        return assembly(*self._entry_point(arguments))
 
-    def compile(self, members: tuple[types.Type, ...]) -> Any:
-        return compiled_entry(*self._entry(members))
+    def entry(self, arguments: Sequence[Any]) -> Any:
+        """The compiled C function for arguments of these types, which is compiled at its first use."""
+        key = tuple(map(_key, arguments))
+        if key not in self.entries:
+            self.entries[key] = compiled_entry(*self._entry_point(arguments))
+        return self.entries[key]
 
-    def _entry(self, members: tuple[types.Type, ...]) -> tuple[Any, Callable]:
+    def is_ready(self, arguments: Sequence[Any]) -> bool:
+        """Whether `entry` compiles nothing, because this process or the cache has it."""
+        key = tuple(map(_key, arguments))
+        if key not in self.entries and (entry := cached_entry(*self._entry_point(arguments))):
+            self.entries[key] = entry
+        return key in self.entries
+
+    def _entry_point(self, arguments: Sequence[Any]) -> tuple[Any, Callable]:
         """(signature, function) of the entry point for arguments of these types."""
+        members = tuple(map(_member, arguments))
         # Numba's cache identifies a function by file, name and line: give the shared entry point those of this kernel.
         like = self.function.__code__
         code = _entry(1 + len(members)).replace(co_filename=like.co_filename, co_name=like.co_name, co_firstlineno=like.co_firstlineno)
@@ -196,6 +210,17 @@ class Kernel:
 
     def __repr__(self) -> str:
         return f"<kernel {self.function.__module__}.{self.label}>"
+
+
+class Address:
+    """As an argument of a kernel: where another kernel's code for arguments of these types lies. It is compiled no sooner than needed."""
+
+    def __init__(self, kernel: Kernel, arguments: tuple[Any, ...]) -> None:
+        self.kernel, self.arguments = kernel, arguments
+
+    @cached_property
+    def value(self) -> int:
+        return self.kernel.entry(self.arguments).address
 
 
 def kernel(function: Callable) -> Kernel:
@@ -214,11 +239,33 @@ def preparation(function: Callable) -> Kernel:
     return Kernel(function, prepares=True)
 
 
+def _compile_missing(calls: Sequence[tuple[Kernel, int, Sequence[Any]]]) -> None:
+    """Compile on all cores what these calls need and neither this process nor the cache has."""
+    needed = {}
+    for kernel, _, arguments in calls:
+        inside = [each for group in arguments if isinstance(group, tuple) for each in group if isinstance(each, Address)]
+        for needs in (*inside, Address(kernel, tuple(arguments))):
+            needed[needs.kernel, tuple(map(_key, needs.arguments))] = needs
+    missing: dict[Kernel, list[Address]] = {}
+    for needs in needed.values():
+        if not needs.kernel.is_ready(needs.arguments):
+            missing.setdefault(needs.kernel, []).append(needs)
+    # The forms of a kernel are listed in one file of the cache, so one process compiles them all.
+    jobs = [partial(_compile, forms) for forms in missing.values()]
+    side_by_side([*jobs[:1], compiled_loops, *jobs[1:]], most_threads())
+
+
+def _compile(forms: Sequence[Address]) -> None:
+    for form in forms:
+        form.kernel.entry(form.arguments)
+
+
 class Calls:
     """Calls (kernel, bands, arguments) as three arrays: number of bands, entry and table of each. threads: number of threads to run on."""
 
     def __init__(self, calls: Sequence[tuple[Kernel, int, Sequence[Any]]], threads: int) -> None:
         self.threads = threads
+        _compile_missing(calls)
         prepared = [(bands, *kernel.prepare(bands, arguments)) for kernel, bands, arguments in calls]
         self.bands = np.array([p[0] for p in prepared], np.int64)
         self.entries = np.array([p[1] for p in prepared], np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Size(NamedTuple):
@@ -42,5 +42,5 @@ class Epilogue(NamedTuple):
 class Method(NamedTuple):
     """Addresses of compiled functions: the product with a tile (`product_entry`), and the epilogue (`finish_entry`; 0 if there is none)."""
 
-    product: int
-    finish: int
+    product: Any  # a `kernel.Address`; an int inside kernels
+    finish: Any

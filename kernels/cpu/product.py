@@ -26,7 +26,7 @@ import numpy as np
 from ..core.epilogue import BIAS_COLUMN, CONVERT, PADDED
 from .compile import routine
 from .epilogue import Block, finish
-from .kernel import kernel
+from .kernel import Address, kernel
 from .multiply import configure_tiles, multiply_half_rows, multiply_one_vector, multiply_tile, release_tiles
 from .operands import Epilogue, Matrix, Panels, Size
 from .packing import by_rows, cells_of, pack_left, pack_right, sizes, slice_cells
@@ -196,9 +196,9 @@ def _types(tile: Tile) -> tuple[Any, ...]:
 
 
 @cache
-def product_entry(tile: Tile) -> int:
-    """The address of the compiled product. Kernels call it by address, so that it is compiled once and not into each of them."""
-    return _product.prepare(1, _types(tile))[0]
+def product_entry(tile: Tile) -> Address:
+    """The compiled product. Kernels call it by address, so that it is compiled once and not into each of them."""
+    return Address(_product, _types(tile))
 
 
 def product_assembly(tile: Tile) -> str:

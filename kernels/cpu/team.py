@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import _thread
 import os
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -125,7 +127,11 @@ def _help(team, thread):
         atomics.add(team + LEFT, 1)
 
 
-LEAD = "void(int64, int64, int64, int64, int64, int64, int64, int64)"
+@cache
+def compiled_loops() -> tuple[Any, Any]:
+    """`_lead` and `_help`."""
+    lead = compiled_loop("void(int64, int64, int64, int64, int64, int64, int64, int64)", _lead, nogil=True)
+    return lead, compiled_loop("void(int64, int64)", _help, nogil=True)
 
 
 class Team:
@@ -134,8 +140,8 @@ class Team:
     def __init__(self, size: int) -> None:
         self.size, self.lists = size, 0
         self._words, self._progress = _zeros(HELPERS // 8 + (size - 1) * HELPER // 8), _zeros(256)
-        self._lead = compiled_loop(LEAD, _lead, nogil=True)
-        team, help_ = address_of(self._words), compiled_loop("void(int64, int64)", _help, nogil=True)
+        self._lead, help_ = compiled_loops()
+        team = address_of(self._words)
         _teams.append(self)  # helpers use the words for ever
         for i in range(size - 1):
             first = (HELPERS + i * HELPER) // 8

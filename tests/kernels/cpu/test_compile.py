@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import numba
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from minivit.kernels.core import cache
 from minivit.kernels.core.recording import launch
 from minivit.kernels.cpu import compile as compilation
-from minivit.kernels.cpu.kernel import kernel
+from minivit.kernels.cpu import kernel as kernel_module
+from minivit.kernels.cpu.kernel import Calls, kernel, named_kernel
 
 
 def _add_one(band, bands, y, x):
@@ -111,6 +113,82 @@ def test_code_that_others_may_have_written_does_not_run(folder, inner, capfd):
     (next(folder.iterdir()) if inner else folder).chmod(0o777)
     assert compiled_again()
     assert capfd.readouterr().err.startswith(f"{folder} is not used, since others may write to it")
+
+
+# ------------------------------------------------------------------------------------------------------------------ side by side
+linux = pytest.mark.skipif(sys.platform != "linux", reason="kernels are compiled one after the other here")
+
+
+def working(path, do=lambda: time.sleep(0.02)):
+    """A job that notes who does it."""
+
+    def job():
+        with path.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        do()
+
+    return job
+
+
+@linux
+def test_copies_of_the_process_share_the_jobs(tmp_path):
+    compilation.side_by_side([working(tmp_path / "who")] * 12, 2)
+    who = (tmp_path / "who").read_text().split()
+    assert len(who) == 12 and len(set(who)) == 2 and str(os.getpid()) in who
+
+
+@pytest.mark.parametrize("jobs, processes", [(12, 1), (5, 2)])
+def test_little_is_left_to_whoever_needs_it(tmp_path, jobs, processes):
+    compilation.side_by_side([working(tmp_path / "who")] * jobs, processes)
+    assert not (tmp_path / "who").exists()
+
+
+@linux
+@pytest.mark.parametrize("end", [lambda: os._exit(1), lambda: time.sleep(60), lambda: 1 / 0, lambda: os.kill(os.getpid(), 9)])
+def test_a_copy_that_fails_stops_nobody(tmp_path, monkeypatch, end):
+    monkeypatch.setattr(compilation, "WAIT", 0.3)
+    parent = os.getpid()
+    start = time.monotonic()
+    compilation.side_by_side([working(tmp_path / "who", lambda: time.sleep(0.05) if os.getpid() == parent else end())] * 6, 2)
+    assert time.monotonic() - start < 10
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # none is left
+
+
+@linux
+def test_an_interrupt_ends_the_copies(tmp_path):
+    parent = os.getpid()
+
+    def do():
+        if os.getpid() == parent:
+            raise KeyboardInterrupt
+        time.sleep(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        compilation.side_by_side([working(tmp_path / "who", do)] * 6, 2)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+@linux
+def test_a_plan_takes_what_copies_have_compiled(folder, monkeypatch):
+    monkeypatch.setattr(kernel_module, "most_threads", lambda: 2)
+    monkeypatch.setattr(kernel_module, "compiled_loops", lambda: None)  # which would keep the copy busy
+
+    def add(number):
+        def body(band, bands, y, x):
+            for i in range(len(x)):
+                y[i] = x[i] + number
+
+        return named_kernel(f"_add_{number}", body)
+
+    x, kernels = np.arange(3.0), [add(number) for number in range(8)]
+    results = [np.empty_like(x) for _ in kernels]
+    Calls([(each, 1, (y, x)) for each, y in zip(kernels, results)], 1).run()
+    for number, y in enumerate(results):
+        np.testing.assert_array_equal(y, x + number)
+    hits = [entry.cache_hits for each in kernels for entry in each.entries.values()]
+    assert len(hits) == 8 and 0 < sum(hits) < 8
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owner here")
