@@ -9,6 +9,7 @@ where a KeyboardInterrupt would be lost.
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import hashlib
 import logging
@@ -35,6 +36,7 @@ from ...interrupts import deferred
 from ..core.cache import cache_folder, is_used, make_private, say_not_kept
 
 JOBS_EACH = 3  # functions for each process at the least: a copy of this one takes 10 ms, and compiles again what kernels share
+END_WITH_PARENT = 1  # of Linux's prctl: the signal that a process gets when its parent ends
 WAIT = 10.0  # seconds for which a copy is waited for at least
 
 log = logging.getLogger(__name__)
@@ -206,6 +208,7 @@ def _child(jobs: Sequence[Callable[[], Any]], source: int) -> int:
     child = os.fork()
     if not child:
         try:
+            ctypes.CDLL(None).prctl(END_WITH_PARENT, signal.SIGKILL)  # a copy also holds the parent's locks of files
             with open(os.devnull, "w") as sys.stderr:  # the parent says what there is to say
                 _work(jobs, source)
         finally:
