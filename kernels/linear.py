@@ -58,7 +58,8 @@ def forward(on, y, pre, x, weight, bias, residual, activation, precise):
     flags = ACTIVATIONS[activation]
     flags |= epilogue.BIAS_COLUMN if bias is not None else 0
     flags |= epilogue.RESIDUAL if residual is not None else 0
-    on.gemm(_rows(y), _rows(x), weight, transpose_b=True, flags=flags, bias=bias, pre=_rows(pre), extra=_rows(residual))
+    arrays = {"bias": bias, "pre": _rows(pre), "extra": _rows(residual)}
+    on.gemm(_rows(y), _rows(x), weight, transpose_b=True, flags=flags, exact=precise, **arrays)
 
 
 def backward(on, dx, dweight, dbias, dy, weight_sum, x, weight, pre, activation, precise):

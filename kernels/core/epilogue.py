@@ -12,3 +12,4 @@ RESIDUAL = 32  # v += extra[i, j]
 CONVERT = 64  # CPU: the type of C is not that of the accumulator
 PADDED = 128  # CPU, not an epilogue: rows of A are zero-padded to whole cells and steps
 KEEP = 256  # CPU: pre[i, j] = v before GELU
+SCALED = 512  # CPU, before all others: v *= the scales of row i and of column j, of operands in 8 bits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .llvm import I8, I32, I64, Code
-
-X86 = platform.machine() in ("x86_64", "AMD64")
+from .llvm import I8, I32, I64, X86, Code
 
 
 def _operation(arguments: int, generate: Callable[[Any, list[Any]], Any]) -> Any:

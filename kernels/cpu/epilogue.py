@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.epilogue import BIAS_COLUMN, BIAS_ROW, CONVERT, GELU, GELU_GRADIENT, KEEP, RESIDUAL, TANH
+from ..core.epilogue import BIAS_COLUMN, BIAS_ROW, CONVERT, GELU, GELU_GRADIENT, KEEP, RESIDUAL, SCALED, TANH
 from .compile import routine
 from .kernel import Address, kernel
 from .math import gelu_erf, gelu_rounded, gelu_tanh
-from .operands import Epilogue, Matrix
+from .operands import NO_EPILOGUE, Matrix
 from .views import call_entry, item_bytes, view, zero_of
 
 
@@ -36,12 +36,17 @@ def _epilogue(band, bands, sums, outs, block, values, c, epilogue):
     item, size = item_bytes(zero), item_bytes(out_zero)
     flags, first, columns = epilogue.flags, block.first, block.columns
     biases = view(zero, epilogue.bias)
+    row_scales, column_scales = view(zero, epilogue.row_scales), view(zero, epilogue.column_scales)
     rounding = flags & (GELU | CONVERT | TANH | RESIDUAL) == GELU | CONVERT  # the usual GELU in bfloat16
     for i in range(block.rows):
         row = view(zero, values.address + i * values.row * item)
         out = view(out_zero, c.address + i * c.row * size)
         pre = view(out_zero, epilogue.pre + i * epilogue.row * size)
         extra = view(out_zero, epilogue.extra + i * epilogue.row * size)
+        if flags & SCALED:
+            scale = row_scales[first + i]
+            for j in range(columns):
+                row[j] *= scale * column_scales[j]
         if flags & BIAS_COLUMN:
             for j in range(columns):
                 row[j] += biases[j]
@@ -91,13 +96,14 @@ def _epilogue(band, bands, sums, outs, block, values, c, epilogue):
 
 @routine
 def finish(entry, table_address, block, values, c, epilogue):
-    """Call the epilogue compiled by `finish_entry`; `table_address` has space for 19 int64."""
+    """Call the epilogue compiled by `finish_entry`; `table_address` has space for 21 int64."""
     table = view(0, table_address)
     table[0], table[1], table[2], table[3], table[4] = 1, 0, 0, 0, 0
     table[5], table[6], table[7] = block.first, block.rows, block.columns
     table[8], table[9], table[10] = values.address, values.row, values.column
     table[11], table[12], table[13] = c.address, c.row, c.column
     table[14], table[15], table[16], table[17], table[18] = epilogue.flags, epilogue.bias, epilogue.pre, epilogue.extra, epilogue.row
+    table[19], table[20] = epilogue.row_scales, epilogue.column_scales
     call_entry(entry, 0, table_address)
 
 
@@ -105,5 +111,5 @@ def finish(entry, table_address, block, values, c, epilogue):
 def finish_entry(accumulator: np.dtype, dtype: np.dtype) -> Address:
     """The compiled epilogue for sums and outputs of these dtypes."""
     matrix = Matrix(0, 0, 0)
-    arguments = np.empty(0, accumulator), np.empty(0, dtype), Block(0, 0, 0), matrix, matrix, Epilogue(0, 0, 0, 0, 0)
+    arguments = np.empty(0, accumulator), np.empty(0, dtype), Block(0, 0, 0), matrix, matrix, NO_EPILOGUE
     return Address(_epilogue, arguments)

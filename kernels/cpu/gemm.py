@@ -17,6 +17,7 @@ from ..core.arrays import empty, empty_like
 from ..core.dtypes import BFLOAT16
 from ..core.recording import launch
 from .epilogue import finish_entry
+from .int8 import pack_rounded, round_rows
 from .kernel import kernel
 from .operands import Epilogue, Matrix, Method, Panels, Size
 from .packing import pack, panel_bytes
@@ -28,24 +29,34 @@ from .tiles import MBLOCK, Tile, host_tile
 MIN_BAND_ROWS = 48  # with fewer rows per thread, the columns are divided among the threads
 BANDS_EACH = 4  # bands for each thread, of at least a block of rows, so that nobody waits long for a thread that the system suspends
 SUM_BATCH, RUNNING = 1, 2  # a product is summed over the batch; it is added to the values in C
-_thread = threading.local()  # .split: see `split_products`
+SHORTEST = 32  # an inner dimension below it is not multiplied in 8 bits
+_thread = threading.local()  # .precision: see `products_in`
 
 
 @contextmanager
-def split_products(enabled: bool = True) -> Iterator[None]:
-    """Context manager: in this thread, products of float32 arrays are computed as "bf16x3" (`cpu/tiles.py`)."""
-    previous = getattr(_thread, "split", False)
-    _thread.split = enabled
+def products_in(precision: str) -> Iterator[None]:
+    """Context manager: in this thread, products of float32 arrays are computed in "float32", "bf16x3" (`cpu/tiles.py`) or "int8".
+
+    In "int8" all products with a matrix of weights are, but those whose result is wanted `exact`; others are in float32.
+    """
+    previous = getattr(_thread, "precision", "float32")
+    _thread.precision = precision
     try:
         yield
     finally:
-        _thread.split = previous
+        _thread.precision = previous
 
 
 def tile_of(dtype: np.dtype) -> Tile:
-    """The tile with which this thread currently multiplies arrays of a dtype."""
-    split = dtype == np.float32 and getattr(_thread, "split", False)
+    """The tile with which this thread currently multiplies arrays of a dtype, where they are not rounded to 8 bits."""
+    split = dtype == np.float32 and getattr(_thread, "precision", "float32") == "bf16x3"
     return host_tile("bf16x3" if split else dtype.name)
+
+
+def _fit_8_bits(c: np.ndarray, a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether this thread currently rounds the operands of a·b."""
+    enabled = getattr(_thread, "precision", "float32") == "int8"
+    return enabled and {a.dtype, b.dtype, c.dtype} == {np.dtype(np.float32)} and b.ndim == 2 and a.shape[-1] >= SHORTEST
 
 
 class Steps(NamedTuple):
@@ -72,7 +83,7 @@ class Layout(NamedTuple):
 
 
 @kernel
-def _gemm(band, bands, method, c, a, b, bias, pre, extra, scratch, size, a_steps, b_steps, layout):
+def _gemm(band, bands, method, c, a, b, bias, pre, extra, row_scales, column_scales, scratch, size, a_steps, b_steps, layout):
     row_bands = bands // layout.column_bands
     row_band, column_band = band // layout.column_bands, band % layout.column_bands
     panel_count = (size.columns + layout.width - 1) // layout.width
@@ -92,7 +103,13 @@ def _gemm(band, bands, method, c, a, b, bias, pre, extra, scratch, size, a_steps
         c_offset = ((sample * size.rows + i) * size.columns + j) * layout.c_item
         bias_offset = (j if layout.flags & epilogue.BIAS_COLUMN else i) * layout.bias_item
         part_epilogue = Epilogue(
-            layout.flags, bias.ctypes.data + bias_offset, pre.ctypes.data + c_offset, extra.ctypes.data + c_offset, size.columns
+            layout.flags,
+            bias.ctypes.data + bias_offset,
+            pre.ctypes.data + c_offset,
+            extra.ctypes.data + c_offset,
+            size.columns,
+            row_scales.ctypes.data + (sample * size.rows + i) * layout.bias_item,
+            column_scales.ctypes.data + j * layout.bias_item,
         )
         part_c = Matrix(c.ctypes.data + c_offset, size.columns, 1)
         for part in range(layout.batch if layout.sums & SUM_BATCH else 1):
@@ -117,12 +134,13 @@ def gemm(
     bias: np.ndarray | None = None,
     pre: np.ndarray | None = None,
     extra: np.ndarray | None = None,
+    exact: bool = False,
 ) -> None:
     """c = epilogue(a·b), optionally with a or b transposed. Each of a, b and c is a matrix or a batch of matrices.
 
     If one of a and b is bfloat16, the other is rounded to it. c has either type; pre and extra have its shape and type. sum_batch: c is
     one matrix, the sum over the batch, and not bfloat16. running: an array like c, or c itself, to which the product is added. flags, bias,
-    pre, extra: the epilogue (`core/epilogue.py`). Raises ValueError if flags are combined with sum_batch or running.
+    pre, extra: the epilogue (`core/epilogue.py`). exact: not in 8 bits. Raises ValueError if flags are combined with sum_batch or running.
     """
     if flags and (sum_batch or running is not None):
         raise ValueError("gemm: a sum over the batch, or with what runs already, has no epilogue")
@@ -131,6 +149,8 @@ def gemm(
     if running is not None and c.dtype == BFLOAT16:  # partial sums are not in bfloat16, so add it in the epilogue
         flags, extra, running = epilogue.RESIDUAL, running, None
     tile = tile_of(BFLOAT16 if BFLOAT16 in (a.dtype, b.dtype) else a.dtype)
+    if not (exact or transpose_a or sum_batch or running is not None) and _fit_8_bits(c, a, b):
+        tile = host_tile("int8")
     if running is not None and running is not c:
         copy(c, running, (c.size,), (1,), (1,))
     rows, columns = c.shape[-2:]
@@ -145,7 +165,13 @@ def gemm(
         bands = max(bands, min(BANDS_EACH * bands, rows * (1 if sum_batch else batch) // MBLOCK))
     if tile.precision == "bfloat16":
         a, b = astype(a, BFLOAT16), b if shared else astype(b, BFLOAT16)
-    if shared:  # packed once for all bands
+    row_scales = column_scales = empty((0,), np.float32)
+    if tile.precision == "int8":
+        rounded, row_scales = round_rows(a.reshape(-1, depth))
+        a_steps = Steps(rows * rounded.shape[1] if a.ndim == 3 else 0, rounded.shape[1], 1)
+        a, flags = rounded, flags | epilogue.SCALED | epilogue.PADDED
+        b, column_scales = pack_rounded(tile, b, b_steps.row, b_steps.column, depth, columns)
+    elif shared:  # packed once for all bands
         panels = empty((panel_bytes(tile, columns, depth),), np.uint8)
         source = b.reshape(-1), b_steps.row, b_steps.column
         launch(pack, min(threads(), -(-columns // tile.width)), tile, panels, *source, depth, columns)
@@ -157,7 +183,9 @@ def gemm(
     bias = empty((0,), tile.accumulator) if bias is None else bias
     flags |= epilogue.KEEP if flags & epilogue.GELU and pre is not None else 0
     pre, extra = (c if m is None else m for m in (pre, extra))
-    arrays = (m.reshape(-1).view(np.uint8) for m in (c, a, b, bias, pre, extra))  # as bytes: one compilation for all types
+    arrays = (
+        m.reshape(-1).view(np.uint8) for m in (c, a, b, bias, pre, extra, row_scales, column_scales)
+    )  # as bytes: one compilation for all types
     sums = SUM_BATCH * sum_batch | RUNNING * (running is not None)
     items = a.itemsize, c.itemsize, tile.accumulator.itemsize
     layout = Layout(batch, *items, shared, tile.width, tile.rows, sums, flags, column_bands)

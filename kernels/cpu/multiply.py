@@ -11,10 +11,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .bfloat16 import BFLOAT
-from .llvm import F32, F64, I8, I32, Code
+from .llvm import F32, F64, I8, I16, I32, X86, Code
 from .tiles import AMX_CELLS, Tile
 
 LINE = 64  # bytes of a cache line
+PAIR_SUMS = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}  # by the number of lanes
 
 
 def _multiply_add(code: Code, tile: Tile, left: ir.Value, right: ir.Value, total: ir.Value) -> ir.Value:
@@ -23,6 +24,8 @@ def _multiply_add(code: Code, tile: Tile, left: ir.Value, right: ir.Value, total
     fma = f"llvm.fmuladd.v{lanes}f{8 * tile.cell_bytes}"
     if tile.multiply == "fma":
         return code.call(fma, total.type, left, right, total)
+    if tile.multiply == "integers":
+        return b.add(total, _pair_sums(code, left, right))
     if tile.multiply == "dpbf16ps":
         pairs = ir.VectorType(BFLOAT, 2 * lanes)
         return code.call("llvm.x86.avx512bf16.dpbf16ps.512", total.type, total, b.bitcast(left, pairs), b.bitcast(right, pairs))
@@ -31,6 +34,17 @@ def _multiply_add(code: Code, tile: Tile, left: ir.Value, right: ir.Value, total
     for half in (lambda v: b.and_(v, high)), (lambda v: b.shl(v, sixteen)):
         total = code.call(fma, total.type, b.bitcast(half(left), total.type), b.bitcast(half(right), total.type), total)
     return total
+
+
+def _pair_sums(code: Code, left: ir.Value, right: ir.Value) -> ir.Value:
+    """For vectors of cells of two 16-bit integers: the sum of both products, in 32 bits."""
+    b, lanes = code.b, left.type.count
+    if X86:
+        halves = ir.VectorType(I16, 2 * lanes)
+        return code.call(PAIR_SUMS[lanes], left.type, b.bitcast(left, halves), b.bitcast(right, halves))
+    sixteen = ir.Constant(left.type, [16] * lanes)
+    low, high = (lambda v: b.ashr(b.shl(v, sixteen), sixteen)), (lambda v: b.ashr(v, sixteen))
+    return b.add(b.mul(low(left), low(right)), b.mul(high(left), high(right)))
 
 
 def _multiplier(generate_registers: Any) -> Any:
@@ -55,9 +69,9 @@ def _generate_registers(
     b, lanes = code.b, tile.lane_bytes // tile.cell_bytes
     scalar = F64 if tile.precision == "float64" else F32
     cell = I32 if tile.pairs == 2 else scalar
-    vector, cells = ir.VectorType(scalar, lanes), ir.VectorType(cell, lanes)
+    vector, cells, whole = ir.VectorType(scalar, lanes), ir.VectorType(cell, lanes), tile.multiply == "integers"
     rows = [code.at(a, b.mul(b.select(b.icmp_signed("<", code.number(i), last), code.number(i), last), a_row)) for i in range(height)]
-    zero = ir.Constant(vector, [0.0] * lanes)
+    zero = ir.Constant(cells, [0] * lanes) if whole else ir.Constant(vector, [0.0] * lanes)
     for i in range(height):  # the tile of C is read and written at the end, and lies far away
         for place in (*range(0, vectors * tile.lane_bytes, LINE), vectors * tile.lane_bytes - 1):
             code.prefetch(code.at(c, b.mul(c_row, code.number(i)), place))
@@ -73,7 +87,7 @@ def _generate_registers(
         for i in range(height):
             for v in range(vectors):
                 address = code.at(c, b.mul(c_row, code.number(i)), v * tile.lane_bytes)
-                value = new[i * vectors + v]
+                value = b.sitofp(new[i * vectors + v], vector) if whole else new[i * vectors + v]
                 code.store(b.fadd(value, code.load(address, vector)) if accumulate else value, address)
 
     with b.if_else(b.icmp_signed("!=", add, code.number(0))) as (then, otherwise):

@@ -37,6 +37,11 @@ class Epilogue(NamedTuple):
     pre: int
     extra: int
     row: int  # stride between rows of pre and extra
+    row_scales: int  # addresses of the scales of A's rows and B's columns
+    column_scales: int
+
+
+NO_EPILOGUE = Epilogue(0, 0, 0, 0, 0, 0, 0)
 
 
 class Method(NamedTuple):

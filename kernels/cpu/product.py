@@ -28,7 +28,7 @@ from .compile import routine
 from .epilogue import Block, finish
 from .kernel import Address, kernel
 from .multiply import configure_tiles, multiply_half_rows, multiply_one_vector, multiply_tile, release_tiles
-from .operands import Epilogue, Matrix, Panels, Size
+from .operands import NO_EPILOGUE, Epilogue, Matrix, Panels, Size
 from .packing import by_rows, cells_of, pack_left, pack_right, sizes, slice_cells
 from .tiles import (
     MBLOCK,
@@ -159,7 +159,8 @@ def _product(band, bands, tile, scratch, finishing, size, a, b, packed, c, add, 
                         _rows_block(tile, left, block_size, padded, a_rows, flags & PADDED, term == 2, right, values, accumulate, edge)
                 if flags & ~PADDED and start + span == cells:
                     bias, offset = epilogue.bias + (j * sum_item if flags & BIAS_COLUMN else 0), (i * epilogue.row + j) * c_item
-                    block_epilogue = Epilogue(flags, bias, epilogue.pre + offset, epilogue.extra + offset, epilogue.row)
+                    pre, extra, column_scales = epilogue.pre + offset, epilogue.extra + offset, epilogue.column_scales + j * sum_item
+                    block_epilogue = Epilogue(flags, bias, pre, extra, epilogue.row, epilogue.row_scales, column_scales)
                     finish(finishing, scratch.ctypes.data - TABLE * 8, Block(i, rows, columns), values, out, block_epilogue)
     release_tiles(tile)
 
@@ -179,20 +180,21 @@ def product(method, scratch, size, a, b, packed, c, add, epilogue):
     table[13], table[14], table[15] = packed.address, packed.first, packed.number
     table[16], table[17], table[18], table[19] = c.address, c.row, c.column, add
     table[20], table[21], table[22], table[23], table[24] = epilogue.flags, epilogue.bias, epilogue.pre, epilogue.extra, epilogue.row
+    table[25], table[26] = epilogue.row_scales, epilogue.column_scales
     call_entry(method.product, 0, scratch)
 
 
 @routine
 def plain_product(method, scratch, size, a, b, c, flags):
     """c = a · b; flags may contain CONVERT and PADDED."""
-    product(method, scratch, size, a, b, Panels(0, 0, 0), c, 0, Epilogue(flags, 0, 0, 0, 0))
+    product(method, scratch, size, a, b, Panels(0, 0, 0), c, 0, Epilogue(flags, 0, 0, 0, 0, 0, 0))
 
 
 # --------------------------------------------------------------------------------------------------------------- for the host side
 def _types(tile: Tile) -> tuple[Any, ...]:
     """Arguments of `_product` of the right types."""
     matrix = Matrix(0, 0, 0)
-    return tile, np.empty(0, np.uint8), 0, Size(0, 0, 0), matrix, matrix, Panels(0, 0, 0), matrix, 0, Epilogue(0, 0, 0, 0, 0)
+    return tile, np.empty(0, np.uint8), 0, Size(0, 0, 0), matrix, matrix, Panels(0, 0, 0), matrix, 0, NO_EPILOGUE
 
 
 @cache

@@ -8,6 +8,7 @@ cell and multiply-add. Only the multiplication of two cells differs:
     bfloat16  dpbf16ps   the AVX512-BF16 instruction, which adds both products of a pair to a float32
               widened    both halves are converted to float32 by a shift and a mask, then two fma: any CPU
               amx        sixteen cells at once, in Intel's tile registers: 2 × 2 of them hold 32 × 32 elements of C
+    int8                 both halves are 16-bit integers of at most 127: their products are added to a 32-bit integer, exactly
     bf16x3               a float32 is split into two bfloat16, high + low; three of the four products are computed, without low·low
 
 A `Tile` is passed to kernels like a number; its Numba type carries all its fields, as compile-time constants.
@@ -38,11 +39,11 @@ MBLOCK = 128  # maximal number of rows in a block of C
 class Tile:
     """A tile of C with `rows` rows of `vectors` vectors of `lane_bytes` bytes, for products in `precision`; `multiply` as above."""
 
-    precision: str  # "float32", "float64", "bfloat16" or "bf16x3"
+    precision: str  # "float32", "float64", "bfloat16", "bf16x3" or "int8"
     rows: int
     lane_bytes: int
     vectors: int
-    multiply: str = "fma"  # "fma", "dpbf16ps", "widened", or the name of tile instructions
+    multiply: str = "fma"  # "fma", "dpbf16ps", "widened", "integers", or the name of tile instructions
 
     @property
     def split(self) -> bool:  # whether operands are float32 in memory and are split when packed
@@ -66,15 +67,15 @@ class Tile:
 
     @property
     def slice_cells(self) -> int:  # most cells in a slice of the inner dimension, so that a panel of it stays in the first-level cache
-        return 384 if self.row_bytes <= 64 else 256
+        return 384 if self.row_bytes <= 64 and self.precision != "int8" else 256  # int8: the same sums on every CPU, below 2^24
 
     @property
     def step(self) -> int:  # the depth in cells must be a multiple of this
-        return 1 if self.multiply in ("fma", "dpbf16ps", "widened") else AMX_CELLS
+        return 1 if self.multiply in ("fma", "dpbf16ps", "widened", "integers") else AMX_CELLS
 
     @property
-    def storage(self) -> np.dtype:  # dtype of A and B in memory, with bfloat16 as its bits
-        return np.dtype({"float32": np.float32, "float64": np.float64, "bfloat16": np.uint16, "bf16x3": np.float32}[self.precision])
+    def storage(self) -> np.dtype:  # dtype of A and B in memory, with bfloat16 and 16-bit integers as their bits
+        return np.dtype({"float32": np.float32, "float64": np.float64, "bf16x3": np.float32}.get(self.precision, np.uint16))
 
     @property
     def accumulator(self) -> np.dtype:
@@ -107,6 +108,8 @@ def tile_for(precision: str, way: str) -> Tile:
     rows, lane_bytes = {"avx2": (6, 32), "": (6, 16)}.get(way, (12, 64))
     if precision in ("float32", "float64"):
         return Tile(precision, rows, lane_bytes, 2)
+    if precision == "int8":
+        return Tile(precision, rows, lane_bytes, 2, "integers")
     if way == "amx":
         return Tile(precision, 32, 64, 2, "amx")
     return Tile(precision, rows, lane_bytes, 2, "dpbf16ps" if way == "avx512bf16" else "widened")

@@ -36,8 +36,9 @@ def gemm(
     bias: Any = None,
     pre: Any = None,
     extra: Any = None,
+    exact: bool = False,
 ) -> None:
-    """c = epilogue(a·b); see `cpu.gemm.gemm`."""
+    """c = epilogue(a·b); see `cpu.gemm.gemm`. Every product is `exact`."""
     if flags and (sum_batch or running is not None):
         raise ValueError("gemm: a sum over the batch, or with what runs already, has no epilogue")
     by_row, tanh = bool(flags & epilogue.BIAS_ROW), bool(flags & epilogue.TANH)

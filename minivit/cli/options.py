@@ -10,13 +10,18 @@ from ..data.image_file import MAX_PIXELS
 from ..errors import UserError
 from ..inference.classifier import Classifier
 from ..inference.run_data import data_of_run
+from ..runtime.precision import OF_PREDICTIONS
 from ..schema import parse_json
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
     """Add --device and --precision."""
     parser.add_argument("--device", metavar="STR", default="cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--precision", metavar="STR", help="float32, bf16x3, bfloat16, or auto, the fastest here (default: float32)")
+    parser.add_argument(
+        "--precision",
+        metavar="STR",
+        help=f"{', '.join(OF_PREDICTIONS)}, or auto, the fastest that is as good as float32 (default: float32)",
+    )
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:

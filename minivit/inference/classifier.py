@@ -21,7 +21,7 @@ from ..models.base import Model
 from ..nn.cost import ModelCost
 from ..nn.module import Module, Parameter, dtype_of
 from ..runtime.devices import check_device
-from ..runtime.precision import precision_for
+from ..runtime.precision import OF_PREDICTIONS, precision_for
 from ..schema import Checked, Limits, Size, record
 from ..sides import ImageSize
 from ..tensor import Tensor
@@ -223,7 +223,7 @@ def load(path: str | os.PathLike[str], precision: str | None = None, device: str
     check_device(device)
     file = run_folder.find_model(Path(path))
     model, metadata = run_folder.load_model(file)
-    precision_for(precision or model.config.dtype, dtype_of(model), device)  # raises
+    precision_for(precision or model.config.dtype, dtype_of(model), device, OF_PREDICTIONS)  # raises
     model.to(device)
     with run_folder.reading(file, "create the model and load its weights with load_weights"):
         about = record(About, metadata)

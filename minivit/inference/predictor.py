@@ -21,7 +21,7 @@ from ..models.cascade.calibration import Calibration, check, confidence
 from ..nn.module import Module, Parameter, device_of, dtype_of, evaluating
 from ..runtime.devices import check_device, explain_out_of_memory
 from ..runtime.plan import Plan
-from ..runtime.precision import precision_for
+from ..runtime.precision import OF_PREDICTIONS, precision_for
 from ..runtime.threads import thread_count
 from ..tensor import Tensor
 
@@ -100,7 +100,7 @@ class Predictor:
         if device is not None:
             check_device(device)
             model.to(device)
-        self.precision = precision_for(precision or model_dtype, dtype_of(model), device_of(model))
+        self.precision = precision_for(precision or model_dtype, dtype_of(model), device_of(model), OF_PREDICTIONS)
         if self.precision.parameters != model_dtype:
             raise UserError(f"precision={precision!r} does not fit a model of dtype {model_dtype}: create it with dtype={precision!r}")
         if batch_size is not None and batch_size < 1:

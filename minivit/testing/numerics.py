@@ -15,7 +15,7 @@ import numpy as np
 
 from ..kernels.core.cases import Arrays, Sample, cast, is_floating
 from ..kernels.core.dtypes import BFLOAT16
-from ..kernels.cpu.gemm import split_products
+from ..kernels.cpu.gemm import products_in
 from .result import CheckResult
 
 # The floor of the criterion, in roundings of the largest operand, for the case that the reference happens to be exact.
@@ -37,7 +37,7 @@ def check_accuracy(
         sample = Sample(sample.op, inputs, sample.constants)
     op = sample.op
     weights, running = sample.weights(rng), sample.running(rng) if accumulate else {}
-    with split_products(split):
+    with products_in("bf16x3" if split else "float32"):
         fast = sample.run(implementation, weights, running)
     bounds = _bfloat16_bounds(sample, weights, running, rng) if sample.dtype == BFLOAT16 else _bounds(sample, weights, running, rng, split)
     truth, bound, rounding = bounds

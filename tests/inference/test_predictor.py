@@ -87,7 +87,7 @@ def test_predictor_follows_the_weights():
     np.testing.assert_allclose(predictor(images(4)), direct(model, images(4)), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16x3", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bf16x3", "bfloat16", "int8"])
 def test_packed_weights_follow_their_parameters(precision):
     model = nano()
     predictor, trainer, seen = Predictor(model, precision), Trainer(model, lr=0.1), set()

@@ -20,7 +20,7 @@ from minivit.kernels import OPS
 from minivit.kernels.core import devices
 from minivit.kernels.core.cases import Sample, input_shapes, letters, make_inputs, shrunk
 from minivit.kernels.core.op import Cost, Implementation, Op
-from minivit.kernels.cpu.gemm import split_products
+from minivit.kernels.cpu.gemm import products_in
 from minivit.testing.checks import check_gradients
 from minivit.testing.numerics import check_accuracy
 from minivit.testing.result import CheckResult
@@ -72,7 +72,7 @@ def multiplies(call: Sample) -> bool:
     """Whether the op is made of products, which "bf16x3" computes in another way."""
     weights = call.weights(np.random.default_rng(1))
     plain = call.run("cpu", weights)
-    with split_products():
+    with products_in("bf16x3"):
         return not same_bits(plain, call.run("cpu", weights))
 
 
@@ -258,7 +258,7 @@ def test_every_run_and_any_number_of_threads_gives_the_same_bits(op, case, dtype
     call, rng = call_of(op, shrunk(op, case, elements=1_000_000, operations=500_000_000), dtype)
     weights = call.weights(rng)
     for split in (False, True) if dtype == "float32" and multiplies(call) else (False,):
-        with split_products(split):
+        with products_in("bf16x3" if split else "float32"):
             first = call.run("cpu", weights)
             assert same_bits(first, call.run("cpu", weights))
             for number in range(1, min(numba.config.NUMBA_NUM_THREADS, 3) + 1):

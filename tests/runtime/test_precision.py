@@ -9,7 +9,7 @@ import pytest
 from minivit import Predictor, Trainer, UserError, create_model, load
 from minivit.cli import main
 from minivit.kernels.core.dtypes import BFLOAT16
-from minivit.runtime.precision import PRECISIONS, fastest, precision_for
+from minivit.runtime.precision import OF_PREDICTIONS, PRECISIONS, fastest, precision_for
 
 NANO = {"image_size": 8, "in_channels": 1, "num_classes": 10, "dim": 32, "depth": 2}
 CASCADE = {"patches": ((4, 4, 0), (4, 2, 0)), "heads": 2}
@@ -153,11 +153,34 @@ def test_a_float64_model_stays_float64(make, precision):
     assert all(p.dtype == np.float64 for p in model.parameters())
 
 
-@pytest.mark.parametrize("make", [Trainer, Predictor])
-def test_an_unknown_precision_is_told(make):
+@pytest.mark.parametrize("make, more", [(Trainer, ""), (Predictor, ", int8")])
+def test_an_unknown_precision_is_told(make, more):
     with pytest.raises(UserError) as caught:
         make(nano("vit"), precision="int4")
-    assert str(caught.value) == "precision='int4' is not available: choose auto, float32, bf16x3, bfloat16, float64"
+    assert str(caught.value).startswith("precision='int4' is not available")
+    assert str(caught.value).endswith(": choose auto, float32, bf16x3, bfloat16, float64" + more)
+
+
+@pytest.mark.parametrize("name", ["int8", "bf16x3"])
+def test_what_is_for_the_cpu_alone(name):
+    with pytest.raises(UserError, match=f"precision='{name}' is for the CPU: choose float32 or bfloat16 on a GPU"):
+        precision_for(name, np.dtype(np.float32), "cuda", OF_PREDICTIONS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_predictions_in_8_bits_are_nearly_the_same(family, digits):
+    model, rng = nano(family), np.random.default_rng(1)
+    for parameter in model.parameters():  # away from a zero head
+        parameter.data += 0.1 * rng.standard_normal(parameter.shape)
+    high, low = (Predictor(model, precision).logits(digits[0][:200]) for precision in ("float32", "int8"))
+    assert 0 < np.abs(low - high).max() < 0.05 * np.abs(high).max()
+    one = Predictor(model, "int8", threads=1).logits(digits[0][:200])
+    np.testing.assert_array_equal(one, low)  # the same bits for any number of threads
+
+
+def test_training_in_8_bits_is_refused():
+    with pytest.raises(UserError, match=r"not available.*: choose auto, float32, bf16x3, bfloat16, float64$"):
+        Trainer(nano("vit"), precision="int8")
 
 
 def test_predictors_of_a_model_in_several_precisions_stay_apart(digits):
@@ -208,6 +231,11 @@ def test_the_command_line_chooses(tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
     single, half = (load(out, precision).predict(pixels).probabilities for precision in ("float32", "bfloat16"))
     assert 0 < np.abs(single - half).max() < 0.02
+    shown = {}
+    for precision in ("float32", "int8"):
+        assert main(["eval", str(out), "--precision", precision, "--json"]) == 0
+        shown[precision] = json.loads(capsys.readouterr().out)["test_loss"]
+    assert 0 < abs(shown["int8"] - shown["float32"]) < 0.02 * shown["float32"]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -18,7 +18,7 @@ from minivit.kernels.core.cases import Sample, make_inputs
 from minivit.kernels.core.dtypes import BFLOAT16
 from minivit.kernels.core.recording import launch
 from minivit.kernels.cpu import run
-from minivit.kernels.cpu.gemm import gemm, split_products
+from minivit.kernels.cpu.gemm import gemm, products_in
 from minivit.kernels.cpu.kernel import kernel
 from minivit.kernels.cpu.math import gelu_rounded
 from minivit.kernels.cpu.tiles import supported, tile_for
@@ -100,7 +100,7 @@ def tile(request, monkeypatch):
         pytest.skip(f"this CPU has no {way}")
     tile = replace(tile_for(precision, "amx"), multiply=way) if way == SIMULATED else tile_for(precision, way)
     monkeypatch.setattr(MODULES[1], "host_tile", lambda wanted: tile if wanted == tile.precision else pytest.fail(f"asks for {wanted}"))
-    with run.threads_set(1), split_products(tile.split):
+    with run.threads_set(1), products_in("bf16x3" if tile.split else "float32"):
         yield tile
 
 
@@ -241,7 +241,7 @@ def test_split_products_lie_between_bfloat16_and_float32(name):
     weights = call.weights(rng)
     high = call.astype(np.float64).run("reference", {n: None if w is None else w.astype(np.float64) for n, w in weights.items()})
     low = call.run("cpu", weights)
-    with split_products():
+    with products_in("bf16x3"):
         split = call.run("cpu", weights)
     for output in high:
         if high[output] is None or np.array_equal(low[output], split[output]):
@@ -255,9 +255,9 @@ def test_splitting_ends_with_its_block():
     a = np.random.default_rng(0).standard_normal((20, 20)).astype(np.float32)
     results = np.empty((4, 20, 20), np.float32)
     gemm(results[0], a, a)
-    with split_products():
+    with products_in("bf16x3"):
         gemm(results[1], a, a)
-        with split_products(False):
+        with products_in("float32"):
             gemm(results[2], a, a)
     gemm(results[3], a, a)
     np.testing.assert_array_equal(results[2:], results[[0, 0]])
