@@ -239,7 +239,7 @@ def preparation(function: Callable) -> Kernel:
     return Kernel(function, prepares=True)
 
 
-def _compile_missing(calls: Sequence[tuple[Kernel, int, Sequence[Any]]]) -> None:
+def compile_missing(calls: Sequence[tuple[Kernel, int, Sequence[Any]]]) -> None:
     """Compile on all cores what these calls need and neither this process nor the cache has."""
     needed = {}
     for kernel, _, arguments in calls:
@@ -265,7 +265,6 @@ class Calls:
 
     def __init__(self, calls: Sequence[tuple[Kernel, int, Sequence[Any]]], threads: int) -> None:
         self.threads = threads
-        _compile_missing(calls)
         prepared = [(bands, *kernel.prepare(bands, arguments)) for kernel, bands, arguments in calls]
         self.bands = np.array([p[0] for p in prepared], np.int64)
         self.entries = np.array([p[1] for p in prepared], np.int64)

@@ -17,7 +17,7 @@ import numpy as np
 from ..kernels.core import devices
 from ..kernels.core.arrays import ALIGNMENT, GUARD, empty, subarray
 from ..kernels.core.recording import Recording, View, record
-from ..kernels.cpu.kernel import Calls
+from ..kernels.cpu.kernel import Calls, compile_missing
 from ..kernels.cpu.run import threads
 
 
@@ -56,6 +56,8 @@ class Plan:
             return subarray(self._arena, offsets[value.serial] + value.offset, value.shape, value.dtype)
 
         calls = [(kernel, grid, [in_arena(a) for a in arguments]) for kernel, grid, arguments in recording.calls]
+        if device == "cpu":
+            compile_missing(calls)
         compile_calls = devices.runtime().prepare if device == "cuda" else lambda calls: Calls(calls, self.threads)
         self._preparations, self._calls = (
             compile_calls([c for i, c in enumerate(calls) if (i in preparations) is is_preparation]) for is_preparation in (True, False)

@@ -15,7 +15,7 @@ from minivit.kernels.core import cache
 from minivit.kernels.core.recording import launch
 from minivit.kernels.cpu import compile as compilation
 from minivit.kernels.cpu import kernel as kernel_module
-from minivit.kernels.cpu.kernel import Calls, kernel, named_kernel
+from minivit.kernels.cpu.kernel import Calls, compile_missing, kernel, named_kernel
 
 
 def _add_one(band, bands, y, x):
@@ -203,7 +203,9 @@ def test_a_plan_takes_what_copies_have_compiled(folder, monkeypatch):
 
     x, kernels = np.arange(3.0), [add(number) for number in range(8)]
     results = [np.empty_like(x) for _ in kernels]
-    Calls([(each, 1, (y, x)) for each, y in zip(kernels, results)], 1).run()
+    calls = [(each, 1, (y, x)) for each, y in zip(kernels, results)]
+    compile_missing(calls)
+    Calls(calls, 1).run()
     for number, y in enumerate(results):
         np.testing.assert_array_equal(y, x + number)
     hits = [entry.cache_hits for each in kernels for entry in each.entries.values()]
