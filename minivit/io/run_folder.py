@@ -54,9 +54,12 @@ def reading(what: str | os.PathLike[str], remedy: str) -> Iterator[None]:
 Name = Annotated[str, Limits(most=100)]  # of a model: pictures have it in their titles
 
 
-def save_model(path: str | os.PathLike[str], model: Model, about: Mapping[str, Any]) -> None:
-    """Write a model with its configuration and the metadata `about`, whose values JSON can represent. Raises UserError."""
-    save_weights(model, path, {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()})
+def save_model(path: str | os.PathLike[str], model: Model, about: Mapping[str, Any], precision: str | None = None) -> None:
+    """Write a model with its configuration and the metadata `about`, whose values JSON can represent. Raises UserError.
+
+    precision: of the weights in the file, as for `save_weights`.
+    """
+    save_weights(model, path, {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}, precision)
 
 
 def load_model(path: Path) -> tuple[Model, dict[str, Any]]:

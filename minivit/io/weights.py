@@ -16,27 +16,34 @@ import safetensors
 from safetensors.numpy import save
 
 from ..data.npz import read_npz
-from ..errors import UserError, listed, reason
+from ..errors import UserError, listed, reason, shown
 from ..files import atomic_file, open_regular, writing
 from ..models import MOST_PARAMETERS
 from ..models.base import Model
 from ..version import __version__
+from .int8 import restored, rounded
 
 State = dict[str, np.ndarray]  # parameter name -> array
 
 
-def save_weights(model: Model, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
+def save_weights(
+    model: Model, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None, precision: str | None = None
+) -> None:
     """Write the parameters as a safetensors file, whose metadata contains the model's family, name and configuration as JSON under "model",
     and the model's own metadata (`Model.metadata`), such as the thresholds of a cascade under "calibration".
 
-    metadata: additional metadata. The file is written atomically: an existing one is kept if writing fails. Raises UserError.
+    metadata: additional metadata. precision: "int8" rounds all matrices of weights but the head to 8 bits (`io/int8.py`); None: they are
+    stored as they are. The file is written atomically: an existing one is kept if writing fails. Raises UserError.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"weights are saved as .safetensors: {path} has another ending")
+    if precision not in (None, "int8"):
+        raise UserError(f"precision={shown(precision)}: weights are saved as they are, or in int8")
     model_as_json = json.dumps({"family": model.family, "name": model.name, **asdict(model.config)})
     all_metadata = {"format": "minivit", "version": __version__, "model": model_as_json, **(metadata or {}), **model.metadata()}
-    content = save({name: parameter.numpy() for name, parameter in model.named_parameters()}, all_metadata)
+    state = {name: parameter.numpy() for name, parameter in model.named_parameters()}
+    content = save(rounded(state, {name: _of_head(name) for name in state}) if precision else state, all_metadata)
     with writing(path), atomic_file(path) as file:
         file.write(content)
 
@@ -106,7 +113,7 @@ def _of_head(name: str) -> bool:
 
 # ------------------------------------------------------------------------------------------------------------------------ reading
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[State, dict[str, str]]:
-    """The arrays of a file, bfloat16 converted to float32, and its metadata. Raises UserError if it is missing or damaged."""
+    """The arrays of a file, bfloat16 and 8 bits converted to float32, and its metadata. Raises UserError if it is missing or damaged."""
     try:
         with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")
@@ -118,7 +125,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[State, dict[str, str
         if len(raw) > MOST_PARAMETERS:
             raise ValueError(f"{len(raw):,} arrays")
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
-        arrays = {name: _array(path, name, item["dtype"], item["data"]).reshape(item["shape"]) for name, item in raw}
+        arrays = restored({name: _array(path, name, item["dtype"], item["data"]).reshape(item["shape"]) for name, item in raw})
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
     except UserError:

@@ -29,8 +29,8 @@ def cascade():
     return minivit.create_model("dvt", **options, patches=[[4, 4, 0], [2, 2, 0]], heads=2)
 
 
-def save(path, model):
-    Classifier(model, [*"0123456789"], Preprocessing(8, 1, (0.3,), (0.4,)), range_of_hashes(model)).save(path)
+def save(path, model, precision=None):
+    Classifier(model, [*"0123456789"], Preprocessing(8, 1, (0.3,), (0.4,)), range_of_hashes(model)).save(path, precision)
 
 
 def range_of_hashes(model):
@@ -104,10 +104,10 @@ def loads(path, model):
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("damage", [mutations, damaged_headers, damaged_metadata])
-@pytest.mark.parametrize("kind", ["vit", "cascade"])
+@pytest.mark.parametrize("kind", ["vit", "int8", "cascade"])
 def test_model_files(kind, damage, count, calibrated, tmp_path):
     path = tmp_path / "m.safetensors"
-    save(path, calibrated if kind == "cascade" else vit())
+    save(path, calibrated if kind == "cascade" else vit(), "int8" if kind == "int8" else None)
     predicts(path, 1.0 if kind == "cascade" else None)
     good = outcomes(path, damage(path.read_bytes(), count, 0), lambda: predicts(path, 1.0 if kind == "cascade" else None))
     assert good < count
