@@ -43,6 +43,7 @@ MODELS = (
 TINY_MODELS = ("vit_nano_patch2_8", "localvit_nano_patch2_8")
 BATCHES = (64, 1)
 RATE_BATCHES, RATE_EPOCHS = 8, 3  # of the first training, whose last epoch tells the rate
+LINE = 2.0  # points of accuracy that a line of text takes in the picture
 ROUNDS, SECONDS = 5, 1.0  # of timing predictions
 TINY = {"limit": 64}
 
@@ -137,15 +138,24 @@ COLUMNS = {
 
 def draw(results: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
     """Accuracy against multiply-adds, a point a model."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     figure = new_figure(6.4, 4.4)
     axes = figure.subplots()
+    points = {}
     for model in dict.fromkeys(entry["model"] for entry in results):
         runs = [entry for entry in results if entry["model"] == model]
-        macs, accuracy = runs[0]["macs"][-1] / 1e6, 100 * fmean(r["test_accuracy"] for r in runs)
+        points[model] = runs[0]["macs"][-1] / 1e6, 100 * fmean(r["test_accuracy"] for r in runs)
+    for model, (macs, accuracy) in points.items():
         axes.plot(macs, accuracy, color=BLUE, marker="o", markersize=5, linestyle="none")
-        axes.annotate(model, (macs, accuracy), (4, 4), textcoords="offset points", fontsize="x-small")
+        crowded = any(x > macs and abs(y - accuracy) < LINE for x, y in points.values())  # the name would lie on another's
+        place, side = ((-4, 4), "right") if crowded else ((4, 4), "left")
+        axes.annotate(model, (macs, accuracy), place, textcoords="offset points", fontsize="x-small", ha=side)
     axes.set(xlabel="multiply-adds an image, millions", ylabel="test accuracy, %", xscale="log", title=title)
-    axes.margins(x=0.2, y=0.15)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.3, y=0.15)
     axes.grid(alpha=0.25)
     figure.savefig(path, dpi=160)
 
