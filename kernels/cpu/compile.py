@@ -144,7 +144,7 @@ def compiled_loop(signature: str, function: Callable, **options: Any) -> Any:
 
 def compiled_entry(signature: Any, function: Callable) -> Any:
     """A C function with this signature, compiled like every kernel, or read from the cache."""
-    entry: Any = CFunc(function, normalize_signature(signature), locals={}, options=OPTIONS)
+    entry = _entry(signature, function)
     entry._cache = _cache_of(function)
     with deferred():
         entry.compile()
@@ -155,13 +155,18 @@ class _NotCached(Exception):
     pass
 
 
+def _entry(signature: Any, function: Callable) -> Any:
+    """A C function that is not compiled yet."""
+    return CFunc(function, normalize_signature(signature), locals={}, options=OPTIONS)
+
+
 def cached_entry(signature: Any, function: Callable) -> Any | None:
     """What `compiled_entry` returns, if the cache has it."""
 
     def compile_nothing() -> None:
         raise _NotCached
 
-    entry: Any = CFunc(function, normalize_signature(signature), locals={}, options=OPTIONS)
+    entry = _entry(signature, function)
     entry._cache, entry._compile_uncached = _cache_of(function), compile_nothing
     try:
         with deferred():
@@ -184,7 +189,9 @@ def side_by_side(jobs: Sequence[Callable[[], Any]], processes: int) -> None:
         try:
             with deferred(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of copies of processes with threads
-                children += [_child(jobs, source) for _ in range(processes - 1)]
+                with suppress(OSError):  # no more processes may be made: those that exist do the work
+                    for _ in range(processes - 1):
+                        children.append(_child(jobs, source))
             start = monotonic()
             _work(jobs, source)
             end = monotonic() + max(WAIT, monotonic() - start)
@@ -218,7 +225,7 @@ def _child(jobs: Sequence[Callable[[], Any]], source: int) -> int:
 
 def assembly(signature: Any, function: Callable) -> str:
     """The assembly language of what `compiled_entry` compiles; not from the cache, which has only machine code."""
-    entry: Any = CFunc(function, normalize_signature(signature), locals={}, options=OPTIONS)
+    entry = _entry(signature, function)
     with deferred():
         entry.compile()
     return entry._library.get_asm_str()
