@@ -357,7 +357,11 @@ performer = Op(
     gradients=("kqv",),
     saves=("kqv", "w", "sums"),
     parameters=("w",),
-    values={"kqv": lambda rng, shape, _: rng.standard_normal(shape) * shape[-1] ** -0.5},  # |x| is about 1: exponents of about 1
+    # exponents of about 1/2, since exp multiplies the error of their sums; |x| is about 1
+    values={
+        "kqv": lambda rng, shape, _: rng.standard_normal(shape) * shape[-1] ** -0.5,
+        "w": lambda rng, shape, _: rng.standard_normal(shape) / 2,
+    },
     cases=[
         dict(B=2, T=5, E=4, m=3),
         dict(B=3, T=17, E=16, m=8),
