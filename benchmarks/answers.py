@@ -40,6 +40,7 @@ TOLERANCES = {
     "float32": Tolerance(1e-5, 1e-3, 1e-2, np.inf),
     "bf16x3": Tolerance(2e-5, 2e-4, 1e-3, 2),
     "bfloat16": Tolerance(2e-2, 5e-2, 0.1, 2),
+    "int8": Tolerance(0, 0.1, 0, 2),  # of predictions alone
 }
 RESOLUTION = 2.0**-8  # by how much storing a weight in bfloat16 changes it at most, relative to it
 

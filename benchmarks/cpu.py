@@ -6,15 +6,16 @@ Each side has a process of its own with the same number of threads. For each mod
 
     check    the same weights and batch in all: two training steps must give the same losses and weights, inference the same logits, as
              far as each side's precision allows (`answers.py`)
-    trial    every mode of every rival runs briefly; the best in float32 and the two best of all go on
+    trial    every mode of every rival runs briefly; the best in float32, the two best of all, and the two best in int8, which is compared
+             with int8 alone, go on
     rounds   these and minivit in turns; a turn is one step that is not counted, and as many as fit into --seconds
 
 Reported: the median time of a step and the range of the middle half of all; the medians over the rounds of the rivals' times over
-minivit's, and their geometric means; the peak of resident memory, and how much of it came after the imports (the libraries of `runtimes.py`
-are imported after that). And what fraction of minivit's time is explained by each of two floors: the operations that the ops count
-(`Op.cost`; the optimizer's are not) at the fastest products of 2048 x 2048 matrices that any side reached in this run in that precision or
-a more exact one; and the least bytes that the ops must move (`Op.least_bytes`) at the rate of a triad over arrays that fit no cache, which
-is above 100 % where arrays stay in one.
+minivit's (for the other precisions, minivit's float32 too), and their geometric means; the peak of resident memory, and how much of it
+came after the imports (the libraries of `runtimes.py` are imported after that). And what fraction of minivit's time is explained by each of
+two floors: the operations that the ops count (`Op.cost`; the optimizer's are not) at the fastest products of 2048 x 2048 matrices that any
+side reached in this run in that precision or a more exact one; and the least bytes that the ops must move (`Op.least_bytes`) at the rate of
+a triad over arrays that fit no cache, which is above 100 % where arrays stay in one.
 
 With --growth, instead: how minivit's time and memory grow with the batch and with the number of tokens (`growth.py`).
 """
@@ -36,7 +37,7 @@ from .answers import Answers, Disagreement, checked, make_problem, product_probl
 from .growth import growth
 from .measure import Summary, machine, machine_line, option_parser, write_result
 from .report import draw, geometric_means, rates_line, rows, show
-from .sides import EXACTNESS, OURS, REFERENCE, Side, best_rates, fits, products_of_rivals, rivals, unavailable
+from .sides import EXACTNESS, OURS, REFERENCE, Side, best_rates, fits, products_of_rivals, rivals, trains, unavailable
 from .turns import Measured, Task, alternate, steps_for, trial
 from .worker import Problem, Worker
 
@@ -124,17 +125,11 @@ def measure(job: Job, ours: Sequence[Side], others: Sequence[Side], limits: Limi
             with checked(problem, side, workload, reference, options.threads):
                 pass
     trials, failures = try_rivals(problem, workload, others, reference, options, progress)
-    exact = {side.name for side in others if side.precision == REFERENCE.precision}
-    fastest = sorted(trials, key=trials.__getitem__)
-    promising = {*fastest[:2], *[name for name in fastest if name in exact][:1]}  # a trial is short: the second may be the first
-    chosen = {side.name: side for side in [*ours, *others] if side in ours or side.name in promising}
+    promising = promising_rivals([side for side in others if side.name in trials], trials)
+    chosen = {side.name: side for side in [*ours, *others] if side in ours or any(side.name in names for names in promising.values())}
     progress.set_postfix_str("")
     measured = alternate({name: Task(side, problem, workload) for name, side in chosen.items()}, options, progress.update)
-    best = {
-        kind: min(names, key=lambda name: median(measured[name].medians))
-        for kind, names in (("float32", promising & exact), ("any", promising))
-        if names
-    }
+    best = {kind: min(names, key=lambda name: median(measured[name].medians)) for kind, names in promising.items() if names}
     sides = {name: {"precision": chosen[name].precision, **found.entry(problem.batch)} for name, found in measured.items()}
     for side in ours:
         sides[side.name] |= limits.fractions(works[side.precision], side.precision, sides[side.name]["seconds"])
@@ -147,9 +142,21 @@ def measure(job: Job, ours: Sequence[Side], others: Sequence[Side], limits: Limi
         "rivals": best,
         "sides": sides,
         "times_as_fast": {
-            side.precision: {kind: asdict(ratio(measured[side.name], measured[name])) for kind, name in best.items()} for side in ours
+            side.precision: {
+                kind: asdict(ratio(measured[side.name], measured[name]))
+                for kind, name in {**best, "ours": REFERENCE.name}.items()
+                if name in measured and name != side.name and (kind != "int8" or side.precision == "int8")
+            }
+            for side in ours
         },
     }
+
+
+def promising_rivals(sides: Sequence[Side], trials: Mapping[str, float]) -> dict[str, list[str]]:
+    """By kind of rival, the fastest of the trials, which are short: the second may be the first."""
+    fastest = sorted(sides, key=lambda side: trials[side.name])
+    exact, rounded = ([side.name for side in fastest if side.precision == precision] for precision in ("float32", "int8"))
+    return {"float32": exact[:1], "any": [side.name for side in fastest if side.name not in rounded][:2] + exact[:1], "int8": rounded[:2]}
 
 
 def ratio(ours: Measured, theirs: Measured) -> Summary:
@@ -168,11 +175,17 @@ def jobs(options: Namespace) -> Iterator[Job]:
 
 def entries_of(options: Namespace, ours: Sequence[Side], others: Mapping[str, Sequence[Side]], limits: Limits) -> Iterator[dict[str, Any]]:
     """An entry for each model, workload and batch, as it is measured."""
-    fitting = [(job, [side for side in others[job.workload] if fits(side, job.problem.batch, options.threads)]) for job in jobs(options)]
-    with tqdm(total=sum(len(sides) + options.rounds for _, sides in fitting), disable=None, leave=False, unit="turn") as progress:
-        for job, sides in fitting:
-            progress.set_description(f"{job.model} {job.workload} {job.problem.batch}")
-            yield measure(job, ours, sides, limits, options, progress)
+    whole = "int8" not in options.precisions  # then nobody is timed in it
+    found = []
+    for job in jobs(options):
+        able = [side for side in ours if job.workload == "infer" or trains(side)]
+        rivals = [side for side in others[job.workload] if fits(side, job.problem.batch, options.threads)]
+        found.append((job, able, [side for side in rivals if not (whole and side.precision == "int8")]))
+    with tqdm(total=sum(len(sides) + options.rounds for *_, sides in found), disable=None, leave=False, unit="turn") as progress:
+        for job, able, sides in found:
+            if able:
+                progress.set_description(f"{job.model} {job.workload} {job.problem.batch}")
+                yield measure(job, able, sides, limits, options, progress)
 
 
 # -------------------------------------------------------------------------------------------------------------------------- main

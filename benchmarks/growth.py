@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .answers import make_problem
 from .measure import milliseconds, table, write_result
-from .sides import REFERENCE, Side
+from .sides import REFERENCE, Side, trains
 from .turns import Measured, Task, alternate
 from .worker import Problem, Worker
 
@@ -92,13 +92,13 @@ def grow(side: Side, workload: str, options: Namespace, progress: tqdm) -> tuple
 def growth(ours: Sequence[Side], options: Namespace, found: Mapping[str, Any]) -> int:
     """Measure, print and write what the module's docstring says."""
     batches, tokens = [], []
-    with tqdm(total=2 * len(options.workloads) * len(ours) * options.rounds, disable=None, leave=False, unit="round") as progress:
-        for side in ours:
-            for workload in options.workloads:
-                about = {"workload": workload, "precision": side.precision}
-                by_batch_entries, by_token_entries = grow(side, workload, options, progress)
-                batches += [about | entry for entry in by_batch_entries]
-                tokens += [about | entry for entry in by_token_entries]
+    cases = [(side, workload) for side in ours for workload in options.workloads if workload == "infer" or trains(side)]
+    with tqdm(total=2 * len(cases) * options.rounds, disable=None, leave=False, unit="round") as progress:
+        for side, workload in cases:
+            about = {"workload": workload, "precision": side.precision}
+            by_batch_entries, by_token_entries = grow(side, workload, options, progress)
+            batches += [about | entry for entry in by_batch_entries]
+            tokens += [about | entry for entry in by_token_entries]
     print(
         table(
             {

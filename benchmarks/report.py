@@ -15,8 +15,8 @@ from .measure import milliseconds, percent, table
 from .sides import EXACTNESS
 
 Entry = Mapping[str, Any]
-KINDS = {"float32": "best float32 rival", "any": "best rival"}
-COLOURS = (BLUE, "#ccbb44", RED)
+KINDS = {"float32": "best float32 rival", "any": "best rival", "int8": "best int8 rival", "ours": "minivit's float32"}
+COLOURS = (BLUE, "#ccbb44", RED, "#228833")
 COLUMNS = {
     "model": "<",
     "": "<",
@@ -31,6 +31,8 @@ COLUMNS = {
     "after imports": ">",
     "x float32": ">",
     "x best": ">",
+    "x int8": ">",
+    "x ours": ">",
 }
 
 
@@ -116,26 +118,30 @@ def show(entries: Sequence[Entry]) -> None:
 
 # ----------------------------------------------------------------------------------------------------------------------- picture
 def draw(entries: Sequence[Entry], path: Path) -> None:
-    """Bars of the ratios by model and precision, a row a workload: left against the best float32 rival, right against the best of all."""
-    workloads = [
-        w for w in dict.fromkeys(map(workload_of, entries)) if any(ratios(entries, w, precision, "any") for precision in EXACTNESS)
-    ]
-    if not workloads:
+    """Bars of the ratios by model and precision, a row a workload and a column a kind of rival."""
+    found = {
+        (w, kind): by_precision
+        for w in dict.fromkeys(map(workload_of, entries))
+        for kind in KINDS
+        if kind != "ours" and any((by_precision := {p: ratios(entries, w, p, kind) for p in EXACTNESS}).values())
+    }
+    if not found:
         return  # there were no rivals
+    workloads, kinds = (list(dict.fromkeys(names)) for names in zip(*found))
     models = list(dict.fromkeys(entry["model"] for entry in entries))
     figure = new_figure(5 + 1.6 * len(models), 0.6 + 2.2 * len(workloads))
-    axes = figure.subplots(len(workloads), len(KINDS), squeeze=False, sharex=True)
+    axes = figure.subplots(len(workloads), len(kinds), squeeze=False, sharex=True)
     colours = {p: colour for p, colour in zip(EXACTNESS, COLOURS) if any(p in entry["times_as_fast"] for entry in entries)}
     width = 0.8 / len(colours)
     for row, workload in zip(axes, workloads):
-        for axis, (kind, rival) in zip(row, KINDS.items()):
+        for axis, kind in zip(row, kinds):
             for i, (precision, colour) in enumerate(colours.items()):
-                found = ratios(entries, workload, precision, kind)
+                bar = found.get((workload, kind), {}).get(precision, {})
                 places = np.arange(len(models)) + (i - (len(colours) - 1) / 2) * width
-                bars = axis.bar(places, [found.get(m, 0) for m in models], width, color=colour, label=precision)
-                axis.bar_label(bars, [f"{found[m]:.2g}" if m in found else "" for m in models], fontsize=7)
+                bars = axis.bar(places, [bar.get(m, 0) for m in models], width, color=colour, label=precision)
+                axis.bar_label(bars, [f"{bar[m]:.2g}" if m in bar else "" for m in models], fontsize=7)
             axis.axhline(1, color="black", linewidth=0.8)
-            axis.set_title(f"{workload}, against the {rival}", fontsize=8)
+            axis.set_title(f"{workload}, against the {KINDS[kind]}", fontsize=8)
             axis.set(ylabel="times as fast")
             axis.margins(y=0.12)  # room for the numbers
             axis.set_xticks(range(len(models)), [m.replace("_patch", "\npatch") for m in models], fontsize=7)

@@ -3,6 +3,7 @@
 The first word of a mode is its precision, by which its answers are checked and its hardware limit is chosen.
 
     float32, bf16x3, bfloat16       minivit, as `precision=`; ONNX Runtime; OpenVINO's INFERENCE_PRECISION_HINT
+    int8                            minivit, as `precision=`; the others with ONNX Runtime's dynamic quantisation (`runtimes.py`)
     float32                         PyTorch, eagerly
     bfloat16 autocast               PyTorch with float32 weights, products in bfloat16
     bfloat16 pure                   PyTorch with weights, activations and AdamW's state in bfloat16
@@ -14,17 +15,16 @@ The first word of a mode is its precision, by which its answers are checked and 
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from minivit.kernels.cpu.llvm import X86
 from minivit.kernels.cpu.tiles import supported
 
 OURS = "minivit"
-EXACTNESS = ("float32", "bf16x3", "bfloat16")  # precisions, the most exact first
-X86 = ("x86_64", "amd64")  # names of `platform.machine`
+EXACTNESS = ("float32", "bf16x3", "bfloat16", "int8")  # precisions, the most exact first
 COMPILERS = ("g++", "clang++", "cl")
 PYTORCH = (
     "float32",
@@ -46,10 +46,15 @@ class Library:
 
 
 LIBRARIES = {
-    OURS: Library("ours", (), EXACTNESS, EXACTNESS),
+    OURS: Library("ours", (), EXACTNESS[:-1], EXACTNESS),
     "PyTorch": Library("rivals", ("torch",), PYTORCH, PYTORCH),
-    "ONNX Runtime": Library("runtimes", ("onnxruntime", "onnx", "torch"), (), ("float32",)),
-    "OpenVINO": Library("runtimes", ("openvino", "onnx", "torch"), (), ("float32", "float32 streams", "bfloat16", "bfloat16 streams")),
+    "ONNX Runtime": Library("runtimes", ("onnxruntime", "onnx", "torch"), (), ("float32", "int8")),
+    "OpenVINO": Library(
+        "runtimes",
+        ("openvino", "onnxruntime", "onnx", "torch"),
+        (),
+        ("float32", "float32 streams", "bfloat16", "bfloat16 streams", "int8", "int8 streams"),
+    ),
 }
 PRODUCTS = {"PyTorch": ("float32", "bfloat16 pure"), "ONNX Runtime": ("float32",), "OpenVINO": ("float32", "bfloat16")}
 
@@ -84,7 +89,12 @@ REFERENCE = Side(OURS, "float32")  # whose answers the others are held against
 
 def multiplies_bfloat16() -> bool:
     """Whether the CPU has instructions for it; always true of one that is no x86, of which nothing is known here."""
-    return platform.machine().lower() not in X86 or any(supported()[way] for way in ("amx", "avx512bf16"))
+    return not X86 or any(supported()[way] for way in ("amx", "avx512bf16"))
+
+
+def trains(side: Side) -> bool:
+    """Whether there is training in a mode."""
+    return side.mode in LIBRARIES[side.library].train
 
 
 def unavailable(side: Side, tiny: bool) -> str | None:

@@ -37,9 +37,12 @@ def run(name, *options):
 
 
 # -------------------------------------------------------------------------------------------------------------------------- cpu
+OURS_TRIED = ("float32", "int8")
+
+
 @pytest.mark.slow
 def test_cpu(tmp_path):
-    printed = run("cpu", "--models", "mixer_nano_patch2_8", "--threads", 1, "--precisions", "float32", "--json", tmp_path / "cpu.json")
+    printed = run("cpu", "--models", "mixer_nano_patch2_8", "--threads", 1, "--precisions", *OURS_TRIED, "--json", tmp_path / "cpu.json")
     result = json.loads((tmp_path / "cpu.json").read_text())
     assert result["tiny"] and result["machine"]["threads"] == 1 and result["machine"]["versions"]["minivit"] == minivit.__version__
     assert [(e["workload"], e["batch"]) for e in result["results"]] == [("train", 4), ("infer", 4), ("infer", 1)]
@@ -49,10 +52,13 @@ def test_cpu(tmp_path):
         found = entry["sides"]["minivit float32"]
         assert found["seconds"] > 0 and found["peak_memory"] > found["memory_after_imports"] > 0
         assert found["flops"] > 0 and found["least_bytes"] > 0 and found["of_arithmetic"] > 0 and found["of_memory"] > 0
-        assert set(entry["rivals"].values()) == entry["sides"].keys() - {"minivit float32"} and not entry["failures"]
+        precisions = {side["precision"] for name, side in entry["sides"].items() if name.startswith("minivit")}
+        assert precisions == ({"float32"} if entry["workload"] == "train" else {*OURS_TRIED}) and not entry["failures"]
+        assert "int8" not in precisions or entry["times_as_fast"]["int8"]["ours"]["median"] > 0
         for kind, rival in entry["rivals"].items():
             assert rival in entry["trials"] and entry["times_as_fast"]["float32"][kind]["median"] > 0
-    assert bool(result["geometric_means"]) == (find_spec("torch") is not None) == (tmp_path / "cpu.png").exists()
+    assert {m["rival"] for m in result["geometric_means"]} >= ({"ours", "float32"} if find_spec("torch") else {"ours"})
+    assert (find_spec("torch") is not None) == (tmp_path / "cpu.png").exists()
     assert find_spec("torch") or "torch not installed" in printed
 
 
@@ -160,9 +166,21 @@ def test_a_rival_that_fails_or_errs_is_not_timed():
 
 def test_the_limit_of_a_precision_is_that_of_what_is_as_exact():
     rates = {"minivit float32": 2.0, "PyTorch float32": 3.0, "PyTorch bfloat16 pure": 12.0, "OpenVINO bfloat16": 10.0}
-    assert best_rates(rates) == {"float32": 3, "bf16x3": 4, "bfloat16": 12}
+    assert best_rates(rates) == {"float32": 3, "bf16x3": 4, "bfloat16": 12, "int8": 12}
     assert best_rates(rates | {"minivit bf16x3": 5.0})["bf16x3"] == 5
-    assert best_rates({"minivit float32": 2.0}) == dict.fromkeys(("float32", "bf16x3", "bfloat16"), 2)
+    assert best_rates({"minivit float32": 2.0}) == dict.fromkeys(("float32", "bf16x3", "bfloat16", "int8"), 2)
+
+
+def test_int8_is_held_against_int8_and_not_counted_among_the_others():
+    seconds = {"A float32": 3.0, "B float32": 4.0, "A bfloat16": 2.0, "A int8": 1.0, "B int8": 5.0, "C int8": 6.0}
+    sides = [Side(*name.split()) for name in seconds]
+    names = cpu.promising_rivals(sides, seconds)
+    assert {kind: {*found} for kind, found in names.items()} == {
+        "float32": {"A float32"},
+        "any": {"A bfloat16", "A float32"},
+        "int8": {"A int8", "B int8"},
+    }
+    assert cpu.promising_rivals([], {}) == {"float32": [], "any": [], "int8": []}
 
 
 def test_rivals_are_listed_or_excused(monkeypatch):
@@ -177,7 +195,7 @@ def test_rivals_are_listed_or_excused(monkeypatch):
     monkeypatch.setattr(sides.shutil, "which", lambda name: None)
     assert sides.rivals(tiny=False)[1]["PyTorch float32 compiled"] == "no C++ compiler"
     monkeypatch.setattr(sides, "supported", lambda: {"amx": False, "avx512bf16": False})
-    monkeypatch.setattr(sides.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(sides, "X86", True)
     found, reasons = sides.rivals(tiny=True)
     assert {side.precision for side in found["train"]} == {"float32"} and "without bfloat16" in reasons["PyTorch bfloat16 pure"]
 
