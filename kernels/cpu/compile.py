@@ -1,7 +1,5 @@
 """Compiling functions, and the cache of compiled functions.
 
-What a plan needs is compiled on all cores, by copies of this process that fill the cache (`side_by_side`).
-
 The cache is a folder inside the user's cache folder, or inside NUMBA_CACHE_DIR, named by a hash of all kernel sources: Numba detects an
 edited function, but not an edited callee in another file. An interrupt waits until a function is compiled: Numba is called back from C,
 where a KeyboardInterrupt would be lost.
@@ -9,35 +7,24 @@ where a KeyboardInterrupt would be lost.
 
 from __future__ import annotations
 
-import ctypes
 import glob
 import hashlib
 import logging
-import os
-import signal
-import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from time import monotonic, sleep
 from typing import Any, ClassVar
 
 import numba
 from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, UserProvidedCacheLocator
 from numba.core.ccallback import CFunc
-from numba.core.compiler_lock import global_compiler_lock
 from numba.core.sigutils import normalize_signature
 
 from ...errors import UserError
 from ...interrupts import deferred
 from ..core.cache import cache_folder, is_used, make_private, say_not_kept
-
-JOBS_EACH = 3  # functions for each process at the least: a copy of this one takes 10 ms, and compiles again what kernels share
-END_WITH_PARENT = 1  # of Linux's prctl: the signal that a process gets when its parent ends
-WAIT = 10.0  # seconds for which a copy is waited for at least
 
 log = logging.getLogger(__name__)
 if numba.config.DISABLE_JIT:
@@ -174,53 +161,6 @@ def cached_entry(signature: Any, function: Callable) -> Any | None:
     except _NotCached:
         return None
     return entry
-
-
-def side_by_side(jobs: Sequence[Callable[[], Any]], processes: int) -> None:
-    """Do jobs that fill the cache in so many processes, copies of this one. Those that a copy cannot do are left to whoever needs them."""
-    processes = min(processes, len(jobs) // JOBS_EACH)
-    if processes < 2 or sys.platform != "linux":  # elsewhere a copy of a process with threads may not go on
-        return
-    source, sink = os.pipe()
-    os.write(sink, bytes(range(min(256, len(jobs)))))  # each process takes the next number
-    os.close(sink)
-    children: list[int] = []
-    with global_compiler_lock:  # no other thread is compiling when this process is copied
-        try:
-            with deferred(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of copies of processes with threads
-                with suppress(OSError):  # no more processes may be made: those that exist do the work
-                    for _ in range(processes - 1):
-                        children.append(_child(jobs, source))
-            start = monotonic()
-            _work(jobs, source)
-            end = monotonic() + max(WAIT, monotonic() - start)
-            while children and monotonic() < end:
-                children = [child for child in children if os.waitpid(child, os.WNOHANG) == (0, 0)]
-                sleep(0.01)
-        finally:
-            os.close(source)
-            for child in children:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-
-
-def _work(jobs: Sequence[Callable[[], Any]], source: int) -> None:
-    while number := os.read(source, 1):
-        jobs[number[0]]()
-
-
-def _child(jobs: Sequence[Callable[[], Any]], source: int) -> int:
-    """The number of a process that works on the jobs, and ends."""
-    child = os.fork()
-    if not child:
-        try:
-            ctypes.CDLL(None).prctl(END_WITH_PARENT, signal.SIGKILL)  # a copy also holds the parent's locks of files
-            with open(os.devnull, "w") as sys.stderr:  # the parent says what there is to say
-                _work(jobs, source)
-        finally:
-            os._exit(0)
-    return child
 
 
 def assembly(signature: Any, function: Callable) -> str:

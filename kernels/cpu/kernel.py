@@ -34,7 +34,8 @@ from numba.np import arrayobj
 from ..core.devices import address_of
 from ..core.dtypes import BFLOAT16
 from .bfloat16 import bfloat16
-from .compile import OPTIONS, assembly, cached_entry, compiled_entry, side_by_side
+from .compile import OPTIONS, assembly, cached_entry, compiled_entry
+from .copies import side_by_side
 from .llvm import I64
 from .run import most_threads, replay, run_bands, threads_set
 from .team import compiled_loops

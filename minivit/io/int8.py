@@ -8,7 +8,7 @@ so the rounding is not done twice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 
 import numpy as np
@@ -18,12 +18,12 @@ SMALLEST = 32  # numbers of an output, below which it stays as it is
 LEVELS = np.float32(127)
 
 
-def rounded(state: Mapping[str, np.ndarray], exact: Mapping[str, bool]) -> dict[str, np.ndarray]:
-    """The arrays to store: matrices of weights in 8 bits, and all others, and those that are to stay `exact`, as they are."""
+def rounded(state: Mapping[str, np.ndarray], exact: Callable[[str], bool]) -> dict[str, np.ndarray]:
+    """The arrays to store: matrices of weights in 8 bits; all others, and those whose names are to stay `exact`, as they are."""
     found = {}
     for name, array in state.items():
         found[name] = array
-        if name.endswith("weight") and array.dtype == np.float32 and prod(array.shape[1:]) >= SMALLEST and not exact[name]:
+        if name.endswith("weight") and array.dtype == np.float32 and prod(array.shape[1:]) >= SMALLEST and not exact(name):
             rows = array.reshape(len(array), -1)
             scale = np.abs(rows).max(1) / LEVELS  # (O,)
             numbers = np.rint(rows / np.where(scale > 0, scale, 1)[:, None])

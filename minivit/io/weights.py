@@ -43,7 +43,7 @@ def save_weights(
     model_as_json = json.dumps({"family": model.family, "name": model.name, **asdict(model.config)})
     all_metadata = {"format": "minivit", "version": __version__, "model": model_as_json, **(metadata or {}), **model.metadata()}
     state = {name: parameter.numpy() for name, parameter in model.named_parameters()}
-    content = save(rounded(state, {name: _of_head(name) for name in state}) if precision else state, all_metadata)
+    content = save(rounded(state, _of_head) if precision else state, all_metadata)
     with writing(path), atomic_file(path) as file:
         file.write(content)
 
