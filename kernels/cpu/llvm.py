@@ -6,6 +6,7 @@ import platform
 from typing import Any
 
 from llvmlite import ir
+from numba.core import cgutils
 
 I8, I16, I32, I64, F32, F64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
 
@@ -45,6 +46,12 @@ class Code:
         vector = ir.VectorType(scalar.type, lanes)
         one = self.b.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(I32, 0))
         return self.b.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+
+    def variable(self, value: ir.Value) -> ir.Value:
+        """The place of a variable, which becomes a register."""
+        place = cgutils.alloca_once(self.b, value.type)
+        self.b.store(value, place)
+        return place
 
     def loop(self, count: ir.Value, initial: list[ir.Value]) -> Any:
         """Begin a loop of `count` >= 1 iterations with loop-carried values; returns (index, values, end(new values) -> final values)."""

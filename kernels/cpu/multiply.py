@@ -15,6 +15,7 @@ from .llvm import F32, F64, I8, I16, I32, X86, Code
 from .tiles import AMX_CELLS, Tile
 
 LINE = 64  # bytes of a cache line
+UNROLLED = 4  # cells of each row of A in a turn of the loop
 PAIR_SUMS = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}  # by the number of lanes
 
 
@@ -75,13 +76,28 @@ def _generate_registers(
     for i in range(height):  # the tile of C is read and written at the end, and lies far away
         for place in (*range(0, vectors * tile.lane_bytes, LINE), vectors * tile.lane_bytes - 1):
             code.prefetch(code.at(c, b.mul(c_row, code.number(i)), place))
-    _, (offset, panel_row, *sums), end = code.loop(depth, [code.number(0), panel, *[zero] * height * vectors])
-    right = [code.load(code.at(panel_row, v * tile.lane_bytes), cells, tile.cell_bytes) for v in range(vectors)]
-    new = []
-    for i in range(height):
-        left = code.splat(code.load(code.at(rows[i], offset), cell, min(tile.cell_bytes, 4) if tile.pairs == 1 else 2), lanes)
-        new += [_multiply_add(code, tile, left, right[v], sums[i * vectors + v]) for v in range(vectors)]
-    _, _, *new = end([b.add(offset, a_step), code.at(panel_row, tile.row_bytes), *new])
+    carried = [code.variable(value) for value in (code.number(0), panel, *[zero] * height * vectors)]
+
+    def step(a_step: int, count: int) -> None:
+        """Multiply and add `count` cells of each row of A, `a_step` bytes apart."""
+        offset, panel_row, *sums = (b.load(place) for place in carried)
+        for k in range(count):
+            right = [code.load(code.at(panel_row, k * tile.row_bytes + v * tile.lane_bytes), cells, tile.cell_bytes) for v in range(vectors)]
+            for i in range(height):
+                address = code.at(code.at(rows[i], offset), k * a_step)
+                left = code.splat(code.load(address, cell, min(tile.cell_bytes, 4) if tile.pairs == 1 else 2), lanes)
+                for at in range(i * vectors, (i + 1) * vectors):
+                    sums[at] = _multiply_add(code, tile, left, right[at % vectors], sums[at])
+        for place, value in zip(carried, [code.at(offset, count * a_step), code.at(panel_row, count * tile.row_bytes), *sums]):
+            b.store(value, place)
+
+    with b.if_else(b.icmp_signed("==", a_step, code.number(tile.cell_bytes))) as branches:
+        for branch, constant in zip(branches, (tile.cell_bytes, tile.rows * tile.cell_bytes)):
+            with branch:  # with a constant step, its multiples are part of the instructions
+                for count, unrolled in ((b.sdiv(depth, code.number(UNROLLED)), UNROLLED), (b.srem(depth, code.number(UNROLLED)), 1)):
+                    with cgutils.for_range(b, count):
+                        step(constant, unrolled)
+    new = [b.load(place) for place in carried[2:]]
 
     def store(accumulate: bool) -> None:
         for i in range(height):
