@@ -156,7 +156,8 @@ def promising_rivals(sides: Sequence[Side], trials: Mapping[str, float]) -> dict
     """By kind of rival, the fastest of the trials, which are short: the second may be the first."""
     fastest = sorted(sides, key=lambda side: trials[side.name])
     exact, rounded = ([side.name for side in fastest if side.precision == precision] for precision in ("float32", "int8"))
-    return {"float32": exact[:1], "any": [side.name for side in fastest if side.name not in rounded][:2] + exact[:1], "int8": rounded[:2]}
+    best = [side.name for side in fastest if side.name not in rounded][:2] + exact[:1]
+    return {"float32": [name for name in exact if name in best], "any": best, "int8": rounded[:2]}
 
 
 def ratio(ours: Measured, theirs: Measured) -> Summary:

@@ -82,7 +82,9 @@ def _generate_registers(
         """Multiply and add `count` cells of each row of A, `a_step` bytes apart."""
         offset, panel_row, *sums = (b.load(place) for place in carried)
         for k in range(count):
-            right = [code.load(code.at(panel_row, k * tile.row_bytes + v * tile.lane_bytes), cells, tile.cell_bytes) for v in range(vectors)]
+            right = [
+                code.load(code.at(panel_row, k * tile.row_bytes + v * tile.lane_bytes), cells, tile.cell_bytes) for v in range(vectors)
+            ]
             for i in range(height):
                 address = code.at(code.at(rows[i], offset), k * a_step)
                 left = code.splat(code.load(address, cell, min(tile.cell_bytes, 4) if tile.pairs == 1 else 2), lanes)

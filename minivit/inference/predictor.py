@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 from threading import BoundedSemaphore, RLock
 from typing import Any
 from weakref import WeakSet
@@ -20,6 +22,7 @@ from ..models.base import Model
 from ..models.cascade.calibration import Calibration, check, confidence
 from ..nn.module import Module, Parameter, device_of, dtype_of, evaluating
 from ..runtime.devices import check_device, explain_out_of_memory
+from ..runtime.parts import Parts, part_size
 from ..runtime.plan import Plan
 from ..runtime.precision import OF_PREDICTIONS, precision_for
 from ..runtime.threads import thread_count
@@ -165,7 +168,7 @@ class Predictor:
         self._version += 1
 
     @property
-    def plans(self) -> list[Plan]:
+    def plans(self) -> list[Plan | Parts]:
         """The recorded plans that are kept, of all stages."""
         return [stage.plan for plans in self._plans for free in plans.values() for stage in free]
 
@@ -289,17 +292,20 @@ class _StagePlan:
     """The plan of one stage, or of a model that is not a cascade, for batches of one shape."""
 
     def __init__(self, model: Module, k: int, shape: tuple[int, ...], state: Arrays, dtype: np.dtype) -> None:
-        device = device_of(model)
-        self.images = array_on(device, np.zeros(shape, dtype))  # (B, C, H, W)
-        self.state = tuple(None if a is None else array_on(device, np.zeros((shape[0], *a.shape[1:]), a.dtype)) for a in state)
+        device, constants = device_of(model), [p.data for p in model.parameters()]
+        size = part_size(shape[0], prod(shape[1:])) if device == "cpu" else 0
+        rows = -(-shape[0] // size) * size if size else shape[0]
+        self.images = array_on(device, np.zeros((rows, *shape[1:]), dtype))  # (rows, C, H, W), of which B are used
+        self.state = tuple(None if a is None else array_on(device, np.zeros((rows, *a.shape[1:]), a.dtype)) for a in state)
         self.present: list[bool] = []  # which entries of the state for the next stage are not None
+        compute, batch = partial(self._compute, model, k), (self.images, *self.state)
         with evaluating(model), no_grad():
-            self.plan = Plan(lambda: self._compute(model, k), [p.data for p in model.parameters()], device)
+            self.plan = Parts(compute, batch, size, constants) if size else Plan(lambda: compute(*batch), constants, device)
         self.version = 0  # of the weights for which the plan was prepared
 
-    def _compute(self, model: Module, k: int) -> tuple[np.ndarray, ...]:
-        previous_state = tuple(None if a is None else Tensor(a) for a in self.state)
-        logits, state = model.stage(k, Tensor(self.images), previous_state)
+    def _compute(self, model: Module, k: int, images: Any, *state_before: Any) -> tuple[Any, ...]:
+        previous_state = tuple(None if a is None else Tensor(a) for a in state_before)
+        logits, state = model.stage(k, Tensor(images), previous_state)
         self.present = [tensor is not None for tensor in state]
         return logits.data, *(tensor.data for tensor in state if tensor is not None)
 

@@ -29,41 +29,51 @@ class Plan:
     device: the device of all its arrays, "cpu" or "cuda".
     constants: arrays that rarely change, such as the weights of a model used for inference. Data that kernels derive from them alone
         (packed panels of weights) is kept; `prepare()` computes it again after they have changed.
-    results: the arrays that the step returned; a replay overwrites them.
-    arena_bytes: the memory of all its buffers; buffer_bytes: the memory they would need without sharing.
+    copies: how many sets of buffers there are, so that as many threads can replay at once (`parts.py`). own: arrays from before the
+        recording, of which each copy has its own: itself, then new ones, in `owned`.
+    results: the arrays that the step returned (of the first copy); a replay overwrites them.
+    arena_bytes: the memory of all its buffers, of one copy; buffer_bytes: the memory they would need without sharing.
     threads: the number of threads of the recording and of its replays. labels: for each launch, the `OpCall` that it is part of (or None)
         and the kernel's label.
     """
 
-    def __init__(self, step: Callable[[], Any], constants: Sequence[Any] = (), device: str = "cpu") -> None:
+    def __init__(
+        self, step: Callable[[], Any], constants: Sequence[Any] = (), device: str = "cpu", copies: int = 1, own: Sequence[np.ndarray] = ()
+    ) -> None:
         with record() as recording:
             returned = step()
             arrays = returned if isinstance(returned, tuple) else (returned,)
             views = [recording.keep(a) for a in arrays]
             del returned, arrays
         preparations = _preparations(recording, {devices.address_of(a) for a in constants})
-        offsets, self.arena_bytes = _assign_offsets(recording)
-        self.buffer_bytes = sum(recording.sizes)
+        offsets, common_bytes, own_bytes = _assign_offsets(recording)
+        self.arena_bytes, self.buffer_bytes = common_bytes + own_bytes, sum(recording.sizes)
         self.threads = threads()
         launches = enumerate(zip(recording.op_calls, recording.calls))
         self.labels = [(op_call, call[0].label) for i, (op_call, call) in launches if i not in preparations]
-        self._arena = empty((self.arena_bytes,), np.uint8, device)
-        self._keep = recording.calls  # keeps the arrays outside the arena alive
+        common = empty((common_bytes,), np.uint8, device)
+        arenas = [empty((own_bytes,), np.uint8, device) for _ in range(copies)]
+        self.owned = [[*own], *([a.copy() for a in own] for _ in range(copies - 1))]
+        self._keep = recording.calls, common, arenas  # keeps arrays alive
 
-        def in_arena(value: Any) -> Any:
-            if not isinstance(value, View):
-                return value
-            return subarray(self._arena, offsets[value.serial] + value.offset, value.shape, value.dtype)
+        def placed(value: Any, copy: int) -> Any:
+            """The array that an argument of a recorded call stands for, in one copy of the buffers."""
+            if isinstance(value, View):
+                arena = common if value.serial in recording.permanent else arenas[copy]
+                return subarray(arena, offsets[value.serial] + value.offset, value.shape, value.dtype)
+            return next((theirs for ours, theirs in zip(own, self.owned[copy]) if value is ours), value)
 
-        calls = [(kernel, grid, [in_arena(a) for a in arguments]) for kernel, grid, arguments in recording.calls]
+        def calls(copy: int, prepare: bool) -> list[tuple[Any, Any, list[Any]]]:
+            chosen = [call for i, call in enumerate(recording.calls) if (i in preparations) is prepare]
+            return [(kernel, grid, [placed(a, copy) for a in arguments]) for kernel, grid, arguments in chosen]
+
         if device == "cpu":
-            compile_missing(calls)
+            compile_missing([*calls(0, True), *calls(0, False)])
         compile_calls = devices.runtime().prepare if device == "cuda" else lambda calls: Calls(calls, self.threads)
-        self._preparations, self._calls = (
-            compile_calls([c for i, c in enumerate(calls) if (i in preparations) is is_preparation]) for is_preparation in (True, False)
-        )
+        self._preparations = compile_calls(calls(0, True))
+        self.calls = [compile_calls(calls(copy, False)) for copy in range(copies)]
         self.launches = len(self.labels)
-        self.results = tuple(map(in_arena, views))
+        self.results = tuple(placed(view, 0) for view in views)
         self.prepare()
         self.replay()
 
@@ -73,11 +83,11 @@ class Plan:
 
     def replay(self) -> None:
         """Run the recorded calls again on the current content of the arrays outside the arena."""
-        self._calls.run()
+        self.calls[0].run()
 
     def timed_replay(self) -> list[float]:
         """Replay launch by launch; returns the seconds of each."""
-        return self._calls.timed_run()
+        return self.calls[0].timed_run()
 
 
 def _preparations(recording: Recording, constants: set[int]) -> set[int]:
@@ -95,8 +105,9 @@ def _preparations(recording: Recording, constants: set[int]) -> set[int]:
     return indices
 
 
-def _assign_offsets(recording: Recording) -> tuple[list[int], int]:
-    """An offset in one arena for each buffer, such that buffers alive at the same time do not overlap; and the arena's size.
+def _assign_offsets(recording: Recording) -> tuple[list[int], int, int]:
+    """An offset for each buffer, such that buffers alive at the same time do not overlap; and the sizes of two arenas: of the permanent
+    buffers, which all copies share, and of all others.
 
     Buffers are placed largest first, each at the lowest offset that is free throughout its lifetime (first to last use, in launches).
     """
@@ -109,14 +120,15 @@ def _assign_offsets(recording: Recording) -> tuple[list[int], int]:
                 last[view.serial] = i
     for serial in recording.kept | recording.permanent:
         last[serial] = len(recording.calls)
-    for serial in recording.permanent:
-        first[serial] = 0
     sizes = -(-np.array(recording.sizes, np.int64) // ALIGNMENT) * ALIGNMENT + GUARD
     offsets = np.zeros(buffer_count, np.int64)
     placed = np.zeros(0, np.int64)
-    arena_bytes = 0
+    common_bytes, own_bytes = 0, 0
+    for serial in recording.permanent:
+        offsets[serial] = common_bytes
+        common_bytes += sizes[serial]
     for serial in np.argsort(-sizes, kind="stable"):
-        if last[serial] < 0:
+        if last[serial] < 0 or serial in recording.permanent:
             continue
         overlapping = placed[(first[placed] <= last[serial]) & (last[placed] >= first[serial])]
         start = 0
@@ -125,6 +137,6 @@ def _assign_offsets(recording: Recording) -> tuple[list[int], int]:
                 break
             start = max(start, offsets[neighbour] + sizes[neighbour])
         offsets[serial] = start
-        arena_bytes = max(arena_bytes, start + sizes[serial])
+        own_bytes = max(own_bytes, start + sizes[serial])
         placed = np.append(placed, serial)
-    return offsets.tolist(), int(arena_bytes)
+    return offsets.tolist(), int(common_bytes), int(own_bytes)

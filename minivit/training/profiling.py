@@ -7,7 +7,7 @@ whose time is close to its larger floor cannot be improved much; an op whose arr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from statistics import median
@@ -25,6 +25,7 @@ from ..kernels.cpu.run import threads as threads_now
 from ..kernels.cpu.run import threads_set
 from ..models import Model, create_model
 from ..nn.module import Module
+from ..runtime.parts import Parts
 from ..runtime.plan import Plan
 from ..runtime.precision import precision_for
 from ..runtime.threads import thread_count
@@ -130,7 +131,7 @@ def profile(
     return Profile(title, _rows([label for plan in plans for label in plan.labels], seconds.tolist(), *rates), step, *rates)
 
 
-def _record_plans(model: Model, batch: int, precision: str, train: bool, options: dict[str, Any]) -> list[Plan]:
+def _record_plans(model: Model, batch: int, precision: str, train: bool, options: dict[str, Any]) -> Sequence[Plan | Parts]:
     """Record the plans of a step on random images. Raises UserError for trainer options of inference."""
     config, rng = model.config, np.random.default_rng(0)
     images = rng.standard_normal((batch, *config.image_shape), np.float32)
@@ -145,7 +146,7 @@ def _record_plans(model: Model, batch: int, precision: str, train: bool, options
     return predictor.plans
 
 
-def _replay(plans: list[Plan]) -> None:
+def _replay(plans: Sequence[Plan | Parts]) -> None:
     for plan in plans:
         plan.replay()
 
