@@ -245,7 +245,7 @@ def _products(qkv, squares):
     method = Method(product_entry(tile), finish_entry(tile.accumulator, qkv.dtype) if qkv.dtype != tile.accumulator else 0)
     if qkv.dtype != tile.accumulator:
         flags = CONVERT | PADDED
-        width = -(-N // (tile.pairs * tile.step)) * tile.pairs * tile.step
+        width = -(-N // (tile.per_cell * tile.step)) * tile.per_cell * tile.step
         scratch_size += squares * N * width * qkv.itemsize
     scratch = empty((min(threads(), B * H), -(-scratch_size // 64) * 64), np.uint8)
     return method, Squares(flags, width), scratch

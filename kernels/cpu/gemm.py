@@ -167,7 +167,7 @@ def gemm(
         a, b = astype(a, BFLOAT16), b if shared else astype(b, BFLOAT16)
     row_scales = column_scales = empty((0,), np.float32)
     if tile.precision == "int8":
-        rounded, row_scales = round_rows(a.reshape(-1, depth))
+        rounded, row_scales = round_rows(tile, a.reshape(-1, depth))
         a_steps = Steps(rows * rounded.shape[1] if a.ndim == 3 else 0, rounded.shape[1], 1)
         a, flags = rounded, flags | epilogue.SCALED | epilogue.PADDED
         b, column_scales = pack_rounded(tile, b, b_steps.row, b_steps.column, depth, columns)

@@ -3,8 +3,9 @@
     a[i, k] ≈ q[i, k]·s[i],  q[i, k] = round(a[i, k]·127 / max |a[i]|),  s[i] = max |a[i]| / 127        (B alike, by columns)
     a · b ≈ s[i]·(Σ q[i, k]·r[k, j])·t[j]
 
-The sums are integers and exact (`cpu/tiles.py`); the epilogue multiplies them by both scales. No data for calibration is needed, since the
-scales of activations are those of the row at hand (as in LLM.int8, 2208.07339, section 2.1, without its outliers).
+The sums are integers and exact, whether q and r are stored in 8 bits or in 16 (`cpu/tiles.py`), so a product has the same bits on any CPU.
+The epilogue multiplies them by both scales. No data for calibration is needed, since the scales of activations are those of the row at hand
+(as in LLM.int8, 2208.07339, section 2.1, without its outliers).
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from ..core.arrays import empty
 from ..core.recording import launch
 from .compile import routine
 from .kernel import kernel, preparation
-from .packing import cells_of, panel_bytes, slice_cells
+from .packing import cells_of, panel_bytes, panel_offset, slice_cells
 from .run import threads
-from .tiles import Tile, row_bytes, tile_width
+from .tiles import Tile, lead_rows, packed_zero, raised, row_bytes, tile_per_cell, tile_width
 from .views import view
 
 LEVELS = 127.0
@@ -42,8 +43,8 @@ def _scale(largest, place):
 
 
 @kernel
-def _round_rows(band, bands, rounded, scales, a):
-    """rounded (R, padded) int16 bits, scales (R,), of a (R, depth) float32."""
+def _round_rows(band, bands, tile, rounded, scales, a):
+    """rounded (R, padded), scales (R,), of a (R, depth) float32."""
     R, depth = a.shape
     for i in range(R * band // bands, R * (band + 1) // bands):
         row, bits = a[i], view(np.int32(0), a.ctypes.data + 4 * i * depth)
@@ -51,25 +52,25 @@ def _round_rows(band, bands, rounded, scales, a):
         for k in range(depth):
             largest = max(largest, bits[k] & np.int32(0x7FFFFFFF))
         factor = _scale(largest, scales.ctypes.data + 4 * i)
-        out = view(np.int16(0), rounded.ctypes.data + 2 * i * rounded.shape[1])
+        out = rounded[i]
         for k in range(depth):
-            out[k] = np.int16(np.rint(row[k] * factor))
+            out[k] = np.int32(np.rint(row[k] * factor) + np.float32(raised(tile)))
         for k in range(depth, rounded.shape[1]):
             out[k] = 0
 
 
-def round_rows(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(int16 as the bits of uint16 (R, depth rounded up to whole pairs), scales (R,)) of a (R, depth) float32."""
-    rounded = empty((len(a), -(-a.shape[1] // 2) * 2), np.uint16)
+def round_rows(tile: Tile, a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(whole numbers (R, depth rounded up to whole cells) of the tile's storage, scales (R,)) of a (R, depth) float32."""
+    rounded = empty((len(a), -(-a.shape[1] // tile.per_cell) * tile.per_cell), tile.storage)
     scales = empty((len(a),), np.float32)
-    launch(_round_rows, threads(), rounded, scales, a)
+    launch(_round_rows, threads(), tile, rounded, scales, a)
     return rounded, scales
 
 
 @preparation
-def _pack_rounded(band, bands, tile, panels, source, row, column, depth, columns):
-    """panels, and after them a scale for each column, of B (depth, columns) float32; row and column are the strides of `source`."""
-    width = tile_width(tile)
+def _pack_rounded(band, bands, tile, panels, scales_start, source, row, column, depth, columns):
+    """panels, and from `scales_start` on a scale for each column, of B (depth, columns) float32; row and column are strides of `source`."""
+    width, per_cell, lead = tile_width(tile), tile_per_cell(tile), lead_rows(tile)
     panel_count, cells = (columns + width - 1) // width, cells_of(tile, depth)
     slice_depth = slice_cells(tile, cells)
     start, numbers = panels.ctypes.data, view(np.float32(0), source.ctypes.data)
@@ -80,19 +81,23 @@ def _pack_rounded(band, bands, tile, panels, source, row, column, depth, columns
             largest = np.int32(0)
             for k in range(depth if known else 0):
                 largest = max(largest, bits[k * row + at] & np.int32(0x7FFFFFFF))
-            factor = _scale(largest, start + panel_count * cells * row_bytes(tile) + 4 * (p * width + j))
+            factor = _scale(largest, start + scales_start + 4 * (p * width + j))
             for first in range(0, cells, slice_depth):
-                padded = min(slice_depth, cells - first)
-                panel = view(np.int16(0), start + (first * panel_count + p * padded) * row_bytes(tile))
-                for k in range(2 * padded):
-                    inside = known and 2 * first + k < depth
-                    number = numbers[(2 * first + k) * row + at] if inside else np.float32(0)
-                    panel[(k // 2 * width + j) * 2 + k % 2] = np.int16(np.rint(number * factor))
+                place = start + panel_offset(tile, cells, slice_depth, panel_count, 0, first, p)
+                panel, total = view(packed_zero(tile), place + lead * row_bytes(tile)), np.int32(0)
+                for k in range(per_cell * min(slice_depth, cells - first)):
+                    inside = known and per_cell * first + k < depth
+                    number = numbers[(per_cell * first + k) * row + at] if inside else np.float32(0)
+                    whole = np.int32(np.rint(number * factor))
+                    panel[(k // per_cell * width + j) * per_cell + k % per_cell] = whole
+                    total += whole
+                if lead:
+                    view(np.int32(0), place)[j] = -raised(tile) * total
 
 
 def pack_rounded(tile: Tile, b: np.ndarray, row: int, column: int, depth: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     """(panels, scales (columns rounded up to whole panels,)) of B, whose strides in b are row and column."""
     size, panel_count = panel_bytes(tile, columns, depth), -(-columns // tile.width)
     packed = empty((size + 4 * panel_count * tile.width,), np.uint8)
-    launch(_pack_rounded, min(threads(), panel_count), tile, packed, b.reshape(-1), row, column, depth, columns)
+    launch(_pack_rounded, min(threads(), panel_count), tile, packed, size, b.reshape(-1), row, column, depth, columns)
     return packed, packed[size:].view(np.float32)

@@ -17,6 +17,7 @@ from .tiles import AMX_CELLS, Tile
 LINE = 64  # bytes of a cache line
 UNROLLED = 4  # cells of each row of A in a turn of the loop
 PAIR_SUMS = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}  # by the number of lanes
+BYTE_SUMS = {8: "llvm.x86.avx512.vpdpbusd.256", 16: "llvm.x86.avx512.vpdpbusd.512"}  # AVX-VNNI has the first under this name too
 
 
 def _multiply_add(code: Code, tile: Tile, left: ir.Value, right: ir.Value, total: ir.Value) -> ir.Value:
@@ -27,6 +28,12 @@ def _multiply_add(code: Code, tile: Tile, left: ir.Value, right: ir.Value, total
         return code.call(fma, total.type, left, right, total)
     if tile.multiply == "integers":
         return b.add(total, _pair_sums(code, left, right))
+    if tile.multiply == "vpdpbusd":
+        return code.call(BYTE_SUMS[lanes], total.type, total, left, right)
+    if tile.multiply == "bytes":
+        for left_half, right_half in zip(_halves(b, left, signed=False), _halves(b, right, signed=True)):
+            total = b.add(total, _pair_sums(code, left_half, right_half))
+        return total
     if tile.multiply == "dpbf16ps":
         pairs = ir.VectorType(BFLOAT, 2 * lanes)
         return code.call("llvm.x86.avx512bf16.dpbf16ps.512", total.type, total, b.bitcast(left, pairs), b.bitcast(right, pairs))
@@ -46,6 +53,14 @@ def _pair_sums(code: Code, left: ir.Value, right: ir.Value) -> ir.Value:
     sixteen = ir.Constant(left.type, [16] * lanes)
     low, high = (lambda v: b.ashr(b.shl(v, sixteen), sixteen)), (lambda v: b.ashr(v, sixteen))
     return b.add(b.mul(low(left), low(right)), b.mul(high(left), high(right)))
+
+
+def _halves(b: ir.IRBuilder, cells: ir.Value, signed: bool) -> list[ir.Value]:
+    """The even and the odd bytes of cells, as cells of two 16-bit integers."""
+    integers = ir.VectorType(I16, 2 * cells.type.count)
+    both, eight = b.bitcast(cells, integers), ir.Constant(integers, [8] * integers.count)
+    shift = b.ashr if signed else b.lshr
+    return [b.bitcast(shift(each, eight), cells.type) for each in (b.shl(both, eight), both)]
 
 
 def _multiplier(generate_registers: Any) -> Any:
@@ -69,25 +84,26 @@ def _generate_registers(
     vectors, height = vectors or tile.vectors, tile.rows // 2 if half else tile.rows
     b, lanes = code.b, tile.lane_bytes // tile.cell_bytes
     scalar = F64 if tile.precision == "float64" else F32
-    cell = I32 if tile.pairs == 2 else scalar
-    vector, cells, whole = ir.VectorType(scalar, lanes), ir.VectorType(cell, lanes), tile.multiply == "integers"
+    cell = scalar if tile.per_cell == 1 else I32
+    vector, cells, whole = ir.VectorType(scalar, lanes), ir.VectorType(cell, lanes), tile.precision == "int8"
     rows = [code.at(a, b.mul(b.select(b.icmp_signed("<", code.number(i), last), code.number(i), last), a_row)) for i in range(height)]
     zero = ir.Constant(cells, [0] * lanes) if whole else ir.Constant(vector, [0.0] * lanes)
     for i in range(height):  # the tile of C is read and written at the end, and lies far away
         for place in (*range(0, vectors * tile.lane_bytes, LINE), vectors * tile.lane_bytes - 1):
             code.prefetch(code.at(c, b.mul(c_row, code.number(i)), place))
-    carried = [code.variable(value) for value in (code.number(0), panel, *[zero] * height * vectors)]
+    lead = [code.load(code.at(panel, v * tile.lane_bytes), cells) if tile.lead else zero for v in range(vectors)]
+    first = code.at(panel, tile.lead * tile.row_bytes)
+    carried = [code.variable(value) for value in (code.number(0), first, *lead * height)]
 
     def step(a_step: int, count: int) -> None:
         """Multiply and add `count` cells of each row of A, `a_step` bytes apart."""
         offset, panel_row, *sums = (b.load(place) for place in carried)
         for k in range(count):
-            right = [
-                code.load(code.at(panel_row, k * tile.row_bytes + v * tile.lane_bytes), cells, tile.cell_bytes) for v in range(vectors)
-            ]
+            places = [code.at(panel_row, k * tile.row_bytes + v * tile.lane_bytes) for v in range(vectors)]
+            right = [code.load(place, cells, tile.cell_bytes) for place in places]
             for i in range(height):
                 address = code.at(code.at(rows[i], offset), k * a_step)
-                left = code.splat(code.load(address, cell, min(tile.cell_bytes, 4) if tile.pairs == 1 else 2), lanes)
+                left = code.splat(code.load(address, cell, min(tile.cell_bytes, 4) if tile.per_cell == 1 else 2), lanes)
                 for at in range(i * vectors, (i + 1) * vectors):
                     sums[at] = _multiply_add(code, tile, left, right[at % vectors], sums[at])
         for place, value in zip(carried, [code.at(offset, count * a_step), code.at(panel_row, count * tile.row_bytes), *sums]):

@@ -13,7 +13,7 @@ The scheme is that of Goto and van de Geijn ("Anatomy of High-Performance Matrix
 If C has the accumulator's type, it holds the partial sums itself; if it is narrower, they are in a separate block. Then, and if a packed B
 is small enough to be read again and again, the loop over slices runs inside the loop over blocks of rows. A is read in place if its rows
 are contiguous, and packed otherwise. All addresses are int64, strides of A, B and C are in elements, and sizes of tiles in cells: one
-number, or two bfloat16 adjacent along the inner dimension.
+number, or several that are adjacent along the inner dimension.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .epilogue import Block, finish
 from .kernel import Address, kernel
 from .multiply import configure_tiles, multiply_half_rows, multiply_one_vector, multiply_tile, release_tiles
 from .operands import NO_EPILOGUE, Epilogue, Matrix, Panels, Size
-from .packing import by_rows, cells_of, pack_left, pack_right, sizes, slice_cells
+from .packing import by_rows, cells_of, pack_left, pack_right, panel_offset, sizes, slice_cells
 from .tiles import (
     MBLOCK,
     Tile,
@@ -37,10 +37,11 @@ from .tiles import (
     cell_bytes,
     half_rows,
     is_raw,
+    lead_rows,
     row_bytes,
     storage_zero,
     sum_zero,
-    tile_pairs,
+    tile_per_cell,
     tile_rows,
     tile_step,
     tile_width,
@@ -69,7 +70,7 @@ def _block(tile, size, a, panels, c, add, edge):
     zero, width, height, depth = sum_zero(tile), tile_width(tile), tile_rows(tile), size.depth
     item = item_bytes(zero)
     for p in range((size.columns + width - 1) // width):
-        panel = panels + p * depth * row_bytes(tile)
+        panel = panels + p * (depth + lead_rows(tile)) * row_bytes(tile)
         columns = min(width, size.columns - p * width)
         for t in range((size.rows + height - 1) // height):
             rows = min(height, size.rows - t * height)
@@ -96,7 +97,7 @@ def _rows_block(tile, scratch, size, cells, a, padded, low, panels, c, add, edge
     """The same for a block of A's rows in their original layout, over `size.depth` numbers: read in place if possible, else packed."""
     zero, height, cell = storage_zero(tile), tile_rows(tile), cell_bytes(tile)
     item, in_place = item_bytes(zero), 0  # number of rows that are read in place
-    if a.column == 1 and is_raw(tile) and (padded or cells * tile_pairs(tile) == size.depth):
+    if a.column == 1 and is_raw(tile) and (padded or cells * tile_per_cell(tile) == size.depth):
         in_place = size.rows if tile_step(tile) == 1 else size.rows // height * height  # tile instructions would read past A's rows
     start, stop, tiles = 0, in_place, Tiles(a.address, a.row * item, cell, height * a.row * item)
     for rest in range(2):  # a loop, so that `_block` is compiled once
@@ -114,7 +115,7 @@ def _rows_block(tile, scratch, size, cells, a, padded, low, panels, c, add, edge
 
 @kernel
 def _product(band, bands, tile, scratch, finishing, size, a, b, packed, c, add, epilogue):
-    zero, width, pairs, panel_row = storage_zero(tile), tile_width(tile), tile_pairs(tile), row_bytes(tile)
+    zero, width, per_cell, panel_row = storage_zero(tile), tile_width(tile), tile_per_cell(tile), row_bytes(tile)
     item, sum_item, flags = item_bytes(zero), item_bytes(sum_zero(tile)), epilogue.flags
     c_item = 2 if flags & CONVERT else sum_item
     cells = cells_of(tile, size.depth)
@@ -137,8 +138,8 @@ def _product(band, bands, tile, scratch, finishing, size, a, b, packed, c, add, 
             if not packed.address:
                 for k in range(start, start + span, slice_depth):
                     padded = min(slice_depth, cells - k)
-                    source = Matrix(b.address + (k * pairs * b.row + j * b.column) * item, b.row, b.column)
-                    depth = min(size.depth - k * pairs, padded * pairs)
+                    source = Matrix(b.address + (k * per_cell * b.row + j * b.column) * item, b.row, b.column)
+                    depth = min(size.depth - k * per_cell, padded * per_cell)
                     for part in range(parts):
                         target = panels + (part * span + k - start) * panel_count * panel_row
                         pack_right(tile, zero, target, source, depth, columns, padded, part)
@@ -148,13 +149,13 @@ def _product(band, bands, tile, scratch, finishing, size, a, b, packed, c, add, 
                 values = Matrix(block, panel_count * width, c.column) if flags & CONVERT else out
                 for k in range(start, start + span, slice_depth):
                     padded = min(slice_depth, cells - k)
-                    block_size = Size(rows, columns, min(size.depth - k * pairs, padded * pairs))
-                    a_rows = Matrix(a.address + (i * a.row + k * pairs * a.column) * item, a.row, a.column)
+                    block_size = Size(rows, columns, min(size.depth - k * per_cell, padded * per_cell))
+                    a_rows = Matrix(a.address + (i * a.row + k * per_cell * a.column) * item, a.row, a.column)
                     for term in range(terms):  # high·high, high·low, low·high
                         right = panels + ((term == 1) * span + k - start) * panel_count * panel_row
                         if packed.address:
-                            panel = (packed.first + j // width) * padded
-                            right = packed.address + (((term == 1) * cells + k) * packed.number + panel) * panel_row
+                            p = packed.first + j // width
+                            right = packed.address + panel_offset(tile, cells, slice_depth, packed.number, term == 1, k, p)
                         accumulate = add or k or term
                         _rows_block(tile, left, block_size, padded, a_rows, flags & PADDED, term == 2, right, values, accumulate, edge)
                 if flags & ~PADDED and start + span == cells:
@@ -212,9 +213,9 @@ def scratch_bytes(tile: Tile, rows: int, columns: int, depth: int, packed: bool 
     """Bytes of scratch memory that `product` needs, a multiple of 64."""
     cells, slice_depth, panels = sizes(tile, columns, depth)
     panels = min(panels, NBLOCK // tile.width)
-    packed_cells = cells if tile.pairs == 2 else slice_depth  # with CONVERT all slices of B are packed at once
+    packed_cells = cells if tile.per_cell > 1 else slice_depth  # with CONVERT all slices of B are packed at once
     right = 0 if packed else panels * tile.row_bytes * packed_cells * (2 if tile.split else 1)
     left = (MBLOCK + 2 * tile.rows) * slice_depth * tile.cell_bytes
     spare = tile.rows * tile.width * tile.accumulator.itemsize
-    block = min(rows, MBLOCK) * panels * tile.width * 4 if tile.pairs == 2 else 0
+    block = min(rows, MBLOCK) * panels * tile.width * 4 if tile.per_cell > 1 else 0
     return 2 * TABLE * 8 + right + left + spare + block + 63 & ~63

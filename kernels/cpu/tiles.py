@@ -1,15 +1,20 @@
 """Register tiles: the tile of C that stays in registers during a product, for each precision and kind of CPU.
 
-C[0:rows, 0:width] (+)= A[0:rows, 0:depth] · panel, where a `cell` is the unit that one lane multiplies: a number, or two bfloat16 that are
-adjacent along the inner dimension, in 32 bits. The loop is the same for all: load a row of the panel, and for each row of A broadcast a
-cell and multiply-add. Only the multiplication of two cells differs:
+C[0:rows, 0:width] (+)= A[0:rows, 0:depth] · panel, where a `cell` is the unit that one lane multiplies: a number, or 32 bits with two or
+four numbers that are adjacent along the inner dimension. The loop is the same for all: load a row of the panel, and for each row of A
+broadcast a cell and multiply-add. Only the multiplication of two cells differs:
 
     float32, float64     one fma
     bfloat16  dpbf16ps   the AVX512-BF16 instruction, which adds both products of a pair to a float32
               widened    both halves are converted to float32 by a shift and a mask, then two fma: any CPU
               amx        sixteen cells at once, in Intel's tile registers: 2 × 2 of them hold 32 × 32 elements of C
-    int8                 both halves are 16-bit integers of at most 127: their products are added to a 32-bit integer, exactly
+    int8      integers   both halves are 16-bit integers of at most 127: their products are added to a 32-bit integer, exactly
+              vpdpbusd   the VNNI instruction, which adds all products of four bytes to a 32-bit integer, exactly
+              bytes      the same by multiplications of 16-bit integers: any CPU
     bf16x3               a float32 is split into two bfloat16, high + low; three of the four products are computed, without low·low
+
+VNNI multiplies unsigned bytes by signed ones, so A's numbers q are stored as q + 128: Σ q·r = -128·Σ r + Σ (q + 128)·r. A panel of B begins
+with a row of -128·Σ r, from which the sums start.
 
 A `Tile` is passed to kernels like a number; its Numba type carries all its fields, as compile-time constants.
 """
@@ -33,6 +38,8 @@ from .llvm import I64
 
 AMX_CELLS = 16  # cells of the inner dimension in one tile instruction
 MBLOCK = 128  # maximal number of rows in a block of C
+EXACT = 512  # products of two integers of at most 127, whose sum is below 2^24 and so exact in float32
+BY_LANES = ("fma", "dpbf16ps", "widened", "integers", "vpdpbusd", "bytes")  # multiplications in vector registers
 
 
 @dataclass(frozen=True)
@@ -43,15 +50,15 @@ class Tile:
     rows: int
     lane_bytes: int
     vectors: int
-    multiply: str = "fma"  # "fma", "dpbf16ps", "widened", "integers", or the name of tile instructions
+    multiply: str = "fma"  # one of BY_LANES, or the name of tile instructions
 
     @property
     def split(self) -> bool:  # whether operands are float32 in memory and are split when packed
         return self.precision == "bf16x3"
 
     @property
-    def pairs(self) -> int:  # numbers per cell
-        return 1 if self.precision.startswith("float") else 2
+    def per_cell(self) -> int:  # numbers in a cell
+        return 1 if self.precision.startswith("float") else 4 if self.multiply in ("vpdpbusd", "bytes") else 2
 
     @property
     def cell_bytes(self) -> int:
@@ -67,15 +74,33 @@ class Tile:
 
     @property
     def slice_cells(self) -> int:  # most cells in a slice of the inner dimension, so that a panel of it stays in the first-level cache
-        return 384 if self.row_bytes <= 64 and self.precision != "int8" else 256  # int8: the same sums on every CPU, below 2^24
+        if self.precision == "int8":
+            return EXACT // self.per_cell
+        return 384 if self.row_bytes <= 64 else 256
+
+    @property
+    def slice_step(self) -> int:  # the cells of a slice are a multiple of this; int8: the same numbers in a slice, and sums, on every CPU
+        return 4 // self.per_cell if self.precision == "int8" else self.step
 
     @property
     def step(self) -> int:  # the depth in cells must be a multiple of this
-        return 1 if self.multiply in ("fma", "dpbf16ps", "widened", "integers") else AMX_CELLS
+        return 1 if self.multiply in BY_LANES else AMX_CELLS
 
     @property
-    def storage(self) -> np.dtype:  # dtype of A and B in memory, with bfloat16 and 16-bit integers as their bits
-        return np.dtype({"float32": np.float32, "float64": np.float64, "bf16x3": np.float32}.get(self.precision, np.uint16))
+    def raised(self) -> int:  # what is added to A's numbers, so that they are unsigned
+        return 128 if self.per_cell == 4 else 0
+
+    @property
+    def lead(self) -> int:  # rows of a panel before its cells: what the sums start from, if A is raised
+        return 1 if self.raised else 0
+
+    @property
+    def packed(self) -> np.dtype:  # dtype of the numbers in panels, with bfloat16 and integers as their bits
+        return np.dtype({1: self.precision, 2: "uint16", 4: "uint8"}[self.per_cell])
+
+    @property
+    def storage(self) -> np.dtype:  # dtype of A and B in memory
+        return np.dtype(np.float32) if self.split else self.packed
 
     @property
     def accumulator(self) -> np.dtype:
@@ -83,12 +108,17 @@ class Tile:
 
 
 # ------------------------------------------------------------------------------------------------------------------- this CPU's
+FOR_BFLOAT16, FOR_INT8 = ("amx", "avx512bf16"), ("avx512vnni", "avxvnni")  # instruction sets of one precision, the fastest first
+
+
 def supported() -> dict[str, bool]:
-    """Instruction sets, and whether this CPU has them; without them, all tiles but dpbf16ps and amx still work, more slowly."""
+    """Instruction sets, and whether this CPU has them; without them, all tiles but dpbf16ps, vpdpbusd and amx still work, more slowly."""
     features = llvm.get_host_cpu_features()
     return {
         "amx": bool(features.get("amx-bf16")) and _amx_permitted(),
         "avx512bf16": bool(features.get("avx512bf16")),
+        "avx512vnni": bool(features.get("avx512vnni")),
+        "avxvnni": bool(features.get("avxvnni")),
         "avx512": bool(features.get("avx512f")),
         "avx2": bool(features.get("avx2")) and bool(features.get("fma")),
     }
@@ -104,11 +134,11 @@ def _amx_permitted() -> bool:
 
 
 def tile_for(precision: str, way: str) -> Tile:
-    """The tile of a precision for an instruction set: "amx", "avx512bf16", "avx512", "avx2" or "" (128-bit vectors)."""
-    rows, lane_bytes = {"avx2": (6, 32), "": (6, 16)}.get(way, (12, 64))
+    """The tile of a precision for an instruction set of `supported`, or for "" (128-bit vectors)."""
+    rows, lane_bytes = {"avxvnni": (6, 32), "avx2": (6, 32), "": (6, 16)}.get(way, (12, 64))
     if precision in ("float32", "float64", "int8"):
-        rows, vectors = (8, 3) if way == "avx512" else (rows, 2)  # Intel's: 12 x 2 are more instructions than it takes in time for its fma
-        return Tile(precision, rows, lane_bytes, vectors, "integers" if precision == "int8" else "fma")
+        rows, vectors = (8, 3) if way in ("avx512", "avx512vnni") else (rows, 2)  # 12 x 2 are more instructions than Intel's take in time
+        return Tile(precision, rows, lane_bytes, vectors, "fma" if precision != "int8" else "vpdpbusd" if way in FOR_INT8 else "integers")
     if way == "amx":
         return Tile(precision, 32, 64, 2, "amx")
     return Tile(precision, rows, lane_bytes, 2, "dpbf16ps" if way == "avx512bf16" else "widened")
@@ -117,7 +147,8 @@ def tile_for(precision: str, way: str) -> Tile:
 @cache
 def host_tile(precision: str) -> Tile:
     """The fastest tile of a precision that this CPU supports."""
-    return tile_for(precision, next((way for way, available in supported().items() if available), ""))
+    available, own = supported(), FOR_INT8 if precision == "int8" else FOR_BFLOAT16
+    return tile_for(precision, next((way for way in (*own, "avx512", "avx2") if available[way]), ""))
 
 
 # --------------------------------------------------------------------------------------------------------- tiles inside kernels
@@ -146,8 +177,11 @@ def _of_tile(constant_of: Any) -> Any:
 
 tile_rows = _of_tile(lambda tile: tile.rows)
 tile_width = _of_tile(lambda tile: tile.width)
-tile_pairs = _of_tile(lambda tile: tile.pairs)
+tile_per_cell = _of_tile(lambda tile: tile.per_cell)
 tile_step = _of_tile(lambda tile: tile.step)
+slice_step = _of_tile(lambda tile: tile.slice_step)
+raised = _of_tile(lambda tile: tile.raised)
+lead_rows = _of_tile(lambda tile: tile.lead)
 block_rows = _of_tile(lambda tile: MBLOCK // tile.rows * tile.rows)
 tile_lanes = _of_tile(lambda tile: tile.lane_bytes // 4)
 vector_columns = _of_tile(lambda tile: tile.width // tile.vectors if tile.step == 1 else 0)  # columns in `multiply_one_vector`
@@ -170,5 +204,5 @@ def _zero_of_tile(name_of: Any) -> Any:
 
 
 storage_zero = _zero_of_tile(lambda tile: tile.storage.name)
-packed_zero = _zero_of_tile(lambda tile: tile.storage.name if tile.pairs == 1 else "uint16")
+packed_zero = _zero_of_tile(lambda tile: tile.packed.name)
 sum_zero = _zero_of_tile(lambda tile: tile.accumulator.name)

@@ -74,7 +74,7 @@ def test_the_floors_are_the_ops_own():
 
 def test_inference_by_name_with_one_thread():
     profile = minivit.profile("dvt_nano_8", batch=2, train=False, threads=1)
-    assert {row.phase for row in profile.rows if row.op != "copy_part"} == {"forward"}
+    assert {row.phase for row in profile.rows if row.name != "copy_part"} == {"forward"}
     assert profile.title.startswith("dvt_nano_8, inference, batch 2, float32, 1 thread, ")
     assert run.threads() == run.most_threads()
 

@@ -1,16 +1,26 @@
 """Products in 8 bits: exactly those of the rounded numbers, on every kind of CPU, and only where they are wanted."""
 
+import re
+from dataclasses import replace
+from itertools import product
+
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
+from llvmlite import ir
 from test_product import COLUMN, FLAGS, GELU, GRADIENT, MODULES, RESIDUAL, ROW, SHAPES, TANH, Guarded, gelu
 
 from minivit.kernels.core.dtypes import BFLOAT16
-from minivit.kernels.cpu import int8, run
+from minivit.kernels.cpu import int8, run, tiles
 from minivit.kernels.cpu.gemm import SHORTEST, gemm, products_in
-from minivit.kernels.cpu.tiles import supported, tile_for
+from minivit.kernels.cpu.llvm import I64, X86, Code
+from minivit.kernels.cpu.multiply import UNROLLED, _generate_registers
+from minivit.kernels.cpu.tiles import EXACT, Tile, host_tile, supported, tile_for
 from minivit.runtime.plan import Plan
 
-WAYS = [way for way in ("avx512", "avx2", "") if way != "avx512" or supported()[way]]
+WAYS = [way for way in ("avx512vnni", "avxvnni", "avx512", "avx2", "") if way in ("avx2", "") or supported()[way]]
+FORMS = {way or "sse": tile_for("int8", way) for way in WAYS}
+FORMS["bytes"] = replace(tile_for("int8", "avx512" if supported()["avx512"] else "avx2"), multiply="bytes")
 DEEP = [shape for shape in SHAPES if shape[2] >= SHORTEST]
 
 
@@ -23,10 +33,15 @@ def guarded(monkeypatch):
     guards.check()
 
 
-@pytest.fixture(params=WAYS, ids=lambda way: way or "sse")
-def way(request, monkeypatch):
-    """Products in 8 bits are computed in this way meanwhile."""
-    monkeypatch.setattr(MODULES[1], "host_tile", lambda precision: tile_for(precision, request.param))
+def compute_with(monkeypatch, tile: Tile) -> None:
+    """From here on, products in 8 bits are computed with this tile."""
+    monkeypatch.setattr(MODULES[1], "host_tile", lambda precision: tile if precision == "int8" else host_tile(precision))
+
+
+@pytest.fixture(params=FORMS)
+def form(request, monkeypatch):
+    """Products in 8 bits are computed in this form meanwhile."""
+    compute_with(monkeypatch, FORMS[request.param])
     with products_in("int8"):
         yield request.param
 
@@ -50,7 +65,7 @@ def numbers(*shape, seed=0):
 
 @pytest.mark.parametrize("shape", DEEP, ids=str)
 @pytest.mark.parametrize("turned", [False, True])
-def test_the_sums_are_exact(way, shape, turned, guarded):
+def test_the_sums_are_exact(form, shape, turned, guarded):
     rows, columns, depth = shape
     a, b = numbers(rows, depth), numbers(depth, columns, seed=1)
     c = guarded.empty((rows, columns), np.float32)
@@ -61,7 +76,7 @@ def test_the_sums_are_exact(way, shape, turned, guarded):
 
 
 @pytest.mark.parametrize("flags", [flags for flags in FLAGS if not flags & GRADIENT])
-def test_epilogues(way, flags, guarded):
+def test_epilogues(form, flags, guarded):
     a, b = numbers(3, 41, 530), numbers(530, 779, seed=1) * np.float32(530**-0.5)
     bias = numbers(779 if flags & COLUMN else 41, seed=2)
     c, pre, extra = (guarded.empty((3, 41, 779), np.float32) for _ in range(3))
@@ -78,10 +93,10 @@ def test_epilogues(way, flags, guarded):
         np.testing.assert_allclose(pre, before, rtol=0, atol=2e-6 * np.abs(before).max())
 
 
-def test_every_way_gives_the_same_bits(monkeypatch):
+def test_the_bits_are_those_of_any_form_and_number_of_threads(monkeypatch):
     a, b, results = numbers(130, 1601), numbers(801, 1601, seed=1), []
-    for each in WAYS:
-        monkeypatch.setattr(MODULES[1], "host_tile", lambda precision, way=each: tile_for(precision, way))
+    for tile in FORMS.values():
+        compute_with(monkeypatch, tile)
         for threads in (1, 2):
             with run.threads_set(threads), products_in("int8"):
                 results.append(np.empty((130, 801), np.float32))
@@ -90,7 +105,47 @@ def test_every_way_gives_the_same_bits(monkeypatch):
         np.testing.assert_array_equal(each, results[0])
 
 
-def test_rows_without_a_usable_scale(way):
+def any_numbers(a, b):
+    return a, b
+
+
+def large_numbers(a, b):
+    """Sums above 2^24, which depend on where the inner dimension is cut into slices."""
+    return 9 + a, 9 + b
+
+
+def no_scales(a, b):
+    a[0], a[-1, -1], b[:, 0], b[0, -1] = 0, np.nan, 0, np.inf
+    return a, b
+
+
+@pytest.mark.parametrize("depth", [1, 3, 4, 5, EXACT - 1, EXACT, EXACT + 1, 2 * EXACT + 1, 1601, 2301])
+def test_the_bits_are_those_of_any_form_in_any_shape(monkeypatch, depth):
+    monkeypatch.setattr(MODULES[1], "SHORTEST", 1)
+    for rows, columns, change in product((1, 5, 65), (1, 17, 96), (any_numbers, large_numbers, no_scales)):
+        a, b = change(numbers(rows, depth), numbers(depth, columns, seed=1))
+        results = np.full((len(FORMS), rows, columns), 7, np.float32)
+        for c, tile in zip(results, FORMS.values()):
+            compute_with(monkeypatch, tile)
+            with products_in("int8"):
+                gemm(c, a, b)
+        np.testing.assert_array_equal(results[1:].view(np.uint32), np.broadcast_to(results[0].view(np.uint32), results[1:].shape))
+
+
+@pytest.mark.parametrize("depth", [1, 3, 4, 5, EXACT - 1, EXACT, EXACT + 1, 2 * EXACT + 1])
+def test_whole_numbers_are_multiplied_exactly(form, depth, monkeypatch):
+    monkeypatch.setattr(MODULES[1], "SHORTEST", 1)
+    rng = np.random.default_rng(depth)
+    for rows, columns in product((1, 5, 65), (1, 17, 96)):
+        a, b = rng.integers(-127, 128, (rows, depth)), rng.integers(-127, 128, (depth, columns))
+        a[:, 0] = b[-1] = 127  # so that all scales are 1
+        for left, right in (a, b), (np.full_like(a, 127), np.full_like(b, -127)), (np.full_like(a, -127), np.full_like(b, -127)):
+            c = np.empty((rows, columns), np.float32)
+            gemm(c, left.astype(np.float32), right.astype(np.float32))
+            np.testing.assert_array_equal(c, left @ right)
+
+
+def test_rows_without_a_usable_scale(form):
     a, b = numbers(6, 64), numbers(64, 7, seed=1)
     a[0], a[1, 3], a[2, 5], a[3], a[4] = 0, np.nan, np.inf, 1e-38, a[4] * np.float32(1e30)
     c = np.empty((6, 7), np.float32)
@@ -143,3 +198,54 @@ def test_all_else_is_as_without(options, shapes, kind):
             gemm(c, a, b, **options)
         found.append(c)
     np.testing.assert_array_equal(*found)
+
+
+# ------------------------------------------------------------------------------------------------------------------------- VNNI
+@pytest.mark.parametrize(
+    "available, way, multiply",
+    [
+        (("amx", "avx512bf16", "avx512vnni", "avxvnni", "avx512", "avx2"), "avx512vnni", "vpdpbusd"),
+        (("avxvnni", "avx2"), "avxvnni", "vpdpbusd"),
+        (("amx", "avx512bf16", "avx512", "avx2"), "avx512", "integers"),
+        (("avx2",), "avx2", "integers"),
+        ((), "", "integers"),
+    ],
+    ids=str,
+)
+def test_the_form_is_chosen_by_the_instructions_for_integers(available, way, multiply, monkeypatch):
+    monkeypatch.setattr(tiles, "supported", lambda: {name: name in available for name in supported()})
+    tile = host_tile.__wrapped__("int8")
+    assert tile == tile_for("int8", way) and tile.multiply == multiply
+    for_bfloat16 = next((name for name in ("amx", "avx512bf16") if name in available), "")
+    assert host_tile.__wrapped__("bfloat16").multiply == {"amx": "amx", "avx512bf16": "dpbf16ps", "": "widened"}[for_bfloat16]
+
+
+def innermost_loops(tile, cpu) -> list[list[list[str]]]:
+    """The instructions of the loops of a product on another x86 CPU, each as its name and operands, the result as the last one."""
+    module = ir.Module()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 9), "multiply")
+    code = Code(ir.IRBuilder(function.append_basic_block()))
+    _generate_registers(code, tile, *function.args)
+    code.b.ret_void()
+    machine = llvm.Target.from_triple("x86_64-unknown-linux-gnu").create_target_machine(cpu=cpu, opt=3)
+    parsed = llvm.parse_assembly(str(module))
+    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(parsed, passes)
+    loops = re.findall(r"^(\.\w+):.*((?:\n\t.*)+?)\n\tj\w+\t\1$", machine.emit_assembly(parsed), re.MULTILINE)
+    return [[re.split(r"\s+|, ", line.removeprefix("{vex}").strip()) for line in loop.strip().split("\n\t")] for _, loop in loops]
+
+
+@pytest.mark.skipif(not X86, reason="no x86 CPU")
+@pytest.mark.parametrize("way, cpu", [("avx512vnni", "cascadelake"), ("avxvnni", "alderlake")])
+def test_the_loop_on_a_cpu_with_vnni(way, cpu):
+    tile = tile_for("int8", way)
+    cells = UNROLLED * tile.rows * tile.vectors
+    whole = [loop for loop in innermost_loops(tile, cpu) if [name for name, *_ in loop].count("vpdpbusd") == cells]
+    assert len(whole) == 2  # for rows of A as they lie, and for packed ones
+    for loop in whole:
+        a = [operands[-1] for name, *operands in loop if name == "vpbroadcastd"]
+        b = [operands[-1] for name, *operands in loop if name.startswith("vmovdqu")]
+        products = [operands for name, *operands in loop if name == "vpdpbusd"]
+        assert (len(a), len(b)) == (UNROLLED * tile.rows, UNROLLED * tile.vectors)
+        assert len({total for _, _, total in products}) == tile.rows * tile.vectors  # the sums stay in registers
+        assert {signed for signed, _, _ in products} == {*b} and {unsigned for _, unsigned, _ in products} == {*a}
