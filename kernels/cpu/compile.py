@@ -92,7 +92,10 @@ class _Cache(FunctionCache):
         if not self._is_used():
             return None
         try:
-            return super().load_overload(sig, target_context)
+            found = super().load_overload(sig, target_context)
+            if found is not None and tuple(found.signature.args) != tuple(getattr(sig, "args", sig)):
+                raise ValueError("two processes saved code at the same time under one name")  # which Numba does not notice
+            return found
         except Exception as error:  # whatever unpickling cut or foreign bytes, or linking their code, raises
             log.debug("compiled code of %s in %s cannot be read: %r", self._py_func.__qualname__, self.cache_path, error)
             self._discard()

@@ -62,6 +62,27 @@ def test_damaged_files_are_made_again(folder, ending, damage):
     assert not compiled_again()
 
 
+def test_code_of_another_signature_does_not_run(folder):
+    """What two processes leave behind that saved the code of two signatures under one name at the same time."""
+
+    def results():
+        fresh, found = kernel(_add_one), []
+        for kind in (np.float64, np.int32):
+            x = np.arange(3, dtype=kind)
+            found.append(np.zeros_like(x))
+            launch(fresh, 1, found[-1], x)
+        return found, [entry.cache_hits for entry in fresh.entries.values()]
+
+    assert results()[1] == [0, 0] and results()[1] == [1, 1]
+    one, other = (path for path in files(folder) if path.suffix == ".nbc" and "_add_one" in path.name)
+    one.write_bytes(other.read_bytes())
+    found, hits = results()
+    for y in found:
+        np.testing.assert_array_equal(y, [1, 2, 3])
+    assert sum(hits) < 2
+    assert results()[1] == [1, 1]
+
+
 def test_a_folder_that_cannot_be_made_costs_one_line(folder, capfd):
     folder.write_text("a file where the folder should be")
     assert compiled_again()
