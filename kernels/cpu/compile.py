@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numba
-from numba import njit
+from numba import njit, types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, UserProvidedCacheLocator
 from numba.core.ccallback import CFunc
 from numba.core.sigutils import normalize_signature
+from numba.extending import intrinsic
 
 from ...errors import UserError
 from ...interrupts import deferred
@@ -172,6 +173,17 @@ def assembly(signature: Any, function: Callable) -> str:
     with deferred():
         entry.compile()
     return entry._library.get_asm_str()
+
+
+@intrinsic
+def compiled_once(typing_context):
+    """In a large routine: LLVM compiles it once, and not once more for some constants."""
+
+    def generate(context, builder, signature, values):
+        builder.function.attributes.add("noduplicate")
+        return context.get_dummy_value()
+
+    return types.void(), generate
 
 
 def routine(function: Callable) -> Callable:

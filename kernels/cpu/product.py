@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.epilogue import BIAS_COLUMN, CONVERT, PADDED
-from .compile import routine
+from .compile import compiled_once, routine
 from .epilogue import Block, finish
 from .kernel import Address, kernel
 from .multiply import configure_tiles, multiply_half_rows, multiply_one_vector, multiply_tile, release_tiles
@@ -67,6 +67,7 @@ class Tiles(NamedTuple):
 @routine
 def _block(tile, size, a, panels, c, add, edge):
     """c[0:rows, 0:columns] (+)= a · panels over `size.depth` cells, tile by tile; `edge` is the address of a spare tile."""
+    compiled_once()
     zero, width, height, depth = sum_zero(tile), tile_width(tile), tile_rows(tile), size.depth
     item = item_bytes(zero)
     for p in range((size.columns + width - 1) // width):
