@@ -95,26 +95,31 @@ def _generate_registers(
     first = code.at(panel, tile.lead * tile.row_bytes)
     carried = [code.variable(value) for value in (code.number(0), first, *lead * height)]
 
-    def step(a_step: int, count: int) -> None:
+    def step(a_step: ir.Value, count: int) -> None:
         """Multiply and add `count` cells of each row of A, `a_step` bytes apart."""
         offset, panel_row, *sums = (b.load(place) for place in carried)
         for k in range(count):
             places = [code.at(panel_row, k * tile.row_bytes + v * tile.lane_bytes) for v in range(vectors)]
             right = [code.load(place, cells, tile.cell_bytes) for place in places]
             for i in range(height):
-                address = code.at(code.at(rows[i], offset), k * a_step)
+                address = code.at(rows[i], offset, b.mul(a_step, code.number(k)))
                 left = code.splat(code.load(address, cell, min(tile.cell_bytes, 4) if tile.per_cell == 1 else 2), lanes)
                 for at in range(i * vectors, (i + 1) * vectors):
                     sums[at] = _multiply_add(code, tile, left, right[at % vectors], sums[at])
-        for place, value in zip(carried, [code.at(offset, count * a_step), code.at(panel_row, count * tile.row_bytes), *sums]):
+        for place, value in zip(
+            carried, [code.at(offset, b.mul(a_step, code.number(count))), code.at(panel_row, count * tile.row_bytes), *sums]
+        ):
             b.store(value, place)
 
-    with b.if_else(b.icmp_signed("==", a_step, code.number(tile.cell_bytes))) as branches:
-        for branch, constant in zip(branches, (tile.cell_bytes, tile.rows * tile.cell_bytes)):
-            with branch:  # with a constant step, its multiples are part of the instructions
-                for count, unrolled in ((b.sdiv(depth, code.number(UNROLLED)), UNROLLED), (b.srem(depth, code.number(UNROLLED)), 1)):
-                    with cgutils.for_range(b, count):
-                        step(constant, unrolled)
+    rest = depth
+    if height * vectors == tile.rows * tile.vectors:
+        with b.if_else(b.icmp_signed("==", a_step, code.number(tile.cell_bytes))) as branches:
+            for branch, constant in zip(branches, (tile.cell_bytes, tile.rows * tile.cell_bytes)):
+                with branch, cgutils.for_range(b, b.sdiv(depth, code.number(UNROLLED))):
+                    step(code.number(constant), UNROLLED)  # the multiples of a constant are part of the instructions
+        rest = b.srem(depth, code.number(UNROLLED))
+    with cgutils.for_range(b, rest):
+        step(a_step, 1)
     new = [b.load(place) for place in carried[2:]]
 
     def store(accumulate: bool) -> None:
