@@ -42,6 +42,8 @@ NAMES = {  # the names of the ops defined by each module
     "begin_update": ("begin_update",),
     "adamw": ("adamw",),
     "sgd": ("sgd",),
+    "orthogonalise": ("orthogonalise",),
+    "muon": ("muon_momentum", "muon"),
     "augment": ("augment",),
 }
 

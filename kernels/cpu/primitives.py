@@ -2,5 +2,6 @@
 
 from .gemm import column_sums, gemm, row_sums
 from .strided import astype, combine, convert, copy, fill, sum_into
+from .symmetric import symmetric_product
 
-__all__ = ["astype", "column_sums", "combine", "convert", "copy", "fill", "gemm", "row_sums", "sum_into"]
+__all__ = ["astype", "column_sums", "combine", "convert", "copy", "fill", "gemm", "row_sums", "sum_into", "symmetric_product"]

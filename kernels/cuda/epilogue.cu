@@ -44,3 +44,16 @@ template <class T, int W, bool TANH> __global__ void __launch_bounds__(256) gelu
         if (a) store<T, W>(a + i * W, value);
     }
 }
+
+// c = scale * sums + extra_scale * extra + diagonal * I, over `size` elements in square matrices with `side` rows; extra may be null.
+template <class T>
+__global__ void __launch_bounds__(256) add_terms(T* c, const Sum<T>* sums, const T* extra, long size, long side, double scale,
+                                                 double extra_scale, double diagonal) {
+    typedef Sum<T> S;
+    GRID_STRIDE(i, size) {
+        S value = S(scale) * sums[i];
+        if (extra) value += S(extra_scale) * S(extra[i]);
+        if (i % side == i / side % side) value += S(diagonal);
+        c[i] = T(value);
+    }
+}

@@ -67,6 +67,26 @@ def gemm(
         _multiply(c, a, b, transpose_a, transpose_b, bias, residual)
 
 
+def symmetric_product(
+    c: Any,
+    a: Any,
+    b: Any,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    scale: float = 1.0,
+    extra: Any = None,
+    extra_scale: float = 1.0,
+    diagonal: float = 0.0,
+) -> None:
+    """c = scale·(a·b) + extra_scale·extra + diagonal·I; see `cpu.symmetric.symmetric_product`. All of the product is computed."""
+    if scale == 1.0 and extra is None and not diagonal:
+        return _multiply(c, a, b, transpose_a, transpose_b)
+    sums = empty(c.shape, accumulator_dtype(c.dtype), "cuda")
+    _multiply(sums, a, b, transpose_a, transpose_b)
+    launch(_source("add_terms", c.dtype), grid_for(c.size), c, sums, extra, c.size, c.shape[-1], scale, extra_scale, diagonal)
+
+
 def gelu_gradient(dx: Any, a: Any, dy: Any, x: Any, tanh_form: bool) -> None:
     """dx = dy·gelu'(x), and a = gelu(x) unless it is None; dx may be dy."""
     width = vector_width(x.size, *(m for m in (dx, a, dy, x) if m is not None))

@@ -127,6 +127,7 @@ class ConvolutionStem(Stem):
     """
 
     first = "proj.0.weight"
+    no_muon = (first,)
 
     def __init__(self, config: ViTConfig) -> None:
         patch, dim, dtype = config.patch_size, config.dim, config.dtype

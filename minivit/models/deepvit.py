@@ -76,6 +76,7 @@ class ConvolutionStem(Stem):
     """
 
     first = "conv1.weight"
+    no_muon = (first,)
 
     def __init__(self, config: DeepViTConfig) -> None:
         width, dtype, half = config.stem_width, config.dtype, _half(config.patch_size)

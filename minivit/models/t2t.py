@@ -134,7 +134,7 @@ class Performer(Module):
     def __init__(self, inputs: int, config: T2TConfig, random: Random) -> None:
         dim, dtype = config.token_dim, config.dtype
         self.w = filled((config.kernel_features or max(1, dim // 2), dim), 0, dtype, requires_grad=False)
-        self.kqv = Linear(inputs, 3 * dim, dtype=dtype)
+        self.kqv = Linear(inputs, 3 * dim, dtype=dtype, parts=3)
         self.proj = Linear(dim, dim, dtype=dtype)
         self.norm1 = LayerNorm(inputs, config.eps, dtype)
         self.norm2 = LayerNorm(dim, config.eps, dtype)
@@ -155,7 +155,7 @@ class TokenAttention(Module):
 
     def __init__(self, inputs: int, dim: int, dtype: str) -> None:
         self.scale, self.dim = inputs**-0.5, dim
-        self.qkv = Linear(inputs, 3 * dim, bias=False, dtype=dtype)
+        self.qkv = Linear(inputs, 3 * dim, bias=False, dtype=dtype, parts=3)
         self.proj = Linear(dim, dim, dtype=dtype)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,6 +180,8 @@ class TokenTransformer(Module):
 
 class TokensToToken(Module):
     """Three unfolds, with a token block after the first two and a projection after the last: (B, in_channels, H, W) -> (B, N, dim)."""
+
+    no_muon = ("attention1.kqv", "attention1.attn.qkv")  # the first weights, of either kind of block
 
     def __init__(self, config: T2TConfig, random: Random) -> None:
         self.shape, self.unfolds = config.image_shape, config.unfolds

@@ -56,6 +56,8 @@ class Conv2d(Module):
 class DepthwiseConv2d(Conv2d):
     """The same with a kernel for each channel: (B, H, W, channels) -> (B, U, V, channels)."""
 
+    no_muon = ("weight",)
+
     def __init__(self, channels: int, size: int, stride: int = 1, padding: int = 0, bias: bool = True, dtype: str = "float32") -> None:
         super().__init__(1, channels, size, stride, padding, bias, dtype)
 

@@ -113,9 +113,13 @@ class DropPath(Dropout):
 
 
 class Linear(Module):
-    """activation(x @ weight.T + bias) + residual: x (..., inputs) -> (..., outputs)."""
+    """activation(x @ weight.T + bias) + residual: x (..., inputs) -> (..., outputs).
 
-    def __init__(self, inputs: int, outputs: int, bias: bool = True, dtype: str = "float32") -> None:
+    parts: the weight stacks the matrices of so many projections, of which Muon orthogonalises each.
+    """
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True, dtype: str = "float32", parts: int = 1) -> None:
+        self.parts = parts
         self.weight = filled((outputs, inputs), 0.0, dtype)
         self.bias = filled((outputs,), 0.0, dtype) if bias else None
 
@@ -247,6 +251,7 @@ class PatchEmbed(Stem):
     """
 
     first = "proj.weight"
+    no_muon = (first,)
 
     def __init__(
         self,
@@ -315,7 +320,7 @@ class Attention(Module):
         if dim % heads:
             raise UserError(f"heads must divide dim: {dim} is not a multiple of {heads}")
         self.heads = heads
-        self.qkv = Linear(dim, 3 * dim, qkv_bias, dtype)
+        self.qkv = Linear(dim, 3 * dim, qkv_bias, dtype, parts=3)
         self.attn_drop = Dropout(attn_drop, random)
         self.proj = Linear(dim, dim, dtype=dtype)
         self.proj_drop = Dropout(proj_drop, random)

@@ -83,9 +83,11 @@ class Module:
 
     separable: ClassVar[bool] = False  # whether an image's output is independent of the rest of the batch: batches may be split into parts
     no_decay: ClassVar[Collection[str]] = ("bias", "cls_token", "pos_embed")  # attributes whose parameters are exempt from weight decay
+    no_muon: ClassVar[Collection[str]] = ()  # names, of parameters or modules below it, that are no matrices between hidden layers
     statistics: ClassVar[Collection[str]] = ()  # attributes whose parameters follow the batches in training: frozen, but not constant
     ignored: ClassVar[Collection[str]] = ()  # names of state dicts by other programs that it has no use for
 
+    parts: int = 1  # how many matrices of equal shape each of its own parameters stacks
     training: bool = False
 
     def forward(self, *inputs: Any) -> Any:
@@ -162,6 +164,24 @@ class Module:
                 if isinstance(child, Parameter):
                     decays.setdefault(id(child), (child, child.ndim > 1 and name not in module.no_decay))
         return [parameter for parameter, decayed in decays.values() if decayed]
+
+    def hidden_matrices(self) -> dict[int, tuple[int, int, int]]:
+        """The weights between hidden layers: {id of the parameter: (matrices that it stacks, rows and columns of each)}.
+
+        These are the parameters with weight decay but those below the names in their modules' `no_muon`: weights that meet the images, the
+        head, and kernels of single channels. The weights of a convolution are one matrix, (outputs, inputs·rows·columns) (Jordan et al.
+        2024). A row or a column alone is none.
+        """
+        parts: dict[int, int] = {}
+        others: set[int] = set()
+        for module in self.modules():
+            parts |= {id(child): module.parts for _, _, _, child in module.child_slots() if id(child) not in parts}
+            if module.no_muon:
+                named = module.named_parameters()
+                others |= {id(p) for name, p in named if any(f"{name}.".startswith(f"{each}.") for each in module.no_muon)}
+        kept = [(p, parts[id(p)]) for p in self.decayed_parameters() if id(p) not in others]
+        shapes = {id(p): (number, p.shape[0] // number, prod(p.shape[1:])) for p, number in kept}
+        return {key: shape for key, shape in shapes.items() if min(shape[1:]) > 1}
 
     def statistic_parameters(self) -> list[Parameter]:
         """The parameters of this module and its descendants that follow the batches in training, without duplicates."""

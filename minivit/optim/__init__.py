@@ -5,8 +5,9 @@ Values that change between steps, such as learning rate and step number, are sto
 
 from .adamw import AdamW
 from .flat import FlatParameters
+from .muon import Muon
 from .optimizer import OPTIMIZERS, Optimizer
 from .schedules import SCHEDULES
 from .sgd import SGD
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "SGD", "AdamW", "FlatParameters", "Optimizer"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "SGD", "AdamW", "FlatParameters", "Muon", "Optimizer"]

@@ -30,13 +30,16 @@ class FlatParameters:
     is moved to the device. Running statistics (`Module.statistics`) lie behind the groups, with a gradient of zero, by which an optimizer
     leaves them alone, but for their average: averaged weights need the statistics of activations that such weights make.
 
-    groups: the grouping of parameters, by default those with weight decay, then the others. ends: the end of each group in the buffers.
-    size: the number of trainable elements.
+    groups: the grouping of parameters, by default those with weight decay, then the others; the last group is that without weight decay.
+    ends: the end of each group in the buffers. starts: the start of each parameter in the buffers, by its id.
+    size: the number of trainable elements. products: the dtype in which the model computes with its parameters, by default theirs.
     data, gradient: the buffers, (size with padding,), of `dtype` (by default the model's).
     Raises UserError if there is nothing to train.
     """
 
-    def __init__(self, model: Module, dtype: Any = None, device: str = "cpu", groups: Groups = by_decay) -> None:
+    def __init__(
+        self, model: Module, dtype: Any = None, device: str = "cpu", groups: Groups = by_decay, products: np.dtype | None = None
+    ) -> None:
         trainable = _trainable(model)
         if not trainable:
             raise UserError("the model has no parameters to train")
@@ -49,10 +52,11 @@ class FlatParameters:
         padded_sizes = [-(-p.size // line_size) * line_size for p in self.parameters]
         self.size = sum(p.size for p in trainable)
         self.ends = [sum(padded_sizes[: sum(map(len, grouped[: i + 1]))]) for i in range(len(grouped))]
-        self.device = device
+        self.model, self.device, self.products = model, device, products or dtype
         values = np.zeros(sum(padded_sizes), dtype)
         self.gradient = arrays.array_on(device, np.zeros_like(values))
-        starts = self._starts = np.cumsum([0, *padded_sizes]).tolist()
+        starts = np.cumsum([0, *padded_sizes]).tolist()
+        self.starts = {id(parameter): start for parameter, start in zip(self.parameters, starts)}
         for parameter, start in zip(self.parameters, starts):
             values[start : start + parameter.size] = parameter.data.reshape(-1)
         model.to(device)
@@ -73,15 +77,16 @@ class FlatParameters:
 
     @property
     def decayed(self) -> int:
-        """The end of the first group, by default the parameters with weight decay."""
-        return self.ends[0]
+        """The end of the parameters with weight decay."""
+        return self.ends[-2]
 
     @contextmanager
     def with_bf16_copy(self) -> Iterator[None]:
         """Inside, matrix products read parameters from a common bfloat16 copy, instead of rounding them in each product."""
         copy = arrays.empty(self.data.shape, BFLOAT16, self.device)
         primitives(self.device).convert(copy, self.data)
-        for parameter, start in zip(self.parameters, self._starts):
+        for parameter in self.parameters:
+            start = self.starts[id(parameter)]
             parameter.bf16_copy = copy[start : start + parameter.size].reshape(parameter.shape)
         try:
             yield

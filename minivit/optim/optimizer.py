@@ -21,7 +21,8 @@ from ..kernels.core.devices import device_of
 from .flat import FlatParameters, Groups, by_decay
 
 
-def _run(op: str, outputs: tuple[Any, ...], inputs: tuple[Any, ...], *constants: Any) -> None:
+def run_op(op: str, outputs: tuple[Any, ...], inputs: tuple[Any, ...], *constants: Any) -> None:
+    """Run the forward of an op as a part of the update."""
     OPS[op].run("forward", (*outputs, *inputs, *constants), inputs, constants, "update")
 
 
@@ -56,7 +57,7 @@ class StepScalars:
 
 
 class Optimizer:
-    """Base class of AdamW and SGD: hyperparameters that may be changed between steps, the gradient norm with clipping, and the running
+    """Base class of optimizers: hyperparameters that may be changed between steps, the gradient norm with clipping, and the running
     average of the weights if `ema`, its decay, is set. `kernels.begin_update` contains the formulas.
 
     steps: the number of steps so far. gradient_norm: the global norm at the last step, before clipping. name: the registered name.
@@ -64,7 +65,7 @@ class Optimizer:
     """
 
     name: ClassVar[str]
-    buffers: ClassVar[tuple[str, ...]] = ()  # the attributes that hold its state, arrays of the flat buffer's size
+    buffers: ClassVar[tuple[str, ...]] = ()  # the attributes that hold its state, arrays
     groups: ClassVar[Groups] = staticmethod(by_decay)
 
     def __init__(self, flat: FlatParameters, lr: float, weight_decay: float, clip_norm: float | None, ema: float | None) -> None:
@@ -126,7 +127,7 @@ class Optimizer:
     def step(self) -> None:
         """Update the parameters with the gradients in the flat buffer, and then their running average."""
         gradient, scalars = self.flat.gradient, self.scalars.array
-        _run("begin_update", (self._squares, scalars), (gradient, scalars))
+        run_op("begin_update", (self._squares, scalars), (gradient, scalars))
         self._update()
 
     def swap_average(self) -> None:
@@ -139,10 +140,11 @@ class Optimizer:
     def _update(self) -> None:
         raise NotImplementedError
 
-    def _run_op(self, op: str, state: tuple[Any, ...], *constants: Any) -> None:
-        """Run an op that updates the parameters, the optimizer `state` of equal size, and the running average."""
-        p, average = self.flat.data, self.average
-        _run(op, (p, *state, average), (p, self.flat.gradient, *state, average, self._squares, self.scalars.array), *constants)
+    def _run_op(self, op: str, state: tuple[Any, ...], *constants: Any, start: int = 0) -> None:
+        """Run an op that updates the parameters from `start` on, the optimizer `state` of equal size, and the running average."""
+        p, gradient = self.flat.data[start:], self.flat.gradient[start:]
+        average = None if self.average is None else self.average[start:]
+        run_op(op, (p, *state, average), (p, gradient, *state, average, self._squares, self.scalars.array), *constants)
 
 
 def zeros_like(array: Any) -> Any:

@@ -48,8 +48,8 @@ class TrainOptions(Checked):
     cutmix: Annotated[float | None, "alpha of CutMix; 0 is off"] = None
     drop_path: Annotated[float | None, "stochastic depth of the last block"] = None
     ema: Annotated[float | None, "decay of a running average of the weights, which is then tested and saved; 0 is off"] = None
-    optimizer: Annotated[str, "adamw or sgd"] = "adamw"
-    momentum: Annotated[float, "momentum of sgd, at least 0 and below 1"] = 0.9
+    optimizer: Annotated[str, "adamw, sgd, or muon, which is adamw but for the matrices between hidden layers"] = "adamw"
+    momentum: Annotated[float | None, "momentum of sgd, by default 0.9, or of muon, 0.95; at least 0 and below 1"] = None
     accumulate: Annotated[
         int | None,
         "number of parts of a batch that are computed one after the other, to save memory; by default as many as hardly cost time",

@@ -102,7 +102,7 @@ def _prepare(options: TrainOptions) -> Loop:
             say(line)
     training_hashes = hash_sample(dataset.train_images) if model.num_exits > 1 else ()  # only used by the calibration of cascades
     classifier = Classifier(model, dataset.class_names, Preprocessing.of(dataset), training_hashes, trainer.precision.name)
-    config = _config(options, dataset, recipe, batches, model, trainer, weights)
+    config = _config(options, dataset, recipe, batches, model, trainer, settings)
     folder = RunFolder.create(options.out, f"{_slug(model.name)}-{_slug(dataset.name)}", config, options.overwrite)
     say(f"run folder {folder.path}", options.progress)
     return Loop(trainer, classifier, dataset, batches, recipe, options.schedule, folder)
@@ -206,7 +206,9 @@ def _adapt(options: TrainOptions, dataset: Dataset, recipe: Recipe) -> Model:
 # ------------------------------------------------------------------------------------------------------------------- the run
 def _trainer_settings(options: TrainOptions, recipe: Recipe, threads: int, weights: tuple[float, ...] | None) -> dict[str, Any]:
     optimizer = OPTIMIZERS.get(options.optimizer)  # Trainer raises for an unknown one
-    optimizer_options = {name: getattr(options, name) for name in (optimizer.options() if optimizer else ()) if hasattr(options, name)}
+    defaults = optimizer.options() if optimizer else {}
+    given = {name: getattr(options, name) for name in defaults if hasattr(options, name)}
+    optimizer_options = {name: defaults[name] if value is None else value for name, value in given.items()}
     return dict(
         precision=options.precision,
         device=options.device,
@@ -230,13 +232,12 @@ def _config(
     batches: Batches,
     model: Model,
     trainer: Trainer,
-    weights: tuple[float, ...] | None,
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
     """Everything needed to repeat the run."""
     unchanged = (
         "schedule",
         "optimizer",
-        "momentum",
         "seed",
         "device",
         "test_fraction",
@@ -251,12 +252,13 @@ def _config(
         "model": model.name,
         "data": _repeatable(options.data),
         "augmentation": batches.policy,
+        "momentum": settings.get("momentum"),
         "accumulate": trainer.parts(recipe.batch_size),
         "precision": trainer.precision.name,
         "image_size": dataset.image_size,
         "in_channels": dataset.in_channels,
         "fit": dataset.fit,
-        "class_weights": weights,
+        "class_weights": settings["class_weights"],
         "model_options": dict(options.model_options or {}),
     }
     return {

@@ -46,8 +46,8 @@ class Trainer:
         exits with equal weights and nothing detached (2105.15075, section 3.2). The trainable parameters are moved into one flat buffer.
     precision: "float32", "bf16x3", "bfloat16", "float64" or "auto" (`minivit.runtime.precision`). For "float64" a float32 model is
         converted; a float64 model is always trained in float64. `precision.name` is the resulting precision.
-    device: "cpu", or "cuda", to which the entire model is moved. optimizer: "adamw" or "sgd"; its specific options (betas, eps; momentum,
-        nesterov) are also accepted as keywords.
+    device: "cpu", or "cuda", to which the entire model is moved. optimizer: "adamw", "sgd" or "muon"; its specific options (betas, eps;
+        momentum, nesterov; those of both and adjust_lr_fn, ns_steps) are also accepted as keywords.
     weight_decay: for all parameters except those with one dimension, biases, class tokens and position embeddings
         (`Module.decayed_parameters`).
     clip_norm: maximum global norm of the gradient; None or 0: no clipping. label_smoothing: 0 ... below 1 (`functional.cross_entropy`).
@@ -103,7 +103,8 @@ class Trainer:
         classes = model.config.num_classes if isinstance(model, Model) else np.size(class_weights)
         weights = None if class_weights is None else checked_class_weights(class_weights, classes)
         with explain_out_of_memory(1):
-            self.flat = FlatParameters(model, self.precision.parameters, device, OPTIMIZERS[optimizer].groups)
+            groups, products = OPTIMIZERS[optimizer].groups, self.precision.activations
+            self.flat = FlatParameters(model, self.precision.parameters, device, groups, products)
         self.class_weights = None if weights is None else arrays.array_on(device, weights.astype(self.precision.parameters))  # (K,)
         self._bf16_copy = device == "cuda" and self.precision.name == "bfloat16"  # on the CPU, packing rounds weights
         self.optimizer = OPTIMIZERS[optimizer](

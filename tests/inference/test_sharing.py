@@ -270,7 +270,15 @@ class TestCopies:
                 assert np.array_equal(other.predict(images).probabilities, classifier.predict(images).probabilities)
                 assert other.class_names == classifier.class_names
 
-    @pytest.mark.parametrize("options", [{"ema": 0.9}, {"optimizer": "sgd", "nesterov": True, "precision": "bfloat16"}])
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"ema": 0.9},
+            {"optimizer": "sgd", "nesterov": True, "precision": "bfloat16"},
+            {"optimizer": "muon", "momentum": 0.9, "adjust_lr_fn": "original", "ns_steps": 3, "ema": 0.9},
+        ],
+        ids=str,
+    )
     def test_of_a_trainer_which_goes_on_bit_for_bit(self, copied, options):
         trainer = Trainer(nano(drop_path_rate=0.2, proj_drop_rate=0.1), lr=1e-2, clip_norm=1.0, **options)
         data = list(batches(6))

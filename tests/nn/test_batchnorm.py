@@ -72,7 +72,7 @@ def test_activations(activation, function):
     np.testing.assert_allclose(layer(x, activation).numpy(), function(layer(x).numpy()), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
 def test_a_recorded_step_moves_the_statistics_as_an_eager_one(optimizer):
     states = []
     for plan in (True, False):

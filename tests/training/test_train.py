@@ -76,7 +76,7 @@ def test_the_config_repeats_the_run_bit_for_bit(run, tmp_path):
 def test_the_config_names_every_argument(run):
     config = json.loads((run.folder / CONFIG).read_text())
     assert config["arguments"].keys() == inspect.signature(train).parameters.keys() - {"out", "overwrite", "progress", "threads", "profile"}
-    assert None not in [value for name, value in config["arguments"].items() if name not in ("limit", "class_weights")]
+    assert None not in [value for name, value in config["arguments"].items() if name not in ("limit", "class_weights", "momentum")]
 
 
 @pytest.mark.slow
@@ -85,6 +85,7 @@ def test_the_config_names_every_argument(run):
     [
         {"ema": 0.8, "cutmix": 0.2, "accumulate": 2, "drop_path": 0.1},
         {"optimizer": "sgd", "schedule": "constant", "lr": 0.1, "clip_norm": 0},
+        {"momentum": 0.8, "optimizer": "muon", "ema": 0.8},
         {"precision": "float64", "weight_decay": 0.1},
         {"model": "mixer_nano_patch2_8", "model_options": {"dim": 32, "depth": 1}},
     ],

@@ -295,7 +295,7 @@ def test_a_batch_that_does_not_fit_is_told_and_changes_nothing(images, labels, m
     [
         ({"precision": "bfloat17"}, r"precision='bfloat17' is not available \(nearest: bfloat16.*: choose auto, float32, bf16x3, bfloat16"),
         ({"device": "tpu"}, "device='tpu' is not available: choose 'cpu' or 'cuda'"),
-        ({"optimizer": "adam"}, r"unknown optimizer 'adam' \(nearest: adamw\): choose adamw, sgd"),
+        ({"optimizer": "adam"}, r"unknown optimizer 'adam' \(nearest: adamw\): choose adamw, muon, sgd"),
         ({"lr": -1.0}, "lr must be"),
         ({"weight_decay": float("nan")}, "weight_decay must be"),
         ({"betas": (0.9, 1.0)}, r"betas\[1\] must be at least 0 and below 1, got 1.0"),

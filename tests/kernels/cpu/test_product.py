@@ -21,6 +21,7 @@ from minivit.kernels.cpu import run
 from minivit.kernels.cpu.gemm import gemm, products_in
 from minivit.kernels.cpu.kernel import kernel
 from minivit.kernels.cpu.math import gelu_rounded
+from minivit.kernels.cpu.symmetric import symmetric_product
 from minivit.kernels.cpu.tiles import supported, tile_for
 from minivit.kernels.gelu import gelu_reference
 from minivit.testing.numerics import check_accuracy
@@ -28,7 +29,7 @@ from minivit.testing.result import CheckResult
 
 EVERY_OP = list(OPS.values())  # imported now: a module that is first imported in a test with guards would keep `Guarded.empty`
 # They allocate scratch.
-MODULES = [import_module(f"minivit.kernels.{name}") for name in ("core.arrays", "cpu.gemm", "attention", "cpu.strided")]
+MODULES = [import_module(f"minivit.kernels.{name}") for name in ("core.arrays", "cpu.gemm", "attention", "cpu.strided", "cpu.symmetric")]
 SIMULATED = "amx simulated"
 WAYS = ("amx", SIMULATED, "avx512bf16", "avx512", "avx2", "")
 NEEDED = ("amx", "avx512bf16")  # instructions without which a CPU cannot run the way at all
@@ -161,6 +162,28 @@ def test_batches(tile, shape, batched, guarded):
             sum_batch=sum_batch,
         )
         close(tile, c, wanted, f"transposed {transpose_a, transpose_b}, {dtype}, sum_batch={sum_batch}")
+        guarded.check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 9), (2, 24, 24), (3, 67, 45), (1, 200, 700)], ids=str)
+def test_symmetric_products(tile, shape, guarded):
+    batch, side, _ = shape
+    a = numbers(tile, shape, 0)
+    square = a.astype(np.float64) @ a.astype(np.float64).swapaxes(1, 2)
+    extra = numbers(tile, (batch, side, side), 1)
+    extra = (extra + extra.swapaxes(1, 2)).astype(extra.dtype)
+    for transpose, terms, dtype in product((False, True), (False, True), outputs_of(tile)):
+        c, factor = guarded.empty(square.shape, dtype), stored(a, transpose, guarded)
+        transposed, wanted = dict(transpose_a=transpose, transpose_b=not transpose), square
+        if terms:
+            added = guarded.copy(extra.astype(dtype))
+            symmetric_product(c, factor, factor, **transposed, scale=-0.5, extra=added, extra_scale=2.0, diagonal=3.0)
+            wanted = -0.5 * square + 2 * added.astype(np.float64) + 3 * np.eye(side)
+        else:
+            symmetric_product(c, factor, factor, **transposed)
+        close(tile, c, wanted, f"transposed {transpose}, terms {terms}, {dtype}")
+        np.testing.assert_array_equal(c, c.swapaxes(1, 2))
         guarded.check()
 
 

@@ -74,7 +74,11 @@ def test_arrays_of_two_devices_do_not_meet(on_cuda):
 
 # ---------------------------------------------------------------------------------------------------------------- training
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2, "ema": 0.9, "clip_norm": 0.5}, {"optimizer": "sgd", "nesterov": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"accumulate": 2, "ema": 0.9, "clip_norm": 0.5}, {"optimizer": "sgd", "nesterov": True}, {"optimizer": "muon", "ema": 0.9}],
+    ids=str,
+)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_follows_the_cpu(on_cuda, name, options):
     options = {n: v for n, v in options.items() if name not in NORMALISED or n != "accumulate"}
