@@ -18,10 +18,10 @@ from .compile import routine
 from .gemm import BANDS_EACH, Steps, tile_of
 from .kernel import kernel
 from .operands import NO_EPILOGUE, Matrix, Method, Panels, Size
-from .packing import cells_of, pack_right, panel_bytes, slice_cells, transpose_cells
+from .packing import cells_of, pack_right, panel_bytes, panel_offset, slice_cells, transpose_cells
 from .product import product, product_entry, scratch_bytes
 from .run import threads
-from .tiles import host_tile, is_raw, row_bytes, storage_zero, sum_zero, tile_lanes, tile_pairs, tile_width
+from .tiles import host_tile, is_raw, storage_zero, sum_zero, tile_lanes, tile_per_cell, tile_width
 from .views import item_bytes, view, zero_of
 
 ROWS = 24  # at least, in a block: fewer rows leave out more of the upper half, and read the panels more often
@@ -48,15 +48,15 @@ class Terms(NamedTuple):
 @routine
 def _pack_whole(tile, panels, b, depth, columns):
     """Pack b (depth, columns) as `packing.pack` does."""
-    zero, pairs, panel_count = storage_zero(tile), tile_pairs(tile), (columns + tile_width(tile) - 1) // tile_width(tile)
+    zero, per_cell, panel_count = storage_zero(tile), tile_per_cell(tile), (columns + tile_width(tile) - 1) // tile_width(tile)
     cells = cells_of(tile, depth)
     slice_depth = slice_cells(tile, cells)
     for part in range(1 if is_raw(tile) else 2):
         for k in range(0, cells, slice_depth):
             padded = min(slice_depth, cells - k)
-            source = Matrix(b.address + k * pairs * b.row * item_bytes(zero), b.row, b.column)
-            target = panels + (part * cells + k) * panel_count * row_bytes(tile)
-            pack_right(tile, zero, target, source, min(depth - k * pairs, padded * pairs), columns, padded, part)
+            source = Matrix(b.address + k * per_cell * b.row * item_bytes(zero), b.row, b.column)
+            target = panels + panel_offset(tile, cells, slice_depth, panel_count, part, k, 0)
+            pack_right(tile, zero, target, source, min(depth - k * per_cell, padded * per_cell), columns, padded, part)
 
 
 @routine
