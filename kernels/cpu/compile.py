@@ -94,7 +94,7 @@ class _Cache(FunctionCache):
             return None
         try:
             found = super().load_overload(sig, target_context)
-            if found is not None and tuple(found.signature.args) != tuple(getattr(sig, "args", sig)):
+            if found is not None and found.signature.args != normalize_signature(sig)[0]:
                 raise ValueError("two processes saved code at the same time under one name")  # which Numba does not notice
             return found
         except Exception as error:  # whatever unpickling cut or foreign bytes, or linking their code, raises

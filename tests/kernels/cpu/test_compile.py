@@ -23,6 +23,10 @@ def _add_one(band, bands, y, x):
         y[i] = x[i] + 1
 
 
+def _nothing(first, second):
+    pass
+
+
 def compiled_again() -> bool:
     """Whether a fresh kernel object was compiled rather than read from the cache; it must compute what it should."""
     x = np.arange(3.0)
@@ -60,6 +64,11 @@ def test_damaged_files_are_made_again(folder, ending, damage):
         path.write_bytes(damage(path.read_bytes()))
     assert compiled_again()
     assert not compiled_again()
+
+
+def test_a_loop_is_compiled_once(folder):
+    hits = [sum(compilation.compiled_loop("void(int64, int64)", _nothing).stats.cache_hits.values()) for _ in range(3)]
+    assert hits == [0, 1, 1]
 
 
 def test_code_of_another_signature_does_not_run(folder):
