@@ -67,11 +67,11 @@ class Plan:
             chosen = [call for i, call in enumerate(recording.calls) if (i in preparations) is prepare]
             return [(kernel, grid, [placed(a, copy) for a in arguments]) for kernel, grid, arguments in chosen]
 
+        preparing, replayed = calls(0, True), [calls(copy, False) for copy in range(copies)]
         if device == "cpu":
-            compile_missing([*calls(0, True), *calls(0, False)])
+            compile_missing([*preparing, *replayed[0]])
         compile_calls = devices.runtime().prepare if device == "cuda" else lambda calls: Calls(calls, self.threads)
-        self._preparations = compile_calls(calls(0, True))
-        self.calls = [compile_calls(calls(copy, False)) for copy in range(copies)]
+        self._preparations, self.calls = compile_calls(preparing), [*map(compile_calls, replayed)]
         self.launches = len(self.labels)
         self.results = tuple(placed(view, 0) for view in views)
         self.prepare()
