@@ -10,9 +10,10 @@ import numpy as np
 from ..errors import UserError
 from ..kernels import OPS
 from ..kernels.core.arrays import empty, to_device
-from .augmentation import Policy, check_mixing, draw_matrices, draw_mixing, find_policy
+from .augmentation import Policy, draw, find_policy
 from .dataset import check_seed
 from .labels import check_labels
+from .mixing import check_mixing, draw_mixing
 
 ORDER, BATCH = 0, 1  # the use of random numbers: the last word of the Philox counter
 
@@ -100,11 +101,11 @@ class Batches:
     def _batch(self, epoch: int, batch: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         random = np.random.Generator(self._counter(epoch, batch, BATCH))
         count, (_, H, W, C) = len(index), self.images.shape
-        matrices = draw_matrices(random, self.policy, count, (H, W))  # (B, 2, 3)
+        drawn = draw(random, self.policy, count, (H, W), C)
         mixing = draw_mixing(random, count, (H, W), self.mixup, self.cutmix)
         if self._device_images is None:
             self._device_images = to_device(self.images, self.device)
-        inputs = [index, mixing.partner, matrices, mixing.lam, mixing.boxes, self.mean, self.std]
+        inputs = [index, mixing.partner, drawn.matrices, drawn.colours, mixing.lam, mixing.boxes, drawn.holes, self.mean, self.std]
         images = empty((count, C, H, W), np.float32, self.device)
         arrays = [images, self._device_images, *(to_device(np.ascontiguousarray(a), self.device) for a in inputs)]
         OPS["augment"].run("forward", arrays, arrays[1:], ())

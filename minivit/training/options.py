@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from textwrap import fill
 from typing import Annotated, Any, get_type_hints
 
+from ..data.augmentation import POLICIES
 from ..data.image_file import MAX_PIXELS
 from ..errors import UserError, nearest, shown
 from ..nn.module import Module
@@ -42,7 +43,7 @@ class TrainOptions(Checked):
     ] = None
     augmentation: Annotated[
         str | Sequence[Any] | None,
-        "none, flip, crop-flip or affine, by default the policy of the dataset; in Python also a custom policy",
+        f"{', '.join(POLICIES)}; by default the policy of the dataset; in Python also a custom policy",
     ] = None
     mixup: Annotated[float | None, "alpha of mixup; 0 is off"] = None
     cutmix: Annotated[float | None, "alpha of CutMix; 0 is off"] = None
