@@ -32,5 +32,5 @@ for epoch in range(epochs):
         trainer.lr = cosine(trainer.steps, steps, lr=3e-3, warmup=steps // 10, min_lr=0.0)
         losses.append(trainer.step(images, labels))
     predictor = minivit.Predictor(model)
-    _, accuracies = evaluate(predictor, data.test_images, data.test_labels, data.mean, data.std, data.num_classes)
-    print(f"epoch {epoch + 1}: loss {fmean(losses):.3f}, test accuracy {100 * accuracies[-1]:.1f} %")
+    result = evaluate(predictor, data.test_images, data.test_labels, data.mean, data.std, data.num_classes)
+    print(f"epoch {epoch + 1}: loss {fmean(losses):.3f}, test accuracy {100 * result.accuracies[-1]:.1f} %")

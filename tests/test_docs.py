@@ -120,9 +120,9 @@ def test_the_trainer(capsys):
 def test_a_schedule(monkeypatch):
     names = {}
     exec(example("schedule"), names)
-    monkeypatch.setitem(SCHEDULES, "linear", names["linear"])
-    assert TrainOptions(schedule="linear").schedule == "linear"
-    rates = [SCHEDULES["linear"](step, 40, 0.003, 8, 0.001) for step in range(41)]
+    monkeypatch.setitem(SCHEDULES, "exponential", names["exponential"])
+    assert TrainOptions(schedule="exponential").schedule == "exponential"
+    rates = [SCHEDULES["exponential"](step, 40, 0.003, 8, 0.001) for step in range(41)]
     assert np.isclose(max(rates), 0.003) and np.isclose(rates[40], 0.001)
     assert np.all(np.diff(rates[:8]) > 0) and np.all(np.diff(rates[8:]) < 0)
 

@@ -6,7 +6,7 @@ import argparse
 
 from ..inference.classifier import load
 from ..inference.evaluate import evaluate
-from .options import add_test_options, test_data
+from .options import add_test_options, add_tta, test_data
 from .output import by_exit, print_json
 
 
@@ -14,26 +14,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder, its name below runs/, or a .safetensors file of minivit")
     parser.add_argument("--data", metavar="STR", help="test images: a name, folder or .npz file (default: those of the run)")
     add_test_options(parser)
+    add_tta(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    classifier = load(options.run, options.precision, options.device)
+    classifier = load(options.run, options.precision, options.device, options.tta)
     dataset = test_data(options, classifier)
     preprocessing = classifier.preprocessing
-    loss, accuracies = evaluate(
+    result = evaluate(
         classifier.predictor, dataset.test_images, dataset.test_labels, preprocessing.mean, preprocessing.std, dataset.num_classes
     )
     if options.json:
         print_json(
             {
-                "test_accuracy": accuracies[-1],
-                "exit_accuracies": accuracies,
-                "test_loss": loss,
+                "test_accuracy": result.accuracies[-1],
+                "exit_accuracies": result.accuracies,
+                "balanced_accuracy": result.balanced_accuracy,
+                "test_loss": result.loss,
                 "images": len(dataset.test_images),
                 "part": "all" if dataset.is_whole else "test",
                 "data": dataset.name,
             }
         )
     else:
-        print(f"test accuracy {100 * accuracies[-1]:.1f} %{by_exit(accuracies)} · test loss {loss:.4f} · {dataset.test_part()}")
+        print(
+            f"test accuracy {100 * result.accuracies[-1]:.1f} %{by_exit(result.accuracies)} · "
+            f"balanced {100 * result.balanced_accuracy:.1f} % · test loss {result.loss:.4f} · {dataset.test_part()}"
+        )
     return 0

@@ -24,6 +24,11 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tta(parser: argparse.ArgumentParser) -> None:
+    """Add --tta."""
+    parser.add_argument("--tta", action="store_true", help="average the predictions for an image and its mirror image, in twice the time")
+
+
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Add --threads."""
     parser.add_argument("--threads", type=int, metavar="INT", help="how many compute (default: as many as there are cores)")

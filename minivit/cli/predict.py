@@ -10,7 +10,7 @@ from ..data.image_file import Unreadable
 from ..errors import printable
 from ..inference.classifier import Classifier, load
 from ..progress import say
-from .options import add_image_options, add_precision, add_threads
+from .options import add_image_options, add_precision, add_threads, add_tta
 from .output import print_json_list
 
 
@@ -27,10 +27,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_image_options(parser)
     add_precision(parser)
     add_threads(parser)
+    add_tta(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    classifier = load(options.run, options.precision, options.device)
+    classifier = load(options.run, options.precision, options.device, options.tta)
     skipped: list[Unreadable] = []
     bad = skipped if options.skip_bad_images else None
     rows = _rows(classifier, options.images, options.budget, bad, options.json, options.max_pixels)

@@ -87,8 +87,8 @@ class About(Checked):
 class Classifier(Module):
     """A model with its class names and preprocessing, as returned by training and `load`.
 
-    Its parameters are those of the model, with the same names. precision: of predictions, as for Predictor. training_sketch: for a cascade,
-    hashes by which images of the training set are detected (`data/train_test_overlap.py`). Raises UserError for class names or a
+    Its parameters are those of the model, with the same names. precision, tta: of predictions, as for Predictor. training_sketch: for a
+    cascade, hashes by which images of the training set are detected (`data/train_test_overlap.py`). Raises UserError for class names or a
     preprocessing that do not fit the model.
     """
 
@@ -99,10 +99,11 @@ class Classifier(Module):
         preprocessing: Preprocessing,
         training_sketch: Sequence[int] = (),
         precision: str | None = None,
+        tta: bool = False,
     ) -> None:
         self.model, self.class_names, self.preprocessing = model, tuple(class_names), preprocessing
         self.training_sketch = tuple(training_sketch)
-        self.precision = precision
+        self.precision, self.tta = precision, tta
         self._predictor: Predictor | None = None
         config = model.config
         if len(self.class_names) != config.num_classes:
@@ -148,7 +149,7 @@ class Classifier(Module):
     def predictor(self) -> Predictor:
         """The Predictor of the model, created on first use."""
         if self._predictor is None:
-            self._predictor = Predictor(self.model, self.precision)
+            self._predictor = Predictor(self.model, self.precision, tta=self.tta)
         return self._predictor
 
     def predict(
@@ -211,10 +212,10 @@ class Classifier(Module):
         run_folder.save_model(path, self.model, about, precision)
 
 
-def load(path: str | os.PathLike[str], precision: str | None = None, device: str = "cpu") -> Classifier:
+def load(path: str | os.PathLike[str], precision: str | None = None, device: str = "cpu", tta: bool = False) -> Classifier:
     """Load the model of a run folder, or of a .safetensors file written by minivit, in evaluation mode.
 
-    path: the folder, its name in runs/, or the file. precision: of predictions, as for Predictor. device: "cpu" or "cuda".
+    path: the folder, its name in runs/, or the file. precision, tta: of predictions, as for Predictor. device: "cpu" or "cuda".
     Raises UserError if it does not exist (with the nearest names), or is damaged.
     """
     check_device(device)
@@ -224,4 +225,4 @@ def load(path: str | os.PathLike[str], precision: str | None = None, device: str
     model.to(device)
     with run_folder.reading(file, "create the model and load its weights with load_weights"):
         about = record(About, metadata)
-        return Classifier(model, about.class_names, about.preprocessing, about.training_sketch, precision)
+        return Classifier(model, about.class_names, about.preprocessing, about.training_sketch, precision, tta)

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from ..data import Batches
 from .predictor import LARGEST_BATCH, Predictor
+
+
+class Evaluation(NamedTuple):
+    """How well a model does on labelled images."""
+
+    loss: float  # mean cross-entropy of the last exit
+    accuracies: list[float]  # of every exit, in 0..1
+    balanced_accuracy: float  # of the last exit: the mean over the classes of the accuracy on the images of each
 
 
 def evaluate(
@@ -18,18 +27,21 @@ def evaluate(
     std: Sequence[float],
     num_classes: int,
     batch_size: int = LARGEST_BATCH,
-) -> tuple[float, list[float]]:
-    """(mean cross-entropy of the last exit, accuracy in 0..1 of every exit).
+) -> Evaluation:
+    """The loss and accuracy of a predictor.
 
     images: (n, H, W, C), uint8 or float32 in 0..1. labels: (n,).
     """
     batches = Batches(
         images, labels, batch_size=min(batch_size, len(images)), num_classes=num_classes, mean=mean, std=std, shuffle=False, drop_last=False
     )
-    loss, correct = 0.0, np.zeros(predictor.stages)
+    loss, right = 0.0, []
     for inputs, targets in batches.epoch(0):
         logits = predictor.logits(inputs).astype(np.float64)  # (exits, B, K)
-        correct += (logits.argmax(2) == targets).sum(1)
+        right.append(logits.argmax(2) == targets)  # (exits, B)
         last_logits = logits[-1] - logits[-1].max(1, keepdims=True)
         loss += float((np.log(np.exp(last_logits).sum(1)) - last_logits[np.arange(len(targets)), targets]).sum())
-    return loss / len(images), (correct / len(images)).tolist()
+    correct = np.concatenate(right, axis=1)
+    counts = np.bincount(labels, minlength=num_classes)
+    recalls = np.bincount(labels, correct[-1], num_classes)[counts > 0] / counts[counts > 0]
+    return Evaluation(loss / len(images), correct.mean(1).tolist(), float(recalls.mean()))

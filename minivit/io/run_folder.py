@@ -1,8 +1,8 @@
 """Run folders and model files. All files are written atomically, and the files of a run together.
 
 config.json         everything needed to repeat the run: the resolved arguments of `train`, versions, a one-line summary of the data
-metrics.jsonl       one line per epoch: epoch, train_loss, test_loss, test_accuracy, learning_rate, seconds, images_per_second;
-                    for a cascade also exit_accuracies
+metrics.jsonl       one line per epoch that was tested: epoch, train_loss, test_loss, test_accuracy, learning_rate, seconds,
+                    images_per_second; for a cascade also exit_accuracies
 model.safetensors   the weights tested after the last finished epoch; its metadata contains, as JSON, the model's configuration
                     ("model"), "class_names", "preprocessing", "training_sketch" (`data/train_test_overlap.py`), and the
                     thresholds of a cascade ("calibration")
@@ -177,7 +177,8 @@ class RunFolder:
             return f"{self.path} holds no model"
         if self.replaces:
             return f"{self.path} holds the earlier run as it was"
-        return f"{self.path} holds the model after {len(self.history)} of {epochs} epochs"
+        done = self.history[-1]["epoch"] if self.history else 0
+        return f"{self.path} holds the model after {done} of {epochs} epochs"
 
     def read_config(self) -> dict[str, Any]:
         """The content of config.json. Raises UserError if it is missing or damaged."""

@@ -54,7 +54,9 @@ class Model(Module):
 
     def initialise(self, only: str = "*") -> None:
         """Initialise the parameters whose names match the pattern `only`, from the model's seed."""
-        initialise(self, self.initialisers(), self.seed, only)
+        table = self.initialisers()
+        stems = [(name, module.initialisers()) for name, module in self.named_modules() if isinstance(module, Stem)] if table else []
+        initialise(self, {f"{name}.{pattern}": draw for name, own in stems for pattern, draw in own.items()} | table, self.seed, only)
 
     def features(self, images: Any) -> Tensor:
         """The input of the head: images (B, in_channels, rows, columns) -> (B, dim)."""

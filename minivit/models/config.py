@@ -8,6 +8,7 @@ from math import prod
 from typing import Any, ClassVar, Literal
 
 from ..errors import UserError
+from ..nn.stems import halvings
 from ..schema import Checked, Count, Positive, Rate, Size
 from ..sides import ImageSize, Padding, PatchSize, both
 
@@ -60,6 +61,8 @@ class BackboneConfig(StageConfig):
     patch_size: PatchSize = 16  # pixels: (rows, columns), or one number for both; must divide image_size if patch_stride is None
     patch_stride: PatchSize | None = None  # pixels from one patch to the next, at most patch_size; None: patch_size
     patch_padding: Padding = 0  # pixels of zeros around the image
+    stem: Literal["patch", "convolution"] = "patch"  # a projection of patches, or convolutions (`nn/stems.py`; DeepViT has its own)
+    stem_width: Size = 24  # channels of the first convolution of the stem
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +70,15 @@ class BackboneConfig(StageConfig):
         for stride, size in zip(both(self.patch_stride or 1), both(self.patch_size)):
             if stride > size:
                 raise UserError(f"patch_stride must be at most patch_size: {stride} is more than {size}")
+        if self.stem == "convolution":
+            self.check_convolution_stem()
+
+    def check_convolution_stem(self) -> None:
+        """Raises UserError if the convolutions cannot be made for these patches."""
+        if halvings(self.patch_size) is None or self.patch_stride is not None or self.patch_padding != 0:
+            raise UserError(
+                f"stem='convolution' takes a patch_size that is a power of 2, no patch_stride and no patch_padding, not {self.patch_size}"
+            )
 
     @property
     def patch_values(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from .. import functional as F
 from ..errors import UserError, shown
@@ -37,15 +37,16 @@ class DeepViTConfig(ViTConfig):
     reattention_blocks: Annotated[Sequence[Count], Limits(most=1024)] | None = None  # blocks with Re-attention, from 0; None: all
     reattention_scale: Positive = 1.0  # factor of the mixed and normalised attention maps
     residual_scale: Positive = 1.0  # a: a block normalises a·x, and divides its branches by a
-    stem: Literal["patch", "convolution"] = "patch"  # patch projection, or three convolutions, the last with half the patch size
     stem_width: Size = 64  # channels of the first two convolutions of the stem
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if any(i >= self.depth for i in self.reattention_blocks or ()):
             raise UserError(f"reattention_blocks must be from 0 to {self.depth - 1}, not {shown(self.reattention_blocks)}")
+
+    def check_convolution_stem(self) -> None:
         for patch, image in zip(both(self.patch_size), both(self.image_size)):
-            if self.stem == "convolution" and (patch % 2 or image % patch):
+            if patch % 2 or image % patch:
                 raise UserError(f"stem='convolution' takes an even patch_size that divides image_size, not {patch} for {image} pixels")
 
     def reattends(self, i: int) -> bool:

@@ -15,8 +15,9 @@ import numpy as np
 from .. import functional as F
 from ..errors import UserError
 from ..nn.initialisers import Initialiser, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
-from ..nn.layers import Dropout, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Random, TokenLayerNorm, TokenMlp, with_class_token
+from ..nn.layers import Dropout, DropPath, LayerNorm, Linear, Mlp, Random, TokenLayerNorm, TokenMlp, with_class_token
 from ..nn.module import Module, filled
+from ..nn.stems import stem_of
 from ..sides import both
 from ..tensor import Tensor
 from .base import Backbone
@@ -110,7 +111,7 @@ class FFOnly(Backbone):
         super().__init__(config, seed, random)
         dim, dtype, random = config.dim, config.dtype, self.random
         self.cls_token = filled((1, 1, dim), 0.0, dtype)
-        self.patch_embed = PatchEmbed.of(config)
+        self.patch_embed = stem_of(config)
         self.grid = self.patch_embed.grid
         tokens = 1 + prod(self.grid)
         if int(min(dim, tokens) * config.mlp_ratio) < 1:

@@ -15,9 +15,10 @@ import numpy as np
 from .. import functional as F
 from ..errors import UserError
 from ..nn.convolution import Conv2d, DepthwiseConv2d, EfficientChannelAttention, SqueezeExcitation, convolve_all
-from ..nn.initialisers import Initialiser, kaiming_uniform, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
-from ..nn.layers import Attention, BatchNorm, Dropout, DropPath, LayerNorm, Linear, PatchEmbed, Random, Sequential, with_class_token
+from ..nn.initialisers import Initialiser, kaiming_uniform, lecun_normal, normal, on_convolutions, truncated_normal, uniform, xavier_uniform
+from ..nn.layers import Attention, BatchNorm, Dropout, DropPath, LayerNorm, Linear, Random, Sequential, with_class_token
 from ..nn.module import Module, filled
+from ..nn.stems import stem_of
 from ..tensor import Tensor
 from .base import Backbone
 from .config import BackboneConfig, Positive, Rate, Size
@@ -38,6 +39,7 @@ class LocalViTConfig(BackboneConfig):
     activation: Literal["hswish", "relu6"] = "hswish"  # after the first two convolutions
     depthwise: Literal["middle", "first", "none"] = "middle"  # place of the depthwise convolution: between the others, before them, nowhere
     channel_attention: Literal["se", "eca", "eca_hard"] | None = "se"  # before the last: squeeze-and-excitation, ECA, with hard sigmoid
+    pool: Literal["cls", "mean"] = "cls"  # input of the head: the class token, or the mean of the patch tokens, without a class token
     se_reduction: Size = 192  # hidden channels of a block's convolutions, in units of the hidden units of its squeeze-and-excitation
     drop_rate: Rate = 0.0  # dropout before the head
     pos_drop_rate: Rate = 0.0  # dropout after the position embedding
@@ -48,7 +50,14 @@ class LocalViTConfig(BackboneConfig):
     init: Literal["timm", "jax", "zeros"] = "timm"  # initialisation: as in the authors' code, as in Google's ViT, or none
 
 
+# A convolution stem, and blocks without channel attention: what learns most in minutes on a CPU (docs/results.md).
+COMPACT: dict[str, Any] = dict(num_classes=10, mlp_ratio=2.0, channel_attention=None, pool="mean", stem="convolution", init="jax")
+
 PRESETS: dict[str, dict[str, Any]] = {
+    "localvit_micro_patch4_32": dict(image_size=32, patch_size=4, dim=96, depth=3, heads=3, **COMPACT),
+    "localvit_mini_patch4_32": dict(image_size=32, patch_size=4, dim=128, depth=4, heads=4, stem_width=32, **COMPACT),
+    "localvit_micro_patch8_64": dict(image_size=64, patch_size=8, dim=96, depth=3, heads=3, **COMPACT),
+    "localvit_mini_patch8_64": dict(image_size=64, patch_size=8, dim=128, depth=4, heads=4, stem_width=32, **COMPACT),
     "localvit_nano_patch2_8": dict(
         image_size=8, patch_size=2, in_channels=1, num_classes=10, dim=64, depth=4, mlp_ratio=2.0, se_reduction=32, init="jax"
     ),
@@ -91,7 +100,7 @@ class Locality(Module):
 
 
 class Block(Module):
-    """x += attention(norm1(x)) for all tokens, then x += conv(x) for the map of patches: (B, 1 + rows·columns, C) -> likewise.
+    """x += attention(norm1(x)) for all tokens, then x += conv(x) for the map of patches: (B, N, C) -> (B, N, C), N = prefix + rows·columns.
 
     extra: (B, N, extra_channels), appended to the input of the convolutions. bias: (B, H, N, N), added to the scaled attention logits.
     return_logits: also return these logits, after the tokens.
@@ -99,7 +108,7 @@ class Block(Module):
 
     def __init__(self, config: LocalViTConfig, grid: tuple[int, int], drop_path_rate: float, random: Random) -> None:
         dim, dtype = config.dim, config.dtype
-        self.grid = grid
+        self.grid, self.prefix = grid, int(config.pool == "cls")
         self.norm1 = LayerNorm(dim, config.eps, dtype)
         self.attn = Attention(dim, config.heads, random, config.qkv_bias, config.attn_drop_rate, config.proj_drop_rate, dtype)
         self.drop_path = DropPath(drop_path_rate, random)
@@ -108,23 +117,24 @@ class Block(Module):
     def forward(self, x: Tensor, extra: Tensor | None = None, bias: Tensor | None = None, return_logits: bool = False) -> Any:
         result = self.attn(self.norm1(x), bias, return_logits)
         branch, logits = result if return_logits else (result, None)
-        class_token, patches = F.split(x + self.drop_path(branch), (1, x.shape[1] - 1), axis=1)  # (B, 1, C), (B, rows·columns, C)
-        inputs = patches if extra is None else F.concatenate(patches, extra[:, 1:], axis=2)
+        patches = x = x + self.drop_path(branch)
+        if self.prefix:
+            class_token, patches = F.split(x, (1, x.shape[1] - 1), axis=1)  # (B, 1, C), (B, rows·columns, C)
+        inputs = patches if extra is None else F.concatenate(patches, extra[:, self.prefix :], axis=2)
         y = self.conv(inputs.reshape(len(x), *self.grid, -1)).reshape(patches.shape)
-        x = F.concatenate(class_token, patches + y, axis=1)
+        x = F.concatenate(class_token, patches + y, axis=1) if self.prefix else patches + y
         return (x, logits) if return_logits else x
 
 
 @register
 class LocalViT(Backbone):
-    """The complete model; the input of the head is the class token.
+    """The complete model; the input of the head is the class token, as in the paper, or the mean of the patch tokens.
 
     Raises UserError if heads does not divide dim, patch_size does not divide image_size, or mlp_ratio or se_reduction leaves nothing.
     """
 
     family, Config, presets = "localvit", LocalViTConfig, PRESETS
     attends = True
-    prefix = 1
 
     config: LocalViTConfig
     blocks: list[Block]
@@ -132,10 +142,10 @@ class LocalViT(Backbone):
     def __init__(self, config: LocalViTConfig, seed: int = 0, random: Random | None = None) -> None:
         super().__init__(config, seed, random)
         dim, dtype, random = config.dim, config.dtype, self.random
-        embed = PatchEmbed.of(config)
-        self.grid = embed.grid
-        self.cls_token = filled((1, 1, dim), 0, dtype)
-        self.pos_embed = filled((1, 1 + prod(embed.grid), dim), 0, dtype)
+        embed = stem_of(config)
+        self.prefix, self.grid = int(config.pool == "cls"), embed.grid
+        self.cls_token = filled((1, 1, dim), 0, dtype) if self.prefix else None
+        self.pos_embed = filled((1, self.prefix + prod(embed.grid), dim), 0, dtype)
         self.patch_embed = embed
         self.pos_drop = Dropout(config.pos_drop_rate, random)
         self.blocks = [Block(config, self.grid, float(rate), random) for rate in np.linspace(0.0, config.drop_path_rate, config.depth)]
@@ -156,7 +166,7 @@ class LocalViT(Backbone):
                 "*.attn.proj.weight": xavier_uniform(),
                 "*.fc.?.weight": xavier_uniform(),
                 "*.conv.weight": lecun_normal,  # of ECA
-                "*.conv.?.weight": _convolution(lecun_normal),
+                "*.conv.?.weight": on_convolutions(lecun_normal),
             }
         weight_init = truncated_normal(0.02)
         return {
@@ -172,10 +182,9 @@ class LocalViT(Backbone):
 
     def embed(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images)  # (B, patches, C)
-        x = with_class_token(x, self.cls_token)  # (B, N, C)
+        if self.cls_token is not None:
+            x = with_class_token(x, self.cls_token)  # (B, N, C)
         return self.pos_drop(x + self.pos_embed)
 
-
-def _convolution(draw: Initialiser) -> Initialiser:
-    """The distribution of convolutions; what has one dimension, the scale of a normalisation, stays one."""
-    return lambda rng, shape: draw(rng, shape) if len(shape) > 1 else np.ones(shape)
+    def pool(self, tokens: Tensor) -> Tensor:
+        return super().pool(tokens) if self.prefix else self.norm(tokens.mean(1))

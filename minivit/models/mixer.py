@@ -11,8 +11,9 @@ import numpy as np
 
 from .. import functional as F
 from ..nn.initialisers import Initialiser, lecun_normal, normal, xavier_uniform
-from ..nn.layers import Dropout, DropPath, LayerNorm, Linear, Mlp, PatchEmbed, Random, TokenMlp
+from ..nn.layers import Dropout, DropPath, LayerNorm, Linear, Mlp, Random, TokenMlp
 from ..nn.module import Module
+from ..nn.stems import stem_of
 from ..tensor import Tensor
 from .base import Backbone
 from .config import BackboneConfig, Positive, Rate, Size
@@ -97,7 +98,7 @@ class Mixer(Backbone):
     def __init__(self, config: MixerConfig, seed: int = 0, random: Random | None = None) -> None:
         super().__init__(config, seed, random)
         dim, dtype = config.dim, config.dtype
-        self.stem = PatchEmbed.of(config)
+        self.stem = stem_of(config)
         self.grid = self.stem.grid
         self.blocks = [Block(config, prod(self.grid), self.random) for _ in range(config.depth)]
         self.norm = LayerNorm(dim, config.eps, dtype)

@@ -12,8 +12,9 @@ import numpy as np
 from .. import functional as F
 from ..errors import UserError
 from ..nn.initialisers import Initialiser, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
-from ..nn.layers import Attention, Dropout, DropPath, LayerNorm, LayerScale, Linear, Mlp, PatchEmbed, Random, Stem, with_class_token
+from ..nn.layers import Attention, Dropout, DropPath, LayerNorm, LayerScale, Linear, Mlp, Random, Stem, with_class_token
 from ..nn.module import Module, Parameter, filled
+from ..nn.stems import stem_of
 from ..sides import Sides, simplest
 from ..tensor import Tensor
 from . import positions
@@ -183,7 +184,7 @@ class ViT(Backbone):
 
     @staticmethod
     def _patch_embed(config: ViTConfig) -> Stem:
-        return PatchEmbed.of(config)
+        return stem_of(config)
 
     def resize(self, image_size: Sides) -> None:
         """Change the input size, pixels or (rows, columns): the position embedding is resized as in timm, bicubic with antialiasing.

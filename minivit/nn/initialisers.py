@@ -38,6 +38,11 @@ def initialise(model: Module, table: Mapping[str, Initialiser], seed: int, only:
             parameter.data[...] = draw(generator(seed, name), parameter.shape)
 
 
+def constant(value: float) -> Initialiser:
+    """The same value everywhere."""
+    return lambda rng, shape: np.full(shape, value)
+
+
 def normal(std: float) -> Initialiser:
     """Normal with mean 0."""
     return lambda rng, shape: rng.normal(0.0, std, shape)
@@ -48,9 +53,15 @@ def uniform(limit: float) -> Initialiser:
     return lambda rng, shape: rng.uniform(-limit, limit, shape)
 
 
+def on_convolutions(draw: Initialiser) -> Initialiser:
+    """The distribution of the weights of convolutions; what has one dimension, the scale of a normalisation, is one."""
+    return lambda rng, shape: draw(rng, shape) if len(shape) > 1 else np.ones(shape)
+
+
+@on_convolutions
 def kaiming_uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Uniform in ±1/√fan_in, PyTorch's default for a convolution; what has one dimension, the scale of a normalisation, is one."""
-    return uniform(prod(shape[1:]) ** -0.5)(rng, shape) if len(shape) > 1 else np.ones(shape)
+    """Uniform in ±1/√fan_in, PyTorch's default for a convolution."""
+    return uniform(prod(shape[1:]) ** -0.5)(rng, shape)
 
 
 def truncated_normal(std: float, limit: float = 2.0) -> Initialiser:

@@ -20,6 +20,7 @@ from ..kernels.core.devices import device_of
 from ..kernels.random import advance
 from ..sides import Sides, both
 from ..tensor import Tensor
+from .initialisers import Initialiser
 from .module import Module, Parameter, filled
 
 __all__ = [
@@ -235,6 +236,10 @@ class Stem(Module):
 
     grid: tuple[int, int]
     first: ClassVar[str]
+
+    def initialisers(self) -> dict[str, Initialiser]:
+        """The distributions of its own, by pattern of parameter names; the model's table has those of other parameters."""
+        return {}
 
     @property
     def filters(self) -> Parameter:

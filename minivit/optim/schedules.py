@@ -14,9 +14,22 @@ def cosine(step: int, steps: int, lr: float, warmup: int, min_lr: float) -> floa
     return min_lr + (lr - min_lr) / 2 * (1 + cos(pi * (step - warmup) / (steps - warmup)))
 
 
+def linear(step: int, steps: int, lr: float, warmup: int, min_lr: float) -> float:
+    """The same linear warmup, then a straight line down to `min_lr`, which a step after the last would have."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    return min_lr + (lr - min_lr) * (steps - step) / (steps - warmup)
+
+
+def wsd(step: int, steps: int, lr: float, warmup: int, min_lr: float) -> float:
+    """Warmup, stable, decay: the same linear warmup, `lr` until 60 % of the steps, then a straight line (2404.06395, section 4)."""
+    stable = max(warmup, round(0.6 * steps))
+    return constant(step, steps, lr, warmup, min_lr) if step < stable else linear(step, steps, lr, stable, min_lr)
+
+
 def constant(step: int, steps: int, lr: float, warmup: int, min_lr: float) -> float:
     """The same linear warmup, then constant `lr`."""
     return lr * (step + 1) / warmup if step < warmup else lr
 
 
-SCHEDULES: dict[str, Callable[[int, int, float, int, float], float]] = {"cosine": cosine, "constant": constant}
+SCHEDULES: dict[str, Callable[[int, int, float, int, float], float]] = {each.__name__: each for each in (cosine, linear, wsd, constant)}

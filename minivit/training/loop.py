@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import chain, pairwise
 from statistics import fmean
 from time import perf_counter
 from typing import Any
@@ -30,28 +31,31 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Loop:
-    """Training epochs, each followed by a test, a line of metrics and saving of the model."""
+    """Training epochs; after each, or each `test_every`, a test, a line of metrics and saving of the model."""
 
     def __init__(
-        self, trainer: Trainer, classifier: Classifier, dataset: Dataset, batches: Batches, recipe: Recipe, schedule: str, folder: RunFolder
+        self,
+        trainer: Trainer,
+        classifier: Classifier,
+        dataset: Dataset,
+        batches: Batches,
+        recipe: Recipe,
+        folder: RunFolder,
+        test_every: int = 1,
     ) -> None:
-        self.trainer, self.classifier, self.dataset, self.batches, self.recipe, self.folder = (
-            trainer,
-            classifier,
-            dataset,
-            batches,
-            recipe,
-            folder,
-        )
-        self.schedule = SCHEDULES[schedule]
+        self.trainer, self.classifier, self.dataset, self.batches = trainer, classifier, dataset, batches
+        self.recipe, self.folder, self.test_every = recipe, folder, test_every
+        self.schedule = SCHEDULES[recipe.schedule]
 
     def run(self, progress: bool) -> None:
         """Train all epochs; the model then has the weights that were tested. Raises Interrupted, TrainingError, UserError."""
         progress_bar = Progress(progress, self.recipe.epochs, len(self.batches))
         try:
             self.folder.begin(self.classifier.save)
-            for epoch in range(self.recipe.epochs):
-                self._epoch(epoch, progress_bar)
+            epochs = self.recipe.epochs
+            last_tests = [*range(self.test_every, epochs, self.test_every), epochs]  # the epochs that end with a test
+            for first, end in pairwise([0, *last_tests]):
+                self._train_and_test(range(first, end), progress_bar)
                 progress_bar.epoch(self.folder.history[-1])
             self._draw()
         except (KeyboardInterrupt, UserError) as stop:
@@ -74,10 +78,11 @@ class Loop:
             with writing(path):
                 save_learning_curves(self.folder.history, path, f"{self.classifier.model.name} on {self.dataset.name}")
 
-    def _epoch(self, epoch: int, progress_bar: Progress) -> None:
+    def _train_and_test(self, epochs: range, progress_bar: Progress) -> None:
         recipe, trainer, steps = self.recipe, self.trainer, len(self.batches)
         start, losses, pending = perf_counter(), [], None
-        for step_number, (images, labels) in enumerate(self.batches.epoch(epoch), epoch * steps):
+        batches = chain.from_iterable(self.batches.epoch(epoch) for epoch in epochs)
+        for step_number, (images, labels) in enumerate(batches, epochs[0] * steps):
             trainer.lr = self.schedule(step_number, recipe.epochs * steps, recipe.lr, round(recipe.warmup * steps), recipe.min_lr)
             step = trainer.submit(images, labels)
             if pending:  # read one step later, so that a GPU always has work
@@ -90,16 +95,17 @@ class Loop:
         training_seconds = perf_counter() - start
         dataset = self.dataset
         with trainer.averaged():
-            test_loss, accuracies = evaluate(
+            result = evaluate(
                 self.classifier.predictor, dataset.test_images, dataset.test_labels, dataset.mean, dataset.std, dataset.num_classes
             )
-            self._check_finite(test_loss)
+            self._check_finite(result.loss)
             line = {
-                "epoch": epoch + 1,
+                "epoch": epochs[-1] + 1,
                 "train_loss": fmean(losses),
-                "test_loss": test_loss,
-                "test_accuracy": accuracies[-1],
-                **({"exit_accuracies": accuracies} if len(accuracies) > 1 else {}),
+                "test_loss": result.loss,
+                "test_accuracy": result.accuracies[-1],
+                "balanced_accuracy": result.balanced_accuracy,
+                **({"exit_accuracies": result.accuracies} if len(result.accuracies) > 1 else {}),
                 "learning_rate": trainer.lr,
                 "seconds": round(perf_counter() - start, 3),
                 "images_per_second": round(len(losses) * self.batches.batch_size / training_seconds, 1),
@@ -114,11 +120,18 @@ class Loop:
             raise TrainingError(f"{reason} at the end of an epoch: lower lr, or set clip_norm")
 
 
+def duration(seconds: float) -> str:
+    """A time for a message, as in "50 s", "9 min" or "2.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 class Progress:
     """Progress on standard error: a bar on a terminal, otherwise one line per epoch."""
 
     def __init__(self, shown: bool, epochs: int, steps: int) -> None:
-        self.lines, self.epochs = shown and not standard_error.isatty(), epochs
+        self.lines, self.epochs, self.start = shown and not standard_error.isatty(), epochs, perf_counter()
         self.bar = tqdm(total=epochs * steps, unit="step", dynamic_ncols=True, disable=not shown or self.lines, file=standard_error)
 
     def step(self) -> None:
@@ -129,9 +142,11 @@ class Progress:
         """Report the end of an epoch, with its line of metrics."""
         accuracy = f"{100 * line['test_accuracy']:.1f} %"
         if self.lines:
+            left = (perf_counter() - self.start) * (self.epochs / line["epoch"] - 1)
             say(
                 f"epoch {line['epoch']}/{self.epochs}  train loss {line['train_loss']:.4f}  test loss {line['test_loss']:.4f}  "
                 f"test accuracy {accuracy}  {line['images_per_second']:.0f} images/s"
+                f"{f'  {duration(left)} left' if line['epoch'] < self.epochs else ''}"
             )
         self.bar.set_postfix_str(f"epoch {line['epoch']}/{self.epochs}, train loss {line['train_loss']:.3f}, test accuracy {accuracy}")
 

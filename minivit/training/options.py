@@ -6,12 +6,13 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from math import inf
 from textwrap import fill
 from typing import Annotated, Any, get_type_hints
 
 from ..data.augmentation import POLICIES
 from ..data.image_file import MAX_PIXELS
-from ..errors import UserError, nearest, shown
+from ..errors import UserError
 from ..nn.module import Module
 from ..optim import SCHEDULES
 from ..schema import Checked
@@ -28,11 +29,17 @@ class TrainOptions(Checked):
         "digits, cifar10, cifar100, a folder of images, an .npz file or an archive; in Python also arrays or a Dataset (`load_data`)",
     ] = "digits"
     epochs: Annotated[int | None, "passes over the training images"] = None
+    minutes: Annotated[
+        float | None,
+        "how long all of it may take, from reading the data to the last test: as many epochs are trained as this machine has time for, and "
+        "the size of the model is chosen for that, if no model is given; in place of epochs",
+    ] = None
+    test_every: Annotated[int | None, "epochs from one test to the next; by default 1, with minutes as many as leave time to learn"] = None
     batch_size: Annotated[int | None, "images of an optimizer step"] = None
     lr: Annotated[float | None, "highest learning rate"] = None
-    min_lr: Annotated[float | None, "learning rate at the end of the cosine schedule"] = None
+    min_lr: Annotated[float | None, "learning rate at the end of the schedule"] = None
     warmup: Annotated[float | None, "epochs in which the learning rate rises"] = None
-    schedule: Annotated[str, f"what follows the warmup: {', '.join(SCHEDULES)}"] = "cosine"
+    schedule: Annotated[str | None, f"what follows the warmup: {', '.join(SCHEDULES)}"] = None
     weight_decay: Annotated[float | None, "decoupled weight decay, not of biases, scales and position embeddings"] = None
     clip_norm: Annotated[float | None, "maximum norm of the whole gradient; 0 is off"] = None
     label_smoothing: Annotated[float | None, "fraction of the target that is spread evenly over all classes"] = None
@@ -49,8 +56,9 @@ class TrainOptions(Checked):
     cutmix: Annotated[float | None, "alpha of CutMix; 0 is off"] = None
     drop_path: Annotated[float | None, "stochastic depth of the last block"] = None
     ema: Annotated[float | None, "decay of a running average of the weights, which is then tested and saved; 0 is off"] = None
-    optimizer: Annotated[str, "adamw, sgd, or muon, which is adamw but for the matrices between hidden layers"] = "adamw"
+    optimizer: Annotated[str | None, "adamw, sgd, or muon, which is adamw but for the matrices between hidden layers"] = None
     momentum: Annotated[float | None, "momentum of sgd, by default 0.9, or of muon, 0.95; at least 0 and below 1"] = None
+    tta: Annotated[bool, "test with the mean of the predictions for an image and its mirror image"] = False
     accumulate: Annotated[
         int | None,
         "number of parts of a batch that are computed one after the other, to save memory; by default as many as hardly cost time",
@@ -89,8 +97,12 @@ class TrainOptions(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"unknown schedule {shown(self.schedule)}{nearest(self.schedule, SCHEDULES)}: choose {', '.join(SCHEDULES)}")
+        if self.minutes is not None and not 0 < self.minutes < inf:
+            raise UserError(f"minutes must be above 0 and finite, got {self.minutes}")
+        if self.minutes is not None and self.epochs is not None:
+            raise UserError("give minutes or epochs, not both: minutes decide the epochs")
+        if self.test_every is not None and self.test_every < 1:
+            raise UserError(f"test_every must be 1 or more, got {self.test_every}")
 
     def of_recipe(self) -> dict[str, Any]:
         """The values that override those of the recipe: the recipe's fields that are not None."""

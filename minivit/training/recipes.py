@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from ..errors import UserError
+from ..errors import UserError, nearest, shown
+from ..optim import OPTIMIZERS, SCHEDULES
 from ..schema import Checked, Limits, Rate, Size
 
 NotNegative = Annotated[float, Limits(least=0)]
@@ -18,8 +19,10 @@ class Recipe(Checked):
     model: str = "vit_tiny_patch4_32"
     epochs: Size = 20
     batch_size: Size = 64
+    optimizer: str = "adamw"  # the name of an optimizer (`minivit.optim`)
     lr: NotNegative = 1e-3  # peak learning rate
-    min_lr: NotNegative = 0.0  # learning rate after the last step of the cosine schedule
+    schedule: str = "cosine"  # the name of a schedule (`minivit.optim`)
+    min_lr: NotNegative = 0.0  # learning rate after the last step of the schedule
     warmup: NotNegative = 1.0  # epochs in which the learning rate rises to `lr`
     weight_decay: NotNegative = 0.05  # decoupled; not for biases, scales, the class token and the position embedding
     clip_norm: NotNegative = 1.0  # maximum global norm of the gradient; 0: no clipping
@@ -31,6 +34,12 @@ class Recipe(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(
+                f"unknown optimizer {shown(self.optimizer)}{nearest(self.optimizer, OPTIMIZERS)}: choose {', '.join(OPTIMIZERS)}"
+            )
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"unknown schedule {shown(self.schedule)}{nearest(self.schedule, SCHEDULES)}: choose {', '.join(SCHEDULES)}")
         if self.lr == 0 or self.min_lr > self.lr:
             raise UserError(f"lr must be above 0 and not below min_lr, got lr={self.lr:g} and min_lr={self.min_lr:g}")
         if self.warmup >= self.epochs:

@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,11 @@ from ..runtime.threads import thread_count
 from ..sides import both, times
 from ..version import __version__
 from .class_weights import class_weights
-from .loop import Interrupted, Loop
+from .loop import Interrupted, Loop, duration
 from .options import TrainOptions, takes_options
 from .profiling import profile as profile_step
 from .recipes import OTHERS, Recipe, recipe_for
+from .timing import Fitting, fitting, step_seconds
 from .trainer import Trainer
 
 
@@ -66,10 +68,11 @@ def train(model: str | Module | None = None, data: Any = "digits", **options: An
     Raises UserError, one line, for any invalid argument; TrainingError if the loss is not finite; Interrupted. In the last two cases the
     run folder contains the weights of the last finished epoch.
     """
+    start = perf_counter()
     train_options = TrainOptions(model, data, **options)
     with interruptible(signal.SIGINT):
         try:
-            loop = _prepare(train_options)
+            loop = _prepare(train_options, start)
         except KeyboardInterrupt:
             raise Interrupted("interrupted before training began; nothing was written") from None
         with closing(loop.folder), threads_set(loop.trainer.threads):
@@ -77,8 +80,8 @@ def train(model: str | Module | None = None, data: Any = "digits", **options: An
     return Run(loop.classifier, loop.folder.history, loop.folder.path)
 
 
-def _prepare(options: TrainOptions) -> Loop:
-    """Everything that comes before the first step; the run folder last."""
+def _prepare(options: TrainOptions, start: float) -> Loop:
+    """Everything that comes before the first step; the run folder last. start: when `train` was called, by perf_counter."""
     check_device(options.device)
     precision_for(options.precision, np.dtype(np.float32))  # raises
     threads = thread_count(options.threads)
@@ -97,15 +100,21 @@ def _prepare(options: TrainOptions) -> Loop:
         say(f"precision {trainer.precision.name}: {reason if trainer.precision.name == name else 'that of the model'}", options.progress)
     if not has_compiled_kernels():
         say("compiling kernels for this machine, once: some seconds", options.progress)
+    test_every = options.test_every or 1
+    if options.minutes is not None:
+        fits, reason = _fit(options, start, trainer, batches, len(dataset.test_images))
+        recipe = recipe_for(dataset.name, len(dataset.train_images), **options.of_recipe() | {"epochs": fits.epochs})
+        test_every = options.test_every or fits.test_every
+        say(reason, options.progress)
     if options.profile:
         for line in [*str(profile_step(model, recipe.batch_size, **settings)).split("\n"), ""]:
             say(line)
     training_hashes = hash_sample(dataset.train_images) if model.num_exits > 1 else ()  # only used by the calibration of cascades
-    classifier = Classifier(model, dataset.class_names, Preprocessing.of(dataset), training_hashes, trainer.precision.name)
-    config = _config(options, dataset, recipe, batches, model, trainer, settings)
+    classifier = Classifier(model, dataset.class_names, Preprocessing.of(dataset), training_hashes, trainer.precision.name, options.tta)
+    config = _config(options, dataset, recipe, batches, model, trainer, settings, test_every)
     folder = RunFolder.create(options.out, f"{_slug(model.name)}-{_slug(dataset.name)}", config, options.overwrite)
     say(f"run folder {folder.path}", options.progress)
-    return Loop(trainer, classifier, dataset, batches, recipe, options.schedule, folder)
+    return Loop(trainer, classifier, dataset, batches, recipe, folder, test_every)
 
 
 # ------------------------------------------------------------------------------------------------------------- model and data
@@ -204,15 +213,27 @@ def _adapt(options: TrainOptions, dataset: Dataset, recipe: Recipe) -> Model:
 
 
 # ------------------------------------------------------------------------------------------------------------------- the run
+def _fit(options: TrainOptions, start: float, trainer: Trainer, batches: Batches, tests: int) -> tuple[Fitting, str]:
+    """What fits into the minutes that are left, and the line that says so."""
+    assert options.minutes is not None
+    a_step = step_seconds(trainer, batches)
+    left = 60 * options.minutes - (perf_counter() - start)
+    fits = fitting(left, a_step, batches, tests)
+    images = batches.batch_size / a_step
+    return (
+        fits,
+        f"{fits.epochs} epochs fit into the {duration(left)} that are left: {images:.0f} images/s, a test every {fits.test_every} epochs",
+    )
+
+
 def _trainer_settings(options: TrainOptions, recipe: Recipe, threads: int, weights: tuple[float, ...] | None) -> dict[str, Any]:
-    optimizer = OPTIMIZERS.get(options.optimizer)  # Trainer raises for an unknown one
-    defaults = optimizer.options() if optimizer else {}
+    defaults = OPTIMIZERS[recipe.optimizer].options()
     given = {name: getattr(options, name) for name in defaults if hasattr(options, name)}
     optimizer_options = {name: defaults[name] if value is None else value for name, value in given.items()}
     return dict(
         precision=options.precision,
         device=options.device,
-        optimizer=options.optimizer,
+        optimizer=recipe.optimizer,
         lr=recipe.lr,
         weight_decay=recipe.weight_decay,
         clip_norm=recipe.clip_norm,
@@ -233,11 +254,10 @@ def _config(
     model: Model,
     trainer: Trainer,
     settings: dict[str, Any],
+    test_every: int,
 ) -> dict[str, Any]:
     """Everything needed to repeat the run."""
     unchanged = (
-        "schedule",
-        "optimizer",
         "seed",
         "device",
         "test_fraction",
@@ -245,6 +265,7 @@ def _config(
         "skip_bad_images",
         "max_pixels",
         "limit",
+        "tta",
     )
     arguments = {
         **asdict(recipe),
@@ -253,6 +274,7 @@ def _config(
         "data": _repeatable(options.data),
         "augmentation": batches.policy,
         "momentum": settings.get("momentum"),
+        "test_every": test_every,
         "accumulate": trainer.parts(recipe.batch_size),
         "precision": trainer.precision.name,
         "image_size": dataset.image_size,

@@ -202,6 +202,28 @@ def test_evaluate_is_exact_with_a_remainder(classifier):
     pixels, labels = rng.integers(0, 256, (23, 8, 8, 3), np.uint8), rng.integers(0, 3, 23)
     probabilities = classifier.predict(pixels).probabilities.astype(np.float64)
     kept = classifier.preprocessing
-    loss, [accuracy] = evaluate(classifier.predictor, pixels, labels, kept.mean, kept.std, 3, batch_size=8)
+    loss, [accuracy], balanced = evaluate(classifier.predictor, pixels, labels, kept.mean, kept.std, 3, batch_size=8)
     assert loss == pytest.approx(-np.log(probabilities[np.arange(23), labels]).mean(), rel=1e-5)
-    assert accuracy == (probabilities.argmax(1) == labels).mean()
+    right = probabilities.argmax(1) == labels
+    assert accuracy == right.mean()
+    assert balanced == pytest.approx(np.mean([right[labels == k].mean() for k in range(3)]))
+
+
+def test_balanced_accuracy_leaves_out_classes_without_images(classifier):
+    pixels, labels = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), np.uint8), np.array([0] * 8 + [2])
+    right = classifier.predict(pixels).labels == labels
+    kept = classifier.preprocessing
+    found = evaluate(classifier.predictor, pixels, labels, kept.mean, kept.std, 3)
+    assert found.balanced_accuracy == pytest.approx((right[:8].mean() + right[8]) / 2)
+
+
+@pytest.mark.parametrize("name", ("vit_nano_patch2_8", "dvt_nano_8"))
+def test_tta_is_the_mean_over_mirror_images(name):
+    model = create_model(name, seed=1)
+    images = np.random.default_rng(0).normal(size=(5, 1, 8, 8)).astype(np.float32)
+    plain, averaged = Predictor(model), Predictor(model, tta=True)
+    mirrored = images[..., ::-1]
+    np.testing.assert_array_equal(averaged(images), (plain(images) + plain(mirrored)) / 2)
+    np.testing.assert_array_equal(averaged(images), averaged(mirrored))
+    np.testing.assert_array_equal(averaged.logits(images), (plain.logits(images) + plain.logits(mirrored)) / 2)
+    assert [len(p) for p in averaged.exits(images)] == [5] * plain.stages

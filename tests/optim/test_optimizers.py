@@ -154,6 +154,18 @@ def test_cosine_schedule():
     assert cosine(0, 10, 1.0, 0, 0.1) == 1.0
 
 
+def test_linear_schedule():
+    linear = SCHEDULES["linear"]
+    rates = [linear(step, 10, 0.8, 2, 0.4) for step in range(10)]
+    np.testing.assert_allclose(rates, [0.4, 0.8, *np.linspace(0.8, 0.4, 9)[:8]], rtol=1e-12)
+
+
+def test_warmup_stable_decay_schedule():
+    wsd = SCHEDULES["wsd"]
+    assert [wsd(step, 10, 0.4, 2, 0.0) for step in range(10)] == pytest.approx([0.2, *[0.4] * 6, 0.3, 0.2, 0.1])
+    assert [wsd(step, 4, 0.4, 3, 0.0) for step in range(4)] == pytest.approx([0.4 / 3, 0.8 / 3, 0.4, 0.4])
+
+
 def test_constant_schedule():
     constant = SCHEDULES["constant"]
     assert [constant(step, 10, 0.4, 2, 0.0) for step in (0, 1, 2, 9)] == [0.2, 0.4, 0.4, 0.4]

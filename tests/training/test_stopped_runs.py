@@ -113,7 +113,7 @@ def check_whole(out, seed):
     assert (out / CURVES).exists() <= bool(history)
     if history:
         data = minivit.load_data("digits", progress=False).limited(48)
-        loss, _ = evaluate(classifier.predictor, data.test_images, data.test_labels, data.mean, data.std, data.num_classes)
+        loss = evaluate(classifier.predictor, data.test_images, data.test_labels, data.mean, data.std, data.num_classes).loss
         assert loss == pytest.approx(history[-1]["test_loss"], rel=1e-6)
         assert len({line["test_loss"] for line in history}) == len(history)  # so no other model would do
     return len(history)

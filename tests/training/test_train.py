@@ -46,7 +46,7 @@ def test_a_run_folder_holds_the_run(run):
     assert sorted(p.name for p in run.folder.iterdir()) == sorted((CONFIG, METRICS, MODEL, CURVES))
     assert lines_of(run) == run.history
     assert [list(line) for line in run.history] == [
-        ["epoch", "train_loss", "test_loss", "test_accuracy", "learning_rate", "seconds", "images_per_second"]
+        ["epoch", "train_loss", "test_loss", "test_accuracy", "balanced_accuracy", "learning_rate", "seconds", "images_per_second"]
     ] * 2
     assert [line["epoch"] for line in run.history] == [1, 2]
     assert run.test_accuracy == run.history[-1]["test_accuracy"]
@@ -75,7 +75,14 @@ def test_the_config_repeats_the_run_bit_for_bit(run, tmp_path):
 
 def test_the_config_names_every_argument(run):
     config = json.loads((run.folder / CONFIG).read_text())
-    assert config["arguments"].keys() == inspect.signature(train).parameters.keys() - {"out", "overwrite", "progress", "threads", "profile"}
+    assert config["arguments"].keys() == inspect.signature(train).parameters.keys() - {
+        "minutes",
+        "out",
+        "overwrite",
+        "progress",
+        "threads",
+        "profile",
+    }
     assert None not in [value for name, value in config["arguments"].items() if name not in ("limit", "class_weights", "momentum")]
 
 

@@ -1,0 +1,61 @@
+"""Training for a given time: how many epochs fit into it on this machine, and how often the model can be tested."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from math import floor
+from statistics import median
+from time import perf_counter
+from typing import NamedTuple
+
+from ..data import Batches
+from ..errors import UserError
+from .trainer import Trainer
+
+STEPS, SECONDS = 5, 1.5  # the measurement of a step: at least so many steps, and so long
+TEST_SHARE = 0.05  # of the time that testing may take, unless one test takes more
+INFERENCE = 0.4  # of the time of a training step that inference takes, for as many images; measured: 0.25 to 0.4
+MARGIN = 0.97  # of the time that is planned: the speed of a machine varies
+
+
+class Fitting(NamedTuple):
+    """What fits into a time."""
+
+    epochs: int
+    test_every: int  # epochs
+
+
+def step_seconds(trainer: Trainer, batches: Batches) -> float:
+    """The time of a training step with its batch, measured on a copy of the trainer; the first step, which compiles, is not counted."""
+    copy, seconds = deepcopy(trainer), list[float]()
+    start = perf_counter()
+    while len(seconds) <= STEPS or perf_counter() - start < SECONDS:
+        before = perf_counter()
+        images, labels = next(batches.epoch(0, start=len(seconds) % len(batches)))
+        copy.step(images, labels)
+        seconds.append(perf_counter() - before)
+        if len(seconds) == 1:
+            start = perf_counter()
+    return median(seconds[1:])
+
+
+def fitting(seconds: float, a_step: float, batches: Batches, tests: int) -> Fitting:
+    """The epochs that fit into `seconds` if a step takes `a_step` seconds and a test is of `tests` images.
+
+    Raises UserError if there is no time for one epoch and one test.
+    """
+    epoch = a_step * len(batches)
+    test = a_step * INFERENCE * tests / batches.batch_size
+    available = MARGIN * seconds
+    least = epoch + test
+    if available < least:
+        raise UserError(
+            f"minutes is too short: an epoch and a test take {least / 60:.2g} minutes here, and {max(0.0, seconds) / 60:.2g} are left "
+            "after loading, compiling and measuring: give more minutes, fewer images (limit) or a smaller model"
+        )
+    most_tests = max(1, floor(TEST_SHARE * available / test)) if test else 1
+    epochs = max(1, floor((available - most_tests * test) / epoch))
+    if epochs < most_tests:  # one test an epoch at most
+        epochs = floor(available / least)
+        most_tests = epochs
+    return Fitting(epochs, -(-epochs // most_tests))
