@@ -13,8 +13,10 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +30,7 @@ from .decode import in_threads, read_image
 from .image_file import SUFFIXES, Header, Unreadable, read_header
 
 DEFAULT_SIZE = 32  # for images of different sizes: the input size of the small models
+LOOKED_AT = 200  # images of a folder that decide the size at which it is learnt
 PARTS = {  # the names of folders that are a part of the data, in lower case and without "set" or "data"
     "train": ("train", "training", "trn"),
     "test": ("test", "testing", "tst", "eval", "evaluation", "holdout"),
@@ -249,6 +252,20 @@ def _choose_shape(
     if image_size or (len(sizes) == 1 and len(set(*sizes)) == 1):
         return image_size or sizes.pop()[0], in_channels, ""
     return DEFAULT_SIZE, in_channels, f"images of {len(sizes)} shapes become {DEFAULT_SIZE}×{DEFAULT_SIZE}: image_size sets another size"
+
+
+def training_size(root: Path) -> int:
+    """Pixels of a side at which a model learns the images of a folder well in little time: their own, if they are equal squares of at most
+    64 pixels; otherwise 64, or 32 if most are smaller than 48. Raises UserError like `load_folder`."""
+    items = list_images(root, Whole()).items
+    headers = []
+    for item in items[:: -(-len(items) // LOOKED_AT)]:
+        with suppress(Unreadable):  # decoding reports it
+            headers.append(read_header(root / item.file.path))
+    sizes = {(h.width, h.height) for h in headers}
+    if len(sizes) == 1 and len(set(*sizes)) == 1:
+        return min(64, headers[0].width)
+    return 64 if headers and median(min(h.width, h.height) for h in headers) >= 48 else DEFAULT_SIZE
 
 
 def _decode(

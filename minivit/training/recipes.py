@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from sys import maxsize
 from typing import Annotated, Any
 
 from ..errors import UserError, nearest, shown
 from ..optim import OPTIMIZERS, SCHEDULES
 from ..schema import Checked, Limits, Rate, Size
+from ..sides import Sides, both
 
+ADAMW_LR = 1e-3  # the peak learning rate of another optimizer than the recipe's
 NotNegative = Annotated[float, Limits(least=0)]
 
 
@@ -16,12 +19,12 @@ NotNegative = Annotated[float, Limits(least=0)]
 class Recipe(Checked):
     """Hyperparameters of a training run. Raises UserError for a value out of range."""
 
-    model: str = "vit_tiny_patch4_32"
+    model: str = "localvit_micro_patch4_32"
     epochs: Size = 20
     batch_size: Size = 64
-    optimizer: str = "adamw"  # the name of an optimizer (`minivit.optim`)
-    lr: NotNegative = 1e-3  # peak learning rate
-    schedule: str = "cosine"  # the name of a schedule (`minivit.optim`)
+    optimizer: str = "muon"  # the name of an optimizer (`minivit.optim`)
+    lr: NotNegative = 6e-3  # peak learning rate
+    schedule: str = "linear"  # the name of a schedule (`minivit.optim`)
     min_lr: NotNegative = 0.0  # learning rate after the last step of the schedule
     warmup: NotNegative = 1.0  # epochs in which the learning rate rises to `lr`
     weight_decay: NotNegative = 0.05  # decoupled; not for biases, scales, the class token and the position embedding
@@ -48,17 +51,36 @@ class Recipe(Checked):
 
 # By `Dataset.name`. The default augmentation is an attribute of the dataset (`Dataset.augmentation`).
 RECIPES = {
-    "digits": Recipe(model="vit_nano_patch2_8", epochs=100, batch_size=32, lr=3e-3, warmup=10.0, mixup=0.2, ema=0.998),
+    "digits": Recipe(epochs=70, batch_size=32, warmup=4.0),
 }
 OTHERS = Recipe()
 
+# What learns most in minutes on a CPU: (the longest side of an image up to which it suits, the smaller model, the larger).
+MODELS = (
+    (15, "localvit_micro_patch2_8", "localvit_mini_patch2_8"),
+    (47, "localvit_micro_patch4_32", "localvit_mini_patch4_32"),
+    (95, "localvit_micro_patch8_64", "localvit_mini_patch8_64"),
+    (maxsize, "localvit_micro_patch16_128", "localvit_mini_patch16_128"),
+)
+SEEN, FEWEST, MOST = 600_000, 10, 100  # images that the default number of epochs shows in all; the least and the most epochs
 
-def recipe_for(dataset: str, images: int, **overrides: Any) -> Recipe:
-    """The recipe for a dataset with this number of training images, with values overridden by `overrides` (unless None).
 
-    Unless overridden, the batch size is at most the number of images, and the warmup at most a fifth of the epochs.
+def models_for(image_size: Sides) -> tuple[str, str]:
+    """The smaller and the larger model that is trained by default on images of a size."""
+    return next(names for most, *names in MODELS if max(both(image_size)) <= most)  # type: ignore[return-value]
+
+
+def recipe_for(dataset: str, images: int, image_size: Sides, **overrides: Any) -> Recipe:
+    """The recipe for a dataset with this number and size of training images, with values overridden by `overrides` (unless None).
+
+    Unless overridden, the model is the smaller of `models_for`, the batch size at most the number of images, and the warmup at most a
+    fifth of the epochs, of which there are the fewer the more images there are.
     """
     recipe = RECIPES.get(dataset, OTHERS)
     overrides = {name: value for name, value in overrides.items() if value is not None}
-    defaults = {"batch_size": min(recipe.batch_size, images), "warmup": min(recipe.warmup, overrides.get("epochs", recipe.epochs) / 5)}
+    epochs = recipe.epochs if dataset in RECIPES else min(MOST, max(FEWEST, SEEN // images))
+    defaults: dict[str, Any] = {"model": models_for(image_size)[0], "batch_size": min(recipe.batch_size, images), "epochs": epochs}
+    defaults["warmup"] = min(recipe.warmup, overrides.get("epochs", epochs) / 5)
+    if overrides.get("optimizer", recipe.optimizer) != recipe.optimizer:
+        defaults["lr"] = ADAMW_LR
     return replace(recipe, **defaults | overrides)

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..data import Batches, Dataset, load_data
 from ..data.cifar import recognise
+from ..data.folder import training_size
 from ..data.idx import holds_idx
 from ..data.load import KNOWN
 from ..data.train_test_overlap import hash_sample
@@ -39,7 +40,7 @@ from .class_weights import class_weights
 from .loop import Interrupted, Loop, duration
 from .options import TrainOptions, takes_options
 from .profiling import profile as profile_step
-from .recipes import OTHERS, Recipe, recipe_for
+from .recipes import Recipe, recipe_for
 from .timing import Fitting, fitting, step_seconds
 from .trainer import Trainer
 
@@ -87,7 +88,7 @@ def _prepare(options: TrainOptions, start: float) -> Loop:
     threads = thread_count(options.threads)
     check_free(options.out, options.overwrite)
     dataset = _load(options)
-    recipe = recipe_for(dataset.name, len(dataset.train_images), **options.of_recipe())
+    recipe = recipe_for(dataset.name, len(dataset.train_images), dataset.image_size, **options.of_recipe())
     batches = _batches(options, dataset, recipe)
     model = _adapt(options, dataset, recipe) if isinstance(options.model, Module) else _create(options, dataset, recipe)
     weights = class_weights(options.class_weights, dataset.train_labels, dataset.class_names)
@@ -103,7 +104,7 @@ def _prepare(options: TrainOptions, start: float) -> Loop:
     test_every = options.test_every or 1
     if options.minutes is not None:
         fits, reason = _fit(options, start, trainer, batches, len(dataset.test_images))
-        recipe = recipe_for(dataset.name, len(dataset.train_images), **options.of_recipe() | {"epochs": fits.epochs})
+        recipe = recipe_for(dataset.name, len(dataset.train_images), dataset.image_size, **options.of_recipe() | {"epochs": fits.epochs})
         test_every = options.test_every or fits.test_every
         say(reason, options.progress)
     if options.profile:
@@ -119,7 +120,8 @@ def _prepare(options: TrainOptions, start: float) -> Loop:
 
 # ------------------------------------------------------------------------------------------------------------- model and data
 def _load(options: TrainOptions) -> Dataset:
-    """The dataset at the requested image size, or that of a Model instance, or for a folder of images the default size of the model."""
+    """The dataset at the requested image size, or that of a Model instance, or for a folder of images the default size of the
+    model, or one that suits the images."""
     model, image_size, in_channels, fit = options.model, options.image_size, options.in_channels, options.fit
     if isinstance(model, Module):
         config = _unwrapped(model).config
@@ -127,8 +129,9 @@ def _load(options: TrainOptions) -> Dataset:
         if isinstance(model, Classifier) and not isinstance(options.data, Dataset):
             fit = fit or model.preprocessing.fit
     elif image_size is None:
-        preferred = _preferred_size(model or OTHERS.model)  # also rejects an unknown name before data is decoded
-        image_size = preferred if _is_image_folder(options.data) else None
+        preferred = _preferred_size(model) if model else None  # also rejects an unknown name before data is decoded
+        if path := _image_folder(options.data):
+            image_size = preferred or training_size(path)
     dataset = load_data(
         options.data,
         image_size=image_size,
@@ -148,9 +151,10 @@ def _preferred_size(name: str) -> int | tuple[int, int]:
     return family.Config(**family.presets.get(name, {})).image_size
 
 
-def _is_image_folder(data: Any) -> bool:
+def _image_folder(data: Any) -> Path | None:
+    """The path of a folder of images; None if the data is something else."""
     path = user_path(data) if isinstance(data, (str, Path)) and data not in KNOWN else None
-    return path is not None and path.is_dir() and not recognise(path) and not holds_idx(path)
+    return path if path is not None and path.is_dir() and not recognise(path) and not holds_idx(path) else None
 
 
 def _batches(options: TrainOptions, dataset: Dataset, recipe: Recipe) -> Batches:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ import pytest
 import minivit
 from minivit import UserError, create_model, train
 from minivit.io.run_folder import CONFIG, CURVES, METRICS, MODEL
+from minivit.models import PRESETS
+from minivit.sides import both
 from minivit.training import loop
 from minivit.training import train as train_module
 from minivit.training.loop import Interrupted
-from minivit.training.recipes import OTHERS, RECIPES, recipe_for
+from minivit.training.recipes import ADAMW_LR, OTHERS, RECIPES, models_for, recipe_for
 from minivit.training.trainer import TrainingError
 
 SMALL = {"epochs": 2, "batch_size": 32, "limit": 96, "model_options": {"dim": 16, "depth": 1, "heads": 2}, "progress": False}
@@ -274,8 +277,19 @@ def test_a_line_tells_that_kernels_are_compiled(tmp_path, capsys, monkeypatch):
 
 
 def test_recipes():
-    assert recipe_for("digits", 1438) == RECIPES["digits"]
-    assert recipe_for("photos", 10_000) == OTHERS
-    few = recipe_for("photos", 10, epochs=1)
+    assert recipe_for("digits", 1438, 8) == replace(RECIPES["digits"], model="localvit_micro_patch2_8")
+    assert recipe_for("photos", 10_000, 32) == replace(OTHERS, epochs=60)
+    few = recipe_for("photos", 10, 32, epochs=1)
     assert (few.batch_size, few.warmup) == (10, 0.2)
-    assert recipe_for("digits", 1438, mixup=0.0, lr=None).mixup == 0.0
+    assert recipe_for("digits", 1438, 8, mixup=0.5, lr=None).mixup == 0.5
+    assert (
+        recipe_for("photos", 100, 32, optimizer="sgd").lr == ADAMW_LR and recipe_for("photos", 100, 32, optimizer="sgd", lr=0.1).lr == 0.1
+    )
+    assert [recipe_for("x", images, 32).epochs for images in (10**7, 50_000, 20_000, 10)] == [10, 12, 30, 100]
+
+
+@pytest.mark.parametrize("size", (8, 15, 16, 28, 32, 47, 48, (32, 64), 96, 128, 224))
+def test_default_models_suit_the_size_of_the_images(size):
+    for name in models_for(size):
+        patch, image = PRESETS[name].presets[name]["patch_size"], PRESETS[name].presets[name]["image_size"]
+        assert 0.4 <= max(both(size)) / image <= 2.1 and image // patch in (4, 8)
