@@ -40,7 +40,7 @@ from .class_weights import class_weights
 from .loop import Interrupted, Loop, duration
 from .options import TrainOptions, takes_options
 from .profiling import profile as profile_step
-from .recipes import Recipe, recipe_for
+from .recipes import ENOUGH, Recipe, models_for, recipe_for
 from .timing import Fitting, fitting, step_seconds
 from .trainer import Trainer
 
@@ -88,25 +88,25 @@ def _prepare(options: TrainOptions, start: float) -> Loop:
     threads = thread_count(options.threads)
     check_free(options.out, options.overwrite)
     dataset = _load(options)
-    recipe = recipe_for(dataset.name, len(dataset.train_images), dataset.image_size, **options.of_recipe())
+    recipe = _recipe(options, dataset)
     batches = _batches(options, dataset, recipe)
-    model = _adapt(options, dataset, recipe) if isinstance(options.model, Module) else _create(options, dataset, recipe)
-    weights = class_weights(options.class_weights, dataset.train_labels, dataset.class_names)
-    settings = _trainer_settings(options, recipe, threads, weights)
-    trainer = Trainer(model, **settings)
+    model, trainer, settings = _build(options, dataset, recipe, threads)
     say(dataset.summary(), options.progress)
-    say(f"{model.name}: {trainer.flat.size:,} parameters to train", options.progress)
-    if options.precision == "auto":
-        name, reason = fastest(options.device)
-        say(f"precision {trainer.precision.name}: {reason if trainer.precision.name == name else 'that of the model'}", options.progress)
     if not has_compiled_kernels():
         say("compiling kernels for this machine, once: some seconds", options.progress)
     test_every = options.test_every or 1
     if options.minutes is not None:
-        fits, reason = _fit(options, start, trainer, batches, len(dataset.test_images))
-        recipe = recipe_for(dataset.name, len(dataset.train_images), dataset.image_size, **options.of_recipe() | {"epochs": fits.epochs})
+        fits = _fit(options, start, trainer, batches, dataset)
+        if options.model is None and fits.epochs > ENOUGH:
+            recipe = _recipe(options, dataset, model=models_for(dataset.image_size)[1])
+            model, trainer, settings = _build(options, dataset, recipe, threads)
+            fits = _fit(options, start, trainer, batches, dataset)
+        recipe = _recipe(options, dataset, model=recipe.model, epochs=fits.epochs)
         test_every = options.test_every or fits.test_every
-        say(reason, options.progress)
+    say(f"{model.name}: {trainer.flat.size:,} parameters to train", options.progress)
+    if options.precision == "auto":
+        name, reason = fastest(options.device)
+        say(f"precision {trainer.precision.name}: {reason if trainer.precision.name == name else 'that of the model'}", options.progress)
     if options.profile:
         for line in [*str(profile_step(model, recipe.batch_size, **settings)).split("\n"), ""]:
             say(line)
@@ -217,17 +217,27 @@ def _adapt(options: TrainOptions, dataset: Dataset, recipe: Recipe) -> Model:
 
 
 # ------------------------------------------------------------------------------------------------------------------- the run
-def _fit(options: TrainOptions, start: float, trainer: Trainer, batches: Batches, tests: int) -> tuple[Fitting, str]:
-    """What fits into the minutes that are left, and the line that says so."""
+def _recipe(options: TrainOptions, dataset: Dataset, **chosen: Any) -> Recipe:
+    return recipe_for(dataset.name, len(dataset.train_images), dataset.image_size, **options.of_recipe() | chosen)
+
+
+def _build(options: TrainOptions, dataset: Dataset, recipe: Recipe, threads: int) -> tuple[Model, Trainer, dict[str, Any]]:
+    """The model, its trainer, and the trainer's arguments."""
+    model = _adapt(options, dataset, recipe) if isinstance(options.model, Module) else _create(options, dataset, recipe)
+    weights = class_weights(options.class_weights, dataset.train_labels, dataset.class_names)
+    settings = _trainer_settings(options, recipe, threads, weights)
+    return model, Trainer(model, **settings), settings
+
+
+def _fit(options: TrainOptions, start: float, trainer: Trainer, batches: Batches, dataset: Dataset) -> Fitting:
+    """What fits into the minutes that are left, which a line says."""
     assert options.minutes is not None
     a_step = step_seconds(trainer, batches)
     left = 60 * options.minutes - (perf_counter() - start)
-    fits = fitting(left, a_step, batches, tests)
-    images = batches.batch_size / a_step
-    return (
-        fits,
-        f"{fits.epochs} epochs fit into the {duration(left)} that are left: {images:.0f} images/s, a test every {fits.test_every} epochs",
-    )
+    fits = fitting(left, a_step, batches, len(dataset.test_images))
+    speed = f"{_unwrapped(trainer.model).name}: {batches.batch_size / a_step:.0f} images/s here"
+    say(f"{speed}, so {fits.epochs} epochs in {duration(left)}, a test every {fits.test_every}", options.progress)
+    return fits
 
 
 def _trainer_settings(options: TrainOptions, recipe: Recipe, threads: int, weights: tuple[float, ...] | None) -> dict[str, Any]:

@@ -1,0 +1,177 @@
+"""Who learns in `learning.py`: minivit by its own choice, and its rivals in PyTorch, each trained until its time is over.
+
+A rival's learning rate follows the time that has passed, so its schedule ends when the time does; the time of one test is kept back. The
+rivals see the same batches as minivit would make with the policy of the data.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from math import cos, pi
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+import minivit
+from minivit.cli.options import assignment
+from minivit.data import Batches, Dataset
+
+WARMUP = 0.05  # of the time
+BATCH = 64
+TEST_BATCH = 256
+INFERENCE = 0.4  # of the time of a training step that inference takes at the most, for as many images
+
+
+def learn(learner: str, dataset: Dataset, minutes: float, seed: int, options: list[str]) -> dict[str, Any]:
+    """The accuracy that a learner reaches in some minutes, and what it did in them."""
+    start = perf_counter()
+    result = ours(dataset, minutes, seed, options) if learner == "minivit" else theirs(learner, dataset, minutes, seed)
+    return {"learner": learner, "seed": seed, "minutes": minutes, "seconds": perf_counter() - start, **result}
+
+
+def ours(dataset: Dataset, minutes: float, seed: int, options: list[str]) -> dict[str, Any]:
+    given = dict(assignment(text, "--train") for text in options)
+    with TemporaryDirectory() as folder:
+        run = minivit.train(data=dataset, minutes=minutes, seed=seed, out=folder, overwrite=True, **given)
+    last = run.history[-1]
+    return {
+        "test_accuracy": last["test_accuracy"],
+        "balanced_accuracy": last["balanced_accuracy"],
+        "epochs": last["epoch"],
+        "model": run.model.unwrapped().name,
+        "parameters": sum(p.size for p in run.model.parameters()),
+        "history": run.history,
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------------------- rivals
+def small_cnn(size: int, channels: int, classes: int) -> Any:
+    """Six convolutions with batch normalisation: 1.1 million parameters."""
+    from torch import nn
+
+    layers: list[Any] = []
+    for inputs, outputs in ((channels, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256)):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] if inputs == outputs else []
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, classes))
+
+
+def timm_vit(size: int, channels: int, classes: int) -> Any:
+    """timm's ViT of width 192 and depth 6 with 8 × 8 patches."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    patch = max(1, size // 8)
+    return VisionTransformer(
+        img_size=size, patch_size=patch, in_chans=channels, num_classes=classes, embed_dim=192, depth=6, num_heads=3, drop_path_rate=0.05
+    )
+
+
+def compact_transformer(size: int, channels: int, classes: int) -> Any:
+    """A compact convolutional transformer (2104.05704, section 3): convolutions and pooling make the tokens, attention pools them."""
+    import torch
+    from torch import nn
+
+    dim, depth, heads = 128, 2, 2
+
+    class Compact(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            stages, inputs, side = [], channels, size
+            while side > 8 or not stages:
+                last = side <= 16
+                outputs = dim if last else 64
+                stages += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+                inputs, side = outputs, (side + 1) // 2
+            self.tokens = nn.Sequential(*stages)
+            self.positions = nn.Parameter(0.02 * torch.randn(1, side * side, dim))
+            layer = nn.TransformerEncoderLayer(dim, heads, dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+            self.encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+            self.norm, self.weigh, self.head = nn.LayerNorm(dim), nn.Linear(dim, 1), nn.Linear(dim, classes)
+
+        def forward(self, images: Any) -> Any:
+            x = self.tokens(images).flatten(2).transpose(1, 2) + self.positions
+            x = self.norm(self.encoder(x))
+            return self.head((self.weigh(x).softmax(1) * x).sum(1))
+
+    return Compact()
+
+
+# By name: the model, whether it is trained by SGD with momentum rather than AdamW, and the highest learning rate.
+RIVALS = {"cnn": (small_cnn, True, 0.05), "timm": (timm_vit, False, 1e-3), "cct": (compact_transformer, False, 1e-3)}
+
+
+def theirs(learner: str, dataset: Dataset, minutes: float, seed: int) -> dict[str, Any]:
+    import torch
+    from torch import nn
+
+    start = perf_counter()
+    torch.manual_seed(seed)
+    make, by_sgd, peak = RIVALS[learner]
+    _, size, _, channels = dataset.train_images.shape
+    model = make(size, channels, dataset.num_classes).to(memory_format=torch.channels_last)
+    parameters = list(model.parameters())
+    if by_sgd:
+        optimizer = torch.optim.SGD(parameters, lr=peak, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    else:
+        optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.05)
+    lossfn = nn.CrossEntropyLoss(label_smoothing=0.1)
+    source = batches(dataset, dataset.train_images, dataset.train_labels, seed=seed, augmentation=dataset.augmentation)
+    steps, end, history = 0, 60 * minutes, []
+    model.train()
+    losses: list[float] = []
+    while True:
+        images, labels = next(source.epoch(steps // len(source), steps % len(source)))
+        passed = perf_counter() - start
+        a_step = passed / max(1, steps)
+        if steps and passed + a_step * (1 + INFERENCE * len(dataset.test_images) / source.batch_size) > end:
+            break
+        share = passed / end
+        for group in optimizer.param_groups:
+            group["lr"] = peak * min(1.0, (share + 1e-3) / WARMUP) * (1 + cos(pi * share)) / 2
+        optimizer.zero_grad(set_to_none=True)
+        loss = lossfn(model(torch.from_numpy(images)), torch.from_numpy(labels))
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0 if not by_sgd else 5.0)
+        optimizer.step()
+        steps += 1
+        losses.append(loss.item())
+        if steps % len(source) == 0:
+            history.append({"epoch": steps // len(source), "train_loss": float(np.mean(losses)), "seconds": perf_counter() - start})
+            losses = []
+    model.eval()
+    right = []
+    tests = batches(dataset, dataset.test_images, dataset.test_labels, batch_size=TEST_BATCH, shuffle=False, drop_last=False)
+    with torch.inference_mode():
+        for images, labels in tests.epoch(0):
+            right.append(model(torch.from_numpy(images)).argmax(1).numpy() == labels)
+    correct = np.concatenate(right)
+    return {
+        "test_accuracy": float(correct.mean()),
+        "balanced_accuracy": float(np.mean([correct[dataset.test_labels == k].mean() for k in np.unique(dataset.test_labels)])),
+        "epochs": steps / len(source),
+        "model": make.__name__,
+        "parameters": sum(p.numel() for p in parameters),
+        "history": history,
+    }
+
+
+def batches(dataset: Dataset, images: np.ndarray, labels: np.ndarray, batch_size: int = BATCH, **options: Any) -> Batches:
+    return Batches(
+        images,
+        labels,
+        batch_size=min(batch_size, len(images)),
+        num_classes=dataset.num_classes,
+        mean=dataset.mean,
+        std=dataset.std,
+        **options,
+    )
+
+
+def serve() -> None:
+    """Learn as the first argument of the process says, in JSON, and print the result in JSON."""
+    given = json.loads(sys.argv[1])
+    loaded = minivit.load_data(given["data"], image_size=given["image_size"], progress=False).limited(given["limit"])
+    print(json.dumps(learn(given["learner"], loaded, given["minutes"], given["seed"], given["train"])))

@@ -1,0 +1,46 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # `benchmarks` is not installed
+
+from benchmarks import learning
+from minivit.data import load_data
+
+
+def test_runs_are_kept_and_not_repeated(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "l.json"
+    arguments = ["--tiny", "--learners", "minivit", "--json", str(path), "--picture", str(tmp_path / "l.png")]
+    assert learning.main(arguments) == 0
+    (entry,) = json.loads(path.read_text())["results"]
+    assert entry["learner"] == "minivit" and 0 <= entry["test_accuracy"] <= 1 and entry["epochs"] >= 1 and entry["parameters"] > 1000
+    assert entry["seconds"] < 60 and (tmp_path / "l.png").stat().st_size > 5000
+    monkeypatch.setattr(learning, "measure", None)  # so that a second measurement would fail
+    assert learning.main(arguments) == 0
+    assert json.loads(path.read_text())["results"] == [entry]
+    assert capsys.readouterr().out.splitlines()[-1].split()[0] == "minivit"
+
+
+def test_the_most_accurate_stands_first():
+    base = {"balanced_accuracy": 0.5, "epochs": 2, "parameters": 10**6}
+    results = [
+        {"learner": "cnn", "minutes": 1.0, "test_accuracy": 0.5, **base},
+        {"learner": "minivit", "minutes": 1.0, "test_accuracy": 0.6, **base},
+        {"learner": "minivit", "minutes": 1.0, "test_accuracy": 0.8, **base},
+        {"learner": "timm", "minutes": 0.5, "test_accuracy": 0.1, **base},
+    ]
+    rows = learning.rows_of(results)
+    assert [row[:3] for row in rows] == [["timm's ViT", "0.5", "10.0"], ["minivit", "1", "70.0"], ["small CNN", "1", "50.0"]]
+
+
+@pytest.mark.parametrize("learner", sorted(learning.RIVALS))
+def test_rivals_learn(learner):
+    pytest.importorskip("torch")
+    if learner == "timm":
+        pytest.importorskip("timm")
+    from benchmarks.learners import learn
+
+    result = learn(learner, load_data("digits", progress=False), 0.15, 0, [])
+    assert result["test_accuracy"] > 0.3 and result["seconds"] < 30
