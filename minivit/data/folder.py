@@ -30,6 +30,7 @@ from .decode import in_threads, read_image
 from .image_file import SUFFIXES, Header, Unreadable, read_header
 
 DEFAULT_SIZE = 32  # for images of different sizes: the input size of the small models
+PHOTO = 48  # pixels of a side from which on images are varied like photographs
 LOOKED_AT = 200  # images of a folder that decide the size at which it is learnt
 PARTS = {  # the names of folders that are a part of the data, in lower case and without "set" or "data"
     "train": ("train", "training", "trn"),
@@ -265,7 +266,7 @@ def training_size(root: Path) -> int:
     sizes = {(h.width, h.height) for h in headers}
     if len(sizes) == 1 and len(set(*sizes)) == 1:
         return min(64, headers[0].width)
-    return 64 if headers and median(min(h.width, h.height) for h in headers) >= 48 else DEFAULT_SIZE
+    return 64 if headers and median(min(h.width, h.height) for h in headers) >= PHOTO else DEFAULT_SIZE
 
 
 def _decode(
@@ -327,7 +328,7 @@ def load_folder(
             (*both(size), channels),
             name=root.resolve().name,
             class_names=listing.class_names,
-            augmentation="crop-flip",
+            augmentation="photo" if min(both(size)) >= PHOTO else "crop-flip",
             notes=notes,
         )
     if notes["size"]:

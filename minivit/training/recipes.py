@@ -62,7 +62,7 @@ MODELS = (
     (95, "localvit_micro_patch8_64", "localvit_mini_patch8_64"),
     (maxsize, "localvit_micro_patch16_128", "localvit_mini_patch16_128"),
 )
-ENOUGH = 60  # epochs: if a given time has more for the smaller model, the larger one is trained
+ENOUGH = 100  # epochs: if a given time has more for the smaller model, the larger one is trained
 SEEN, FEWEST, MOST = 600_000, 10, 100  # images that the default number of epochs shows in all; the least and the most epochs
 
 

@@ -95,7 +95,7 @@ def test_train_ends_with_the_accuracy_and_the_folder(tmp_path, capsys):
 def test_train_default_folder(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([*TRAIN, "--quiet"]) == 0
-    assert capsys.readouterr().out.endswith(" % · runs/vit_nano_patch2_8-digits-1\n")
+    assert capsys.readouterr().out.endswith(" % · runs/localvit_micro_patch2_8-digits-1\n")
 
 
 def test_train_as_json(tmp_path, capsys):
@@ -115,8 +115,8 @@ def test_train_on_one_thread_with_a_profile(tmp_path, capsys, monkeypatch):
         out = tmp_path / f"run{len(results)}"
         assert main([*TRAIN, *options, "--json", "--quiet", "--out", str(out)]) == 0
         output, told = capsys.readouterr()
-        step = f"vit_nano_patch2_8, training step, batch 32, {fastest()[0]}, 1 thread"
-        assert (step in told and "adamw" in told) == bool(options)
+        step = f"localvit_micro_patch2_8, training step, batch 32, {fastest()[0]}, 1 thread"
+        assert (step in told and "orthogonalise" in told) == bool(options)
         results.append([{**line, "seconds": 0, "images_per_second": 0} for line in json.loads(output)["history"]])
     assert results[0] == results[1]
     assert threads() == most_threads()
@@ -262,7 +262,7 @@ def test_mistakes_with_budgets(cascade, folder, digit_files, tmp_path, capsys):
     before = (cascade / "model.safetensors").read_bytes()
     assert "the model has no thresholds yet: calibrate it" in told(capsys, "predict", cascade, digit_files[0], "--budget", "0.5")
     assert "the model has one exit" in told(capsys, "predict", folder, digit_files[0], "--budget", "0.5")
-    assert "vit_nano_patch2_8 has one exit" in told(capsys, "calibrate", folder, "--quiet")
+    assert "localvit_micro_patch2_8 has one exit" in told(capsys, "calibrate", folder, "--quiet")
     assert "the cheapest, all images at exit 1, costs " in told(capsys, "calibrate", cascade, "--budgets", "0.001", "--quiet")
     assert told(capsys, "calibrate", cascade, "--unit", "joule", "--quiet").startswith("unknown unit 'joule'")
     data = minivit.load_data("digits")
@@ -343,7 +343,7 @@ def test_info(capsys):
         (["train", "--data", "cifar"], "unknown dataset 'cifar' (nearest: cifar10"),
         (["train", "--data", "nowhere/photos"], "nowhere/photos does not exist"),
         (["train", "--model-option", "dim"], "--model-option takes NAME=VALUE, as depth=4, got 'dim'"),
-        (["train", "--model-option", "dmi=3"], "vit_nano_patch2_8 has no option 'dmi'"),
+        (["train", "--model-option", "dmi=3"], "localvit_micro_patch2_8 has no option 'dmi'"),
         (["train", "--model-option", "image_size=9"], "image_size is not for model_options"),
         (["train", "--fit", "squeeze"], "unknown fit 'squeeze': choose crop, pad, stretch"),
         (["train", "--class-weights", "3=two"], "--class-weights takes balanced or CLASS=NUMBER,..., as cat=2,dog=1, got '3=two'"),

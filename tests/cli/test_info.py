@@ -71,7 +71,7 @@ def test_a_run(tmp_path, capsys, monkeypatch):
     for name in (str(run.folder), "tried", str(run.folder / "model.safetensors")):
         assert main(["info", name, "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
-        assert found["macs"] == run.model.cost().total and found["family"] == "vit"
+        assert found["macs"] == run.model.cost().total and found["family"] == run.model.unwrapped().family
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,8 @@ def test_a_given_model_is_trained_further(tmp_path, run):
     before = given.state_dict()
     again = small(tmp_path, model=given, epochs=1, lr=1e-9, model_options=None, mixup=0)
     for name, value in again.model.state_dict().items():
+        if "running_" in name:  # statistics follow the batches at any learning rate
+            continue
         np.testing.assert_allclose(value, before[name], atol=1e-6)
     other = create_model("vit_nano_patch2_8", num_classes=3, dim=16, depth=1, heads=2)
     assert small(tmp_path, "other", model=other, epochs=1, model_options=None).model.config.num_classes == 10
