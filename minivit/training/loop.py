@@ -120,6 +120,9 @@ class Loop:
             raise TrainingError(f"{reason} at the end of an epoch: lower lr, or set clip_norm")
 
 
+MEASURED = 20  # steps from which the duration of all is known
+
+
 def duration(seconds: float) -> str:
     """A time for a message, as in "50 s", "9 min" or "2.5 h"."""
     if seconds < 100:
@@ -131,12 +134,18 @@ class Progress:
     """Progress on standard error: a bar on a terminal, otherwise one line per epoch."""
 
     def __init__(self, shown: bool, epochs: int, steps: int) -> None:
-        self.lines, self.epochs, self.start = shown and not standard_error.isatty(), epochs, perf_counter()
+        self.lines, self.epochs, self.steps = shown and not standard_error.isatty(), epochs, epochs * steps
+        self.start, self.done = perf_counter(), 0
         self.bar = tqdm(total=epochs * steps, unit="step", dynamic_ncols=True, disable=not shown or self.lines, file=standard_error)
 
     def step(self) -> None:
-        """Report the end of a step."""
+        """Report the end of a step; after some of many, a line tells how long all will take."""
         self.bar.update()
+        self.done += 1
+        if self.done == 1:  # which compiled and recorded the step
+            self.start = perf_counter()
+        elif self.lines and self.done == 1 + MEASURED and self.steps > 10 * MEASURED:
+            say(f"{self.epochs} epochs: about {duration((perf_counter() - self.start) / MEASURED * self.steps)}, and the tests")
 
     def epoch(self, line: Mapping[str, Any]) -> None:
         """Report the end of an epoch, with its line of metrics."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minivit import Trainer, UserError, create_model, train
 from minivit.data import Batches
 from minivit.io.run_folder import CONFIG
-from minivit.training import timing
+from minivit.training import loop, timing
 from minivit.training import train as train_module
 from minivit.training.loop import duration
 from minivit.training.timing import INFERENCE, MARGIN, fitting, step_seconds
@@ -97,3 +97,12 @@ def test_what_cannot_be_is_named(tmp_path, options, message):
 
 def test_durations():
     assert [duration(seconds) for seconds in (0.4, 99, 100, 5999, 9000)] == ["0 s", "99 s", "2 min", "100 min", "2.5 h"]
+
+
+def test_a_line_tells_how_long_all_will_take(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(loop, "MEASURED", 2)
+    for epochs, told in ((5, False), (9, True)):
+        train(epochs=epochs, out=tmp_path / str(epochs), **SMALL | {"progress": True})
+        lines = capsys.readouterr().err.splitlines()
+        assert any(line.startswith(f"{epochs} epochs: about ") for line in lines) == told
+        assert [" left" in line for line in lines if line.startswith("epoch ")] == [True] * (epochs - 1) + [False]
