@@ -1,10 +1,8 @@
+"""Who learns most in the same minutes."""
+
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2]))  # `benchmarks` is not installed
 
 from benchmarks import learning
 from minivit.data import load_data
