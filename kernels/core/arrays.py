@@ -14,6 +14,7 @@ from .dtypes import BFLOAT16
 from .recording import current_recording
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
+GPU_ALIGNMENT = 256  # bytes: what cuBLASLt wants of its workspace, and CUDA gives every allocation
 # Unused bytes after each array: if two arrays start less than a few vectors apart, a compiled loop over both treats them as overlapping
 # and sums in a different order, so results would depend on where the allocator happened to place small arrays.
 GUARD = 512

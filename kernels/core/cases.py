@@ -34,15 +34,22 @@ def input_shapes(op: Op, case: Mapping[str, Any]) -> dict[str, Shape | None]:
     return shapes
 
 
-def shrunk(op: Op, case: Mapping[str, Any], elements: int = 300_000, operations: int = 100_000_000) -> dict[str, Any]:
-    """The case with its first letter, usually the batch, halved until it has at most `elements` and `operations`."""
+def elements(op: Op, case: Mapping[str, Any]) -> int:
+    """The number of elements of all inputs and outputs."""
+    shapes = input_shapes(op, case).values()
+    constants = [v for n, v in _names(op, case).items() if n in op.constants]
+    outputs = [getattr(a, "shape", a) for a in op.outputs(*shapes, *constants).values()]
+    return sum(prod(s) for s in (*shapes, *outputs) if s is not None)
+
+
+def shrunk(op: Op, case: Mapping[str, Any], most: int = 300_000, operations: int = 100_000_000) -> dict[str, Any]:
+    """The case with its first letter, usually the batch, halved until it has at most so many elements (`most`) and `operations`."""
     case = dict(case)
     first = next(iter(letters(op, case)), None)
     while first and case[first] > 1:
         shapes = input_shapes(op, case).values()
         constants = [v for n, v in _names(op, case).items() if n in op.constants]
-        outputs = [getattr(a, "shape", a) for a in op.outputs(*shapes, *constants).values()]
-        if sum(prod(s) for s in (*shapes, *outputs) if s is not None) <= elements and op.cost(*shapes, *constants).forward <= operations:
+        if elements(op, case) <= most and op.cost(*shapes, *constants).forward <= operations:
             break
         case[first] //= 2
     return case

@@ -57,7 +57,7 @@ class CupyRuntime:
         self._shared: dict[Kernel, int] = {}  # bytes of dynamic shared memory enabled for a kernel
         self._blas: CublasLt | None = None
         self._warm: set[tuple] = set()  # products whose kernels are loaded
-        self._in_flight: deque[tuple[Any, np.ndarray]] = deque()  # copies to the GPU: an event after each, and its source
+        self._in_flight: deque[tuple[Any, np.ndarray]] = deque()  # copies: an event after each, and the pinned memory
         self._placeholders = count(1 << 52, 1 << 36)  # addresses without memory
 
     # ------------------------------------------------------------------------------------------------------------------ arrays
@@ -89,6 +89,7 @@ class CupyRuntime:
         values = self._pinned(array.shape, array.dtype)
         array.get(stream=self.stream, out=values, blocking=False)
         event = self._event()
+        self._keep(event, values)
 
         def wait() -> np.ndarray:
             event.synchronize()
@@ -100,8 +101,12 @@ class CupyRuntime:
         staged = self._pinned(values.shape, values.dtype)  # from pageable memory, the copy would wait for earlier kernels
         staged[...] = values
         array.set(staged, stream=self.stream)
-        self._in_flight.append((self._event(), staged))
-        while self._in_flight[0][0].done and len(self._in_flight) > 1:
+        self._keep(self._event(), staged)
+
+    def _keep(self, event: Any, values: np.ndarray) -> None:
+        """Keep the pinned memory of a copy from being used anew before the event after it is done."""
+        self._in_flight.append((event, values))
+        while len(self._in_flight) > 1 and self._in_flight[0][0].done:
             self._in_flight.popleft()
 
     def _pinned(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

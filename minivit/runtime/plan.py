@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels.core import devices
-from ..kernels.core.arrays import ALIGNMENT, GUARD, empty, subarray
+from ..kernels.core.arrays import ALIGNMENT, GPU_ALIGNMENT, GUARD, empty, subarray
 from ..kernels.core.recording import Recording, View, record
 from ..kernels.cpu.kernel import Calls, compile_missing
 from ..kernels.cpu.run import threads
@@ -46,7 +46,7 @@ class Plan:
             views = [recording.keep(a) for a in arrays]
             del returned, arrays
         preparations = _preparations(recording, {devices.address_of(a) for a in constants})
-        offsets, common_bytes, own_bytes = _assign_offsets(recording)
+        offsets, common_bytes, own_bytes = _assign_offsets(recording, ALIGNMENT if device == "cpu" else GPU_ALIGNMENT)
         self.arena_bytes, self.buffer_bytes = common_bytes + own_bytes, sum(recording.sizes)
         self.threads = threads()
         launches = enumerate(zip(recording.op_calls, recording.calls))
@@ -105,9 +105,9 @@ def _preparations(recording: Recording, constants: set[int]) -> set[int]:
     return indices
 
 
-def _assign_offsets(recording: Recording) -> tuple[list[int], int, int]:
-    """An offset for each buffer, such that buffers alive at the same time do not overlap; and the sizes of two arenas: of the permanent
-    buffers, which all copies share, and of all others.
+def _assign_offsets(recording: Recording, alignment: int) -> tuple[list[int], int, int]:
+    """An offset for each buffer, a multiple of `alignment`, such that buffers alive at the same time do not overlap; and the sizes of two
+    arenas: of the permanent buffers, which all copies share, and of all others.
 
     Buffers are placed largest first, each at the lowest offset that is free throughout its lifetime (first to last use, in launches).
     """
@@ -120,7 +120,7 @@ def _assign_offsets(recording: Recording) -> tuple[list[int], int, int]:
                 last[view.serial] = i
     for serial in recording.kept | recording.permanent:
         last[serial] = len(recording.calls)
-    sizes = -(-np.array(recording.sizes, np.int64) // ALIGNMENT) * ALIGNMENT + GUARD
+    sizes = -(-np.array(recording.sizes, np.int64) // alignment) * alignment + GUARD  # a multiple too
     offsets = np.zeros(buffer_count, np.int64)
     placed = np.zeros(0, np.int64)
     common_bytes, own_bytes = 0, 0

@@ -6,7 +6,9 @@ import sys
 import pytest
 
 from benchmarks import gpu
+from minivit.kernels import OPS
 from minivit.kernels.core import devices
+from minivit.kernels.core.cases import elements, letters
 
 
 @pytest.mark.slow
@@ -31,3 +33,14 @@ def test_without_a_gpu_nothing_is_measured(monkeypatch, capsys):
     monkeypatch.setattr(devices, "_runtime", None)
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert gpu.main([]) == 0 and capsys.readouterr().out.startswith("nothing measured: device='cuda' needs CuPy")
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_cases_grow_until_they_are_large_enough(name):
+    """Also where the first letter does not make any array larger, as in a broadcast, whose input has a length of 1 there."""
+    op, size = OPS[name], 1 << 24
+    for case in op.cases:
+        large = gpu.grown(op, case, size)
+        stuck = [elements(op, large | {letter: 2 * n}) <= elements(op, large) for letter, n in letters(op, large).items()]
+        assert 2 * elements(op, large) >= size or all(stuck)
+        assert large == dict(case) or elements(op, large) < 9 * size
