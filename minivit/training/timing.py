@@ -12,7 +12,7 @@ from ..data import Batches
 from ..errors import UserError
 from .trainer import Trainer
 
-STEPS, SECONDS = 5, 1.5  # the measurement of a step: at least so many steps, and so long
+STEPS, SECONDS, SHARE = 5, 1.5, 0.01  # the measurement of a step: at least so many steps, so long, and this share of the time that is left
 TEST_SHARE = 0.05  # of the time that testing may take, unless one test takes more
 INFERENCE = 0.4  # of the time of a training step that inference takes, for as many images; measured: 0.25 to 0.4
 MARGIN = 0.94  # of the time that is planned: the speed of a shared machine varies
@@ -25,11 +25,14 @@ class Fitting(NamedTuple):
     test_every: int  # epochs
 
 
-def step_seconds(trainer: Trainer, batches: Batches) -> float:
-    """The time of a training step with its batch, measured on a copy of the trainer; the first step, which compiles, is not counted."""
+def step_seconds(trainer: Trainer, batches: Batches, left: float = 0.0) -> float:
+    """The time of a training step with its batch, measured on a copy of the trainer; the first step, which compiles, is not counted.
+
+    left: seconds of the time that training may take.
+    """
     copy, seconds = deepcopy(trainer), list[float]()
     start = perf_counter()
-    while len(seconds) <= STEPS or perf_counter() - start < SECONDS:
+    while len(seconds) <= STEPS or perf_counter() - start < max(SECONDS, SHARE * left):
         before = perf_counter()
         images, labels = next(batches.epoch(0, start=len(seconds) % len(batches)))
         copy.step(images, labels)

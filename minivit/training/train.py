@@ -232,8 +232,9 @@ def _build(options: TrainOptions, dataset: Dataset, recipe: Recipe, threads: int
 def _fit(options: TrainOptions, start: float, trainer: Trainer, batches: Batches, dataset: Dataset) -> Fitting:
     """What fits into the minutes that are left, which a line says."""
     assert options.minutes is not None
-    a_step = step_seconds(trainer, batches)
-    left = 60 * options.minutes - (perf_counter() - start)
+    end = start + 60 * options.minutes
+    a_step = step_seconds(trainer, batches, end - perf_counter())
+    left = end - perf_counter()
     fits = fitting(left, a_step, batches, len(dataset.test_images))
     speed = f"{_unwrapped(trainer.model).name}: {batches.batch_size / a_step:.0f} images/s here"
     say(f"{speed}, so {fits.epochs} epochs in {duration(left)}, a test every {fits.test_every}", options.progress)

@@ -55,7 +55,7 @@ def test_a_measured_trainer_is_as_it_was():
 
 
 def test_a_run_of_minutes_is_repeated_by_its_config(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_module, "step_seconds", lambda trainer, batches: 0.6)
+    monkeypatch.setattr(train_module, "step_seconds", lambda *given: 0.6)
     first = train(minutes=0.5, out=tmp_path / "first", **SMALL | {"progress": True})
     assert "images/s here, so" in capsys.readouterr().err
     arguments = json.loads((first.folder / CONFIG).read_text())["arguments"]
