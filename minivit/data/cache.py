@@ -92,7 +92,6 @@ def _dataset(images: np.ndarray, metadata: dict[str, Any]) -> Dataset:
         tuple(metadata["class_names"]),
         tuple(metadata["mean"]),
         tuple(metadata["std"]),
-        metadata["augmentation"],
     )
 
 
@@ -102,7 +101,7 @@ def store(
     """Write the images of `rows()` as they are produced, and return the dataset, memory-mapped.
 
     rows: gives the images, those for training first; it may add to `notes`. It is called again where the folder turns out to be full.
-    shape: (H, W, C) of an image. described: the name, class names and augmentation of the dataset.
+    shape: (H, W, C) of an image. described: the name and class names of the dataset.
     Where the folder cannot be written to, or others may write to it, the images stay in memory, and a line says so. Raises UserError if
     there is not enough memory for that.
     """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ LARGEST_ARCHIVE = 1 << 28  # bytes when unpacked; the official ones have 186 MB
 LARGEST_FILES = 190_000_000  # bytes of all files of an archive
 LARGEST_NAMES = 1 << 16  # bytes of the file of class names
 PIXELS = (3, 32, 32)  # shape of a stored image
+AUGMENTATION = "crop-flip"  # the default policy
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def load_cifar(path: Path, form: Form, cache_dir: str | Path | None, progress: b
     key = cache_key("cifar", form.archive, official, [(str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns) for f in files])
     folder = data_folder(cache_dir)
     if cached := load_cached(folder, key):
-        return cached[0]
+        return replace(cached[0], augmentation=AUGMENTATION)
     if official and path.is_file():
         _check_md5(path, form.md5)
     parts, names = _read(path, form, progress)
@@ -209,7 +210,8 @@ def load_cifar(path: Path, form: Form, cache_dir: str | Path | None, progress: b
             for image, label in zip(images, labels):
                 yield image, int(label), file_index < len(form.train)
 
-    return store(folder, key, rows, (32, 32, 3), name=form.dataset, class_names=names, augmentation="crop-flip", notes={})
+    dataset = store(folder, key, rows, (32, 32, 3), name=form.dataset, class_names=names, notes={})
+    return replace(dataset, augmentation=AUGMENTATION)
 
 
 # -------------------------------------------------------------------------------------------------------------------- location

@@ -328,9 +328,9 @@ def load_folder(
             (*both(size), channels),
             name=root.resolve().name,
             class_names=listing.class_names,
-            augmentation="photo" if min(both(size)) >= PHOTO else "crop-flip",
             notes=notes,
         )
+    dataset = replace(dataset, augmentation="photo" if min(both(dataset.image_size)) >= PHOTO else "crop-flip")
     if notes["size"]:
         say(notes["size"], progress)
     if notes["skipped"]:
