@@ -6,7 +6,8 @@ import pytest
 from pictures import picture
 from PIL import Image
 
-from minivit.data import load_data
+from minivit.data import folder, load_data
+from minivit.data.folder import training_size
 from minivit.errors import UserError
 
 PARTED = [f"{part}/{name}/{i}.png" for part in ("train", "test") for name in ("cat", "dog") for i in range(4 if part == "train" else 2)]
@@ -15,8 +16,8 @@ WHOLE = [f"{name}/{i}.png" for name in ("cat", "dog", "eel") for i in range(10)]
 
 @pytest.fixture
 def load(tmp_path):
-    def load(folder, **options):
-        return load_data(folder, cache_dir=tmp_path / "cache", **options)
+    def load(root, **options):
+        return load_data(root, cache_dir=tmp_path / "cache", **options)
 
     return load
 
@@ -141,6 +142,38 @@ def test_a_mix_of_sizes_and_modes_becomes_32_in_colour(write_images, load, capsy
     data = load(root)
     assert data.train_images.shape[1:] == (32, 32, 3)
     assert "images of 2 shapes become 32×32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "size, others, expected",
+    [
+        ((11, 11), None, 11),
+        ((64, 64), None, 64),
+        ((80, 80), None, 64),
+        ((80, 60), None, 64),
+        ((40, 100), None, 32),
+        ((20, 20), (50, 70), 32),
+    ],
+)
+def test_the_size_for_training_suits_the_images(write_images, size, others, expected):
+    root = write_images(*WHOLE, size=size)
+    if others:
+        picture(0, others).save(root / "cat" / "0.png")
+    assert training_size(root) == expected
+
+
+def test_unreadable_images_do_not_decide_the_size(write_images):
+    root = write_images(*WHOLE, size=(80, 60))
+    for path in WHOLE[::3]:
+        (root / path).write_bytes(b"no image")
+    assert training_size(root) == 64
+
+
+def test_the_policy_does_not_come_from_the_cache(write_images, load, monkeypatch):
+    root = write_images(*WHOLE, size=(50, 50))
+    assert load(root).augmentation == "photo"
+    monkeypatch.setattr(folder, "PHOTO", 51)
+    assert load(root).augmentation == "crop-flip"
 
 
 def test_wanted_sizes_and_channels(write_images, load):
