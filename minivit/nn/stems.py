@@ -9,7 +9,7 @@ from ..sides import Sides, both
 from ..tensor import Tensor
 from .convolution import Conv2d, convolve_all
 from .initialisers import Initialiser, constant, lecun_normal, on_convolutions
-from .layers import BatchNorm, PatchEmbed, Sequential, Stem, check_images, patch_grid
+from .layers import BatchNorm, PatchEmbed, Sequential, Stem, check_images
 
 
 def stem_of(config: Any) -> Stem:
@@ -27,7 +27,8 @@ class ConvolutionStem(Stem):
     """3×3 convolutions in place of the patch projection: (B, in_channels, H, W) -> (B, N, dim) (2106.14881, section 4).
 
     The first keeps the size of the images and has `stem_width` channels; each further one halves the map, until a pixel of it stands for a
-    patch, and has twice the channels, the last one `dim`. All but the last are followed by batch normalisation and ReLU.
+    patch, and has twice the channels, the last one `dim`. All but the last are followed by batch normalisation and ReLU. The image may have
+    any size: at its lower and right edges, patches may be incomplete.
     """
 
     first = "convs.0.weight"
@@ -35,8 +36,9 @@ class ConvolutionStem(Stem):
 
     def __init__(self, config: Any) -> None:
         dtype = config.dtype
-        self.shape, self.grid = config.image_shape, patch_grid(config.image_size, config.patch_size)
-        times = halvings(config.patch_size)
+        self.shape, times = config.image_shape, halvings(config.patch_size)
+        rows, columns = (-(-image // patch) for image, patch in zip(both(config.image_size), both(config.patch_size)))
+        self.grid = rows, columns
         assert times is not None  # the configuration checks it
         channels, layers = config.in_channels, list[Any]()
         for i in range(1 + max(times)):

@@ -36,6 +36,16 @@ def test_a_patch_becomes_one_token(family, patch_size, widths):
     assert model(images).shape == (2, 3)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("image_size, grid", [((15, 22), (4, 6)), ((13, 5), (4, 2)), (3, (1, 1))])
+def test_images_of_any_size(family, image_size, grid):
+    model = make(family, image_size=image_size)
+    rows, columns = (image_size, image_size) if isinstance(image_size, int) else image_size
+    images = np.random.default_rng(0).normal(size=(2, 3, rows, columns)).astype(np.float32)
+    assert model.grid == grid and stem_of(model)(model.begin(images)).shape == (2, grid[0] * grid[1], 24)
+    assert model(images).shape == (2, 3)
+
+
 def test_a_token_sees_its_neighbourhood_alone():
     """The convolutions of patches of 4 reach a pixel and less than a patch to either side."""
     stem = stem_of(make(dtype="float64"))
