@@ -159,7 +159,7 @@ def test_a_given_model_is_trained_further(tmp_path, run):
         ({"device": "tpu"}, "device='tpu' is not available"),
         ({"seed": -1}, "seed must be"),
         ({"limit": 0}, "limit must be 1 or more"),
-        ({"image_size": 9}, "patch_size must divide image_size: 9 is not a multiple of 2"),
+        ({"model": "vit_nano_patch2_8", "image_size": 9}, "patch_size must divide image_size: 9 is not a multiple of 2"),
         ({"model_options": {"dept": 3}}, r"has no option 'dept' \(nearest: depth"),
         ({"model": minivit.Module()}, "train other modules with a Trainer"),
     ],
