@@ -53,9 +53,9 @@ def small_cnn(size: int, channels: int, classes: int) -> Any:
     from torch import nn
 
     layers: list[Any] = []
-    for inputs, outputs in ((channels, 64), (64, 64), (64, 128), (128, 128), (128, 256), (256, 256)):
+    for inputs, outputs, pools in ((channels, 32, 1), (32, 64, 1), (64, 128, 0), (128, 128, 1), (128, 256, 0), (256, 256, 0)):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-        layers += [nn.MaxPool2d(2)] if inputs == outputs else []
+        layers += [nn.MaxPool2d(2)] * pools
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, classes))
 
 
