@@ -63,6 +63,8 @@ MODELS = (
     (maxsize, "localvit_micro_patch16_128", "localvit_mini_patch16_128"),
 )
 ENOUGH = 100  # epochs: if a given time has more for the smaller model, the larger one is trained
+MIXED = {"mixup": 0.2, "cutmix": 1.0}  # of trainings of so many epochs that the images would be known by heart
+MIXED_FROM = 40  # epochs
 SEEN, FEWEST, MOST = 600_000, 10, 100  # images that the default number of epochs shows in all; the least and the most epochs
 
 
@@ -75,13 +77,16 @@ def recipe_for(dataset: str, images: int, image_size: Sides, **overrides: Any) -
     """The recipe for a dataset with this number and size of training images, with values overridden by `overrides` (unless None).
 
     Unless overridden, the model is the smaller of `models_for`, the batch size at most the number of images, and the warmup at most a
-    fifth of the epochs, of which there are the fewer the more images there are.
+    fifth of the epochs, of which there are the fewer the more images there are. Data without a recipe of its own is mixed in a long
+    training.
     """
     recipe = RECIPES.get(dataset, OTHERS)
     overrides = {name: value for name, value in overrides.items() if value is not None}
-    epochs = recipe.epochs if dataset in RECIPES else min(MOST, max(FEWEST, SEEN // images))
+    epochs = overrides.get("epochs", recipe.epochs if dataset in RECIPES else min(MOST, max(FEWEST, SEEN // images)))
     defaults: dict[str, Any] = {"model": models_for(image_size)[0], "batch_size": min(recipe.batch_size, images), "epochs": epochs}
-    defaults["warmup"] = min(recipe.warmup, overrides.get("epochs", epochs) / 5)
+    defaults["warmup"] = min(recipe.warmup, epochs / 5)
+    if dataset not in RECIPES and epochs >= MIXED_FROM:
+        defaults |= MIXED
     if overrides.get("optimizer", recipe.optimizer) != recipe.optimizer:
         defaults["lr"] = ADAMW_LR
     return replace(recipe, **defaults | overrides)

@@ -102,6 +102,7 @@ def _prepare(options: TrainOptions, start: float) -> Loop:
             model, trainer, settings = _build(options, dataset, recipe, threads)
             fits = _fit(options, start, trainer, batches, dataset)
         recipe = _recipe(options, dataset, model=recipe.model, epochs=fits.epochs)
+        batches = _batches(options, dataset, recipe)  # their mixing depends on the number of epochs
         test_every = options.test_every or fits.test_every
     say(f"{model.name}: {trainer.flat.size:,} parameters to train", options.progress)
     if options.precision == "auto":
