@@ -28,7 +28,7 @@ from minivit import Trainer, create_model
 from minivit.errors import DeviceError
 from minivit.kernels import OPS
 from minivit.kernels.core import arrays, devices
-from minivit.kernels.core.cases import Sample, elements, letters, make_inputs, shrunk
+from minivit.kernels.core.cases import Sample, letters, make_inputs, shrunk, total_elements
 from minivit.kernels.core.dtypes import BFLOAT16
 from minivit.kernels.core.op import Op
 from minivit.kernels.cuda.gemm import gemm
@@ -115,9 +115,9 @@ def grown(op: Op, case: Mapping[str, Any], size: int) -> dict[str, Any]:
     """The case with its first letter doubled until its arrays take so many bytes in bfloat16; the next, where that adds no elements."""
     case = dict(case)
     for letter in letters(op, case):
-        while 2 * elements(op, case) < size:
+        while 2 * total_elements(op, case) < size:
             doubled = case | {letter: 2 * case[letter]}
-            if elements(op, doubled) <= elements(op, case):
+            if total_elements(op, doubled) <= total_elements(op, case):
                 break
             case = doubled
     return case
@@ -145,7 +145,7 @@ def planned(call: Sample) -> Iterator[tuple[str, Plan]]:
 
 def measured_ops(options: Namespace, budget: float) -> Iterator[dict[str, Any]]:
     for op in OPS.values():
-        cases = [op.cases[0] if options.tiny else grown(op, max(op.cases, key=lambda case, op=op: elements(op, case)), BYTES)]
+        cases = [op.cases[0] if options.tiny else grown(op, max(op.cases, key=lambda case, op=op: total_elements(op, case)), BYTES)]
         if op.name == "attention" and not options.tiny:
             cases = [{"B": B, "N": N, "H": 6, "D": 64, "bias": None, "scale": 0.125} for B, N in ATTENTION]
         for case in cases:

@@ -34,7 +34,7 @@ def input_shapes(op: Op, case: Mapping[str, Any]) -> dict[str, Shape | None]:
     return shapes
 
 
-def elements(op: Op, case: Mapping[str, Any]) -> int:
+def total_elements(op: Op, case: Mapping[str, Any]) -> int:
     """The number of elements of all inputs and outputs."""
     shapes = input_shapes(op, case).values()
     constants = [v for n, v in _names(op, case).items() if n in op.constants]
@@ -42,14 +42,14 @@ def elements(op: Op, case: Mapping[str, Any]) -> int:
     return sum(prod(s) for s in (*shapes, *outputs) if s is not None)
 
 
-def shrunk(op: Op, case: Mapping[str, Any], most: int = 300_000, operations: int = 100_000_000) -> dict[str, Any]:
-    """The case with its first letter, usually the batch, halved until it has at most so many elements (`most`) and `operations`."""
+def shrunk(op: Op, case: Mapping[str, Any], elements: int = 300_000, operations: int = 100_000_000) -> dict[str, Any]:
+    """The case with its first letter, usually the batch, halved until it has at most `elements` and `operations`."""
     case = dict(case)
     first = next(iter(letters(op, case)), None)
     while first and case[first] > 1:
         shapes = input_shapes(op, case).values()
         constants = [v for n, v in _names(op, case).items() if n in op.constants]
-        if elements(op, case) <= most and op.cost(*shapes, *constants).forward <= operations:
+        if total_elements(op, case) <= elements and op.cost(*shapes, *constants).forward <= operations:
             break
         case[first] //= 2
     return case

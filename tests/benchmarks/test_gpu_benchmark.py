@@ -8,7 +8,7 @@ import pytest
 from benchmarks import gpu
 from minivit.kernels import OPS
 from minivit.kernels.core import devices
-from minivit.kernels.core.cases import elements, letters
+from minivit.kernels.core.cases import letters, total_elements
 
 
 @pytest.mark.slow
@@ -41,6 +41,6 @@ def test_cases_grow_until_they_are_large_enough(name):
     op, size = OPS[name], 1 << 24
     for case in op.cases:
         large = gpu.grown(op, case, size)
-        stuck = [elements(op, large | {letter: 2 * n}) <= elements(op, large) for letter, n in letters(op, large).items()]
-        assert 2 * elements(op, large) >= size or all(stuck)
-        assert large == dict(case) or elements(op, large) < 9 * size
+        stuck = [total_elements(op, large | {letter: 2 * n}) <= total_elements(op, large) for letter, n in letters(op, large).items()]
+        assert 2 * total_elements(op, large) >= size or all(stuck)
+        assert large == dict(case) or total_elements(op, large) < 9 * size
