@@ -32,7 +32,7 @@ assert {*LEARNERS} == {"minivit", *RIVALS}
 
 def measure(options: Namespace, learner: str, minutes: float, seed: int) -> dict[str, Any]:
     """One run, in a process of its own."""
-    given = {name: getattr(options, name) for name in ("data", "image_size", "limit", "train")}
+    given = {name: getattr(options, name) for name in ("data", "image_size", "limit", "train", "tiny")}
     command = [sys.executable, "-c", "from benchmarks.learners import serve; serve()"]
     command.append(json.dumps({"learner": learner, "minutes": minutes, "seed": seed, **given}))
     finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
