@@ -54,9 +54,11 @@ class Model(Module):
 
     def initialise(self, only: str = "*") -> None:
         """Initialise the parameters whose names match the pattern `only`, from the model's seed."""
-        table = self.initialisers()
-        stems = [(name, module.initialisers()) for name, module in self.named_modules() if isinstance(module, Stem)] if table else []
-        initialise(self, {f"{name}.{pattern}": draw for name, own in stems for pattern, draw in own.items()} | table, self.seed, only)
+        table, stems = self.initialisers(), dict[str, Initialiser | None]()
+        for name, module in self.named_modules() if table else ():
+            if isinstance(module, Stem) and (own := module.initialisers()):  # which then decides of all its parameters
+                stems |= {f"{name}.{pattern}": draw for pattern, draw in own.items()} | {f"{name}.*": None}
+        initialise(self, stems | {pattern: draw for pattern, draw in table.items() if pattern not in stems}, self.seed, only)
 
     def features(self, images: Any) -> Tensor:
         """The input of the head: images (B, in_channels, rows, columns) -> (B, dim)."""

@@ -88,6 +88,9 @@ class ConvolutionStem(Stem):
         self.bn2 = BatchNorm(width, dtype=dtype)
         self.proj = Conv2d(width, config.dim, half, stride=half, dtype=dtype)
 
+    def initialisers(self) -> dict[str, Initialiser]:
+        return {"*.weight": kaiming_uniform, "proj.bias": uniform(prod(self.proj.weight.shape[1:]) ** -0.5)}
+
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.shape)
         x = self.conv1(images.transpose(0, 2, 3, 1), self.bn1, "relu")  # (B, H/2, W/2, width)
@@ -175,12 +178,7 @@ class DeepViT(ViT):
         config = self.config
         if config.init == "zeros":
             return {}
-        table = {"*.reatten_matrix.*": uniform(config.heads**-0.5), **super().initialisers()}
-        if config.stem == "convolution":
-            table = {name: draw for name, draw in table.items() if not name.startswith("patch_embed")}
-            table["patch_embed.*.weight"] = kaiming_uniform
-            table["patch_embed.proj.bias"] = uniform((config.stem_width * prod(_half(config.patch_size))) ** -0.5)
-        return table
+        return {"*.reatten_matrix.*": uniform(config.heads**-0.5), **super().initialisers()}
 
     def google_names(self, names: Collection[str]) -> None:
         return None

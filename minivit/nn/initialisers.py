@@ -25,8 +25,8 @@ def generator(seed: int, name: str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
-def initialise(model: Module, table: Mapping[str, Initialiser], seed: int, only: str = "*") -> None:
-    """Draw every parameter of `model` whose name matches `only` from the first entry of the table that matches its name.
+def initialise(model: Module, table: Mapping[str, Initialiser | None], seed: int, only: str = "*") -> None:
+    """Draw every parameter of `model` whose name matches `only` from the first entry of the table that matches its name, unless it is None.
 
     The parameters of an outline (`module.outlines`) have no memory to draw values into: they stay as they are.
     """
@@ -36,11 +36,6 @@ def initialise(model: Module, table: Mapping[str, Initialiser], seed: int, only:
         draw = next((draw for pattern, draw in table.items() if fnmatchcase(name, pattern)), None)
         if draw is not None and fnmatchcase(name, only):
             parameter.data[...] = draw(generator(seed, name), parameter.shape)
-
-
-def constant(value: float) -> Initialiser:
-    """The same value everywhere."""
-    return lambda rng, shape: np.full(shape, value)
 
 
 def normal(std: float) -> Initialiser:

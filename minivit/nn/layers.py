@@ -238,7 +238,7 @@ class Stem(Module):
     first: ClassVar[str]
 
     def initialisers(self) -> dict[str, Initialiser]:
-        """The distributions of its own, by pattern of parameter names; the model's table has those of other parameters."""
+        """The distributions of its parameters, by pattern of their names, if the model's table does not have them."""
         return {}
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 from ..sides import Sides, both
 from ..tensor import Tensor
 from .convolution import Conv2d, convolve_all
-from .initialisers import Initialiser, constant, lecun_normal, on_convolutions
+from .initialisers import Initialiser, lecun_normal, on_convolutions
 from .layers import BatchNorm, PatchEmbed, Sequential, Stem, check_images
 
 
@@ -51,8 +51,7 @@ class ConvolutionStem(Stem):
         self.convs = Sequential(*layers)
 
     def initialisers(self) -> dict[str, Initialiser]:
-        constants = {"bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
-        return {"convs.*.weight": on_convolutions(lecun_normal)} | {f"convs.*.{name}": constant(value) for name, value in constants.items()}
+        return {"*.weight": on_convolutions(lecun_normal)}
 
     def forward(self, images: Tensor) -> Tensor:
         check_images(images, self.shape)
