@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import chain, count
 from math import cos, pi
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -18,11 +19,12 @@ import numpy as np
 import minivit
 from minivit.cli.options import assignment
 from minivit.data import Batches, Dataset
+from minivit.inference.evaluate import evaluate
+from minivit.training.timing import INFERENCE
 
 WARMUP = 0.05  # of the time
 BATCH = 64
 TEST_BATCH = 256
-INFERENCE = 0.4  # of the time of a training step that inference takes at the most, for as many images
 
 
 def learn(learner: str, dataset: Dataset, minutes: float, seed: int, options: list[str]) -> dict[str, Any]:
@@ -103,6 +105,21 @@ def compact_transformer(size: int, channels: int, classes: int) -> Any:
 RIVALS = {"cnn": (small_cnn, True, 0.05), "timm": (timm_vit, False, 1e-3), "cct": (compact_transformer, False, 1e-3)}
 
 
+class Answers:
+    """The logits of a model of PyTorch as `evaluate` asks for them."""
+
+    stages = 1
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            return self.model(torch.from_numpy(images)).numpy()[None]
+
+
 def theirs(learner: str, dataset: Dataset, minutes: float, seed: int) -> dict[str, Any]:
     import torch
     from torch import nn
@@ -118,14 +135,24 @@ def theirs(learner: str, dataset: Dataset, minutes: float, seed: int) -> dict[st
     else:
         optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.05)
     lossfn = nn.CrossEntropyLoss(label_smoothing=0.1)
-    source = batches(dataset, dataset.train_images, dataset.train_labels, seed=seed, augmentation=dataset.augmentation)
-    steps, end, history = 0, 60 * minutes, []
+    source = Batches(
+        dataset.train_images,
+        dataset.train_labels,
+        batch_size=min(BATCH, len(dataset.train_images)),
+        num_classes=dataset.num_classes,
+        mean=dataset.mean,
+        std=dataset.std,
+        seed=seed,
+        augmentation=dataset.augmentation,
+    )
+    end, history = 60 * minutes, []
     model.train()
     losses: list[float] = []
-    while True:
-        images, labels = next(source.epoch(steps // len(source), steps % len(source)))
+    first = 0.0  # seconds until the first step was done, which takes longer than others
+    for steps, (images, labels) in enumerate(chain.from_iterable(source.epoch(epoch) for epoch in count())):
         passed = perf_counter() - start
-        a_step = passed / max(1, steps)
+        first = passed if steps == 1 else first
+        a_step = (passed - first) / max(1, steps - 1)
         if steps and passed + a_step * (1 + INFERENCE * len(dataset.test_images) / source.batch_size) > end:
             break
         share = passed / end
@@ -136,38 +163,22 @@ def theirs(learner: str, dataset: Dataset, minutes: float, seed: int) -> dict[st
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0 if not by_sgd else 5.0)
         optimizer.step()
-        steps += 1
         losses.append(loss.item())
-        if steps % len(source) == 0:
-            history.append({"epoch": steps // len(source), "train_loss": float(np.mean(losses)), "seconds": perf_counter() - start})
+        if len(losses) == len(source):
+            history.append({"epoch": len(history) + 1, "train_loss": float(np.mean(losses)), "seconds": perf_counter() - start})
             losses = []
     model.eval()
-    right = []
-    tests = batches(dataset, dataset.test_images, dataset.test_labels, batch_size=TEST_BATCH, shuffle=False, drop_last=False)
-    with torch.inference_mode():
-        for images, labels in tests.epoch(0):
-            right.append(model(torch.from_numpy(images)).argmax(1).numpy() == labels)
-    correct = np.concatenate(right)
+    result = evaluate(
+        Answers(model), dataset.test_images, dataset.test_labels, dataset.mean, dataset.std, dataset.num_classes, batch_size=TEST_BATCH
+    )
     return {
-        "test_accuracy": float(correct.mean()),
-        "balanced_accuracy": float(np.mean([correct[dataset.test_labels == k].mean() for k in np.unique(dataset.test_labels)])),
+        "test_accuracy": result.accuracies[-1],
+        "balanced_accuracy": result.balanced_accuracy,
         "epochs": steps / len(source),
         "model": make.__name__,
         "parameters": sum(p.numel() for p in parameters),
         "history": history,
     }
-
-
-def batches(dataset: Dataset, images: np.ndarray, labels: np.ndarray, batch_size: int = BATCH, **options: Any) -> Batches:
-    return Batches(
-        images,
-        labels,
-        batch_size=min(batch_size, len(images)),
-        num_classes=dataset.num_classes,
-        mean=dataset.mean,
-        std=dataset.std,
-        **options,
-    )
 
 
 def serve() -> None:

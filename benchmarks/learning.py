@@ -23,7 +23,12 @@ from minivit.plots.figure import BLUE, RED, new_figure
 from .learners import RIVALS
 from .measure import earlier_runs, machine, machine_line, option_parser, table, write_result
 
-LEARNERS = {"minivit": ("minivit",), "cnn": ("torch",), "timm": ("torch", "timm"), "cct": ("torch",)}  # and the packages they take
+LEARNERS = {
+    "minivit": ("minivit",),
+    "cnn": ("torch",),
+    "timm": ("torch", "torchvision", "timm"),
+    "cct": ("torch",),
+}  # and the packages they take
 LABELS = {"minivit": "minivit", "cnn": "small CNN", "timm": "timm's ViT", "cct": "compact transformer"}
 COLUMNS = {"learner": "<", "minutes": ">", "accuracy, %": ">", "balanced, %": ">", "seeds": ">", "epochs": ">", "M parameters": ">"}
 TINY = {"limit": 64, "minutes": 0.05}
@@ -105,10 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = {"data": Path(options.data).name, **{key: getattr(options, key) for key in ("image_size", "limit", "train")}}
     results = earlier_runs(options, name, found, settings)
     done = {(entry["learner"], entry["minutes"], entry["seed"]) for entry in results}
-    for learner in options.learners:
-        if missing := [package for package in LEARNERS[learner] if not find_spec(package)]:
-            print(f"left out: {LABELS[learner]}: {', '.join(missing)} not installed")
-    able = [learner for learner in options.learners if all(map(find_spec, LEARNERS[learner]))]
+    missing = {each: [package for package in LEARNERS[each] if not find_spec(package)] for each in options.learners}
+    able = [learner for learner, packages in missing.items() if not packages]
+    for learner in missing.keys() - able:
+        print(f"left out: {LABELS[learner]}: {', '.join(missing[learner])} not installed")
     for minutes, seed, learner in ((m, s, each) for m in options.minutes for s in range(options.seeds) for each in able):
         if (learner, minutes, seed) in done:
             continue

@@ -250,9 +250,14 @@ def _choose_shape(
     headers = set(with_progress(in_threads(header, items), len(items), "looking at images", progress)) - {None}
     in_channels = in_channels or (1 if all(h.gray for h in headers) else 3)
     sizes = {(h.width, h.height) for h in headers}
-    if image_size or (len(sizes) == 1 and len(set(*sizes)) == 1):
-        return image_size or sizes.pop()[0], in_channels, ""
+    if size := image_size or _common_side(sizes):
+        return size, in_channels, ""
     return DEFAULT_SIZE, in_channels, f"images of {len(sizes)} shapes become {DEFAULT_SIZE}×{DEFAULT_SIZE}: image_size sets another size"
+
+
+def _common_side(sizes: set[tuple[int, int]]) -> int | None:
+    """The side of images that are all the same square."""
+    return next(iter(sizes))[0] if len(sizes) == 1 and len(set(*sizes)) == 1 else None
 
 
 def training_size(root: Path) -> int:
@@ -263,9 +268,8 @@ def training_size(root: Path) -> int:
     for item in items[:: -(-len(items) // LOOKED_AT)]:
         with suppress(Unreadable):  # decoding reports it
             headers.append(read_header(root / item.file.path))
-    sizes = {(h.width, h.height) for h in headers}
-    if len(sizes) == 1 and len(set(*sizes)) == 1:
-        return min(64, headers[0].width)
+    if side := _common_side({(h.width, h.height) for h in headers}):
+        return min(64, side)
     return 64 if headers and median(min(h.width, h.height) for h in headers) >= PHOTO else DEFAULT_SIZE
 
 

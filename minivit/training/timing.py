@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from itertools import chain, count
 from math import floor
 from statistics import median
 from time import perf_counter
@@ -31,14 +32,16 @@ def step_seconds(trainer: Trainer, batches: Batches, left: float = 0.0) -> float
     left: seconds of the time that training may take.
     """
     copy, seconds = deepcopy(trainer), list[float]()
-    start = perf_counter()
-    while len(seconds) <= STEPS or perf_counter() - start < max(SECONDS, SHARE * left):
-        before = perf_counter()
-        images, labels = next(batches.epoch(0, start=len(seconds) % len(batches)))
+    start = before = perf_counter()
+    for images, labels in chain.from_iterable(batches.epoch(0) for _ in count()):
         copy.step(images, labels)
-        seconds.append(perf_counter() - before)
+        now = perf_counter()
+        seconds.append(now - before)
+        before = now
         if len(seconds) == 1:
-            start = perf_counter()
+            start = now
+        elif len(seconds) > STEPS and now - start > max(SECONDS, SHARE * left):
+            break
     return median(seconds[1:])
 
 

@@ -37,6 +37,7 @@ def test_the_most_accurate_stands_first():
 def test_rivals_learn(learner):
     pytest.importorskip("torch")
     if learner == "timm":
+        pytest.importorskip("torchvision")
         pytest.importorskip("timm")
     from benchmarks.learners import learn
 
