@@ -10,17 +10,23 @@ from __future__ import annotations
 import glob
 import hashlib
 import logging
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numba
-from numba import njit, types
+from numba import _dynfunc, njit, types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, UserProvidedCacheLocator
 from numba.core.ccallback import CFunc
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.compiler_machinery import AnalysisPass, PassManager, register_pass
 from numba.core.sigutils import normalize_signature
+from numba.core.typed_passes import NoPythonBackend, NoPythonSupportedFeatureValidation
+from numba.core.types.functions import BaseFunction
 from numba.extending import intrinsic
 
 from ...errors import UserError
@@ -119,6 +125,31 @@ class _Cache(FunctionCache):
                 file.unlink()
 
 
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Around each compilation: an interrupt waits, and the type of a call, as of int64 + int64, is found once and not at each such call.
+
+    Numba searches all its implementations for every call anew, a fifth of the time. No other thread compiles meanwhile.
+    """
+    with deferred(), global_compiler_lock:
+        before = BaseFunction.get_call_type
+        BaseFunction.get_call_type = _remembered  # type: ignore
+        try:
+            yield
+        finally:
+            BaseFunction.get_call_type = before  # type: ignore
+
+
+_search, _types_of_calls = BaseFunction.get_call_type, dict[Any, Any]()
+
+
+def _remembered(function: BaseFunction, context: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+    key = function, arguments, tuple(sorted(keywords.items()))
+    if key not in _types_of_calls:
+        _types_of_calls[key] = _search(function, context, arguments, keywords)
+    return _types_of_calls[key]
+
+
 def _cache_of(function: Callable) -> Any:
     return _Cache(function) if Path(function.__code__.co_filename).is_file() else NullCache()  # a notebook's cell is no file
 
@@ -127,7 +158,7 @@ def compiled_loop(signature: str, function: Callable, **options: Any) -> Any:
     """A function with this signature, compiled by `numba.njit` with these options, or read from the cache."""
     loop = njit(**options)(function)
     loop._cache = _cache_of(function)
-    with deferred():
+    with _compiling():
         loop.compile(signature)
     loop.disable_compile()
     return loop
@@ -137,7 +168,7 @@ def compiled_entry(signature: Any, function: Callable) -> Any:
     """A C function with this signature, compiled like every kernel, or read from the cache."""
     entry = _entry(signature, function)
     entry._cache = _cache_of(function)
-    with deferred():
+    with _compiling():
         entry.compile()
     return entry
 
@@ -160,7 +191,7 @@ def cached_entry(signature: Any, function: Callable) -> Any | None:
     entry = _entry(signature, function)
     entry._cache, entry._compile_uncached = _cache_of(function), compile_nothing
     try:
-        with deferred():
+        with _compiling():
             entry.compile()
     except _NotCached:
         return None
@@ -170,7 +201,7 @@ def cached_entry(signature: Any, function: Callable) -> Any | None:
 def assembly(signature: Any, function: Callable) -> str:
     """The assembly language of what `compiled_entry` compiles; not from the cache, which has only machine code."""
     entry = _entry(signature, function)
-    with deferred():
+    with _compiling():
         entry.compile()
     return entry._library.get_asm_str()
 
@@ -186,6 +217,60 @@ def compiled_once(typing_context):
     return types.void(), generate
 
 
+class _Part(JITCodeLibrary):
+    """The code of a routine, which is optimised and becomes machine code as a part of the kernels that call it, and not for itself."""
+
+    def finalize(self) -> None:
+        for library in dict.fromkeys(self._linking_libraries):
+            self._reload_init.update(library._reload_init)
+            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        self._final_module.verify()
+        self._finalized = True
+
+
+@register_pass(mutates_CFG=False, analysis_only=True)
+class _BeginPart(AnalysisPass):
+    _name = "begin_part"
+
+    def __init__(self) -> None:
+        """Numba wants one."""
+
+    def run_pass(self, state: Any) -> bool:
+        state.flags.no_compile = True
+        state.library = _Part(state.targetctx.codegen(), state.func_id.func_qualname)
+        return False
+
+
+@register_pass(mutates_CFG=False, analysis_only=True)
+class _EndPart(AnalysisPass):
+    """Tells Numba how to call a routine that has no address."""
+
+    _name = "end_part"
+
+    def __init__(self) -> None:
+        """Numba wants one."""
+
+    def run_pass(self, state: Any) -> bool:
+        lowered, library = state["cr"], state.library
+        name = lowered.fndesc.qualname
+        function = _dynfunc.make_function(lowered.fndesc.lookup_module(), name, name, 0, lowered.env, (library,))
+        state.targetctx.insert_user_function(function, lowered.fndesc, [library])
+        state["cr"] = lowered._replace(cfunc=function)
+        return False
+
+
+class _RoutineCompiler(CompilerBase):
+    def define_pipelines(self) -> list[PassManager]:
+        passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        passes.add_pass_after(_BeginPart, NoPythonSupportedFeatureValidation)
+        passes.passes.insert([each for each, _ in passes.passes].index(NoPythonBackend), (_EndPart, "end part"))
+        passes.finalize()
+        return [passes]
+
+
+ROUTINE = OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": _RoutineCompiler}
+
+
 def routine(function: Callable) -> Callable:
-    """Decorator for a function that kernels call: compiled once, and inlined by LLVM where this pays off."""
-    return njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **OPTIONS)(function)
+    """Decorator for a function that kernels call, which LLVM inlines into them where this pays off."""
+    return njit(**ROUTINE)(function)

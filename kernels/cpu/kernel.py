@@ -26,7 +26,7 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 from numba.np import arrayobj
@@ -34,7 +34,7 @@ from numba.np import arrayobj
 from ..core.devices import address_of
 from ..core.dtypes import BFLOAT16
 from .bfloat16 import bfloat16
-from .compile import OPTIONS, assembly, cached_entry, compiled_entry
+from .compile import assembly, cached_entry, compiled_entry, routine
 from .copies import side_by_side
 from .llvm import I64
 from .run import most_threads, replay, run_bands, threads_set
@@ -157,7 +157,7 @@ class Kernel:
     def __init__(self, function: Callable, prepares: bool = False) -> None:
         self.function, self.prepares = function, prepares
         self.label, self.__doc__ = function.__name__.strip("_"), function.__doc__
-        self.body = njit(inline="always", **OPTIONS)(function)
+        self.body = routine(function)
         self.entries: dict[tuple, Any] = {}  # argument types -> the compiled C function
 
     def prepare(self, bands: int, arguments: Sequence[Any]) -> tuple[int, np.ndarray]:

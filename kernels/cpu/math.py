@@ -24,9 +24,10 @@ from numba import njit, types
 from numba.extending import intrinsic, overload
 
 from .bfloat16 import bfloat16
+from .compile import ROUTINE
 
 # No `reassoc`: the argument reduction of exp must be computed as written. Only inlined functions vectorise.
-OPTIONS: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy", "forceinline": True}
+OPTIONS: dict[str, Any] = ROUTINE | {"fastmath": {"contract"}, "forceinline": True}
 
 
 def _singles(*values: float) -> tuple[np.float32, ...]:
@@ -233,7 +234,7 @@ def gelu_tanh(x):
     return x * cdf, cdf + z * power * cdf * cdf * (linear + number(3) * cubic * z * z)
 
 
-@njit(fastmath={"contract", "reassoc", "nsz", "nnan"}, error_model="numpy")
+@njit(**ROUTINE | {"fastmath": {"contract", "reassoc", "nsz", "nnan"}})
 def highest(x, start, stop):
     """The maximum of x[start:stop]. With nnan it vectorises, but may skip a NaN, which the caller's sum then propagates."""
     value = x[np.uint64(start)]

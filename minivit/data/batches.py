@@ -38,6 +38,7 @@ class Batches:
         augmentation: str | Policy = "none",
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        repeats: int = 1,
         shuffle: bool = True,
         drop_last: bool = True,
         device: str = "cpu",
@@ -46,6 +47,8 @@ class Batches:
         images: (n, H, W, C) C-contiguous, uint8 or float32 in 0..1; H = W.   labels: (n,) integers below `num_classes`.
         mean, std: (C,), on the scale 0..1.   augmentation: a name in POLICIES, or a policy.
         mixup, cutmix: the alphas of their Beta distributions; 0 disables. If either is enabled, targets are soft.
+        repeats: how many times an image that is chosen stands in a batch, changed anew each time (1901.09335); an epoch keeps its length,
+            and so shows as many times fewer images, others in each epoch.
         drop_last: omit the last, incomplete batch; with `shuffle`, this omits different images in each epoch.
         device: the device on which batches are computed: "cpu", or "cuda", whose memory then holds all images as stored.
 
@@ -58,14 +61,15 @@ class Batches:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values.shape != images.shape[3:]:
                 raise UserError(f"{name} must hold a number for each of the {images.shape[-1]} channels, got {values.shape}")
-        self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
+        self.seed, self.repeats, self.shuffle, self.drop_last = seed, repeats, shuffle, drop_last
         self._device_images: Any = None  # copied on first use
         self.policy = find_policy(augmentation)
         self.mixup, self.cutmix = mixup, cutmix
         check_mixing(mixup=mixup, cutmix=cutmix)
         check_seed(seed)
-        if batch_size < 1:
-            raise UserError(f"batch_size must be 1 or more, got {batch_size}")
+        for name, number in (("batch_size", batch_size), ("repeats", repeats)):
+            if number < 1:
+                raise UserError(f"{name} must be 1 or more, got {number}")
         if len(self) == 0:
             raise UserError(f"batch_size {batch_size} is larger than the {len(images)} images: choose {len(images)} or less")
         if self.labels.max() >= num_classes:
@@ -86,7 +90,8 @@ class Batches:
         """The indices of the images in the order of an epoch, (n,) int64."""
         if not self.shuffle:
             return np.arange(len(self.images))
-        return np.argsort(self._counter(epoch, 0, ORDER).random_raw(len(self.images)), kind="stable")
+        order = np.argsort(self._counter(epoch, 0, ORDER).random_raw(len(self.images)), kind="stable")
+        return np.repeat(order, self.repeats)[: len(order)]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yields (images, targets) of each batch, beginning with batch `start`.

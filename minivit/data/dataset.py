@@ -87,6 +87,17 @@ class Dataset:
         labels = {"train_labels": number[self.train_labels], "test_labels": number[self.test_labels]}
         return replace(self, class_names=tuple(class_names), **labels)
 
+    def validating(self, fraction: float, seed: int) -> Dataset:
+        """The dataset with `fraction` of each class of its training images in the place of its test images, drawn as by `Split`."""
+        train, validation = Split(fraction, seed).divide(self.train_labels)
+        return replace(
+            self,
+            train_images=self.train_images[train],
+            train_labels=self.train_labels[train],
+            test_images=self.train_images[validation],
+            test_labels=self.train_labels[validation],
+        )
+
     def limited(self, limit: int | None) -> Dataset:
         """At most `limit` training and `limit` test images, evenly spaced; all if `limit` is None. Raises UserError if it is below 1."""
         if limit is None:
@@ -154,7 +165,7 @@ class Split(NamedTuple):
             test_count = min(max(1, round(self.test_fraction * len(members))), len(members) - 1)
             is_test[members[np.argsort(rank[members], kind="stable")][:test_count]] = True
         if not is_test.any():
-            raise UserError(f"none of the {len(labels)} images can be kept for testing: each class needs two or more")
+            raise UserError(f"none of the {len(labels)} images can be held out: each class needs two or more")
         return np.flatnonzero(~is_test), np.flatnonzero(is_test)
 
     def describe(self, train: int, test: int) -> str:

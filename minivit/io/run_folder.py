@@ -2,10 +2,11 @@
 
 config.json         everything needed to repeat the run: the resolved arguments of `train`, versions, a one-line summary of the data
 metrics.jsonl       one line per epoch that was tested: epoch, train_loss, test_loss, test_accuracy, learning_rate, seconds,
-                    images_per_second; for a cascade also exit_accuracies
-model.safetensors   the weights tested after the last finished epoch; its metadata contains, as JSON, the model's configuration
-                    ("model"), "class_names", "preprocessing", "training_sketch" (`data/train_test_overlap.py`), and the
-                    thresholds of a cascade ("calibration")
+                    images_per_second; for a cascade also exit_accuracies. Where a validation part decides which weights are kept:
+                    validation_loss and validation_accuracy, and at the end a line of the weights that were kept, with the test's too
+model.safetensors   the weights tested after the last finished epoch, or those that did best on the validation part; its metadata
+                    contains, as JSON, the model's configuration ("model"), "class_names", "preprocessing", "training_sketch"
+                    (`data/train_test_overlap.py`), and the thresholds of a cascade ("calibration")
 curves.png          the learning curves, drawn at the end
 
 The first three are replaced together. They are first written into the folder `.new.part` in the run folder, which then gets the name
@@ -101,13 +102,25 @@ Loss = Annotated[float, Limits(0, 1e30)]
 
 
 @dataclass(frozen=True)
-class Epoch(Checked):
+class Tested(Checked):
     """What every line of metrics.jsonl says; a line may say more."""
 
     epoch: Size
     train_loss: Loss
     test_loss: Loss
     test_accuracy: Fraction
+
+
+@dataclass(frozen=True)
+class Validated(Checked):
+    """The same of a run with a validation part, whose last line alone tells of the test images."""
+
+    epoch: Size
+    train_loss: Loss
+    validation_loss: Loss
+    validation_accuracy: Fraction
+    test_loss: Loss | None = None
+    test_accuracy: Fraction | None = None
 
 
 class RunFolder:
@@ -191,7 +204,8 @@ class RunFolder:
         with reading(path, "remove the line, or the file, which only the learning curves need"):
             for number, text in enumerate(self._read(METRICS).splitlines() if path.exists() else (), 1):
                 lines.append(parse_json(text, f"line {number}"))
-                record(Epoch, lines[-1], f"line {number}")
+                is_validated = isinstance(lines[-1], dict) and "validation_loss" in lines[-1]
+                record(Validated if is_validated else Tested, lines[-1], f"line {number}")
         return lines
 
     def _read(self, name: str) -> str:

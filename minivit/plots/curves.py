@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
-    """Training and test loss (left), test accuracy in percent (right), by epoch.
+    """Training and test loss (left), test accuracy in percent (right), by epoch; those of a validation part, where there is one.
 
-    history: one mapping per epoch with epoch, train_loss, test_loss and test_accuracy (0..1), as in `Run.history` and metrics.jsonl.
+    history: one mapping per test with epoch, train_loss, test_loss and test_accuracy (0..1), as in `Run.history` and metrics.jsonl. With
+    validation_loss and validation_accuracy in their place, these are drawn, and the test of a last line as a point.
     The training loss is the minimised one, with smoothed and mixed labels, and summed over the exits of a cascade; hence it may exceed the
     test loss, which is that of the last exit.
     Raises UserError if history is empty.
@@ -28,16 +29,23 @@ def learning_curves(history: Sequence[Mapping[str, Any]], title: str = "") -> Fi
         raise UserError("there are no learning curves before the first epoch has ended")
     figure = new_figure(9, 3.4)
     losses, accuracies = figure.subplots(1, 2)
+    part = "validation" if "validation_loss" in history[0] else "test"
+    final = history[-1] if part != "test" and "test_loss" in history[-1] else None
+    history = history[:-1] if final else history
     epochs = [line["epoch"] for line in history]
     marker = "o" if len(history) == 1 else None  # a line through one point is invisible
     losses.plot(epochs, [line["train_loss"] for line in history], color=BLUE, marker=marker, label="training, as minimised")
-    losses.plot(epochs, [line["test_loss"] for line in history], color=RED, marker=marker, label="test")
+    losses.plot(epochs, [line[f"{part}_loss"] for line in history], color=RED, marker=marker, label=part)
     losses.set(xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
     losses.legend(frameon=False)
-    percent = [100 * line["test_accuracy"] for line in history]
+    percent = [100 * line[f"{part}_accuracy"] for line in history]
     accuracies.plot(epochs, percent, color=RED, marker=marker)
-    accuracies.set(xlabel="epoch", ylabel="test accuracy, %")
-    accuracies.annotate(f"{percent[-1]:.1f} %", (epochs[-1], percent[-1]), (-4, -6), textcoords="offset points", ha="right", va="top")
+    accuracies.set(xlabel="epoch", ylabel=f"{part} accuracy, %")
+    told, place = f"{percent[-1]:.1f} %", (epochs[-1], percent[-1])
+    if final:
+        told, place = f"test {100 * final['test_accuracy']:.1f} %", (final["epoch"], 100 * final["test_accuracy"])
+        accuracies.plot(*place, color=RED, marker="D")
+    accuracies.annotate(told, place, (-4, -6), textcoords="offset points", ha="right", va="top")
     for axes in (losses, accuracies):
         axes.grid(alpha=0.25)
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -10,6 +10,8 @@ import numpy as np
 from ..errors import UserError, nearest
 from ..functional import checked_class_weights
 
+UNEQUAL = 3  # times the images of another class, from which on a user is told
+
 
 def class_weights(given: Any, labels: np.ndarray, class_names: Sequence[str]) -> tuple[float, ...] | None:
     """The weight of each class, or None if `given` is.
@@ -30,6 +32,18 @@ def class_weights(given: Any, labels: np.ndarray, class_names: Sequence[str]) ->
             raise UserError(f"class_weights: there is no class {unknown!r}{nearest(str(unknown), class_names)}: see the data's class names")
         given = [given.get(name, 1.0) for name in class_names]
     return tuple(checked_class_weights(given, len(class_names)).tolist())
+
+
+def imbalance(labels: np.ndarray, class_names: Sequence[str]) -> str | None:
+    """A line about classes of very unequal size; None if the largest has at most UNEQUAL times the images of the smallest."""
+    counts = np.bincount(labels, minlength=len(class_names))  # (K,)
+    least, most = int(counts.argmin()), int(counts.argmax())
+    if counts[most] <= UNEQUAL * counts[least]:
+        return None
+    return (
+        f"classes of unequal size: {class_names[most]} has {counts[most]} training images, {class_names[least]} {counts[least]}; "
+        "with class_weights='balanced' (--class-weights balanced) each class counts as much"
+    )
 
 
 def _balanced(labels: np.ndarray, class_names: Sequence[str]) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import chain, pairwise
+from pathlib import Path
 from statistics import fmean
 from time import perf_counter
 from typing import Any
@@ -31,7 +32,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Loop:
-    """Training epochs; after each, or each `test_every`, a test, a line of metrics and saving of the model."""
+    """Training epochs; after each, or each `test_every`, a test, a line of metrics and saving of the model.
+
+    dataset: the images that are trained on, and those that are tested after epochs. final: None, and the weights after the last epoch are
+    kept; or data, of which the test images are tested once, at the end, with the weights that did best on those of `dataset`.
+    """
 
     def __init__(
         self,
@@ -42,10 +47,14 @@ class Loop:
         recipe: Recipe,
         folder: RunFolder,
         test_every: int = 1,
+        final: Dataset | None = None,
     ) -> None:
         self.trainer, self.classifier, self.dataset, self.batches = trainer, classifier, dataset, batches
         self.recipe, self.folder, self.test_every = recipe, folder, test_every
         self.schedule = SCHEDULES[recipe.schedule]
+        self.final, self.part = final, "validation" if final else "test"
+        self.best: dict[str, Any] | None = None  # the line of the weights that are kept, if there is a validation part
+        self.kept: dict[str, np.ndarray] = {}  # these weights
 
     def run(self, progress: bool) -> None:
         """Train all epochs; the model then has the weights that were tested. Raises Interrupted, TrainingError, UserError."""
@@ -57,6 +66,7 @@ class Loop:
             for first, end in pairwise([0, *last_tests]):
                 self._train_and_test(range(first, end), progress_bar)
                 progress_bar.epoch(self.folder.history[-1])
+            self._finish()
             self._draw()
         except (KeyboardInterrupt, UserError) as stop:
             with suppress(UserError):  # whatever stops the run is the message
@@ -69,7 +79,15 @@ class Loop:
             progress_bar.close()
         if not self.folder.is_usable():
             raise UserError(f"{self.folder.path} was deleted or moved while the model was trained")
+
+    def _finish(self) -> None:
+        """Give the model the weights that are kept, and test them, if only others have been tested."""
         self.trainer.swap_average()
+        if self.final:
+            self.classifier.model.load_state_dict(self.kept)
+            start = perf_counter()
+            tested = self._test(self.final, "test")
+            self.folder.save(self.classifier.save, {**(self.best or {}), **tested, "seconds": round(perf_counter() - start, 3)})
         self.classifier.eval()
 
     def _draw(self) -> None:
@@ -93,24 +111,39 @@ class Loop:
         if pending:
             losses.append(pending.value())
         training_seconds = perf_counter() - start
-        dataset = self.dataset
         with trainer.averaged():
-            result = evaluate(
-                self.classifier.predictor, dataset.test_images, dataset.test_labels, dataset.mean, dataset.std, dataset.num_classes
-            )
-            self._check_finite(result.loss)
             line = {
                 "epoch": epochs[-1] + 1,
                 "train_loss": fmean(losses),
-                "test_loss": result.loss,
-                "test_accuracy": result.accuracies[-1],
-                "balanced_accuracy": result.balanced_accuracy,
-                **({"exit_accuracies": result.accuracies} if len(result.accuracies) > 1 else {}),
+                **self._test(self.dataset, self.part),
                 "learning_rate": trainer.lr,
                 "seconds": round(perf_counter() - start, 3),
                 "images_per_second": round(len(losses) * self.batches.batch_size / training_seconds, 1),
             }
-            self.folder.save(self.classifier.save, line)
+            if self.final and (self.best is None or line["validation_accuracy"] >= self.best["validation_accuracy"]):
+                self.best, self.kept = line, self.classifier.model.state_dict()
+            self.folder.save(self._save, line)
+
+    def _test(self, dataset: Dataset, part: str) -> dict[str, Any]:
+        """What a line of metrics tells of the test images of a dataset, which are a part called `part`."""
+        result = evaluate(
+            self.classifier.predictor, dataset.test_images, dataset.test_labels, dataset.mean, dataset.std, dataset.num_classes
+        )
+        self._check_finite(result.loss)
+        return {
+            f"{part}_loss": result.loss,
+            f"{part}_accuracy": result.accuracies[-1],
+            "balanced_accuracy": result.balanced_accuracy,
+            **({"exit_accuracies": result.accuracies} if len(result.accuracies) > 1 else {}),
+        }
+
+    def _save(self, path: Path) -> None:
+        """Save the model with the weights that are kept so far."""
+        model = self.classifier.model
+        current = model.state_dict() if self.kept else {}
+        model.load_state_dict(self.kept, strict=False)
+        self.classifier.save(path)
+        model.load_state_dict(current, strict=False)
 
     def _check_finite(self, test_loss: float) -> None:
         """Raises TrainingError before a model that computes nothing any more replaces a good one."""
@@ -149,15 +182,16 @@ class Progress:
 
     def epoch(self, line: Mapping[str, Any]) -> None:
         """Report the end of an epoch, with its line of metrics."""
-        accuracy = f"{100 * line['test_accuracy']:.1f} %"
+        part = "validation" if "validation_loss" in line else "test"
+        accuracy = f"{100 * line[f'{part}_accuracy']:.1f} %"
         if self.lines:
             left = (perf_counter() - self.start) * (self.epochs / line["epoch"] - 1)
             say(
-                f"epoch {line['epoch']}/{self.epochs}  train loss {line['train_loss']:.4f}  test loss {line['test_loss']:.4f}  "
-                f"test accuracy {accuracy}  {line['images_per_second']:.0f} images/s"
+                f"epoch {line['epoch']}/{self.epochs}  train loss {line['train_loss']:.4f}  {part} loss {line[f'{part}_loss']:.4f}  "
+                f"{part} accuracy {accuracy}  {line['images_per_second']:.0f} images/s"
                 f"{f'  {duration(left)} left' if line['epoch'] < self.epochs else ''}"
             )
-        self.bar.set_postfix_str(f"epoch {line['epoch']}/{self.epochs}, train loss {line['train_loss']:.3f}, test accuracy {accuracy}")
+        self.bar.set_postfix_str(f"epoch {line['epoch']}/{self.epochs}, train loss {line['train_loss']:.3f}, {part} accuracy {accuracy}")
 
     def close(self) -> None:
         """Remove the bar."""

@@ -54,6 +54,10 @@ class TrainOptions(Checked):
     ] = None
     mixup: Annotated[float | None, "alpha of mixup; 0 is off"] = None
     cutmix: Annotated[float | None, "alpha of CutMix; 0 is off"] = None
+    repeats: Annotated[
+        int | None,
+        "how many times an image that is chosen stands in a batch, changed anew each time; an epoch shows as many times fewer images",
+    ] = None
     drop_path: Annotated[float | None, "stochastic depth of the last block"] = None
     ema: Annotated[float | None, "decay of a running average of the weights, which is then tested and saved; 0 is off"] = None
     optimizer: Annotated[str | None, "adamw, sgd, or muon, which is adamw but for the matrices between hidden layers"] = None
@@ -84,7 +88,12 @@ class TrainOptions(Checked):
         "eval do the same",
     ] = None
     test_fraction: Annotated[float, "fraction of each class that is used for testing, if the data has no split"] = 0.2
-    split_seed: Annotated[int, "seed of that split"] = 0
+    validation_fraction: Annotated[
+        float,
+        "fraction of each class of the training images that is tested after epochs in place of the test images: the weights that do best "
+        "on it are kept, and the test images are looked at once, at the end; 0 is off, and the last weights are kept",
+    ] = 0.0
+    split_seed: Annotated[int, "seed of these splits"] = 0
     skip_bad_images: Annotated[bool, "leave out images that cannot be read, and name them"] = False
     max_pixels: Annotated[int, "largest number of pixels of an image file; decoding takes up to 15 bytes a pixel"] = MAX_PIXELS
     limit: Annotated[int | None, "maximum number of training images and of test images, selected at even intervals"] = None
@@ -101,6 +110,8 @@ class TrainOptions(Checked):
             raise UserError(f"minutes must be above 0 and finite, got {self.minutes}")
         if self.minutes is not None and self.epochs is not None:
             raise UserError("give minutes or epochs, not both: minutes decide the epochs")
+        if not 0 <= self.validation_fraction < 1:
+            raise UserError(f"validation_fraction must be 0 (off) or below 1, got {self.validation_fraction}: 0.1 holds out a tenth")
         if self.test_every is not None and self.test_every < 1:
             raise UserError(f"test_every must be 1 or more, got {self.test_every}")
 

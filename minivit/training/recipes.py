@@ -32,6 +32,7 @@ class Recipe(Checked):
     label_smoothing: Rate = 0.1
     mixup: NotNegative = 0.0  # alpha of mixup's Beta distribution; 0: off
     cutmix: NotNegative = 0.0  # alpha of CutMix's Beta distribution; 0: off
+    repeats: Size = 1  # how many times an image that is chosen stands in a batch, changed anew each time
     drop_path: Rate = 0.0  # stochastic depth of the last block
     ema: Rate = 0.0  # decay of the running average of weights; 0: off
 
@@ -55,28 +56,25 @@ RECIPES = {
 }
 OTHERS = Recipe()
 
-# What learns most in minutes on a CPU: (the longest side of an image up to which it suits, the smaller model, the larger).
-MODELS = (
-    (15, "localvit_micro_patch2_8", "localvit_mini_patch2_8"),
-    (47, "localvit_micro_patch4_32", "localvit_mini_patch4_32"),
-    (95, "localvit_micro_patch8_64", "localvit_mini_patch8_64"),
-    (maxsize, "localvit_micro_patch16_128", "localvit_mini_patch16_128"),
-)
-ENOUGH = 100  # epochs: if a given time has more for the smaller model, the larger one is trained
+# What learns most in minutes on a CPU: the longest side of an image up to which it suits, and how the presets of that size end.
+MODELS = ((15, "patch2_8"), (47, "patch4_32"), (79, "patch8_64"), (111, "patch8_96"), (maxsize, "patch16_128"))
+WIDTHS = "micro", "mini", "midi"  # of each: from the smallest to the largest
+ENOUGH = 100  # epochs: if a given time has more for a model, the next larger one is trained
 MIXED = {"mixup": 0.2, "cutmix": 1.0}  # of trainings of so many epochs that the images would be known by heart
 MIXED_FROM = 40  # epochs
 SEEN, FEWEST, MOST = 600_000, 10, 100  # images that the default number of epochs shows in all; the least and the most epochs
 
 
-def models_for(image_size: Sides) -> tuple[str, str]:
-    """The smaller and the larger model that is trained by default on images of a size."""
-    return next(names for most, *names in MODELS if max(both(image_size)) <= most)  # type: ignore[return-value]
+def models_for(image_size: Sides) -> list[str]:
+    """The models that are trained by default on images of a size, from the smallest to the largest."""
+    end = next(end for most, end in MODELS if max(both(image_size)) <= most)
+    return [f"localvit_{width}_{end}" for width in WIDTHS]
 
 
 def recipe_for(dataset: str, images: int, image_size: Sides, **overrides: Any) -> Recipe:
     """The recipe for a dataset with this number and size of training images, with values overridden by `overrides` (unless None).
 
-    Unless overridden, the model is the smaller of `models_for`, the batch size at most the number of images, and the warmup at most a
+    Unless overridden, the model is the smallest of `models_for`, the batch size at most the number of images, and the warmup at most a
     fifth of the epochs, of which there are the fewer the more images there are. Data without a recipe of its own is mixed in a long
     training.
     """

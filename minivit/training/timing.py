@@ -45,13 +45,18 @@ def step_seconds(trainer: Trainer, batches: Batches, left: float = 0.0) -> float
     return median(seconds[1:])
 
 
+def test_seconds(a_step: float, batches: Batches) -> float:
+    """The time that the test of an image takes if a step takes `a_step` seconds."""
+    return a_step * INFERENCE / batches.batch_size
+
+
 def fitting(seconds: float, a_step: float, batches: Batches, tests: int) -> Fitting:
     """The epochs that fit into `seconds` if a step takes `a_step` seconds and a test is of `tests` images.
 
     Raises UserError if there is no time for one epoch and one test.
     """
     epoch = a_step * len(batches)
-    test = a_step * INFERENCE * tests / batches.batch_size
+    test = test_seconds(a_step, batches) * tests
     available = MARGIN * seconds
     least = epoch + test
     if available < least:

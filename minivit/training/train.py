@@ -36,12 +36,12 @@ from ..runtime.precision import fastest, precision_for
 from ..runtime.threads import thread_count
 from ..sides import both, times
 from ..version import __version__
-from .class_weights import class_weights
+from .class_weights import class_weights, imbalance
 from .loop import Interrupted, Loop, duration
 from .options import TrainOptions, takes_options
 from .profiling import profile as profile_step
 from .recipes import ENOUGH, Recipe, models_for, recipe_for
-from .timing import Fitting, fitting, step_seconds
+from .timing import Fitting, fitting, step_seconds, test_seconds
 from .trainer import Trainer
 
 
@@ -50,12 +50,12 @@ class Run:
     """The result of `train`."""
 
     model: Classifier  # trained, in evaluation mode; has predict()
-    history: list[dict[str, Any]]  # one entry per epoch, as in metrics.jsonl
+    history: list[dict[str, Any]]  # one entry per test, as in metrics.jsonl
     folder: Path  # config.json, metrics.jsonl, model.safetensors, curves.png
 
     @property
     def test_accuracy(self) -> float:
-        """The test accuracy after the last epoch, in 0..1."""
+        """The test accuracy of the weights that were kept, in 0..1."""
         return self.history[-1]["test_accuracy"]
 
 
@@ -87,20 +87,29 @@ def _prepare(options: TrainOptions, start: float) -> Loop:
     precision_for(options.precision, np.dtype(np.float32))  # raises
     threads = thread_count(options.threads)
     check_free(options.out, options.overwrite)
-    dataset = _load(options)
+    loaded = _load(options)
+    fraction = options.validation_fraction
+    dataset = loaded.validating(fraction, options.split_seed) if fraction else loaded
     recipe = _recipe(options, dataset)
     batches = _batches(options, dataset, recipe)
     model, trainer, settings = _build(options, dataset, recipe, threads)
-    say(dataset.summary(), options.progress)
+    say(loaded.summary(), options.progress)
+    if fraction:
+        say(f"{len(dataset.test_images)} of the training images decide which weights are kept", options.progress)
+    if options.class_weights is None and (line := imbalance(dataset.train_labels, dataset.class_names)):
+        say(line, options.progress)
     if not has_compiled_kernels():
         say("compiling kernels for this machine, once: some seconds", options.progress)
     test_every = options.test_every or 1
     if options.minutes is not None:
-        fits = _fit(options, start, trainer, batches, dataset)
-        if options.model is None and fits.epochs > ENOUGH:
-            recipe = _recipe(options, dataset, model=models_for(dataset.image_size)[1])
+        once = len(loaded.test_images) if fraction else 0
+        fits = _fit(options, start, trainer, batches, dataset, once)
+        for larger in models_for(dataset.image_size)[1:]:
+            if options.model is not None or fits.epochs <= ENOUGH:
+                break
+            recipe = _recipe(options, dataset, model=larger)
             model, trainer, settings = _build(options, dataset, recipe, threads)
-            fits = _fit(options, start, trainer, batches, dataset)
+            fits = _fit(options, start, trainer, batches, dataset, once)
         recipe = _recipe(options, dataset, model=recipe.model, epochs=fits.epochs)
         batches = _batches(options, dataset, recipe)  # their mixing depends on the number of epochs
         test_every = options.test_every or fits.test_every
@@ -111,12 +120,12 @@ def _prepare(options: TrainOptions, start: float) -> Loop:
     if options.profile:
         for line in [*str(profile_step(model, recipe.batch_size, **settings)).split("\n"), ""]:
             say(line)
-    training_hashes = hash_sample(dataset.train_images) if model.num_exits > 1 else ()  # only used by the calibration of cascades
+    training_hashes = hash_sample(loaded.train_images) if model.num_exits > 1 else ()  # only used by the calibration of cascades
     classifier = Classifier(model, dataset.class_names, Preprocessing.of(dataset), training_hashes, trainer.precision.name, options.tta)
-    config = _config(options, dataset, recipe, batches, model, trainer, settings, test_every)
+    config = _config(options, loaded, recipe, batches, model, trainer, settings, test_every)
     folder = RunFolder.create(options.out, f"{_slug(model.name)}-{_slug(dataset.name)}", config, options.overwrite)
     say(f"run folder {folder.path}", options.progress)
-    return Loop(trainer, classifier, dataset, batches, recipe, folder, test_every)
+    return Loop(trainer, classifier, dataset, batches, recipe, folder, test_every, loaded if fraction else None)
 
 
 # ------------------------------------------------------------------------------------------------------------- model and data
@@ -169,6 +178,7 @@ def _batches(options: TrainOptions, dataset: Dataset, recipe: Recipe) -> Batches
         seed=options.seed,
         mixup=recipe.mixup,
         cutmix=recipe.cutmix,
+        repeats=recipe.repeats,
         augmentation=dataset.augmentation if options.augmentation is None else options.augmentation,
         device=options.device,
     )
@@ -230,12 +240,12 @@ def _build(options: TrainOptions, dataset: Dataset, recipe: Recipe, threads: int
     return model, Trainer(model, **settings), settings
 
 
-def _fit(options: TrainOptions, start: float, trainer: Trainer, batches: Batches, dataset: Dataset) -> Fitting:
-    """What fits into the minutes that are left, which a line says."""
+def _fit(options: TrainOptions, start: float, trainer: Trainer, batches: Batches, dataset: Dataset, once: int) -> Fitting:
+    """What fits into the minutes that are left, which a line says. once: the number of images that are tested once, at the end."""
     assert options.minutes is not None
     end = start + 60 * options.minutes
     a_step = step_seconds(trainer, batches, end - perf_counter())
-    left = end - perf_counter()
+    left = end - perf_counter() - once * test_seconds(a_step, batches)
     fits = fitting(left, a_step, batches, len(dataset.test_images))
     speed = f"{_unwrapped(trainer.model).name}: {batches.batch_size / a_step:.0f} images/s here"
     say(f"{speed}, so {fits.epochs} epochs in {duration(left)}, a test every {fits.test_every}", options.progress)
@@ -277,6 +287,7 @@ def _config(
         "seed",
         "device",
         "test_fraction",
+        "validation_fraction",
         "split_seed",
         "skip_bad_images",
         "max_pixels",

@@ -59,6 +59,20 @@ def test_each_epoch_leaves_other_images_out():
 FULL = {"augmentation": "affine", "mixup": 0.4, "cutmix": 1.0}
 
 
+def test_a_repeated_image_stands_in_a_batch_and_is_changed_anew():
+    source = batches(repeats=3, augmentation="photo")
+    assert len(source) == len(batches())
+    shown = set()
+    for epoch in range(12):
+        index = source.order(epoch)[:18].reshape(-1, 6)  # of each batch
+        assert [np.unique(row).size for row in index] == [2, 2, 2] and (index[:, 0] == index[:, 2]).all()
+        for (inputs, targets), row in zip(source.epoch(epoch), index):
+            np.testing.assert_array_equal(targets, row % 5)
+            assert len({image.tobytes() for image in inputs}) == 6
+        shown |= set(index.ravel().tolist())
+    assert shown == set(range(20))
+
+
 def test_an_epoch_repeats_bit_for_bit_and_resumes_anywhere():
     first, again = everything(batches(**FULL), 3), everything(batches(**FULL), 3)
     assert all(a.tobytes() == b.tobytes() for a, b in zip(first, again))
@@ -175,6 +189,7 @@ def test_every_pixel_stays_within_the_range_of_what_it_came_from(size, channels,
     "options, message",
     [
         (dict(batch_size=0), "batch_size must be 1 or more, got 0"),
+        (dict(repeats=0), "repeats must be 1 or more, got 0"),
         (dict(batch_size=21), "batch_size 21 is larger than the 20 images"),
         (dict(num_classes=4), r"labels\[4\] is 4, out of range for 4 classes"),
         (dict(labels=np.arange(19)), r"labels must have the shape \(20,\)"),

@@ -108,10 +108,10 @@ def test_a_line_tells_how_long_all_will_take(tmp_path, capsys, monkeypatch):
         assert [" left" in line for line in lines if line.startswith("epoch ")] == [True] * (epochs - 1) + [False]
 
 
-def test_the_larger_model_is_trained_where_there_is_time(tmp_path, monkeypatch, capsys):
+def test_a_larger_model_is_trained_where_there_is_time(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_module, "step_seconds", lambda *given: 0.6)
     options = {"limit": 64, "batch_size": 32, "minutes": 0.2, "model_options": {"dim": 16, "depth": 1, "heads": 2}}
-    for enough, name in ((1, "localvit_mini_patch2_8"), (100, "localvit_micro_patch2_8")):
+    for enough, name in ((1, "localvit_midi_patch2_8"), (100, "localvit_micro_patch2_8")):
         monkeypatch.setattr(train_module, "ENOUGH", enough)
         assert train(out=tmp_path / name, **options).model.unwrapped().name == name
         assert f"{name}: 53 images/s here, so" in capsys.readouterr().err

@@ -297,4 +297,4 @@ def test_recipes():
 def test_default_models_suit_the_size_of_the_images(size):
     for name in models_for(size):
         patch, image = PRESETS[name].presets[name]["patch_size"], PRESETS[name].presets[name]["image_size"]
-        assert 0.4 <= max(both(size)) / image <= 2.1 and image // patch in (4, 8)
+        assert 0.4 <= max(both(size)) / image <= 2.1 and image // patch in (4, 8, 12)
