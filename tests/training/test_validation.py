@@ -7,7 +7,7 @@ import pytest
 
 import minivit
 from minivit import UserError, train
-from minivit.cli.main import main
+from minivit.cli import main
 from minivit.data import load_data
 from minivit.io.run_folder import CONFIG, METRICS, RunFolder
 from minivit.training import loop
@@ -75,8 +75,9 @@ def test_its_folder_is_read_and_repeated(run, tmp_path, capsys):
     again = train(**config["arguments"], out=tmp_path / "again", progress=False)
     assert [line["validation_loss"] for line in again.history] == [line["validation_loss"] for line in run.history]
     assert main(["plot", str(run.folder), "--out", str(tmp_path / "pictures")]) == 0
+    capsys.readouterr()
     assert main(["eval", str(run.folder), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["test_accuracy"] == run.test_accuracy
+    assert json.loads(capsys.readouterr().out)["test_accuracy"] == run.test_accuracy
 
 
 def test_a_stopped_run_holds_the_best_so_far(run, tmp_path, monkeypatch):
