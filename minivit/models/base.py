@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import UserError
+from ..grad_mode import current_tracer
 from ..kernels.core.dtypes import BFLOAT16
 from ..nn.cost import ModelCost, count
 from ..nn.initialisers import Initialiser, initialise
@@ -124,6 +125,15 @@ class Model(Module):
         """`state`, a state dict of this family, with its position embeddings resized to this model's grid (`positions.resize`)."""
         return state
 
+    def take_weights(self, other: Model) -> None:
+        """Take the weights of the same model for images of another size; what is fixed and depends on the size stays.
+
+        Raises UserError if position embeddings cannot be resized.
+        """
+        own = dict(self.named_parameters())
+        theirs = {name: a for name, a in other.state_dict().items() if own[name].requires_grad or own[name].shape == a.shape}
+        self.load_state_dict(self.resize_positions(theirs, "bilinear"), strict=False)
+
     def convert_channels(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`state` with its patch projections converted to this model's in_channels (`channels.convert`)."""
         names = [f"{name}.{module.first}" for name, module in self.named_modules() if isinstance(module, Stem)]
@@ -184,6 +194,14 @@ class Backbone(Model):
         """The tokens before the first block: images (B, in_channels, rows, columns) in the model's dtype -> (B, N, dim)."""
         raise NotImplementedError
 
+    @property
+    def tokens_read(self) -> int | None:
+        """How many of the first tokens the head reads, in a family whose blocks take `first`; None: all.
+
+        The last block then computes what comes after its attention for these alone, with the same result.
+        """
+        return None
+
     def pool(self, tokens: Tensor) -> Tensor:
         """The input of the head, after the final normalisation: (B, N, dim) -> (B, dim); here that of the class token."""
         return self.norm(tokens)[:, 0]
@@ -197,19 +215,28 @@ class Backbone(Model):
         return None if self.pos_embed is None else (self.pos_embed.numpy()[0, self.prefix :], self.grid)
 
     def encode(
-        self, images: Tensor, features: Tensor | None = None, relation: Tensor | None = None, logits: list[Tensor] | None = None
+        self,
+        images: Tensor,
+        features: Tensor | None = None,
+        relation: Tensor | None = None,
+        logits: list[Tensor] | None = None,
+        all_tokens: bool = True,
     ) -> Tensor:
         """The tokens after the last block: images (B, in_channels, rows, columns) in the model's dtype -> (B, N, dim).
 
         features, relation: in a cascade, the reused data of the previous stage (`models/cascade/dynamic.py`). logits: a list to which the
-        scaled attention logits (B, H, N, N) of each block are appended, including the bias from `relation`.
+        scaled attention logits (B, H, N, N) of each block are appended, including the bias from `relation`. all_tokens: whether to return
+        more than the `tokens_read`. The cost is counted as in papers, where the last block computes all.
         """
+        first = None if all_tokens or current_tracer() else self.tokens_read
         biases = repeat(None) if relation is None else self.relation_reuse(relation)
         x = self.embed(images)
         for block, bias in zip(self.blocks, biases):
             options: dict[str, Any] = {} if features is None else {"extra": block.feature_reuse(features)}
             if bias is not None:
                 options["bias"] = bias
+            if first is not None and block is self.blocks[-1]:
+                options["first"] = first
             if logits is None:
                 x = block(x, **options)
             else:
@@ -222,4 +249,4 @@ class Backbone(Model):
         return self.encode(self.begin(images))
 
     def features(self, images: Any) -> Tensor:
-        return self.pool(self.tokens(images))
+        return self.pool(self.encode(self.begin(images), all_tokens=False))

@@ -256,6 +256,10 @@ class T2T(Backbone):
         matrices = "tokens_to_token.project", "*.kqv", "*.qkv", "*.proj", "*.mlp.*", "head"
         return fixed | {"cls_token": weight_init} | {f"{name}.weight": weight_init for name in matrices}
 
+    @property
+    def tokens_read(self) -> int:
+        return 1
+
     def embed(self, images: Tensor) -> Tensor:
         x = self.tokens_to_token(images)  # (B, patches, C)
         x = with_class_token(x, self.cls_token)  # (B, N, C)

@@ -75,7 +75,7 @@ class Block(Module):
     """x += attention(norm(x)); x += mlp(norm(x)) (section 3.1, equations 2 and 3): (B, N, C) -> (B, N, C).
 
     extra: (B, N, extra_channels), appended to the input of the second normalisation. bias: (B, H, N, N), added to the scaled attention
-    logits. return_logits: also return these logits, after the tokens.
+    logits. return_logits: also return these logits, after the tokens. first: return, and compute, so many first tokens alone.
     """
 
     def __init__(self, config: ViTConfig, drop_path_rate: float, random: Random) -> None:
@@ -94,9 +94,18 @@ class Block(Module):
         """The attention of the block."""
         return Attention(config.dim, config.heads, random, config.qkv_bias, config.attn_drop_rate, config.proj_drop_rate, config.dtype)
 
-    def forward(self, x: Tensor, extra: Tensor | None = None, bias: Tensor | None = None, return_logits: bool = False) -> Any:
-        result = self.attn(self.norm1(x), bias, return_logits)
+    def forward(
+        self,
+        x: Tensor,
+        extra: Tensor | None = None,
+        bias: Tensor | None = None,
+        return_logits: bool = False,
+        first: int | None = None,
+    ) -> Any:
+        result = self.attn(self.norm1(x), bias, return_logits, first)
         branch, logits = result if return_logits else (result, None)
+        if first is not None:
+            x, extra = x[:, :first], None if extra is None else extra[:, :first]
         branch = self.drop_path1(self.ls1(branch) if self.ls1 else branch)
         if extra is None:
             x, y = self.norm2.add(x, branch)
@@ -170,6 +179,10 @@ class ViT(Backbone):
             "*.mlp.*.weight": weight_init,
             "head.weight": weight_init,
         }
+
+    @property
+    def tokens_read(self) -> int | None:
+        return 1 if self.config.pool == "cls" else None
 
     def embed(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images)  # (B, patches, C)

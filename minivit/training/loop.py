@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
-from itertools import chain, pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -20,6 +20,7 @@ from ..inference.classifier import Classifier
 from ..inference.evaluate import evaluate
 from ..interrupts import check_interrupt
 from ..io.run_folder import CURVES, RunFolder
+from ..models import Model
 from ..optim import SCHEDULES
 from ..plots import save_learning_curves
 from ..progress import say, standard_error
@@ -31,25 +32,35 @@ class Interrupted(KeyboardInterrupt):
     """An interrupt of a run whose folder is usable; the message names the folder."""
 
 
+class Phase(NamedTuple):
+    """Epochs with images of one size."""
+
+    model: Model
+    trainer: Trainer
+    batches: Batches
+    end: int  # the number of the first epoch after it
+
+
 class Loop:
     """Training epochs; after each, or each `test_every`, a test, a line of metrics and saving of the model.
 
+    phases: the last one trains the model; those before it, if there are any, models for smaller images, whose weights it takes over.
     dataset: the images that are trained on, and those that are tested after epochs. final: None, and the weights after the last epoch are
     kept; or data, of which the test images are tested once, at the end, with the weights that did best on those of `dataset`.
     """
 
     def __init__(
         self,
-        trainer: Trainer,
+        phases: Sequence[Phase],
         classifier: Classifier,
         dataset: Dataset,
-        batches: Batches,
         recipe: Recipe,
         folder: RunFolder,
         test_every: int = 1,
         final: Dataset | None = None,
     ) -> None:
-        self.trainer, self.classifier, self.dataset, self.batches = trainer, classifier, dataset, batches
+        self.phases, self.classifier, self.dataset = [*phases], classifier, dataset
+        _, self.trainer, self.batches, _ = phases[-1]
         self.recipe, self.folder, self.test_every = recipe, folder, test_every
         self.schedule = SCHEDULES[recipe.schedule]
         self.final, self.part = final, "validation" if final else "test"
@@ -97,10 +108,9 @@ class Loop:
                 save_learning_curves(self.folder.history, path, f"{self.classifier.model.name} on {self.dataset.name}")
 
     def _train_and_test(self, epochs: range, progress_bar: Progress) -> None:
-        recipe, trainer, steps = self.recipe, self.trainer, len(self.batches)
+        recipe, steps = self.recipe, len(self.batches)
         start, losses, pending = perf_counter(), [], None
-        batches = chain.from_iterable(self.batches.epoch(epoch) for epoch in epochs)
-        for step_number, (images, labels) in enumerate(batches, epochs[0] * steps):
+        for step_number, (trainer, images, labels) in enumerate(self._batches(epochs), epochs[0] * steps):
             trainer.lr = self.schedule(step_number, recipe.epochs * steps, recipe.lr, round(recipe.warmup * steps), recipe.min_lr)
             step = trainer.submit(images, labels)
             if pending:  # read one step later, so that a GPU always has work
@@ -111,7 +121,7 @@ class Loop:
         if pending:
             losses.append(pending.value())
         training_seconds = perf_counter() - start
-        with trainer.averaged():
+        with self._tested_weights():
             line = {
                 "epoch": epochs[-1] + 1,
                 "train_loss": fmean(losses),
@@ -123,6 +133,24 @@ class Loop:
             if self.final and (self.best is None or line["validation_accuracy"] >= self.best["validation_accuracy"]):
                 self.best, self.kept = line, self.classifier.model.state_dict()
             self.folder.save(self._save, line)
+
+    def _batches(self, epochs: range) -> Iterator[tuple[Trainer, Any, Any]]:
+        """The batches of epochs, and who is trained with each."""
+        for epoch in epochs:
+            while epoch >= self.phases[0].end:
+                before = self.phases.pop(0).model
+                self.phases[0].model.take_weights(before)
+            _, trainer, batches, _ = self.phases[0]
+            yield from ((trainer, images, labels) for images, labels in batches.epoch(epoch))
+
+    @contextmanager
+    def _tested_weights(self) -> Iterator[None]:
+        """Inside, the model has the weights that are tested and saved."""
+        model, trainer, *_ = self.phases[0]
+        with trainer.averaged():
+            if trainer is not self.trainer:
+                self.classifier.model.take_weights(model)
+            yield
 
     def _test(self, dataset: Dataset, part: str) -> dict[str, Any]:
         """What a line of metrics tells of the test images of a dataset, which are a part called `part`."""

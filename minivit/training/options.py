@@ -58,6 +58,11 @@ class TrainOptions(Checked):
         int | None,
         "how many times an image that is chosen stands in a batch, changed anew each time; an epoch shows as many times fewer images",
     ] = None
+    progressive_resizing: Annotated[
+        float | None,
+        "share of the epochs, at the beginning, in which images have half of their side and then three quarters, so that more are seen; "
+        "0 is off",
+    ] = None
     drop_path: Annotated[float | None, "stochastic depth of the last block"] = None
     ema: Annotated[float | None, "decay of a running average of the weights, which is then tested and saved; 0 is off"] = None
     optimizer: Annotated[str | None, "adamw, sgd, or muon, which is adamw but for the matrices between hidden layers"] = None

@@ -33,6 +33,7 @@ class Recipe(Checked):
     mixup: NotNegative = 0.0  # alpha of mixup's Beta distribution; 0: off
     cutmix: NotNegative = 0.0  # alpha of CutMix's Beta distribution; 0: off
     repeats: Size = 1  # how many times an image that is chosen stands in a batch, changed anew each time
+    progressive_resizing: Rate = 0.0  # share of the epochs, at the beginning, in which images are smaller (SIDES); 0: off
     drop_path: Rate = 0.0  # stochastic depth of the last block
     ema: Rate = 0.0  # decay of the running average of weights; 0: off
 
@@ -62,6 +63,9 @@ WIDTHS = "micro", "mini", "midi"  # of each: from the smallest to the largest
 ENOUGH = 100  # epochs: if a given time has more for a model, the next larger one is trained
 MIXED = {"mixup": 0.2, "cutmix": 1.0}  # of trainings of so many epochs that the images would be known by heart
 MIXED_FROM = 40  # epochs
+SIDES = 0.5, 0.75  # one after the other, of the side that images have afterwards
+RESIZED = 0.65  # progressive_resizing of the default models, for square images of at least RESIZED_FROM pixels a side
+RESIZED_FROM = 32
 SEEN, FEWEST, MOST = 600_000, 10, 100  # images that the default number of epochs shows in all; the least and the most epochs
 
 
@@ -76,7 +80,7 @@ def recipe_for(dataset: str, images: int, image_size: Sides, **overrides: Any) -
 
     Unless overridden, the model is the smallest of `models_for`, the batch size at most the number of images, and the warmup at most a
     fifth of the epochs, of which there are the fewer the more images there are. Data without a recipe of its own is mixed in a long
-    training.
+    training, and small at first if the model is one of these.
     """
     recipe = RECIPES.get(dataset, OTHERS)
     overrides = {name: value for name, value in overrides.items() if value is not None}
@@ -85,6 +89,9 @@ def recipe_for(dataset: str, images: int, image_size: Sides, **overrides: Any) -
     defaults["warmup"] = min(recipe.warmup, epochs / 5)
     if dataset not in RECIPES and epochs >= MIXED_FROM:
         defaults |= MIXED
+    rows, columns = both(image_size)
+    if dataset not in RECIPES and overrides.get("model") in (None, *models_for(image_size)) and rows == columns >= RESIZED_FROM:
+        defaults["progressive_resizing"] = RESIZED
     if overrides.get("optimizer", recipe.optimizer) != recipe.optimizer:
         defaults["lr"] = ADAMW_LR
     return replace(recipe, **defaults | overrides)

@@ -50,13 +50,11 @@ def test_seconds(a_step: float, batches: Batches) -> float:
     return a_step * INFERENCE / batches.batch_size
 
 
-def fitting(seconds: float, a_step: float, batches: Batches, tests: int) -> Fitting:
-    """The epochs that fit into `seconds` if a step takes `a_step` seconds and a test is of `tests` images.
+def fitting(seconds: float, epoch: float, test: float) -> Fitting:
+    """The epochs that fit into `seconds` if an epoch takes `epoch` seconds and a test `test`.
 
-    Raises UserError if there is no time for one epoch and one test.
+    Raises UserError if there is no time for one of each.
     """
-    epoch = a_step * len(batches)
-    test = test_seconds(a_step, batches) * tests
     available = MARGIN * seconds
     least = epoch + test
     if available < least:

@@ -6,11 +6,11 @@ import platform
 import re
 import signal
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,10 +37,10 @@ from ..runtime.threads import thread_count
 from ..sides import both, times
 from ..version import __version__
 from .class_weights import class_weights, imbalance
-from .loop import Interrupted, Loop, duration
+from .loop import Interrupted, Loop, Phase, duration
 from .options import TrainOptions, takes_options
 from .profiling import profile as profile_step
-from .recipes import ENOUGH, Recipe, models_for, recipe_for
+from .recipes import ENOUGH, SIDES, Recipe, models_for, recipe_for
 from .timing import Fitting, fitting, step_seconds, test_seconds
 from .trainer import Trainer
 
@@ -90,9 +90,7 @@ def _prepare(options: TrainOptions, start: float) -> Loop:
     loaded = _load(options)
     fraction = options.validation_fraction
     dataset = loaded.validating(fraction, options.split_seed) if fraction else loaded
-    recipe = _recipe(options, dataset)
-    batches = _batches(options, dataset, recipe)
-    model, trainer, settings = _build(options, dataset, recipe, threads)
+    setup = _setup(options, dataset, threads)
     say(loaded.summary(), options.progress)
     if fraction:
         say(f"{len(dataset.test_images)} of the training images decide which weights are kept", options.progress)
@@ -102,18 +100,12 @@ def _prepare(options: TrainOptions, start: float) -> Loop:
         say("compiling kernels for this machine, once: some seconds", options.progress)
     test_every = options.test_every or 1
     if options.minutes is not None:
-        once = len(loaded.test_images) if fraction else 0
-        fits = _fit(options, start, trainer, batches, dataset, once)
-        for larger in models_for(dataset.image_size)[1:]:
-            if options.model is not None or fits.epochs <= ENOUGH:
-                break
-            recipe = _recipe(options, dataset, model=larger)
-            model, trainer, settings = _build(options, dataset, recipe, threads)
-            fits = _fit(options, start, trainer, batches, dataset, once)
-        recipe = _recipe(options, dataset, model=recipe.model, epochs=fits.epochs)
-        batches = _batches(options, dataset, recipe)  # their mixing depends on the number of epochs
+        setup, fits = _fitted(options, start, setup, len(loaded.test_images) if fraction else 0)
         test_every = options.test_every or fits.test_every
+    recipe, settings, (*early, (model, trainer, batches, _)) = setup.recipe, setup.settings, setup.phases
     say(f"{model.name}: {trainer.flat.size:,} parameters to train", options.progress)
+    for phase in early:
+        say(f"epochs up to {phase.end}: images of {times(phase.batches.images.shape[1:3])} pixels", options.progress)
     if options.precision == "auto":
         name, reason = fastest(options.device)
         say(f"precision {trainer.precision.name}: {reason if trainer.precision.name == name else 'that of the model'}", options.progress)
@@ -125,7 +117,7 @@ def _prepare(options: TrainOptions, start: float) -> Loop:
     config = _config(options, loaded, recipe, batches, model, trainer, settings, test_every)
     folder = RunFolder.create(options.out, f"{_slug(model.name)}-{_slug(dataset.name)}", config, options.overwrite)
     say(f"run folder {folder.path}", options.progress)
-    return Loop(trainer, classifier, dataset, batches, recipe, folder, test_every, loaded if fraction else None)
+    return Loop(setup.phases, classifier, dataset, recipe, folder, test_every, loaded if fraction else None)
 
 
 # ------------------------------------------------------------------------------------------------------------- model and data
@@ -228,26 +220,79 @@ def _adapt(options: TrainOptions, dataset: Dataset, recipe: Recipe) -> Model:
 
 
 # ------------------------------------------------------------------------------------------------------------------- the run
-def _recipe(options: TrainOptions, dataset: Dataset, **chosen: Any) -> Recipe:
-    return recipe_for(dataset.name, len(dataset.train_images), dataset.image_size, **options.of_recipe() | chosen)
+class Setup(NamedTuple):
+    """What is trained, and how."""
+
+    recipe: Recipe
+    datasets: list[Dataset]  # of each phase
+    phases: list[Phase]  # the last one is that of the model
+    settings: dict[str, Any]  # the arguments of the trainers
 
 
-def _build(options: TrainOptions, dataset: Dataset, recipe: Recipe, threads: int) -> tuple[Model, Trainer, dict[str, Any]]:
-    """The model, its trainer, and the trainer's arguments."""
+def _setup(options: TrainOptions, dataset: Dataset, threads: int, before: Setup | None = None, **chosen: Any) -> Setup:
+    """before: an earlier setup for this dataset. chosen: values of the recipe in addition to those that the user gives."""
+    recipe = recipe_for(dataset.name, len(dataset.train_images), dataset.image_size, **options.of_recipe() | chosen)
     model = _adapt(options, dataset, recipe) if isinstance(options.model, Module) else _create(options, dataset, recipe)
     weights = class_weights(options.class_weights, dataset.train_labels, dataset.class_names)
     settings = _trainer_settings(options, recipe, threads, weights)
-    return model, Trainer(model, **settings), settings
+    datasets, phases, start = before.datasets if before else [*_smaller(options, dataset, recipe, model), dataset], list[Phase](), 0
+    for number, images in enumerate(datasets, 1):
+        is_last = images is dataset
+        end = recipe.epochs if is_last else round(recipe.progressive_resizing * recipe.epochs * number / len(SIDES))
+        if start < end < recipe.epochs or is_last:
+            of_size = model if is_last else _create_smaller(options, images, recipe, model)
+            phases.append(Phase(of_size, Trainer(of_size, **settings), _batches(options, images, recipe), end))
+            start = end
+    return Setup(recipe, datasets, phases, settings)
 
 
-def _fit(options: TrainOptions, start: float, trainer: Trainer, batches: Batches, dataset: Dataset, once: int) -> Fitting:
-    """What fits into the minutes that are left, which a line says. once: the number of images that are tested once, at the end."""
+def _smaller(options: TrainOptions, dataset: Dataset, recipe: Recipe, model: Model) -> list[Dataset]:
+    """The dataset at the sizes of the first epochs, if these are others than the model's. Raises UserError if they cannot be."""
+    if not recipe.progressive_resizing:
+        return []
+    rows, columns = both(dataset.image_size)
+    if isinstance(options.model, Module) or rows != columns:
+        raise UserError("progressive_resizing is for a model given by name, and square images: leave it out")
+    patch = max(both(getattr(model.config, "patch_size", 1)))
+    sizes = [max(1, round(side * rows / patch)) * patch for side in SIDES]
+    return [replace(dataset.resized(size), mean=dataset.mean, std=dataset.std) for size in sizes]
+
+
+def _create_smaller(options: TrainOptions, dataset: Dataset, recipe: Recipe, model: Model) -> Model:
+    """The same model for smaller images. Raises UserError if the `model` cannot take its weights."""
+    smaller = _create(options, dataset, recipe)
+    try:
+        model.take_weights(smaller)  # which will be others when they count
+    except UserError as error:
+        raise UserError(f"progressive_resizing is not for {model.name}, whose weights depend on the size of the images") from error
+    return smaller
+
+
+def _fitted(options: TrainOptions, start: float, setup: Setup, once: int) -> tuple[Setup, Fitting]:
+    """The setup with as many epochs as fit into the minutes, or that of a larger model, if none was given and there is time for it.
+
+    start: when `train` was called. once: the number of images that are tested once, at the end.
+    """
+    dataset, threads = setup.datasets[-1], setup.phases[-1].trainer.threads
+    fits = _fit(options, start, setup, once)
+    for larger in models_for(dataset.image_size)[1:]:
+        if options.model is None and fits.epochs > ENOUGH:
+            setup = _setup(options, dataset, threads, setup, model=larger)
+            fits = _fit(options, start, setup, once)
+    return _setup(options, dataset, threads, setup, model=setup.recipe.model, epochs=fits.epochs), fits
+
+
+def _fit(options: TrainOptions, start: float, setup: Setup, once: int) -> Fitting:
+    """What fits into the minutes that are left, which a line says."""
     assert options.minutes is not None
-    end = start + 60 * options.minutes
-    a_step = step_seconds(trainer, batches, end - perf_counter())
-    left = end - perf_counter() - once * test_seconds(a_step, batches)
-    fits = fitting(left, a_step, batches, len(dataset.test_images))
-    speed = f"{_unwrapped(trainer.model).name}: {batches.batch_size / a_step:.0f} images/s here"
+    end, phases = start + 60 * options.minutes, setup.phases
+    steps = [step_seconds(phase.trainer, phase.batches, (end - perf_counter()) / len(phases)) for phase in phases]
+    shares = np.diff([0, *(phase.end for phase in phases)]) / phases[-1].end  # of the epochs
+    a_step, a_test = float(shares @ steps), test_seconds(steps[-1], phases[-1].batches)
+    left = end - perf_counter() - once * a_test
+    batches = phases[-1].batches
+    fits = fitting(left, a_step * len(batches), a_test * len(setup.datasets[-1].test_images))
+    speed = f"{phases[-1].model.name}: {batches.batch_size / a_step:.0f} images/s here"
     say(f"{speed}, so {fits.epochs} epochs in {duration(left)}, a test every {fits.test_every}", options.progress)
     return fits
 

@@ -32,13 +32,12 @@ def batches(images=64, batch_size=16):
 
 @given(seconds=st.floats(1, 1e5), a_step=st.floats(1e-4, 1), tests=st.integers(1, 3000))
 def test_what_fits_is_within_the_time_and_uses_it(seconds, a_step, tests):
-    source = batches()
     epoch, test = 4 * a_step, a_step * INFERENCE * tests / 16
     if MARGIN * seconds < epoch + test:
         with pytest.raises(UserError, match="minutes is too short"):
-            fitting(seconds, a_step, source, tests)
+            fitting(seconds, epoch, test)
         return
-    epochs, test_every = fitting(seconds, a_step, source, tests)
+    epochs, test_every = fitting(seconds, epoch, test)
     number = -(-epochs // test_every)  # of tests
     assert epochs >= 1 and 1 <= test_every <= epochs
     assert epochs * epoch + number * test <= MARGIN * seconds * (1 + 1e-9)

@@ -273,11 +273,11 @@ class DVT(Model):
         return stage.head(stage.head_drop(stage.pool(tokens)), precise=True), next_state
 
     def _tokens(self, k: int, images: Tensor, state: State) -> tuple[Tensor, State]:
-        """The tokens (B, N, C) after the last block of one stage, and the state that the next stage reuses."""
+        """The tokens (B, N, C) after the last block of one stage that its head or the next stage reads, and the state that this reuses."""
         is_last = k == len(self.stages) - 1
         logits: list[Tensor] | None = [] if self.config.relationship_reuse and not is_last else None
         features, relationships = state or (None, None)
-        x = self.stages[k].encode(images, features, relationships, logits)
+        x = self.stages[k].encode(images, features, relationships, logits, all_tokens=self.config.feature_reuse and not is_last)
         relation = F.concatenate(*logits, axis=1) if logits else None  # (B, L·H, N, N)
         return x, (x if self.config.feature_reuse and not is_last else None, relation)
 
