@@ -7,10 +7,12 @@ rivals see the same batches as minivit would make with the policy of the data.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from itertools import chain, count
 from math import cos, pi
 from tempfile import TemporaryDirectory
+from threading import Thread
 from time import perf_counter
 from typing import Any
 
@@ -181,8 +183,15 @@ def theirs(learner: str, dataset: Dataset, minutes: float, seed: int) -> dict[st
     }
 
 
+def _end_with_the_input() -> None:
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os._exit(1)
+
+
 def serve() -> None:
-    """Learn as the first argument of the process says, in JSON, and print the result in JSON."""
+    """Learn as the first argument of the process says, in JSON, and print the result in JSON. Ends when its standard input does."""
+    Thread(target=_end_with_the_input, daemon=True).start()
     given = json.loads(sys.argv[1])
     loaded = minivit.load_data(given["data"], image_size=given["image_size"], progress=False).limited(given["limit"])
     if given["tiny"] and given["learner"] == "minivit":  # whose seconds are too few to compile kernels

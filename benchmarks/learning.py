@@ -9,6 +9,7 @@ repeated. --picture draws accuracy against minutes.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from argparse import Namespace
@@ -36,11 +37,13 @@ assert {*LEARNERS} == {"minivit", *RIVALS}
 
 
 def measure(options: Namespace, learner: str, minutes: float, seed: int) -> dict[str, Any]:
-    """One run, in a process of its own."""
+    """One run, in a process of its own, which ends if this one does: its standard input is then at an end."""
     given = {name: getattr(options, name) for name in ("data", "image_size", "limit", "train", "tiny")}
     command = [sys.executable, "-c", "from benchmarks.learners import serve; serve()"]
     command.append(json.dumps({"learner": learner, "minutes": minutes, "seed": seed, **given}))
-    finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    reader, writer = os.pipe()
+    with open(reader), open(writer, "w"):
+        finished = subprocess.run(command, stdin=reader, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
     return result
 

@@ -69,7 +69,10 @@ class Loop:
 
     def run(self, progress: bool) -> None:
         """Train all epochs; the model then has the weights that were tested. Raises Interrupted, TrainingError, UserError."""
-        progress_bar = Progress(progress, self.recipe.epochs, len(self.batches))
+        work: list[int] = []  # pixels of an image, by epoch
+        for phase in self.phases:
+            work += [phase.batches.images[0].size] * (phase.end - len(work))
+        progress_bar = Progress(progress, work, len(self.batches))
         try:
             self.folder.begin(self.classifier.save)
             epochs = self.recipe.epochs
@@ -192,12 +195,15 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Progress on standard error: a bar on a terminal, otherwise one line per epoch."""
+    """Progress on standard error: a bar on a terminal, otherwise one line per epoch.
 
-    def __init__(self, shown: bool, epochs: int, steps: int) -> None:
-        self.lines, self.epochs, self.steps = shown and not standard_error.isatty(), epochs, epochs * steps
-        self.start, self.done = perf_counter(), 0
-        self.bar = tqdm(total=epochs * steps, unit="step", dynamic_ncols=True, disable=not shown or self.lines, file=standard_error)
+    work: about how long each epoch takes, in any unit. steps: of an epoch.
+    """
+
+    def __init__(self, shown: bool, work: Sequence[float], steps: int) -> None:
+        self.lines, self.work, self.epochs = shown and not standard_error.isatty(), work, len(work)
+        self.start, self.done, self.steps = perf_counter(), 0, steps
+        self.bar = tqdm(total=self.epochs * steps, unit="step", dynamic_ncols=True, disable=not shown or self.lines, file=standard_error)
 
     def step(self) -> None:
         """Report the end of a step; after some of many, a line tells how long all will take."""
@@ -205,15 +211,16 @@ class Progress:
         self.done += 1
         if self.done == 1:  # which compiled and recorded the step
             self.start = perf_counter()
-        elif self.lines and self.done == 1 + MEASURED and self.steps > 10 * MEASURED:
-            say(f"{self.epochs} epochs: about {duration((perf_counter() - self.start) / MEASURED * self.steps)}, and the tests")
+        elif self.lines and self.done == 1 + MEASURED and self.epochs * self.steps > 10 * MEASURED:
+            first_epoch = (perf_counter() - self.start) / MEASURED * self.steps
+            say(f"{self.epochs} epochs: about {duration(first_epoch * sum(self.work) / self.work[0])}, and the tests")
 
     def epoch(self, line: Mapping[str, Any]) -> None:
         """Report the end of an epoch, with its line of metrics."""
         part = "validation" if "validation_loss" in line else "test"
         accuracy = f"{100 * line[f'{part}_accuracy']:.1f} %"
         if self.lines:
-            left = (perf_counter() - self.start) * (self.epochs / line["epoch"] - 1)
+            left = (perf_counter() - self.start) * (sum(self.work) / sum(self.work[: line["epoch"]]) - 1)
             say(
                 f"epoch {line['epoch']}/{self.epochs}  train loss {line['train_loss']:.4f}  {part} loss {line[f'{part}_loss']:.4f}  "
                 f"{part} accuracy {accuracy}  {line['images_per_second']:.0f} images/s"

@@ -1,6 +1,9 @@
 """Who learns most in the same minutes."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +22,15 @@ def test_runs_are_kept_and_not_repeated(tmp_path, monkeypatch, capsys):
     assert learning.main(arguments) == 0
     assert json.loads(path.read_text())["results"] == [entry]
     assert capsys.readouterr().out.splitlines()[-1].split()[0] == "minivit"
+
+
+def test_a_learner_ends_with_who_began_it():
+    given = {"learner": "minivit", "minutes": 10, "seed": 0, "data": "digits", "image_size": None, "limit": None, "train": [], "tiny": False}
+    command = [sys.executable, "-c", "from benchmarks.learners import serve; serve()", json.dumps(given)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "training and" in process.stderr.readline()  # it has begun
+    process.stdin.close()
+    assert process.wait(60) == 1
 
 
 def test_the_most_accurate_stands_first():

@@ -8,6 +8,7 @@ import pytest
 import minivit
 from minivit import UserError, create_model, train
 from minivit.io.run_folder import CONFIG
+from minivit.training import loop
 from minivit.training.recipes import RESIZED, SIDES, recipe_for
 from minivit.training.trainer import Trainer
 
@@ -94,6 +95,19 @@ def test_a_test_of_an_early_phase_is_of_the_whole_images(data, tmp_path):
     dataset = minivit.load_data(data)
     right = (model.predict(dataset.test_images).labels == dataset.test_labels).mean()
     assert right == stopped[0]["test_accuracy"]
+
+
+def test_the_time_left_counts_what_larger_images_take(monkeypatch, capsys):
+    times = iter(range(100))
+    monkeypatch.setattr(loop, "perf_counter", lambda: float(next(times)))
+    monkeypatch.setattr(loop, "MEASURED", 2)
+    progress = loop.Progress(True, [1, 1, 2, 2], 20)
+    for _ in range(3):
+        progress.step()
+    assert "4 epochs: about 60 s, and" in capsys.readouterr().err  # two steps a second, 20 in an epoch, six times the first epoch
+    line = {"epoch": 2, "train_loss": 1.0, "test_loss": 1.0, "test_accuracy": 0.5, "images_per_second": 1.0}
+    progress.epoch(line)
+    assert "4 s left" in capsys.readouterr().err
 
 
 def test_a_run_is_repeated_by_its_config(data, tmp_path):
