@@ -53,7 +53,7 @@ class Recipe(Checked):
 
 # By `Dataset.name`. The default augmentation is an attribute of the dataset (`Dataset.augmentation`).
 RECIPES = {
-    "digits": Recipe(epochs=70, batch_size=32, warmup=4.0),
+    "digits": Recipe(epochs=40, batch_size=32, warmup=4.0),
 }
 OTHERS = Recipe()
 

@@ -25,7 +25,16 @@ def test_runs_are_kept_and_not_repeated(tmp_path, monkeypatch, capsys):
 
 
 def test_a_learner_ends_with_who_began_it():
-    given = {"learner": "minivit", "minutes": 10, "seed": 0, "data": "digits", "image_size": None, "limit": None, "train": [], "tiny": False}
+    given = {
+        "learner": "minivit",
+        "minutes": 10,
+        "seed": 0,
+        "data": "digits",
+        "image_size": None,
+        "limit": None,
+        "train": [],
+        "tiny": False,
+    }
     command = [sys.executable, "-c", "from benchmarks.learners import serve; serve()", json.dumps(given)]
     process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert "training and" in process.stderr.readline()  # it has begun

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from minivit import Trainer, UserError, create_model, train
 from minivit.data import Batches
 from minivit.io.run_folder import CONFIG
-from minivit.training import loop, timing
-from minivit.training import train as train_module
+from minivit.training import loop, setup, timing
 from minivit.training.loop import duration
 from minivit.training.timing import INFERENCE, MARGIN, fitting, step_seconds
 
@@ -54,7 +53,7 @@ def test_a_measured_trainer_is_as_it_was():
 
 
 def test_a_run_of_minutes_is_repeated_by_its_config(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_module, "step_seconds", lambda *given: 0.6)
+    monkeypatch.setattr(setup, "step_seconds", lambda *given: 0.6)
     first = train(minutes=0.5, out=tmp_path / "first", **SMALL | {"progress": True})
     assert "images/s here, so" in capsys.readouterr().err
     arguments = json.loads((first.folder / CONFIG).read_text())["arguments"]
@@ -108,9 +107,9 @@ def test_a_line_tells_how_long_all_will_take(tmp_path, capsys, monkeypatch):
 
 
 def test_a_larger_model_is_trained_where_there_is_time(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_module, "step_seconds", lambda *given: 0.6)
+    monkeypatch.setattr(setup, "step_seconds", lambda *given: 0.6)
     options = {"limit": 64, "batch_size": 32, "minutes": 0.2, "model_options": {"dim": 16, "depth": 1, "heads": 2}}
     for enough, name in ((1, "localvit_midi_patch2_8"), (100, "localvit_micro_patch2_8")):
-        monkeypatch.setattr(train_module, "ENOUGH", enough)
+        monkeypatch.setattr(setup, "ENOUGH", enough)
         assert train(out=tmp_path / name, **options).model.unwrapped().name == name
         assert f"{name}: 53 images/s here, so" in capsys.readouterr().err
