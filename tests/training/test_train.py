@@ -19,7 +19,7 @@ from minivit.sides import both
 from minivit.training import loop
 from minivit.training import train as train_module
 from minivit.training.loop import Interrupted
-from minivit.training.recipes import ADAMW_LR, MIXED, OTHERS, RECIPES, models_for, recipe_for
+from minivit.training.recipes import ADAMW_LR, MIXED, OTHERS, RECIPES, RESIZED, models_for, recipe_for
 from minivit.training.trainer import TrainingError
 
 SMALL = {"epochs": 2, "batch_size": 32, "limit": 96, "model_options": {"dim": 16, "depth": 1, "heads": 2}, "progress": False}
@@ -281,8 +281,9 @@ def test_a_line_tells_that_kernels_are_compiled(tmp_path, capsys, monkeypatch):
 
 def test_recipes():
     assert recipe_for("digits", 1438, 8) == replace(RECIPES["digits"], model="localvit_micro_patch2_8")
-    assert recipe_for("photos", 10_000, 32) == replace(OTHERS, epochs=60, **MIXED)
-    assert recipe_for("photos", 10_000, 32, epochs=39) == replace(OTHERS, epochs=39)
+    photos = replace(OTHERS, progressive_resizing=RESIZED)
+    assert recipe_for("photos", 10_000, 32) == replace(photos, epochs=60, **MIXED)
+    assert recipe_for("photos", 10_000, 32, epochs=39) == replace(photos, epochs=39)
     assert recipe_for("photos", 10_000, 32, cutmix=0.0).cutmix == 0
     few = recipe_for("photos", 10, 32, epochs=1)
     assert (few.batch_size, few.warmup) == (10, 0.2)
