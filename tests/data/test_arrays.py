@@ -131,7 +131,7 @@ def test_class_names_allow_classes_without_images():
         ((images(0), labels(0)), "hold an image"),
         ((np.zeros(40), labels()), "must have the shape"),
         (([np.zeros((2, 2)), np.zeros((3, 3))], [0, 1]), "one array of equal sizes"),
-        ((images(4), labels(4)), "none of the 4 images can be kept for testing"),
+        ((images(4), labels(4)), "none of the 4 images can be held out"),
     ],
 )
 def test_what_is_wrong_is_named(arrays, message):

@@ -301,7 +301,7 @@ def test_a_class_without_a_readable_image(write_images, load, tmp_path):
         (["train/cat/1.png", "test/cat/1.png"], "holds one class, 'cat'"),
         (["train/cat/1.png", "train/dog/1.png", "test/dg/1.png"], r"class 'dg' .* is no class of .*train \(nearest: dog\)"),
         (["train/cat/1.png", "train/dog/1.png", "test/1.png"], "test has no class folders with images"),
-        (["cat/1.png", "dog/1.png"], "none of the 2 images can be kept for testing"),
+        (["cat/1.png", "dog/1.png"], "none of the 2 images can be held out"),
     ],
 )
 def test_bad_layouts_are_named(write_images, load, paths, message):
