@@ -55,9 +55,10 @@ def interruptible(*numbers: int, again: Any = signal.default_int_handler) -> Ite
     try:
         yield
     finally:
+        _received.deferred += 1  # a first signal that comes now is too late
         for number, handler in before.items():
             signal.signal(number, handler)
-        _received.number = 0
+        _received.number, _received.deferred = 0, _received.deferred - 1
 
 
 @contextmanager

@@ -67,12 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default the arguments of this process; returns the exit status."""
     with interruptible(signal.SIGINT, signal.SIGTERM, again=signal.SIG_DFL):
         try:
-            status = _run(sys.argv[1:] if arguments is None else list(arguments))
+            try:
+                status = _run(sys.argv[1:] if arguments is None else list(arguments))
+            finally:
+                _drop_what_cannot_be_written()
             check_interrupt()
-        except KeyboardInterrupt as interrupt:
+        except KeyboardInterrupt as interrupt:  # also one that comes while streams are dropped
             say(f"minivit: {str(interrupt) or 'interrupted'}")
             status = 128 + (received() or signal.SIGINT)
-        finally:
             _drop_what_cannot_be_written()
     return status
 

@@ -93,6 +93,16 @@ def test_of_another_command(monkeypatch, capsys, number):
     assert capsys.readouterr() == ("", "minivit: interrupted\n")
 
 
+@pytest.mark.parametrize("number", STATUS)
+def test_while_the_command_ends(monkeypatch, capsys, number):
+    signals = [number]
+    monkeypatch.setattr(
+        sys.modules["minivit.cli.main"], "_drop_what_cannot_be_written", lambda: signals and signal.raise_signal(signals.pop())
+    )
+    assert main(["info", "--json"]) == STATUS[number]
+    assert capsys.readouterr().err == "minivit: interrupted\n"
+
+
 def test_a_second_one_ends_at_once():
     process = subprocess.Popen([sys.executable, "-c", IN_LONG_WORK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "works\n"
