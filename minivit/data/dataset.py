@@ -90,13 +90,7 @@ class Dataset:
     def validating(self, fraction: float, seed: int) -> Dataset:
         """The dataset with `fraction` of each class of its training images in the place of its test images, drawn as by `Split`."""
         train, validation = Split(fraction, seed).divide(self.train_labels)
-        return replace(
-            self,
-            train_images=self.train_images[train],
-            train_labels=self.train_labels[train],
-            test_images=self.train_images[validation],
-            test_labels=self.train_labels[validation],
-        )
+        return replace(self.whole(), is_whole=False)._picked(train, validation)
 
     def limited(self, limit: int | None) -> Dataset:
         """At most `limit` training and `limit` test images, evenly spaced; all if `limit` is None. Raises UserError if it is below 1."""
@@ -108,6 +102,10 @@ class Dataset:
             np.linspace(0, len(labels), min(limit, len(labels)), endpoint=False).astype(np.int64)
             for labels in (self.train_labels, self.test_labels)
         )
+        return self._picked(train, test)
+
+    def _picked(self, train: np.ndarray, test: np.ndarray) -> Dataset:
+        """The dataset with the training and the test images at these indices."""
         return replace(
             self,
             train_images=self.train_images[train],
