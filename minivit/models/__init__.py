@@ -49,7 +49,7 @@ __all__ = [
     "register",
 ]
 
-MOST_PARAMETERS = 2**15  # arrays of a model: those of some thousand blocks
+MOST_PARAMETERS = 2**14  # arrays of a model: those of a thousand blocks
 
 
 def list_models(pattern: str = "*") -> list[str]:

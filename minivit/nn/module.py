@@ -59,7 +59,7 @@ def filled(shape: tuple[int, ...], value: float, dtype: str, requires_grad: bool
     if counts[0] > counts[1]:
         raise UserError(f"the model has more than {counts[1]:,} parameter arrays: make it smaller")
     parameter = Parameter(np.empty(0, dtype), requires_grad)
-    parameter.data = np.broadcast_to(np.array(value, dtype), shape)  # the one value, read everywhere
+    parameter.data = np.ndarray(shape, dtype, np.array(value, dtype), strides=(0,) * len(shape))  # the one value, read everywhere
     return parameter
 
 
