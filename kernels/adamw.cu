@@ -3,14 +3,16 @@
 
 template <class T, class N, class H, int W>
 __global__ void __launch_bounds__(256) adamw(T* new_p, T* new_m, T* new_v, T* new_average, const T* p, const T* g, const T* m, const T* v,
-                                             const T* average, const N* squares, int parts, const H* scalars, long decayed, long size) {
+                                             const T* average, const N* squares, int parts, const H* scalars, long decayed, double scale,
+                                             long size) {
     __shared__ T shared[7];                                             // coefficients, computed in double precision once per block
     const T clip = T(clipping(squares, parts, scalars));
     if (threadIdx.x == 0) {
+        const double lr = scale * double(scalars[LR]);
         const double first = 1 - pow(double(scalars[BETA1]), double(scalars[STEP])), second = 1 - pow(double(scalars[BETA2]), double(scalars[STEP]));
-        shared[0] = T(double(scalars[LR]) / first);
+        shared[0] = T(lr / first);
         shared[1] = T(1 / sqrt(second));
-        shared[2] = T(1 - double(scalars[LR]) * double(scalars[WEIGHT_DECAY]));
+        shared[2] = T(1 - lr * double(scalars[WEIGHT_DECAY]));
         shared[3] = T(1 - double(scalars[BETA1]));
         shared[4] = T(1 - double(scalars[BETA2]));
         shared[5] = T(average_decay(scalars));

@@ -1,7 +1,7 @@
 """AdamW (Loshchilov and Hutter, 1711.05101, algorithm 2, with PyTorch's scaling) over one flat buffer; `begin_update.py` defines g' and t.
 
     m        = BETA1·m + (1 - BETA1)·g',      v = BETA2·v + (1 - BETA2)·g'²
-    p        = (1 - LR·WEIGHT_DECAY)·p - LR·(m / (1 - BETA1ᵗ)) / (sqrt(v / (1 - BETA2ᵗ)) + EPS)
+    p        = (1 - scale·LR·WEIGHT_DECAY)·p - scale·LR·(m / (1 - BETA1ᵗ)) / (sqrt(v / (1 - BETA2ᵗ)) + EPS)
 
 Letters: P parameters.
 """
@@ -39,25 +39,26 @@ from .cuda.kernel import Source
 
 
 # ------------------------------------------------------------------------------------------------------------- reference
-def forward_reference(new_parameters, new_m, new_v, new_average, parameters, gradients, m, v, average, squares, scalars, decayed):
+def forward_reference(new_parameters, new_m, new_v, new_average, parameters, gradients, m, v, average, squares, scalars, decayed, scale):
     g = clipped(gradients, squares, scalars)
     new_m[...] = scalars[BETA1] * m + (1 - scalars[BETA1]) * g
     new_v[...] = scalars[BETA2] * v + (1 - scalars[BETA2]) * g * g
     first = new_m / (1 - scalars[BETA1] ** scalars[STEP])
     second = new_v / (1 - scalars[BETA2] ** scalars[STEP])
-    shrinkage = 1 - scalars[LR] * decay_of(parameters, scalars, decayed)
-    new_parameters[...] = shrinkage * parameters - scalars[LR] * first / (np.sqrt(second) + scalars[EPS])
+    rate = scale * scalars[LR]
+    shrinkage = 1 - rate * decay_of(parameters, scalars, decayed)
+    new_parameters[...] = shrinkage * parameters - rate * first / (np.sqrt(second) + scalars[EPS])
     average_reference(new_average, average, new_parameters, scalars)
 
 
 # ------------------------------------------------------------------------------------------------------------------- CPU
 @kernel
-def _adamw(band, bands, parameters, m, v, average, gradients, squares, scalars, decayed):
-    number, P = parameters.dtype.type, len(parameters)
+def _adamw(band, bands, parameters, m, v, average, gradients, squares, scalars, decayed, scale):
+    number, P, lr = parameters.dtype.type, len(parameters), scale * scalars[LR]
     first, second = 1 - scalars[BETA1] ** scalars[STEP], 1 - scalars[BETA2] ** scalars[STEP]
     clip, rate, root, eps = (
         number(clip_factor(squares, scalars)),
-        number(scalars[LR] / first),
+        number(lr / first),
         number(1 / np.sqrt(second)),
         number(scalars[EPS]),
     )
@@ -66,7 +67,7 @@ def _adamw(band, bands, parameters, m, v, average, gradients, squares, scalars, 
     for start in range(band * P // bands, last, BLOCK):
         stop = min(start + BLOCK, last)
         for decays in range(2):  # the parameters of the block without weight decay, and those with it
-            shrinkage = number(1 - scalars[LR] * scalars[WEIGHT_DECAY] * decays)
+            shrinkage = number(1 - lr * scalars[WEIGHT_DECAY] * decays)
             low, high = (start, min(stop, decayed)) if decays else (max(start, decayed), stop)
             for k in range(low, high):
                 i = np.uint64(k)
@@ -80,7 +81,7 @@ def _adamw(band, bands, parameters, m, v, average, gradients, squares, scalars, 
             take_average(average, parameters, scalars, start, stop)
 
 
-def forward_cpu(new_parameters, new_m, new_v, new_average, parameters, gradients, m, v, average, squares, scalars, decayed):
+def forward_cpu(new_parameters, new_m, new_v, new_average, parameters, gradients, m, v, average, squares, scalars, decayed, scale):
     copy_unless_in_place((new_parameters, parameters), (new_m, m), (new_v, v), (new_average, average))
     launch(
         _adamw,
@@ -93,6 +94,7 @@ def forward_cpu(new_parameters, new_m, new_v, new_average, parameters, gradients
         squares,
         scalars,
         decayed,
+        float(scale),
     )
 
 
@@ -100,22 +102,26 @@ def forward_cpu(new_parameters, new_m, new_v, new_average, parameters, gradients
 _source = Source("adamw")
 
 
-def forward_cuda(new_parameters, new_m, new_v, new_average, parameters, gradients, m, v, average, squares, scalars, decayed):
-    update_cuda(
-        _source, "adamw", (new_parameters, new_m, new_v, new_average, parameters, gradients, m, v, average), squares, scalars, decayed
-    )
+def forward_cuda(new_parameters, new_m, new_v, new_average, parameters, gradients, m, v, average, squares, scalars, decayed, scale):
+    arrays = new_parameters, new_m, new_v, new_average, parameters, gradients, m, v, average
+    update_cuda(_source, "adamw", arrays, squares, scalars, decayed, float(scale))
 
 
 # ------------------------------------------------------------------------------------------------------------------ spec
 adamw = Op(
     "adamw",
     shapes={"parameters": "P", "gradients": "P", "m": "P", "v": "P", "average": "P", "squares": f"{PARTS}", "scalars": f"{SCALARS}"},
-    constants={"decayed": 0},
+    constants={"decayed": 0, "scale": 1.0},
     outputs=lambda parameters, gradients, m, v, average, *_: {"new_parameters": parameters, "new_m": m, "new_v": v, "new_average": average},
     results=("new_parameters", "new_m", "new_v", "new_average"),
     parameters=("parameters", "gradients", "m", "v", "average", "squares", "scalars"),
     forward=Implementation(forward_reference, forward_cpu, forward_cuda),
-    cases=[dict(P=5, decayed=3), dict(P=1, average=None), dict(P=40_001, decayed=30_011), dict(P=2**20, decayed=2**20, average=None)],
+    cases=[
+        dict(P=5, decayed=3),
+        dict(P=1, average=None),
+        dict(P=40_001, decayed=30_011, scale=0.3),
+        dict(P=2**20, decayed=2**20, average=None),
+    ],
     cost=lambda parameters, gradients, m, v, average, *_: Cost(forward=(14 if average is None else 17) * parameters[0]),
     values={"v": make_positive, "squares": make_positive, "scalars": make_scalars},
 )

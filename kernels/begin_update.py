@@ -9,9 +9,9 @@ and, if an average of the weights is maintained (Polyak and Juditsky, 1992; 1803
 
     average  = d·average + (1 - d)·p,         d = min(EMA_DECAY, (1 + t) / (10 + t)),        t = STEP
 
-Only the first `decayed` parameters have weight decay. The kernels update their outputs in place; these are the same arrays as the
-corresponding inputs, or are first copied from them. The numbers that a schedule changes are in an array, `scalars`, so that a recorded step
-reads their current values. Sums and coefficients are in float64.
+Only the first `decayed` parameters have weight decay, and the learning rate of all is LR times `scale`. The kernels update their outputs
+in place; these are the same arrays as the corresponding inputs, or are first copied from them. The numbers that a schedule changes are in
+an array, `scalars`, so that a recorded step reads their current values. Sums and coefficients are in float64.
 
 Letters: P parameters.
 """

@@ -16,12 +16,12 @@ __global__ void __launch_bounds__(256) muon_momentum(T* new_m, U* u, const T* g,
 
 template <class T, class U, class H>
 __global__ void __launch_bounds__(256) muon(T* new_p, T* new_average, const T* p, const U* o, const T* average, const long* starts,
-                                            const H* scalars, long total, long size, double ratio) {
-    const T kept = T(1 - double(scalars[LR]) * double(scalars[WEIGHT_DECAY])), rate = T(double(scalars[LR]) * ratio);
+                                            const H* scales, const H* scalars, long total, long size, double ratio) {
     const T decay = T(average_decay(scalars)), rest = T(1 - average_decay(scalars));
     GRID_STRIDE(i, total) {
         const long at = starts[i / size] + i % size;
-        const T moved = kept * p[at] - rate * T(o[i]);
+        const double lr = double(scales[i / size]) * double(scalars[LR]);
+        const T moved = T(1 - lr * double(scalars[WEIGHT_DECAY])) * p[at] - T(lr * ratio) * T(o[i]);
         new_p[at] = moved;
         if (average) new_average[at] = decay * average[at] + rest * moved;
     }

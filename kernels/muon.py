@@ -2,10 +2,10 @@
 hidden layers in neural networks"; with weight decay as in "Muon is scalable for LLM training", 2502.16982, equation 3).
 
     m        = MOMENTUM·m + (1 - MOMENTUM)·g',         u = m, or, with Nesterov's look-ahead, MOMENTUM·m + (1 - MOMENTUM)·g'
-    p        = (1 - LR·WEIGHT_DECAY)·p - LR·ratio·o,   where o is u orthogonalised (`orthogonalise.py`)
+    p        = (1 - scale·LR·WEIGHT_DECAY)·p - scale·LR·ratio·o,   where o is u orthogonalised (`orthogonalise.py`)
 
 `begin_update.py` defines g' and the average. Parameters and their gradients are in flat buffers, but u and o are matrices: `starts` are the
-places at which the matrices begin in the buffers. What is between them stays as it is.
+places at which the matrices begin in the buffers, and `scales` the factors of their learning rates. What is between them stays as it is.
 
 Letters: P elements of the flat buffers, B matrices, N rows, M columns.
 """
@@ -56,10 +56,11 @@ def momentum_reference(new_m, u, gradients, m, starts, squares, scalars, rows, c
     u[...] = momentum * new_m[places] + (1 - momentum) * g if nesterov else new_m[places]
 
 
-def step_reference(new_parameters, new_average, parameters, o, average, starts, scalars, ratio):
+def step_reference(new_parameters, new_average, parameters, o, average, starts, scales, scalars, ratio):
     places = _places(starts, o.shape)
     new_parameters[...] = parameters
-    new_parameters[places] = (1 - scalars[LR] * scalars[WEIGHT_DECAY]) * parameters[places] - scalars[LR] * ratio * o
+    rates = scalars[LR] * scales[:, None, None]
+    new_parameters[places] = (1 - rates * scalars[WEIGHT_DECAY]) * parameters[places] - rates * ratio * o
     if new_average is not None:
         new_average[...] = average
         averaged = np.empty_like(o)
@@ -86,13 +87,13 @@ def _momentum(band, bands, m, u, gradients, starts, squares, scalars, nesterov):
 
 
 @kernel
-def _step(band, bands, parameters, average, o, starts, scalars, ratio):
+def _step(band, bands, parameters, average, o, starts, scales, scalars, ratio):
     B, size = o.shape
     number = parameters.dtype.type
-    shrinkage, rate = number(1 - scalars[LR] * scalars[WEIGHT_DECAY]), number(scalars[LR] * ratio)
     first, last = band * B * size // bands, (band + 1) * B * size // bands
     for matrix in range(first // size, (last + size - 1) // size):
-        before, start = matrix * size, starts[matrix]
+        before, start, lr = matrix * size, starts[matrix], scales[matrix] * scalars[LR]
+        shrinkage, rate = number(1 - lr * scalars[WEIGHT_DECAY]), number(lr * ratio)
         high = min(last - before, size)
         for low in range(max(first - before, 0), high, BLOCK):
             stop = min(low + BLOCK, high)
@@ -108,10 +109,10 @@ def momentum_cpu(new_m, u, gradients, m, starts, squares, scalars, rows, columns
     launch(_momentum, bands_for(u.size), new_m, u.reshape(len(u), -1), gradients, starts, squares, scalars, bool(nesterov))
 
 
-def step_cpu(new_parameters, new_average, parameters, o, average, starts, scalars, ratio):
+def step_cpu(new_parameters, new_average, parameters, o, average, starts, scales, scalars, ratio):
     copy_unless_in_place((new_parameters, parameters), (new_average, average))
     average = or_nothing(new_average, parameters)
-    launch(_step, bands_for(o.size), new_parameters, average, o.reshape(len(o), -1), starts, scalars, float(ratio))
+    launch(_step, bands_for(o.size), new_parameters, average, o.reshape(len(o), -1), starts, scales, scalars, float(ratio))
 
 
 # ------------------------------------------------------------------------------------------------------------------ CUDA
@@ -131,10 +132,10 @@ def momentum_cuda(new_m, u, gradients, m, starts, squares, scalars, rows, column
     launch(kernel, grid_for(u.size), *arrays, PARTS, scalars, u.size, rows * columns, bool(nesterov))
 
 
-def step_cuda(new_parameters, new_average, parameters, o, average, starts, scalars, ratio):
+def step_cuda(new_parameters, new_average, parameters, o, average, starts, scales, scalars, ratio):
     _convert_unless_in_place((new_parameters, parameters), (new_average, average))
     kernel = _source("muon", parameters.dtype, o.dtype, scalars.dtype)
-    arrays = new_parameters, new_average, parameters, o, average, starts, scalars
+    arrays = new_parameters, new_average, parameters, o, average, starts, scales, scalars
     launch(kernel, grid_for(o.size), *arrays, o.size, o.size // len(o), float(ratio))
 
 
@@ -163,15 +164,15 @@ muon_momentum = Op(
 
 muon = Op(
     "muon",
-    shapes={"parameters": FLAT, "o": "B N M", "average": FLAT, "starts": "B", "scalars": f"{SCALARS}"},
+    shapes={"parameters": FLAT, "o": "B N M", "average": FLAT, "starts": "B", "scales": "B", "scalars": f"{SCALARS}"},
     accepts={"parameters": "P", "average": "P"},
     constants={"ratio": 1.0},
     outputs=lambda parameters, o, average, *_: {"new_parameters": parameters, "new_average": average},
     results=("new_parameters", "new_average"),
-    parameters=("parameters", "o", "average", "scalars"),
+    parameters=("parameters", "o", "average", "scales", "scalars"),
     dtypes={"starts": (np.dtype(np.int64),)},
     forward=Implementation(step_reference, step_cpu, step_cuda),
     cases=[dict(B=3, N=5, M=7), dict(B=7, N=64, M=96, ratio=2.5), dict(B=2, N=9, M=4, average=None)],
     cost=lambda parameters, o, average, *_: Cost(forward=(3 if average is None else 6) * o[0] * o[1] * o[2]),
-    values={"starts": make_starts, "scalars": make_scalars},
+    values={"starts": make_starts, "scales": make_positive, "scalars": make_scalars},
 )

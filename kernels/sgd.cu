@@ -4,8 +4,8 @@
 template <class T, class N, class H, int W>
 __global__ void __launch_bounds__(256) sgd(T* new_p, T* new_velocity, T* new_average, const T* p, const T* g, const T* velocity,
                                            const T* average, const N* squares, int parts, const H* scalars, long decayed, int nesterov,
-                                           long size) {
-    const T clip = T(clipping(squares, parts, scalars)), rate = T(scalars[LR]), momentum = T(scalars[MOMENTUM]), decay = T(scalars[WEIGHT_DECAY]);
+                                           double scale, long size) {
+    const T clip = T(clipping(squares, parts, scalars)), rate = T(scale * double(scalars[LR])), momentum = T(scalars[MOMENTUM]), decay = T(scalars[WEIGHT_DECAY]);
     const T kept = T(average_decay(scalars)), rest = T(1 - average_decay(scalars));
     GRID_STRIDE(i, size / W) {
         auto parameters = load<T, W>(p + i * W), speeds = load<T, W>(velocity + i * W);

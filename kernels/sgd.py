@@ -3,7 +3,7 @@
 In PyTorch's form (Sutskever et al., ICML 2013), with velocity initially 0:
 
     g"       = g' + WEIGHT_DECAY·p,           velocity = MOMENTUM·velocity + g"
-    p        = p - LR·velocity,               or, with Nesterov's look-ahead, p - LR·(g" + MOMENTUM·velocity)
+    p        = p - scale·LR·velocity,         or, with Nesterov's look-ahead, p - scale·LR·(g" + MOMENTUM·velocity)
 
 Letters: P parameters.
 """
@@ -39,20 +39,20 @@ from .cuda.kernel import Source
 
 # ------------------------------------------------------------------------------------------------------------- reference
 def forward_reference(
-    new_parameters, new_velocity, new_average, parameters, gradients, velocity, average, squares, scalars, decayed, nesterov
+    new_parameters, new_velocity, new_average, parameters, gradients, velocity, average, squares, scalars, decayed, nesterov, scale
 ):
     g = clipped(gradients, squares, scalars) + decay_of(parameters, scalars, decayed) * parameters
     new_velocity[...] = scalars[MOMENTUM] * velocity + g
     step = g + scalars[MOMENTUM] * new_velocity if nesterov else new_velocity
-    new_parameters[...] = parameters - scalars[LR] * step
+    new_parameters[...] = parameters - scale * scalars[LR] * step
     average_reference(new_average, average, new_parameters, scalars)
 
 
 # ------------------------------------------------------------------------------------------------------------------- CPU
 @kernel
-def _sgd(band, bands, parameters, velocity, average, gradients, squares, scalars, decayed, nesterov):
+def _sgd(band, bands, parameters, velocity, average, gradients, squares, scalars, decayed, nesterov, scale):
     number, P = parameters.dtype.type, len(parameters)
-    clip, rate, momentum = number(clip_factor(squares, scalars)), number(scalars[LR]), number(scalars[MOMENTUM])
+    clip, rate, momentum = number(clip_factor(squares, scalars)), number(scale * scalars[LR]), number(scalars[MOMENTUM])
     ahead, fresh = (momentum, number(1)) if nesterov else (number(1), number(0))
     last = (band + 1) * P // bands
     for start in range(band * P // bands, last, BLOCK):
@@ -70,7 +70,9 @@ def _sgd(band, bands, parameters, velocity, average, gradients, squares, scalars
             take_average(average, parameters, scalars, start, stop)
 
 
-def forward_cpu(new_parameters, new_velocity, new_average, parameters, gradients, velocity, average, squares, scalars, decayed, nesterov):
+def forward_cpu(
+    new_parameters, new_velocity, new_average, parameters, gradients, velocity, average, squares, scalars, decayed, nesterov, scale
+):
     copy_unless_in_place((new_parameters, parameters), (new_velocity, velocity), (new_average, average))
     launch(
         _sgd,
@@ -83,6 +85,7 @@ def forward_cpu(new_parameters, new_velocity, new_average, parameters, gradients
         scalars,
         decayed,
         bool(nesterov),
+        float(scale),
     )
 
 
@@ -90,7 +93,9 @@ def forward_cpu(new_parameters, new_velocity, new_average, parameters, gradients
 _source = Source("sgd")
 
 
-def forward_cuda(new_parameters, new_velocity, new_average, parameters, gradients, velocity, average, squares, scalars, decayed, nesterov):
+def forward_cuda(
+    new_parameters, new_velocity, new_average, parameters, gradients, velocity, average, squares, scalars, decayed, nesterov, scale
+):
     update_cuda(
         _source,
         "sgd",
@@ -99,6 +104,7 @@ def forward_cuda(new_parameters, new_velocity, new_average, parameters, gradient
         scalars,
         decayed,
         bool(nesterov),
+        float(scale),
     )
 
 
@@ -106,7 +112,7 @@ def forward_cuda(new_parameters, new_velocity, new_average, parameters, gradient
 sgd = Op(
     "sgd",
     shapes={"parameters": "P", "gradients": "P", "velocity": "P", "average": "P", "squares": f"{PARTS}", "scalars": f"{SCALARS}"},
-    constants={"decayed": 0, "nesterov": False},
+    constants={"decayed": 0, "nesterov": False, "scale": 1.0},
     outputs=lambda parameters, gradients, velocity, average, *_: {
         "new_parameters": parameters,
         "new_velocity": velocity,
@@ -115,7 +121,7 @@ sgd = Op(
     results=("new_parameters", "new_velocity", "new_average"),
     parameters=("parameters", "gradients", "velocity", "average", "squares", "scalars"),
     forward=Implementation(forward_reference, forward_cpu, forward_cuda),
-    cases=[dict(P=5, decayed=3), dict(P=7, decayed=9, nesterov=True, average=None), dict(P=40_001, decayed=30_011)],
+    cases=[dict(P=5, decayed=3), dict(P=7, decayed=9, nesterov=True, average=None), dict(P=40_001, decayed=30_011, scale=0.3)],
     cost=lambda parameters, gradients, velocity, average, *_: Cost(forward=(8 if average is None else 11) * parameters[0]),
     values={"squares": make_positive, "scalars": make_scalars},
 )

@@ -183,6 +183,30 @@ class Module:
         shapes = {id(p): (number, p.shape[0] // number, prod(p.shape[1:])) for p, number in kept}
         return {key: shape for key, shape in shapes.items() if min(shape[1:]) > 1}
 
+    def layer_scales(self, decay: float) -> dict[int, float]:
+        """{id of a parameter: decay^(number of layers after its own)}, for a learning rate by layers (2003.10555, appendix B).
+
+        The layers of a module with a list of `blocks`, as each stage of a cascade is one, are counted as in BEiT (2106.08254): what it
+        creates before the blocks, each block, and what it creates after them. Raises UserError for a decay out of range, or if it is not 1
+        and there are no blocks.
+        """
+        if not 0 < decay <= 1:
+            raise UserError(f"layer_decay must be above 0 and at most 1, got {decay}")
+        scales: dict[int, float] = {}
+        for module in self.modules():
+            blocks = vars(module).get("blocks")
+            if isinstance(blocks, list) and blocks:
+                left = len(blocks) + 1
+                for name, parameter in module.named_parameters():
+                    if name.startswith("blocks."):
+                        left = len(blocks) - int(name.split(".")[1])
+                    elif left <= len(blocks):
+                        left = 0
+                    scales.setdefault(id(parameter), decay**left)
+        if decay != 1 and not scales:
+            raise UserError(f"layer_decay={decay} is for models with blocks: leave it out")
+        return scales
+
     def statistic_parameters(self) -> list[Parameter]:
         """The parameters of this module and its descendants that follow the batches in training, without duplicates."""
         return list({id(p): p for module in self.modules() for p in map(vars(module).get, module.statistics) if p is not None}.values())

@@ -32,7 +32,16 @@ class AdamW(Optimizer):
             raise UserError(f"eps must be above 0 and finite, got {eps}")
         for index, value in zip((BETA1, BETA2, EPS), (*betas, eps)):
             self.scalars.set(index, value)
-        self.m, self.v = zeros_like(flat.data), zeros_like(flat.data)
+        self.m = zeros_like(flat.data)
+        self.v = zeros_like(flat.data[self._segments_start :])  # of the segments alone
+
+    @property
+    def _segments_start(self) -> int:
+        """Where the first segment begins in the flat buffers."""
+        return self.flat.segments[0].start if self.flat.segments else len(self.flat.data)
 
     def _update(self) -> None:
-        self._run_op("adamw", (self.m, self.v), self.flat.decayed)
+        for segment in self.flat.segments:
+            start, _, stop, _ = segment
+            before = self._segments_start
+            self._run_op("adamw", segment, (self.m[start:stop], self.v[start - before : stop - before]))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,48 +15,71 @@ from ..kernels.core import arrays
 from ..kernels.core.dtypes import BFLOAT16
 from ..nn.module import Module, Parameter
 
-Groups = Callable[[Module, list[Parameter]], list[list[Parameter]]]  # (model, trainable parameters) -> groups of these
+Chosen = Callable[[Module, list[Parameter]], list[Parameter]]  # (model, trainable parameters) -> some of them, in an order
 
 
-def by_decay(model: Module, trainable: list[Parameter]) -> list[list[Parameter]]:
-    """Two groups: the parameters with weight decay, and those without."""
-    decayed_ids = set(map(id, model.decayed_parameters()))
-    return [[p for p in trainable if (id(p) in decayed_ids) is decayed] for decayed in (True, False)]
+class Segment(NamedTuple):
+    """A stretch of the flat buffers: start ... stop, of which start ... decayed has weight decay; and the factor of its learning rate."""
+
+    start: int
+    decayed: int
+    stop: int
+    scale: float
 
 
 class FlatParameters:
-    """All trainable parameters of a model in one buffer, and their gradients in another, ordered by group; both on one device.
+    """All trainable parameters of a model in one buffer, and their gradients in another; both on one device.
 
     Each parameter's `data` and `grad_home` become views of the buffers, aligned to cache lines; padding is zero in both. The entire model
-    is moved to the device. Running statistics (`Module.statistics`) lie behind the groups, with a gradient of zero, by which an optimizer
+    is moved to the device. Running statistics (`Module.statistics`) end the last segment, with a gradient of zero, by which an optimizer
     leaves them alone, but for their average: averaged weights need the statistics of activations that such weights make.
 
-    groups: the grouping of parameters, by default those with weight decay, then the others; the last group is that without weight decay.
-    ends: the end of each group in the buffers. starts: the start of each parameter in the buffers, by its id.
+    first: those that come first in the buffers, in front of all segments, because the optimizer treats them in another way.
+    layer_decay: the factor of the learning rate from each block to the block before it (`Module.layer_scales`).
+    segments: where the other parameters are, by the scale of the learning rate: one segment if layer_decay is 1.
+    starts: the start of each parameter in the buffers, by its id. scales: the scale of each trainable parameter's learning rate, by its id.
     size: the number of trainable elements. products: the dtype in which the model computes with its parameters, by default theirs.
     data, gradient: the buffers, (size with padding,), of `dtype` (by default the model's).
     Raises UserError if there is nothing to train.
     """
 
     def __init__(
-        self, model: Module, dtype: Any = None, device: str = "cpu", groups: Groups = by_decay, products: np.dtype | None = None
+        self,
+        model: Module,
+        dtype: Any = None,
+        device: str = "cpu",
+        first: Chosen = lambda model, trainable: [],
+        products: np.dtype | None = None,
+        layer_decay: float = 1.0,
     ) -> None:
         trainable = _trainable(model)
         if not trainable:
             raise UserError("the model has no parameters to train")
         dtype = np.dtype(trainable[0].dtype if dtype is None else dtype)
         model.to("cpu").astype(dtype)
-        grouped = groups(model, trainable)
         line_size = arrays.ALIGNMENT // dtype.itemsize
+        scales, decayed = model.layer_scales(layer_decay), set(map(id, model.decayed_parameters()))
+        self.scales = {id(p): scales.get(id(p), 1.0) for p in trainable}
+        ahead = first(model, trainable)
+        placed = set(map(id, ahead))
+        rest = sorted((p for p in trainable if id(p) not in placed), key=lambda p: (self.scales[id(p)], id(p) not in decayed))
         statistics = [p for p in model.statistic_parameters() if not p.requires_grad]
-        self.parameters = [parameter for group in (*grouped, statistics) for parameter in group]
+        self.parameters = [*ahead, *rest, *statistics]
         padded_sizes = [-(-p.size // line_size) * line_size for p in self.parameters]
         self.size = sum(p.size for p in trainable)
-        self.ends = [sum(padded_sizes[: sum(map(len, grouped[: i + 1]))]) for i in range(len(grouped))]
         self.model, self.device, self.products = model, device, products or dtype
         values = np.zeros(sum(padded_sizes), dtype)
         self.gradient = arrays.array_on(device, np.zeros_like(values))
         starts = np.cumsum([0, *padded_sizes]).tolist()
+        self.segments = list[Segment]()
+        place = len(ahead)
+        for scale, group in groupby(rest, key=lambda p: self.scales[id(p)]):
+            members = list(group)
+            bare, end = place + sum(id(p) in decayed for p in members), place + len(members)
+            self.segments.append(Segment(starts[place], starts[bare], starts[end], scale))
+            place = end
+        if self.segments:
+            self.segments[-1] = self.segments[-1]._replace(stop=len(values))
         self.starts = {id(parameter): start for parameter, start in zip(self.parameters, starts)}
         for parameter, start in zip(self.parameters, starts):
             values[start : start + parameter.size] = parameter.data.reshape(-1)
@@ -74,11 +98,6 @@ class FlatParameters:
         moved = any(p.data is not view for p, view in zip(self.parameters, self._views))
         if moved or any(holder[key] is not child for holder, key, child in self._slots):
             raise UserError("the model's parameters have changed or moved, as by another Trainer or a new head: make a new Trainer")
-
-    @property
-    def decayed(self) -> int:
-        """The end of the parameters with weight decay."""
-        return self.ends[-2]
 
     @contextmanager
     def with_bf16_copy(self) -> Iterator[None]:

@@ -12,8 +12,8 @@ from ..kernels.begin_update import MOMENTUM
 from ..kernels.core import arrays
 from ..nn.module import Module, Parameter
 from .adamw import AdamW
-from .flat import FlatParameters, Groups, by_decay
-from .optimizer import check_between, register, run_op, zeros_like
+from .flat import Chosen, FlatParameters
+from .optimizer import check_between, register, run_op
 
 RATIOS = {  # the learning rate of a matrix (rows, columns), in units of lr
     "original": lambda rows, columns: sqrt(max(1, rows / columns)),
@@ -22,20 +22,20 @@ RATIOS = {  # the learning rate of a matrix (rows, columns), in units of lr
 
 
 class Batch(NamedTuple):
-    """All matrices of one shape: where they lie in the flat buffer, and the start of each there, (matrices,) int64 on the device."""
+    """All matrices of one shape: where they lie in the flat buffer, and of each, (matrices,) on the device, the start there, int64, and the
+    scale of its learning rate, float64."""
 
     rows: int
     columns: int
     place: slice
     starts: Any
+    scales: Any
 
 
-def by_optimizer(model: Module, trainable: list[Parameter]) -> list[list[Parameter]]:
-    """Three groups: the matrices between hidden layers by shape, the other parameters with weight decay, and those without."""
+def hidden(model: Module, trainable: list[Parameter]) -> list[Parameter]:
+    """The matrices between hidden layers, by shape."""
     matrices = model.hidden_matrices()
-    decayed, rest = by_decay(model, trainable)
-    hidden = sorted((p for p in decayed if id(p) in matrices), key=lambda p: matrices[id(p)][1:])
-    return [hidden, [p for p in decayed if id(p) not in matrices], rest]
+    return sorted((p for p in trainable if id(p) in matrices), key=lambda p: matrices[id(p)][1:])
 
 
 @register("muon")
@@ -51,7 +51,7 @@ class Muon(AdamW):
     Raises UserError for values out of range.
     """
 
-    groups: ClassVar[Groups] = staticmethod(by_optimizer)
+    first: ClassVar[Chosen] = staticmethod(hidden)
 
     def __init__(
         self,
@@ -75,28 +75,25 @@ class Muon(AdamW):
             raise UserError(f"ns_steps must be a whole number of 1 ... 99, got {ns_steps}")
         self.scalars.set(MOMENTUM, momentum)
         self.nesterov, self.ratio, self.ns_steps = nesterov, RATIOS[adjust_lr_fn], ns_steps
-        self.v = zeros_like(flat.data[flat.ends[0] :])  # of the others alone
         self.batches = self._batches()
 
     def _batches(self) -> list[Batch]:
         """The matrices of the flat buffer, by shape."""
-        starts: dict[tuple[int, int], list[int]] = {}
+        found: dict[tuple[int, int], list[tuple[int, float]]] = {}
         for key, (parts, rows, columns) in self.flat.model.hidden_matrices().items():
             if key in self.flat.starts:
-                first = self.flat.starts[key]
-                starts.setdefault((rows, columns), []).extend(first + i * rows * columns for i in range(parts))
-        device = self.flat.device
-        return [
-            Batch(*shape, slice(min(places), max(places) + prod(shape)), arrays.array_on(device, np.array(places, np.int64) - min(places)))
-            for shape, places in starts.items()
-        ]
+                start, scale = self.flat.starts[key], self.flat.scales[key]
+                found.setdefault((rows, columns), []).extend((start + i * rows * columns, scale) for i in range(parts))
+        return [self._batch(shape, *map(np.array, zip(*matrices))) for shape, matrices in found.items()]
+
+    def _batch(self, shape: tuple[int, int], starts: np.ndarray, scales: np.ndarray) -> Batch:
+        place, device = slice(int(starts.min()), int(starts.max()) + prod(shape)), self.flat.device
+        return Batch(*shape, place, arrays.array_on(device, starts.astype(np.int64) - place.start), arrays.array_on(device, scales))
 
     def _update(self) -> None:
         for batch in self.batches:
             self._update_matrices(batch)
-        end = self.flat.ends[0]
-        if len(self.v):
-            self._run_op("adamw", (self.m[end:], self.v), self.flat.decayed - end, start=end)
+        super()._update()
 
     def _update_matrices(self, batch: Batch) -> None:
         flat, scalars, rows, columns, starts = self.flat, self.scalars.array, batch.rows, batch.columns, batch.starts
@@ -104,4 +101,4 @@ class Muon(AdamW):
         u, o = (arrays.empty((len(starts), rows, columns), flat.products, flat.device) for _ in range(2))
         run_op("muon_momentum", (m, u), (g, m, starts, self._squares, scalars), rows, columns, self.nesterov)
         run_op("orthogonalise", (o,), (u,), self.ns_steps)
-        run_op("muon", (p, average), (p, o, average, starts, scalars), self.ratio(rows, columns))
+        run_op("muon", (p, average), (p, o, average, starts, batch.scales, scalars), self.ratio(rows, columns))

@@ -18,7 +18,7 @@ from ..kernels import OPS
 from ..kernels.begin_update import CLIP_NORM, EMA_DECAY, LR, PARTS, SCALARS, STEP, WEIGHT_DECAY
 from ..kernels.core import arrays
 from ..kernels.core.devices import device_of
-from .flat import FlatParameters, Groups, by_decay
+from .flat import Chosen, FlatParameters, Segment
 
 
 def run_op(op: str, outputs: tuple[Any, ...], inputs: tuple[Any, ...], *constants: Any) -> None:
@@ -61,12 +61,12 @@ class Optimizer:
     average of the weights if `ema`, its decay, is set. `kernels.begin_update` contains the formulas.
 
     steps: the number of steps so far. gradient_norm: the global norm at the last step, before clipping. name: the registered name.
-    groups: the grouping of parameters in the flat buffer.
+    first: the parameters at the beginning of the flat buffers, which the optimizer treats in another way than the segments.
     """
 
     name: ClassVar[str]
     buffers: ClassVar[tuple[str, ...]] = ()  # the attributes that hold its state, arrays
-    groups: ClassVar[Groups] = staticmethod(by_decay)
+    first: ClassVar[Chosen] = staticmethod(lambda model, trainable: [])
 
     def __init__(self, flat: FlatParameters, lr: float, weight_decay: float, clip_norm: float | None, ema: float | None) -> None:
         check_between(0, inf, clip_norm=clip_norm or 0)
@@ -140,11 +140,12 @@ class Optimizer:
     def _update(self) -> None:
         raise NotImplementedError
 
-    def _run_op(self, op: str, state: tuple[Any, ...], *constants: Any, start: int = 0) -> None:
-        """Run an op that updates the parameters from `start` on, the optimizer `state` of equal size, and the running average."""
-        p, gradient = self.flat.data[start:], self.flat.gradient[start:]
-        average = None if self.average is None else self.average[start:]
-        run_op(op, (p, *state, average), (p, gradient, *state, average, self._squares, self.scalars.array), *constants)
+    def _run_op(self, op: str, segment: Segment, state: tuple[Any, ...], *constants: Any) -> None:
+        """Run an op that updates the parameters of a segment, their `state`, as many elements, and the running average."""
+        start, decayed, stop, scale = segment
+        p, gradient, average = (None if a is None else a[start:stop] for a in (self.flat.data, self.flat.gradient, self.average))
+        inputs = p, gradient, *state, average, self._squares, self.scalars.array
+        run_op(op, (p, *state, average), inputs, decayed - start, *constants, scale)
 
 
 def zeros_like(array: Any) -> Any:

@@ -29,4 +29,5 @@ class SGD(Optimizer):
         self.nesterov, self.velocity = nesterov, zeros_like(flat.data)
 
     def _update(self) -> None:
-        self._run_op("sgd", (self.velocity,), self.flat.decayed, self.nesterov)
+        for segment in self.flat.segments:
+            self._run_op("sgd", segment, (self.velocity[segment.start : segment.stop],), self.nesterov)

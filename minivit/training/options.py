@@ -63,6 +63,9 @@ class TrainOptions(Checked):
         "share of the epochs, at the beginning, in which images have half of their side and then three quarters, so that more are seen; "
         "0 is off",
     ] = None
+    layer_decay: Annotated[
+        float | None, "factor of the learning rate from each block to the block before it; 0.75 suits fine-tuning; 1 is off"
+    ] = None
     drop_path: Annotated[float | None, "stochastic depth of the last block"] = None
     ema: Annotated[float | None, "decay of a running average of the weights, which is then tested and saved; 0 is off"] = None
     optimizer: Annotated[str | None, "adamw, sgd, or muon, which is adamw but for the matrices between hidden layers"] = None

@@ -34,6 +34,7 @@ class Recipe(Checked):
     cutmix: NotNegative = 0.0  # alpha of CutMix's Beta distribution; 0: off
     repeats: Size = 1  # how many times an image that is chosen stands in a batch, changed anew each time
     progressive_resizing: Rate = 0.0  # share of the epochs, at the beginning, in which images are smaller (SIDES); 0: off
+    layer_decay: Annotated[float, Limits(above=0, most=1)] = 1.0  # factor of the learning rate from a block to the block before it
     drop_path: Rate = 0.0  # stochastic depth of the last block
     ema: Rate = 0.0  # decay of the running average of weights; 0: off
 

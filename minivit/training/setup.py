@@ -116,6 +116,7 @@ def _trainer_settings(options: TrainOptions, recipe: Recipe, threads: int, weigh
         class_weights=weights,
         accumulate=options.accumulate,
         ema=recipe.ema,
+        layer_decay=recipe.layer_decay,
         threads=threads,
         **optimizer_options,
     )

@@ -57,6 +57,7 @@ class Trainer:
         None: 1 on a GPU and for a Module that is not `separable`, and nothing else for one with batch normalisation; otherwise selected
         by `parts`, so that activations need one half to one fourth of the memory for 1 to 2 % more time.
     ema: decay of a running average of the weights, e.g. 0.999; None or 0: none. `averaged()` swaps it into the model.
+    layer_decay: factor of the learning rate from each block to the block before it, above 0 ... 1 (`Module.layer_scales`).
     plan: record the first step for each batch shape and replay it afterwards (`minivit.runtime.plan`): identical results without the
         overhead of Python and the allocator. Python control flow in the model is then fixed at the first step.
     threads: number of compute threads; None: the number of cores. It does not affect results.
@@ -79,6 +80,7 @@ class Trainer:
         class_weights: Any = None,
         accumulate: int | None = None,
         ema: float | None = None,
+        layer_decay: float = 1.0,
         plan: bool = True,
         threads: int | None = None,
         **optimizer_options: Any,
@@ -103,8 +105,8 @@ class Trainer:
         classes = model.config.num_classes if isinstance(model, Model) else np.size(class_weights)
         weights = None if class_weights is None else checked_class_weights(class_weights, classes)
         with explain_out_of_memory(1):
-            groups, products = OPTIMIZERS[optimizer].groups, self.precision.activations
-            self.flat = FlatParameters(model, self.precision.parameters, device, groups, products)
+            first, products = OPTIMIZERS[optimizer].first, self.precision.activations
+            self.flat = FlatParameters(model, self.precision.parameters, device, first, products, layer_decay)
         self.class_weights = None if weights is None else arrays.array_on(device, weights.astype(self.precision.parameters))  # (K,)
         self._bf16_copy = device == "cuda" and self.precision.name == "bfloat16"  # on the CPU, packing rounds weights
         self.optimizer = OPTIMIZERS[optimizer](
@@ -119,6 +121,7 @@ class Trainer:
             class_weights=weights,
             accumulate=accumulate,
             ema=ema,
+            layer_decay=layer_decay,
             plan=plan,
             threads=threads,
             **optimizer_options,

@@ -57,7 +57,7 @@ def test_twenty_steps_follow_pytorch(device, setting, kernels_of):
     net = Net()
     net.load_state_dict(part(arrays, "initial/"))
     with kernels_of(device):
-        flat = FlatParameters(net, device=device, groups=Muon.groups)
+        flat = FlatParameters(net, device=device, first=Muon.first)
         optimizer = Muon(flat, weight_decay=config["weight_decay"], betas=tuple(config["betas"]), **config["settings"][setting])
         assert sorted(batch.starts.shape[0] for batch in optimizer.batches) == [1, 1, 1, 2, 4]
         for step in range(config["steps"]):

@@ -1,9 +1,12 @@
 """Optimizers against their formulas, on the flat buffer."""
 
+import re
+
 import numpy as np
 import pytest
 
 from minivit import Module, Parameter, UserError, create_model
+from minivit.models import FAMILIES
 from minivit.optim import OPTIMIZERS, SCHEDULES, SGD, AdamW, FlatParameters
 
 
@@ -49,7 +52,8 @@ def test_flat_parameters_are_the_same_parameters():
             assert np.shares_memory(parameter.data, flat.data)
             assert np.shares_memory(parameter.grad_home, flat.gradient)
             assert parameter.data.ctypes.data % 64 == 0
-    decayed = flat.data[: flat.decayed]
+    (segment,) = flat.segments
+    decayed = flat.data[: segment.decayed]
     assert np.shares_memory(net.weight.data, decayed)
     assert not np.shares_memory(net.bias.data, decayed) and not np.shares_memory(net.cls_token.data, decayed)
     assert not np.shares_memory(net.scale.data, flat.data)
@@ -129,7 +133,7 @@ def test_learning_rate_and_decay_may_change():
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_average_of_weights_warms_up(optimizer):
     net = Net()
-    flat = FlatParameters(net)
+    flat = FlatParameters(net, first=OPTIMIZERS[optimizer].first)
     optimizer = OPTIMIZERS[optimizer](flat, lr=0.1, ema=0.3)
     expected = net.weight.data.copy()
     for t in range(1, 6):
@@ -169,3 +173,51 @@ def test_warmup_stable_decay_schedule():
 def test_constant_schedule():
     constant = SCHEDULES["constant"]
     assert [constant(step, 10, 0.4, 2, 0.0) for step in (0, 1, 2, 9)] == [0.2, 0.4, 0.4, 0.4]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_layers_learn_at_their_own_rates(name):
+    """Each parameter as an optimizer with its scale of the learning rate updates it."""
+
+    def trained(lr, layer_decay):
+        model = create_model("vit_nano_patch2_8", depth=3, dim=8, heads=2, dtype="float64", seed=1)
+        flat = FlatParameters(model, first=OPTIMIZERS[name].first, layer_decay=layer_decay)
+        optimizer = OPTIMIZERS[name](flat, lr=lr, weight_decay=0.1, ema=0.9)
+        rng = np.random.default_rng(2)
+        for _ in range(2):
+            for parameter in model.parameters():
+                parameter.grad_home[...] = rng.standard_normal(parameter.shape)
+            optimizer.step()
+        weights = model.state_dict()
+        optimizer.swap_average()
+        return weights, model.state_dict()
+
+    scaled = trained(0.1, 0.5)
+    for left, layer in enumerate(("norm.", "blocks.2.", "blocks.1.", "blocks.0.", "patch_embed.")):
+        names = [each for each in scaled[0] if f".{layer}" in f".{each}" or (left == 0 and each.startswith(("head.", "fc_norm.")))]
+        assert names or left == 0
+        for got, expected in zip(scaled, trained(0.1 * 0.5**left, 1.0)):
+            for each in names:
+                np.testing.assert_allclose(got[each], expected[each], rtol=1e-12, atol=1e-15, err_msg=each)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_scales_of_layers(family):
+    options = {"stages": 3} if family == "crossvit" else {"depth": 3}
+    model = create_model(family, init="zeros", **options)
+    scales, count = model.layer_scales(0.5), 4
+    for name, parameter in model.named_parameters():
+        block = re.search(r"\bblocks\.(\d+)\.", name)
+        expected = count - 1 - int(block[1]) if block else None
+        first = any(part in name for part in ("patch_embed", "stem", "cls_token", "pos_embed", "tokens_to_token"))
+        expected = count if first and block is None else 0 if block is None else expected
+        assert scales[id(parameter)] == 0.5**expected, name
+
+
+def test_a_layer_decay_that_cannot_be():
+    model = create_model("vit_nano_patch2_8")
+    for decay in (0, 1.5, -1, np.nan):
+        with pytest.raises(UserError, match="layer_decay must be above 0 and at most 1"):
+            FlatParameters(model, layer_decay=decay)
+    with pytest.raises(UserError, match="for models with blocks"):
+        FlatParameters(Net(), layer_decay=0.5)

@@ -93,7 +93,7 @@ def test_the_config_names_every_argument(run):
 @pytest.mark.parametrize(
     "options",
     [
-        {"ema": 0.8, "model": "vit_nano_patch2_8", "cutmix": 0.2, "accumulate": 2, "drop_path": 0.1},
+        {"ema": 0.8, "model": "vit_nano_patch2_8", "cutmix": 0.2, "accumulate": 2, "drop_path": 0.1, "layer_decay": 0.8},
         {"optimizer": "sgd", "model": "vit_nano_patch2_8", "schedule": "constant", "lr": 0.1, "clip_norm": 0},
         {"momentum": 0.8, "ema": 0.8},
         {"optimizer": "adamw", "schedule": "cosine"},
