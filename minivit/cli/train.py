@@ -35,10 +35,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _simplest(hint: Any) -> Any:
-    """What converts a command-line argument: `size`, or the first of the types bool, int, float and str that the annotation allows."""
+    """What converts a command-line argument: `size`, or the first of the types bool, int, float and str that the annotation allows;
+    of a number or a name, str."""
     allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)  # Python 3.10 adds a Union for a default of None
     if tuple[int, int] in allowed:
         return size
+    if {int, str} <= set(allowed):
+        return str
     return next((t for t in (bool, int, float) if t in allowed), str)
 
 

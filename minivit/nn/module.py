@@ -89,6 +89,7 @@ class Module:
 
     parts: int = 1  # how many matrices of equal shape each of its own parameters stacks
     training: bool = False
+    frozen: bool = False  # stays in evaluation mode
 
     def forward(self, *inputs: Any) -> Any:
         raise NotImplementedError
@@ -183,29 +184,24 @@ class Module:
         shapes = {id(p): (number, p.shape[0] // number, prod(p.shape[1:])) for p, number in kept}
         return {key: shape for key, shape in shapes.items() if min(shape[1:]) > 1}
 
-    def layer_scales(self, decay: float) -> dict[int, float]:
-        """{id of a parameter: decay^(number of layers after its own)}, for a learning rate by layers (2003.10555, appendix B).
+    def layer_numbers(self) -> dict[int, tuple[int, int]]:
+        """{id of a parameter: (number of layers before its own, number of layers after it)}, counted as in BEiT (2106.08254).
 
-        The layers of a module with a list of `blocks`, as each stage of a cascade is one, are counted as in BEiT (2106.08254): what it
-        creates before the blocks, each block, and what it creates after them. Raises UserError for a decay out of range, or if it is not 1
-        and there are no blocks.
+        A module with a list of `blocks`, as each stage of a cascade is one, has these layers: what it creates before the blocks, each
+        block, and what it creates after them. Parameters elsewhere are not in the result.
         """
-        if not 0 < decay <= 1:
-            raise UserError(f"layer_decay must be above 0 and at most 1, got {decay}")
-        scales: dict[int, float] = {}
+        found: dict[int, tuple[int, int]] = {}
         for module in self.modules():
             blocks = vars(module).get("blocks")
             if isinstance(blocks, list) and blocks:
-                left = len(blocks) + 1
+                layer, last = 0, len(blocks) + 1
                 for name, parameter in module.named_parameters():
                     if name.startswith("blocks."):
-                        left = len(blocks) - int(name.split(".")[1])
-                    elif left <= len(blocks):
-                        left = 0
-                    scales.setdefault(id(parameter), decay**left)
-        if decay != 1 and not scales:
-            raise UserError(f"layer_decay={decay} is for models with blocks: leave it out")
-        return scales
+                        layer = 1 + int(name.split(".")[1])
+                    elif layer:
+                        layer = last
+                    found.setdefault(id(parameter), (layer, last - layer))
+        return found
 
     def statistic_parameters(self) -> list[Parameter]:
         """The parameters of this module and its descendants that follow the batches in training, without duplicates."""
@@ -214,7 +210,7 @@ class Module:
     def train(self, mode: bool = True) -> Module:
         """Switch dropout, DropPath and the statistics of batches on (or off) in this module and its descendants; returns self."""
         for module in self.modules():
-            module.training = mode
+            module.training = mode and not module.frozen
         return self
 
     def eval(self) -> Module:

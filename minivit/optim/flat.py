@@ -35,12 +35,12 @@ class FlatParameters:
     leaves them alone, but for their average: averaged weights need the statistics of activations that such weights make.
 
     first: those that come first in the buffers, in front of all segments, because the optimizer treats them in another way.
-    layer_decay: the factor of the learning rate from each block to the block before it (`Module.layer_scales`).
+    layer_decay: the factor of the learning rate from each layer to the layer before it (`Module.layer_numbers`; 2003.10555, appendix B).
     segments: where the other parameters are, by the scale of the learning rate: one segment if layer_decay is 1.
     starts: the start of each parameter in the buffers, by its id. scales: the scale of each trainable parameter's learning rate, by its id.
     size: the number of trainable elements. products: the dtype in which the model computes with its parameters, by default theirs.
     data, gradient: the buffers, (size with padding,), of `dtype` (by default the model's).
-    Raises UserError if there is nothing to train.
+    Raises UserError if there is nothing to train, and for a layer_decay out of range or for a model without blocks.
     """
 
     def __init__(
@@ -55,11 +55,15 @@ class FlatParameters:
         trainable = _trainable(model)
         if not trainable:
             raise UserError("the model has no parameters to train")
+        if not 0 < layer_decay <= 1:
+            raise UserError(f"layer_decay must be above 0 and at most 1, got {layer_decay}")
+        if layer_decay != 1 and not model.layer_numbers():
+            raise UserError(f"layer_decay={layer_decay} is for models with blocks: leave it out")
         dtype = np.dtype(trainable[0].dtype if dtype is None else dtype)
         model.to("cpu").astype(dtype)
         line_size = arrays.ALIGNMENT // dtype.itemsize
-        scales, decayed = model.layer_scales(layer_decay), set(map(id, model.decayed_parameters()))
-        self.scales = {id(p): scales.get(id(p), 1.0) for p in trainable}
+        layers, decayed = model.layer_numbers(), set(map(id, model.decayed_parameters()))
+        self.scales = {id(p): layer_decay ** layers.get(id(p), (0, 0))[1] for p in trainable}
         ahead = first(model, trainable)
         placed = set(map(id, ahead))
         rest = sorted((p for p in trainable if id(p) not in placed), key=lambda p: (self.scales[id(p)], id(p) not in decayed))

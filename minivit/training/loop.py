@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
@@ -47,6 +47,7 @@ class Loop:
     phases: the last one trains the model; those before it, if there are any, models for smaller images, whose weights it takes over.
     dataset: the images that are trained on, and those that are tested after epochs. final: None, and the weights after the last epoch are
     kept; or data, of which the test images are tested once, at the end, with the weights that did best on those of `dataset`.
+    at_end: called after the training, however it ends.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class Loop:
         folder: RunFolder,
         test_every: int = 1,
         final: Dataset | None = None,
+        at_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.phases, self.classifier, self.dataset = [*phases], classifier, dataset
         _, self.trainer, self.batches, _ = phases[-1]
         self.recipe, self.folder, self.test_every = recipe, folder, test_every
         self.schedule = SCHEDULES[recipe.schedule]
+        self.at_end = at_end
         self.final, self.part = final, "validation" if final else "test"
         self.best: dict[str, Any] | None = None  # the line of the weights that are kept, if there is a validation part
         self.kept: dict[str, np.ndarray] = {}  # these weights
@@ -91,6 +94,7 @@ class Loop:
             raise (TrainingError if isinstance(stop, TrainingError) else UserError)(f"{stop}; {state}") from stop
         finally:
             progress_bar.close()
+            self.at_end()
         if not self.folder.is_usable():
             raise UserError(f"{self.folder.path} was deleted or moved while the model was trained")
 

@@ -28,6 +28,16 @@ class TrainOptions(Checked):
         Any,
         "digits, cifar10, cifar100, a folder of images, an .npz file or an archive; in Python also arrays or a Dataset (`load_data`)",
     ] = "digits"
+    weights: Annotated[
+        str | os.PathLike[str] | None,
+        "weights that the training begins with: a run, a model file, or a .safetensors or .npz file of others, for which model must be "
+        "given; positions are resized, and the head is new unless it is for the same classes",
+    ] = None
+    freeze: Annotated[
+        int | str | None,
+        "layers that keep their weights: backbone, which is all but the head, or a number of blocks from the first on, with all that "
+        "comes before them",
+    ] = None
     epochs: Annotated[int | None, "passes over the training images"] = None
     minutes: Annotated[
         float | None,
@@ -116,12 +126,19 @@ class TrainOptions(Checked):
         super().__post_init__()
         if self.minutes is not None and not 0 < self.minutes < inf:
             raise UserError(f"minutes must be above 0 and finite, got {self.minutes}")
+        if self.weights is not None and isinstance(self.model, Module):
+            raise UserError("give weights or a model that has them, not both")
         if self.minutes is not None and self.epochs is not None:
             raise UserError("give minutes or epochs, not both: minutes decide the epochs")
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"validation_fraction must be 0 (off) or below 1, got {self.validation_fraction}: 0.1 holds out a tenth")
         if self.test_every is not None and self.test_every < 1:
             raise UserError(f"test_every must be 1 or more, got {self.test_every}")
+
+    @property
+    def frozen(self) -> int | str | None:
+        """`freeze`, with a number that is given as text as a number."""
+        return int(self.freeze) if isinstance(self.freeze, str) and self.freeze.isdecimal() else self.freeze
 
     def of_recipe(self) -> dict[str, Any]:
         """The values that override those of the recipe: the recipe's fields that are not None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from ..optim import OPTIMIZERS
 from ..progress import say
 from ..sides import both, times
 from .class_weights import class_weights
+from .finetuning import HeadAlone, Origin, begin_with, features_of, freeze, learns_from_features
 from .loop import Phase, duration
 from .options import TrainOptions
 from .recipes import ENOUGH, SIDES, Recipe, models_for, recipe_for
@@ -27,15 +29,22 @@ class Setup(NamedTuple):
     """What is trained, and how."""
 
     recipe: Recipe
+    origin: Origin | None  # of the first weights
+    thaw: Callable[[], None]  # to be called when the training has ended: undoes `freeze`
     datasets: list[Dataset]  # of each phase
     phases: list[Phase]  # the last one is that of the model
     settings: dict[str, Any]  # the arguments of the trainers
 
 
-def set_up(options: TrainOptions, dataset: Dataset, threads: int, before: Setup | None = None, **chosen: Any) -> Setup:
+def set_up(
+    options: TrainOptions, dataset: Dataset, threads: int, origin: Origin | None, before: Setup | None = None, **chosen: Any
+) -> Setup:
     """before: an earlier setup for this dataset. chosen: values of the recipe in addition to those that the user gives."""
-    recipe = recipe_for(dataset.name, len(dataset.train_images), dataset.image_size, **options.of_recipe() | chosen)
-    model = _adapt(options, dataset, recipe) if isinstance(options.model, Module) else _create(options, dataset, recipe)
+    if before:
+        before.thaw()
+    recipe = _recipe(options, dataset, origin, **chosen)
+    model = _adapt(options, dataset, recipe) if isinstance(options.model, Module) else _create(options, dataset, recipe, origin)
+    thaw = freeze(model, options.frozen)
     weights = class_weights(options.class_weights, dataset.train_labels, dataset.class_names)
     settings = _trainer_settings(options, recipe, threads, weights)
     datasets, phases, start = before.datasets if before else [*_smaller(options, dataset, recipe, model), dataset], list[Phase](), 0
@@ -43,10 +52,43 @@ def set_up(options: TrainOptions, dataset: Dataset, threads: int, before: Setup 
         is_last = images is dataset
         end = recipe.epochs if is_last else round(recipe.progressive_resizing * recipe.epochs * number / len(SIDES))
         if start < end < recipe.epochs or is_last:
-            of_size = model if is_last else _create_smaller(options, images, recipe, model)
-            phases.append(Phase(of_size, Trainer(of_size, **settings), _batches(options, images, recipe), end))
+            of_size = model if is_last else _create_smaller(options, images, recipe, model, origin)
+            phases.append(_phase(options, images, recipe, of_size, settings, end))
             start = end
-    return Setup(recipe, datasets, phases, settings)
+    return Setup(recipe, origin, thaw, datasets, phases, settings)
+
+
+def _recipe(options: TrainOptions, dataset: Dataset, origin: Origin | None, **chosen: Any) -> Recipe:
+    """Raises UserError for weights that do not say which model they are of, if no model is given."""
+    given = options.of_recipe() | chosen
+    if origin:
+        if options.model is None and origin.name is None:
+            raise UserError(f"{origin.file} does not say which model its weights are of: give model, a name of list_models()")
+        given = {"model": origin.name, "progressive_resizing": 0.0} | given
+    return recipe_for(dataset.name, len(dataset.train_images), dataset.image_size, **given)
+
+
+def _phase(options: TrainOptions, dataset: Dataset, recipe: Recipe, model: Model, settings: dict[str, Any], end: int) -> Phase:
+    """Epochs with the images of a dataset; or with what the head makes of them, computed once, if nothing else learns or changes."""
+    batches = _batches(options, dataset, recipe)
+    if not learns_from_features(model, batches):
+        return Phase(model, Trainer(model, **settings), batches, end)
+    say("the inputs of the head are computed once, since nothing before it learns", options.progress)
+    in_order = Batches(
+        dataset.train_images,
+        dataset.train_labels,
+        batch_size=min(recipe.batch_size, len(dataset.train_images)),
+        num_classes=dataset.num_classes,
+        mean=dataset.mean,
+        std=dataset.std,
+        shuffle=False,
+        drop_last=False,
+        device=options.device,
+    )
+    features = features_of(model, (images for images, _ in in_order.epoch(0)))
+    channels = features.shape[-1]
+    fixed = replace(dataset, train_images=features, mean=(0.0,) * channels, std=(1.0,) * channels)
+    return Phase(model, Trainer(HeadAlone(model), **settings | {"layer_decay": 1.0}), _batches(options, fixed, recipe), end)
 
 
 def _smaller(options: TrainOptions, dataset: Dataset, recipe: Recipe, model: Model) -> list[Dataset]:
@@ -62,9 +104,10 @@ def _smaller(options: TrainOptions, dataset: Dataset, recipe: Recipe, model: Mod
     return [replace(trained.resized(size), mean=dataset.mean, std=dataset.std) for size in sizes]
 
 
-def _create_smaller(options: TrainOptions, dataset: Dataset, recipe: Recipe, model: Model) -> Model:
+def _create_smaller(options: TrainOptions, dataset: Dataset, recipe: Recipe, model: Model, origin: Origin | None) -> Model:
     """The same model for smaller images. Raises UserError if the `model` cannot take its weights."""
-    smaller = _create(options, dataset, recipe)
+    smaller = _create(options, dataset, recipe, origin)
+    freeze(smaller, options.frozen)
     try:
         model.take_weights(smaller)  # which will be others when they count
     except UserError as error:
@@ -80,10 +123,10 @@ def fit_minutes(options: TrainOptions, start: float, setup: Setup, once: int) ->
     dataset, threads = setup.datasets[-1], setup.phases[-1].trainer.threads
     fits = _fit(options, start, setup, once)
     for larger in models_for(dataset.image_size)[1:]:
-        if options.model is None and fits.epochs > ENOUGH:
-            setup = set_up(options, dataset, threads, setup, model=larger)
+        if options.model is None and setup.origin is None and fits.epochs > ENOUGH:
+            setup = set_up(options, dataset, threads, None, setup, model=larger)
             fits = _fit(options, start, setup, once)
-    return set_up(options, dataset, threads, setup, model=setup.recipe.model, epochs=fits.epochs), fits
+    return set_up(options, dataset, threads, setup.origin, setup, model=setup.recipe.model, epochs=fits.epochs), fits
 
 
 def _fit(options: TrainOptions, start: float, setup: Setup, once: int) -> Fitting:
@@ -139,7 +182,7 @@ def _batches(options: TrainOptions, dataset: Dataset, recipe: Recipe) -> Batches
     )
 
 
-def _create(options: TrainOptions, dataset: Dataset, recipe: Recipe) -> Model:
+def _create(options: TrainOptions, dataset: Dataset, recipe: Recipe, origin: Origin | None) -> Model:
     model_options = dict(options.model_options or {})
     implied: dict[str, Any] = {"dtype": "float64"} if options.precision == "float64" else {}
     if recipe.drop_path:
@@ -153,7 +196,11 @@ def _create(options: TrainOptions, dataset: Dataset, recipe: Recipe) -> Model:
     clash = next((name for name in model_options if name in data_options), None)
     if clash:
         raise UserError(f"{clash} is not for model_options: the data, or image_size, in_channels and seed themselves, decide it")
-    return create_model(recipe.model, **data_options, **implied | model_options)
+    of_origin = origin.options or {} if origin and options.model is None else {}
+    model = create_model(recipe.model, **data_options, **of_origin | implied | model_options)
+    if origin:
+        begin_with(model, origin, dataset, options.progress)
+    return model
 
 
 def unwrapped(module: Module) -> Model:

@@ -35,6 +35,7 @@ from ..runtime.threads import thread_count
 from ..sides import times
 from ..version import __version__
 from .class_weights import imbalance
+from .finetuning import Origin, find_origin
 from .loop import Interrupted, Loop
 from .options import TrainOptions, takes_options
 from .profiling import profile as profile_step
@@ -85,10 +86,11 @@ def _prepare(options: TrainOptions, start: float) -> Loop:
     precision_for(options.precision, np.dtype(np.float32))  # raises
     threads = thread_count(options.threads)
     check_free(options.out, options.overwrite)
-    loaded = _load(options)
+    origin = find_origin(options.weights)
+    loaded = _load(options, origin)
     fraction = options.validation_fraction
     dataset = loaded.validating(fraction, options.split_seed) if fraction else loaded
-    setup = set_up(options, dataset, threads)
+    setup = set_up(options, dataset, threads, origin)
     say(loaded.summary(), options.progress)
     if fraction:
         say(f"{len(dataset.test_images)} of the training images decide which weights are kept", options.progress)
@@ -113,14 +115,15 @@ def _prepare(options: TrainOptions, start: float) -> Loop:
     training_hashes = hash_sample(loaded.train_images) if model.num_exits > 1 else ()  # only used by the calibration of cascades
     classifier = Classifier(model, dataset.class_names, Preprocessing.of(dataset), training_hashes, trainer.precision.name, options.tta)
     config = _config(options, loaded, recipe, batches, model, trainer, settings, test_every)
+    config["arguments"]["weights"] = str(origin.file.resolve()) if origin else None
     folder = RunFolder.create(options.out, f"{_slug(model.name)}-{_slug(dataset.name)}", config, options.overwrite)
     say(f"run folder {folder.path}", options.progress)
-    return Loop(setup.phases, classifier, dataset, recipe, folder, test_every, loaded if fraction else None)
+    return Loop(setup.phases, classifier, dataset, recipe, folder, test_every, loaded if fraction else None, setup.thaw)
 
 
-def _load(options: TrainOptions) -> Dataset:
+def _load(options: TrainOptions, origin: Origin | None) -> Dataset:
     """The dataset at the requested image size, or that of a Model instance, or for a folder of images the default size of the
-    model, or one that suits the images."""
+    model or of that whose weights are taken, or one that suits the images."""
     model, image_size, in_channels, fit = options.model, options.image_size, options.in_channels, options.fit
     if isinstance(model, Module):
         config = unwrapped(model).config
@@ -128,7 +131,7 @@ def _load(options: TrainOptions) -> Dataset:
         if isinstance(model, Classifier) and not isinstance(options.data, Dataset):
             fit = fit or model.preprocessing.fit
     elif image_size is None:
-        preferred = _preferred_size(model) if model else None  # also rejects an unknown name before data is decoded
+        preferred = _preferred_size(model) if model else origin and origin.image_size  # also rejects an unknown name before data is decoded
         if path := _image_folder(options.data):
             image_size = preferred or training_size(path)
     dataset = load_data(
@@ -183,6 +186,7 @@ def _config(
         **{name: getattr(options, name) for name in unchanged},
         "model": model.name,
         "data": _repeatable(options.data),
+        "freeze": options.frozen,
         "augmentation": batches.policy,
         "momentum": settings.get("momentum"),
         "test_every": test_every,

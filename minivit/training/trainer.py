@@ -57,7 +57,7 @@ class Trainer:
         None: 1 on a GPU and for a Module that is not `separable`, and nothing else for one with batch normalisation; otherwise selected
         by `parts`, so that activations need one half to one fourth of the memory for 1 to 2 % more time.
     ema: decay of a running average of the weights, e.g. 0.999; None or 0: none. `averaged()` swaps it into the model.
-    layer_decay: factor of the learning rate from each block to the block before it, above 0 ... 1 (`Module.layer_scales`).
+    layer_decay: factor of the learning rate from each layer to the layer before it, above 0 ... 1 (`Module.layer_numbers`).
     plan: record the first step for each batch shape and replay it afterwards (`minivit.runtime.plan`): identical results without the
         overhead of Python and the allocator. Python control flow in the model is then fixed at the first step.
     threads: number of compute threads; None: the number of cores. It does not affect results.

@@ -202,16 +202,16 @@ def test_layers_learn_at_their_own_rates(name):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_scales_of_layers(family):
+def test_the_layers_of_models(family):
     options = {"stages": 3} if family == "crossvit" else {"depth": 3}
     model = create_model(family, init="zeros", **options)
-    scales, count = model.layer_scales(0.5), 4
+    layers, count = model.layer_numbers(), 4
     for name, parameter in model.named_parameters():
         block = re.search(r"\bblocks\.(\d+)\.", name)
         expected = count - 1 - int(block[1]) if block else None
         first = any(part in name for part in ("patch_embed", "stem", "cls_token", "pos_embed", "tokens_to_token"))
         expected = count if first and block is None else 0 if block is None else expected
-        assert scales[id(parameter)] == 0.5**expected, name
+        assert layers[id(parameter)] == (count - expected, expected), name
 
 
 def test_a_layer_decay_that_cannot_be():

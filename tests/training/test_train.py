@@ -86,7 +86,8 @@ def test_the_config_names_every_argument(run):
         "threads",
         "profile",
     }
-    assert None not in [value for name, value in config["arguments"].items() if name not in ("limit", "class_weights", "momentum")]
+    unset = ("limit", "class_weights", "momentum", "weights", "freeze")
+    assert None not in [value for name, value in config["arguments"].items() if name not in unset]
 
 
 @pytest.mark.slow
