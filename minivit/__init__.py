@@ -38,14 +38,15 @@ _DEFINED_IN = {  # public name -> the module that defines it
     "Dataset": "data",
     "UserError": "errors",
 }
+_NEED_EXTRAS = {"VisionClassifier": "training.estimator"}  # the same, of names that need more packages: no part of `import *`
 _SUBMODULES = {"data", "functional", "layers", "models", "plots"}
 
 __all__ = ["__version__", *_DEFINED_IN, *sorted(_SUBMODULES)]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _DEFINED_IN:
-        return getattr(import_module(f".{_DEFINED_IN[name]}", __name__), name)
+    if module := _DEFINED_IN.get(name) or _NEED_EXTRAS.get(name):
+        return getattr(import_module(f".{module}", __name__), name)
     if name in _SUBMODULES:
         return import_module(f".{name}", __name__)
     raise AttributeError(f"module 'minivit' has no attribute {name!r}")

@@ -48,6 +48,10 @@ class UserError(ValueError):
         super().__init__(line if len(line) <= LONGEST else f"{line[:200]} ... {line[205 - LONGEST :]}")
 
 
+class MissingPackage(UserError, ImportError):
+    """A package of one of minivit's extras is not installed; the message says which extra."""
+
+
 class DeviceError(RuntimeError):
     """There is no GPU that minivit can use, or what it needs is not installed; the message says what to do."""
 

@@ -117,6 +117,17 @@ def test_the_trainer(capsys):
     assert "%" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_the_search_of_scikit_learn(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(example("sklearn"), names)
+    assert names["search"].best_params_["lr"] in (0.003, 0.006) and capsys.readouterr().out.endswith(" %\n")
+    answer = minivit.load("digits.safetensors").predict(names["X_test"].reshape(-1, 8, 8) / 16)
+    assert np.mean(answer.labels == names["y_test"]) > 0.9
+
+
 def test_a_schedule(monkeypatch):
     names = {}
     exec(example("schedule"), names)

@@ -142,6 +142,14 @@ def test_no_numba_before_an_op_is_used(module):
     assert not {"numba", "llvmlite", "cupy"} & set(loaded)
 
 
+def test_scikit_learn_is_imported_for_its_estimator_alone():
+    assert "sklearn" not in in_a_process("import sys; from minivit import *; import minivit.training.train; print(*sys.modules)").split()
+    without = (
+        "import sys; sys.modules['sklearn'] = None\ntry: from minivit import VisionClassifier\nexcept ImportError as error: print(error)"
+    )
+    assert in_a_process(without).startswith("VisionClassifier needs scikit-learn 1.6 or later: pip install 'minivit[sklearn]' (")
+
+
 def test_an_op_is_imported_when_it_is_looked_up():
     code = "import sys; from minivit.kernels import OPS; {}; print('numba' in sys.modules)"
     assert [in_a_process(code.format(use)).strip() for use in ("list(OPS)", "OPS['softmax']")] == ["False", "True"]

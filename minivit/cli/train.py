@@ -13,7 +13,7 @@ from ..training.train import train
 from .options import assignment
 from .output import by_exit, print_json
 
-NOT_OPTIONS = {"model_options", "progress"}  # the first is --model-option, the second depends on --quiet
+NOT_OPTIONS = {"model_options", "progress", "save"}  # --model-option, --quiet, and what is for Python alone
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -129,6 +129,8 @@ class RunFolder:
     path: its path. config: the content of its config.json. history: the lines of its metrics.jsonl so far.
     """
 
+    keeps_files = True  # whether there is such a folder
+
     def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any] | None = None) -> None:
         self.path, self.config = Path(path), dict(config or {})
         self.history: list[dict[str, Any]] = []
@@ -242,6 +244,27 @@ class RunFolder:
             finally:
                 shutil.rmtree(part, ignore_errors=True)
             _move_new_files(self.path)
+
+
+class Unsaved(RunFolder):
+    """The history of a run of which nothing is written; it has no path."""
+
+    keeps_files = False
+
+    def __init__(self) -> None:
+        super().__init__(os.devnull)
+
+    def begin(self, save_model: Callable[[Path], None]) -> None:
+        pass
+
+    def save(self, save_model: Callable[[Path], None], line: Mapping[str, Any]) -> None:
+        self.history.append(dict(line))
+
+    def is_usable(self) -> bool:
+        return True
+
+    def state(self, epochs: int) -> str:
+        return "nothing is saved"
 
 
 def _write(path: Path, text: str) -> None:

@@ -109,7 +109,7 @@ class Loop:
         self.classifier.eval()
 
     def _draw(self) -> None:
-        if self.folder.history and self.folder.is_usable():
+        if self.folder.keeps_files and self.folder.history and self.folder.is_usable():
             path = self.folder.path / CURVES
             with writing(path):
                 save_learning_curves(self.folder.history, path, f"{self.classifier.model.name} on {self.dataset.name}")

@@ -117,6 +117,7 @@ class TrainOptions(Checked):
     limit: Annotated[int | None, "maximum number of training images and of test images, selected at even intervals"] = None
     model_options: Annotated[Mapping[str, Any] | None, "further options of the model, such as depth or pool"] = None
     out: Annotated[str | os.PathLike[str] | None, "the run folder; by default runs/<model>-<data>-<number>"] = None
+    save: Annotated[bool, "write a run folder; without one, the model is in the result alone"] = True
     overwrite: Annotated[bool, "replace an existing run in that folder"] = False
     progress: Annotated[bool, "show a progress bar on a terminal, or otherwise one line per epoch, on standard error"] = True
     threads: Annotated[int | None, "number of compute threads, by default the number of cores; it does not affect results"] = None
@@ -130,6 +131,8 @@ class TrainOptions(Checked):
             raise UserError("give weights or a model that has them, not both")
         if self.minutes is not None and self.epochs is not None:
             raise UserError("give minutes or epochs, not both: minutes decide the epochs")
+        if not self.save and (self.out is not None or self.overwrite):
+            raise UserError("save=False writes no run folder: leave out and overwrite out")
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"validation_fraction must be 0 (off) or below 1, got {self.validation_fraction}: 0.1 holds out a tenth")
         if self.test_every is not None and self.test_every < 1:

@@ -23,7 +23,7 @@ from ..data.train_test_overlap import hash_sample
 from ..files import user_path
 from ..inference.classifier import Classifier, Preprocessing
 from ..interrupts import interruptible
-from ..io.run_folder import RunFolder, check_free
+from ..io.run_folder import RunFolder, Unsaved, check_free
 from ..kernels.cpu.compile import has_compiled_kernels
 from ..kernels.cpu.run import threads_set
 from ..models import FAMILIES, PRESETS, Model, create_model
@@ -50,7 +50,7 @@ class Run:
 
     model: Classifier  # trained, in evaluation mode; has predict()
     history: list[dict[str, Any]]  # one entry per test, as in metrics.jsonl
-    folder: Path  # config.json, metrics.jsonl, model.safetensors, curves.png
+    folder: Path | None  # config.json, metrics.jsonl, model.safetensors, curves.png; None with save=False
 
     @property
     def test_accuracy(self) -> float:
@@ -66,7 +66,7 @@ def train(model: str | Module | None = None, data: Any = "digits", **options: An
     image size.
 
     Raises UserError, one line, for any invalid argument; TrainingError if the loss is not finite; Interrupted. In the last two cases the
-    run folder contains the weights of the last finished epoch.
+    run folder contains the weights of the last finished epoch. With save=False no folder is written.
     """
     start = perf_counter()
     train_options = TrainOptions(model, data, **options)
@@ -77,7 +77,7 @@ def train(model: str | Module | None = None, data: Any = "digits", **options: An
             raise Interrupted("interrupted before training began; nothing was written") from None
         with closing(loop.folder), threads_set(loop.trainer.threads):
             loop.run(train_options.progress)
-    return Run(loop.classifier, loop.folder.history, loop.folder.path)
+    return Run(loop.classifier, loop.folder.history, loop.folder.path if loop.folder.keeps_files else None)
 
 
 def _prepare(options: TrainOptions, start: float) -> Loop:
@@ -114,10 +114,12 @@ def _prepare(options: TrainOptions, start: float) -> Loop:
             say(line)
     training_hashes = hash_sample(loaded.train_images) if model.num_exits > 1 else ()  # only used by the calibration of cascades
     classifier = Classifier(model, dataset.class_names, Preprocessing.of(dataset), training_hashes, trainer.precision.name, options.tta)
-    config = _config(options, loaded, recipe, batches, model, trainer, settings, test_every)
-    config["arguments"]["weights"] = str(origin.file.resolve()) if origin else None
-    folder = RunFolder.create(options.out, f"{_slug(model.name)}-{_slug(dataset.name)}", config, options.overwrite)
-    say(f"run folder {folder.path}", options.progress)
+    folder: RunFolder = Unsaved()
+    if options.save:
+        config = _config(options, loaded, recipe, batches, model, trainer, settings, test_every)
+        config["arguments"]["weights"] = str(origin.file.resolve()) if origin else None
+        folder = RunFolder.create(options.out, f"{_slug(model.name)}-{_slug(dataset.name)}", config, options.overwrite)
+        say(f"run folder {folder.path}", options.progress)
     return Loop(setup.phases, classifier, dataset, recipe, folder, test_every, loaded if fraction else None, setup.thaw)
 
 

@@ -55,6 +55,17 @@ def test_a_run_folder_holds_the_run(run):
     assert run.test_accuracy == run.history[-1]["test_accuracy"]
 
 
+def test_without_a_run_folder_nothing_is_written(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    unsaved = train(**SMALL, save=False)
+    assert unsaved.folder is None and not list(tmp_path.iterdir())
+    assert without_time(unsaved.history) == without_time(run.history)
+    for name, value in run.model.state_dict().items():
+        np.testing.assert_array_equal(unsaved.model.state_dict()[name], value)
+    with pytest.raises(UserError, match="save=False writes no run folder: leave out and overwrite out"):
+        small(tmp_path, save=False)
+
+
 def test_the_saved_model_is_the_tested_one(run):
     loaded, dataset = minivit.load(run.folder), minivit.load_data("digits")
     for model in (loaded, run.model):
