@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _DEFINED_IN = {  # public name -> the module that defines it
     "Tensor": "tensor",
+    "from_dlpack": "tensor",
     "no_grad": "grad_mode",
     "Module": "nn.module",
     "Parameter": "nn.module",

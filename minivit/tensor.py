@@ -21,8 +21,9 @@ from .errors import UserError
 from .grad_mode import current_tracer, is_grad_enabled
 from .indexing import picked
 from .kernels import OPS
-from .kernels.core.arrays import as_array, constant, empty, empty_like, to_device, to_numpy
-from .kernels.core.devices import device_of, is_array
+from .kernels.core.arrays import array_on, as_array, constant, empty, empty_like, to_device, to_numpy
+from .kernels.core.devices import address_of, device_of, is_array
+from .kernels.core.dlpack import from_capsule, to_capsule
 from .kernels.core.dtypes import BFLOAT16, is_floating
 from .kernels.core.op import Op
 from .kernels.core.recording import View, current_recording
@@ -121,13 +122,16 @@ class Tensor:
 
         Raises UserError while a step is recorded, if it is the step that computes them.
         """
+        self._check_known()
+        return to_numpy(self.data)
+
+    def _check_known(self) -> None:
         recording = current_recording()
         if recording is not None and isinstance(recording.describe(self.data), View):
             raise UserError(
                 "the values of a tensor are not known while a step is recorded: compute with minivit's functions, or use "
                 "Trainer(model, plan=False)"
             )
-        return to_numpy(self.data)
 
     def to(self, device: str) -> Tensor:
         """The same data on "cpu" or "cuda", detached from the tape."""
@@ -152,8 +156,9 @@ class Tensor:
 
     def __dlpack__(self, **options: Any) -> Any:
         if self.requires_grad:
-            raise BufferError(f"an array of another library would lose the gradient: {WITHOUT_GRADIENT}")
-        return self.data.__dlpack__(**options)
+            raise BufferError("an array of another library would lose the gradient: take x.detach()")
+        self._check_known()
+        return to_capsule(self.data, **options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.data.__dlpack_device__()
@@ -283,6 +288,27 @@ class Tensor:
         if seed.shape != self.shape:
             raise RuntimeError(f"backward: the gradient has shape {seed.shape}, the tensor {self.shape}")
         _backpropagate(self, seed.data)
+
+
+def from_dlpack(x: Any, /, *, copy: bool | None = None) -> Tensor:
+    """A tensor that shares the memory of an array of NumPy, CuPy, PyTorch, JAX or any other library with `__dlpack__`, on a CPU or GPU.
+
+    Shared are C-contiguous arrays of float32, float64 and bfloat16, also read-only ones: minivit's functions write to none. Others are
+    converted, and the tensor has a copy. copy: True for a copy in any case, False for a BufferError where one is needed. In the other
+    direction `numpy.from_dlpack(tensor)`, `torch.from_dlpack(tensor)` and the like share the memory of the tensor.
+
+    Raises TypeError for what has no `__dlpack__` and for numbers that are not real; BufferError for another device, and for an array that
+    requires a gradient.
+    """
+    array = from_capsule(x)
+    dtype = _dtype_of_data(array.dtype)
+    if device_of(array) == "cpu":
+        data = np.array(array, dtype, order="C") if copy else np.asarray(array, dtype, order="C")
+    else:
+        data = array_on("cuda", to_numpy(array).astype(dtype)) if copy or array.dtype != dtype else array
+    if copy is False and not (array.dtype == dtype and address_of(data) == address_of(array)):
+        raise BufferError(f"an array of {array.dtype} in this order cannot be shared: leave copy=False out, and it is copied")
+    return Tensor(data)
 
 
 def elementwise(name: str, *values: Any) -> Tensor:

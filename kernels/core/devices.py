@@ -46,6 +46,15 @@ class Runtime(Protocol):
     def from_numpy(self, array: Any, values: np.ndarray) -> None:
         """Copy values of the same dtype and shape into an array."""
 
+    def to_capsule(self, array: Any, **options: Any) -> Any:
+        """`__dlpack__` of an array, for a consumer that waits for the kernels launched before."""
+
+    def from_dlpack(self, source: Any) -> Any:
+        """An array here that shares the memory of one of another library, or a copy if that is not C-contiguous.
+
+        Kernels that are launched later wait for what was done to it.
+        """
+
     def launch(self, kernel: Any, grid: Any, arguments: Sequence[Any]) -> None:
         """Run a `cuda.kernel.Kernel` after the kernels launched before."""
 

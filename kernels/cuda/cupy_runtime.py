@@ -103,6 +103,14 @@ class CupyRuntime:
         array.set(staged, stream=self.stream)
         self._keep(self._event(), staged)
 
+    def to_capsule(self, array: Any, **options: Any) -> Any:
+        with self.stream:  # for which CuPy makes the consumer's stream wait
+            return array.__dlpack__(**options)
+
+    def from_dlpack(self, source: Any) -> Any:
+        with self.stream:  # which CuPy passes to the producer, to make it wait
+            return self._cupy.ascontiguousarray(self._cupy.from_dlpack(source))
+
     def _keep(self, event: Any, values: np.ndarray) -> None:
         """Keep the pinned memory of a copy from being used anew before the event after it is done."""
         self._in_flight.append((event, values))

@@ -51,9 +51,9 @@ CHUNK = 4096  # rows that are converted at once
 class VisionClassifier(ClassifierMixin, BaseEstimator):
     """A classifier of images with scikit-learn's methods, trained by `minivit.train`.
 
-    X is images (N, H, W) or (N, H, W, C), or a table (N, features) whose rows are images (`image_shape`). Bytes (uint8) are pixels from 0 to
-    255. Of other numbers, the smallest and the largest of the training images become 0 and 1, and later ones beyond them count as these. y
-    is labels of any kind that scikit-learn takes.
+    X is images (N, H, W) or (N, H, W, C), or a table (N, features) with an image in each row (`image_shape`). Bytes (uint8) are pixels from
+    0 to 255. Of other numbers, the smallest and the largest of the training images become 0 and 1, and later ones beyond them count as
+    these. y is labels of any kind that scikit-learn takes.
 
     Parameters, all of them keywords. None selects the value of the recipe for the data, as in `train`:
 

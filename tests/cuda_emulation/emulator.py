@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minivit.kernels.core import dlpack
 from minivit.kernels.core.cache import cache_folder
 from minivit.kernels.cuda import kernel as cuda
 from minivit.kernels.cuda.product import Product
@@ -72,11 +73,34 @@ class Array:
     def __iter__(self):
         return (self[i] for i in range(len(self)))
 
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return dlpack.CUDA, 0
+
+    def __dlpack__(self, **options):
+        capsule = self.host().__dlpack__(**options)
+        dlpack.described(capsule).device_type = dlpack.CUDA
+        return capsule
+
     def host(self) -> np.ndarray:
         """The elements themselves."""
         if self.memory.bytes is None:
             raise RuntimeError("an array of a recording holds no values")
         return self.memory.bytes[self.offset : self.offset + self.nbytes].view(self.dtype).reshape(self.shape)
+
+
+class OnCpu:
+    """An array of the emulated GPU, for NumPy, which takes none of a GPU."""
+
+    def __init__(self, source) -> None:
+        self.source = source
+
+    def __dlpack__(self, **options):
+        capsule = self.source.__dlpack__(**options)
+        dlpack.described(capsule).device_type = dlpack.ON_CPU[0]
+        return capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return dlpack.ON_CPU[0], 0
 
 
 class Emulator:
@@ -115,6 +139,15 @@ class Emulator:
     def from_numpy(self, array, values):
         assert isinstance(values, np.ndarray) and values.dtype == array.dtype and values.shape == array.shape
         array.host()[...] = values
+
+    def to_capsule(self, array, **options):
+        return array.__dlpack__(**options)
+
+    def from_dlpack(self, source):
+        values, memory = np.from_dlpack(OnCpu(source)), Memory(0)
+        memory.bytes = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        memory.size = memory.bytes.size
+        return Array(memory, 0, values.shape, values.dtype)
 
     # ----------------------------------------------------------------------------------------------------------------- running
     def launch(self, kernel, grid, arguments):
