@@ -117,6 +117,12 @@ def test_the_trainer(capsys):
     assert "%" in capsys.readouterr().out
 
 
+def test_arrays_that_share_memory():
+    names = {}
+    exec(example("dlpack"), names)
+    assert np.shares_memory(names["again"], names["pixels"])
+
+
 @pytest.mark.slow
 def test_the_search_of_scikit_learn(tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")

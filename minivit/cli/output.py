@@ -14,10 +14,15 @@ def print_json(value: Any) -> None:
     print(_json(value))
 
 
-def _json(value: Any) -> str:
+def print_json_line(value: Any) -> None:
+    """Print a value as JSON on one line."""
+    print(_json(value, indent=None))
+
+
+def _json(value: Any, indent: int | None = 2) -> str:
     """Indented JSON, in ASCII where standard output has another encoding than UTF-8."""
     is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    return json.dumps(value, indent=2, ensure_ascii=not is_utf8, allow_nan=False)
+    return json.dumps(value, indent=indent, ensure_ascii=not is_utf8, allow_nan=False)
 
 
 def print_json_list(values: Iterable[Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice
 from typing import Any
@@ -19,7 +19,7 @@ from PIL import Image
 from ..errors import UserError
 from ..sides import Sides, both
 from .fit import check_fit, fitted
-from .image_file import MAX_PIXELS, Unreadable, check_max_pixels, decoding, eight_bits, open_image, upright
+from .image_file import MAX_PIXELS, Unreadable, check_max_pixels, decoding, eight_bits, name_of, open_image, upright
 
 LUMA = np.array((0.299, 0.587, 0.114), np.float32)  # ITU-R 601-2, Pillow's weights
 
@@ -42,13 +42,21 @@ def read_image(source: Any, image_size: Sides, in_channels: int, fit: str = "cro
         return _of_size(image, image_size, in_channels, fit)
 
 
-def in_threads(function: Callable[[Any], Any], items: Sequence[Any] | np.ndarray) -> Iterator[Any]:
-    """`map(function, items)` in threads, in order, with limited read-ahead; Pillow releases the GIL while decoding."""
+def in_threads(function: Callable[[Any], Any], items: Iterable[Any] | np.ndarray) -> Iterator[Any]:
+    """`map(function, items)` in threads, in order, with limited read-ahead; Pillow releases the GIL while decoding.
+
+    `items` is iterated over by the caller's thread alone.
+    """
     workers = min(32, os.cpu_count() or 1)
-    size = min(32, -(-len(items) // workers))  # several items per task reduce overhead, but every thread must get some
-    tasks = iter([items[i : i + size] for i in range(0, len(items), size)] if size else [])
+    size = 1
+    if isinstance(items, (Sequence, np.ndarray)):
+        size = min(32, -(-len(items) // workers)) or 1  # several items per task reduce overhead, but every thread must get some
+        tasks = iter([items[i : i + size] for i in range(0, len(items), size)])
+    else:
+        tasks = ([item] for item in items)
     with ThreadPoolExecutor(workers) as pool:
-        futures = deque(pool.submit(lambda part: [function(item) for item in part], part) for part in islice(tasks, 4 * workers))
+        ahead = islice(tasks, 4 * workers * (32 // size))
+        futures = deque(pool.submit(lambda part: [function(item) for item in part], part) for part in ahead)
         try:
             while futures:
                 yield from futures.popleft().result()
@@ -174,7 +182,7 @@ def prepare(images: Any, *, image_size: Sides, in_channels: int, fit: str = "cro
 
 
 def prepare_in_batches(
-    images: Sequence[Any],
+    images: Iterable[Any],
     batch_size: int,
     skipped: list[Unreadable] | None,
     *,
@@ -182,29 +190,31 @@ def prepare_in_batches(
     in_channels: int,
     fit: str = "crop",
     max_pixels: int = MAX_PIXELS,
-) -> Iterator[tuple[np.ndarray, list[int]]]:
-    """`prepare` for a sequence of any length, of which only some images are in memory at once.
+) -> Iterator[tuple[np.ndarray, list[str | int]]]:
+    """`prepare` for any number of images, of which only some are in memory at once.
 
-    Yields (pixels (B, rows, columns, in_channels), their places in `images`), B at most `batch_size`. skipped: a list, to which an
-    Unreadable is added for each image that cannot be decoded, which is then left out; None: the first one is raised.
+    Yields (pixels (B, rows, columns, in_channels), where they come from), B at most `batch_size`: the path of each, or its place in
+    `images`. skipped: a list, to which an Unreadable is added for each image that cannot be decoded, which is then left out; None: the
+    first one is raised.
     """
     check_max_pixels(max_pixels)
 
-    def decode(item: Any) -> np.ndarray | Unreadable:
+    def decode(item: Any) -> tuple[str, np.ndarray | Unreadable]:
+        name = name_of(item)
         try:
-            return _prepare_one(item, image_size, in_channels, fit, max_pixels)
+            return name, _prepare_one(item, image_size, in_channels, fit, max_pixels)
         except Unreadable as error:
             if skipped is None:
                 raise
-            return error
+            return name, error.with_traceback(None)  # which would keep what the decoder has read
 
     decoded = zip(count(), in_threads(decode, images))
     while some := list(islice(decoded, batch_size)):
-        good = [(place, image) for place, image in some if isinstance(image, np.ndarray)]
+        good = [(name or place, image) for place, (name, image) in some if isinstance(image, np.ndarray)]
         if skipped is not None:
-            skipped += [image for _, image in some if isinstance(image, Unreadable)]
+            skipped += [image for _, (_, image) in some if isinstance(image, Unreadable)]
         if good:
-            yield _stacked([image for _, image in good]), [place for place, _ in good]
+            yield _stacked([image for _, image in good]), [source for source, _ in good]
 
 
 def _stacked(images: list[np.ndarray]) -> np.ndarray:

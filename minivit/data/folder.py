@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -94,33 +94,32 @@ def _part(name: str) -> str | None:
     return next((part for part, names in PARTS.items() if name in names), None)
 
 
-def _files_in(root: Path, folder: str, left_out: Counter[str], depth: int = 0) -> list[File]:
-    """All image files in `folder` of `root` and its subfolders, sorted by path; counts the endings of other files in `left_out`."""
+def _files_in(root: Path, folder: str, left_out: Counter[str], depth: int = 0) -> Iterator[File]:
+    """Yields all image files in `folder` of `root` and its subfolders, sorted by path; counts the endings of other files in `left_out`."""
     if depth > MAX_DEPTH:
         raise UserError(f"{str(root / folder)[:100]}... is more than {MAX_DEPTH} folders deep: is there a link to a folder above it?")
-    files = []
     for entry in _visible(root / folder):
         path = f"{folder}/{entry.name}"
         ending = os.path.splitext(entry.name)[1].lower()
         if _is_folder(entry):
-            files += _files_in(root, path, left_out, depth + 1)
+            yield from _files_in(root, path, left_out, depth + 1)
         elif ending not in SUFFIXES:
             left_out[ending] += 1
         else:
             try:
                 status = entry.stat()
-                files.append(File(path, status.st_size, status.st_mtime_ns))
+                file = File(path, status.st_size, status.st_mtime_ns)
             except OSError:  # a link that leads nowhere or in a circle: decoding reports it
-                files.append(File(path, 0, 0))
-    return files
+                file = File(path, 0, 0)
+            yield file
 
 
 def _files_by_class(root: Path, folder: str, left_out: Counter[str]) -> dict[str, list[File]]:
     """The image files of each class folder in `folder` of `root`. Raises UserError if a class has none."""
     parent = root / folder
-    classes = {name: _files_in(root, f"{folder}/{name}", left_out) for name in _class_folders(parent)}
+    classes = {name: list(_files_in(root, f"{folder}/{name}", left_out)) for name in _class_folders(parent)}
     if not any(classes.values()):
-        direct_count = len(_files_in(root, folder, Counter()))
+        direct_count = len(list(_files_in(root, folder, Counter())))
         reason = f"{direct_count} images lie in it directly" if direct_count else f"no file ends in {', '.join(sorted(SUFFIXES))}"
         raise UserError(f"{parent} has no class folders with images: {reason}; put each class into a folder of its own")
     for name in classes:
@@ -162,24 +161,32 @@ def _find_parts(root: Path) -> dict[str, str]:
     return {part: names[0] for part, names in named.items()}
 
 
-def with_folders_listed(images: Sequence[Any]) -> Sequence[Any]:
-    """The images, with those of a folder and its subfolders, in sorted order, in place of its path; a line says what is left out.
+def with_folders_listed(images: Iterable[Any]) -> Iterator[Any]:
+    """Yields the images, with those of a folder and its subfolders, in sorted order, in place of its path; a line says what is left out.
 
     Raises UserError for a folder without images.
     """
-    items: list[Any] = []
     for item in images:
-        if not (isinstance(item, (str, os.PathLike)) and os.path.isdir(item)):
-            items.append(item)
+        if not _is_path_of_folder(item):
+            yield item
             continue
-        folder, left_out = Path(item), Counter[str]()
-        files = [str(folder / file.path) for file in _files_in(folder, ".", left_out)]
-        if not files:
+        folder, left_out, has_images = Path(item), Counter[str](), False
+        for file in _files_in(folder, ".", left_out):
+            has_images = True
+            yield str(folder / file.path)
+        if not has_images:
             raise UserError(f"{folder} holds no images: no file in it ends in {', '.join(sorted(SUFFIXES))}")
-        items += files
         if line := _line_on(left_out):
             say(f"{folder}: {line}")
-    return items
+
+
+def count_images(images: Iterable[Any]) -> int:
+    """How many images `with_folders_listed` yields."""
+    return sum(sum(1 for _ in _files_in(Path(item), ".", Counter())) if _is_path_of_folder(item) else 1 for item in images)
+
+
+def _is_path_of_folder(item: Any) -> bool:
+    return isinstance(item, (str, os.PathLike)) and os.path.isdir(item)
 
 
 def _line_on(left_out: Counter[str]) -> str:
@@ -212,7 +219,7 @@ def _with_test(root: Path, train: dict[str, list[File]], train_folder: str, test
     label = {name: k for k, name in enumerate(train)}
     items = [Item(file, label[name], True) for name, members in train.items() for file in members]
     for name in _class_folders(root / test):
-        members = _files_in(root, f"{test}/{name}", left_out)
+        members = list(_files_in(root, f"{test}/{name}", left_out))
         if members and name not in label:
             reason = f"no class of {root / train_folder}{nearest(name, label)}"
             raise UserError(f"class {name!r} of {root / test} is {reason}: rename or remove it")

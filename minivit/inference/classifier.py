@@ -14,7 +14,7 @@ from ..data import Batches, Dataset, prepare
 from ..data.decode import as_items, prepare_in_batches
 from ..data.fit import check_fit
 from ..data.folder import with_folders_listed
-from ..data.image_file import MAX_PIXELS, Unreadable, name_of
+from ..data.image_file import MAX_PIXELS, Unreadable
 from ..errors import UserError
 from ..io import run_folder
 from ..models.base import Model
@@ -178,30 +178,31 @@ class Classifier(Module):
         batch_size: int = LARGEST_BATCH,
         max_pixels: int = MAX_PIXELS,
     ) -> Iterator[Prediction]:
-        """Like `predict`, for any number of files: yields the Prediction of each batch, whose images alone are in memory.
+        """Like `predict`, for any number of files, also an iterator over them: yields the Prediction of each batch. Only the images of some
+        batches are in memory.
 
         skipped: a list, to which an error is added for each image that cannot be read; None: the first one is raised.
         """
         given = as_items(images)
-        items: Sequence[Any]
-        batches: Iterable[tuple[np.ndarray, Sequence[int]]]
-        if isinstance(given, Sequence):
+        batches: Iterable[tuple[np.ndarray, Sequence[str | int]]]
+        if isinstance(given, (Sequence, Iterator)):
             items = with_folders_listed(given)
             batches = prepare_in_batches(items, batch_size, skipped, **self.preprocessing.shape, max_pixels=max_pixels)
         else:
             array = self.preprocessing.pixels(given, max_pixels)
-            items = range(len(array))
-            batches = ((array[start : start + batch_size], items[start : start + batch_size]) for start in items[::batch_size])
-        found = 0
-        for pixels, places in batches:
+            places = range(len(array))
+            batches = ((array[start : start + batch_size], places[start : start + batch_size]) for start in places[::batch_size])
+        is_empty = True
+        for pixels, sources in batches:
             (inputs,) = self.preprocessing.batches(pixels, batch_size)
             prediction = self.predictor.predict(inputs, budget)
-            found += len(places)
-            sources = tuple(name_of(items[place]) or place for place in places)
-            yield replace(prediction, class_names=self.class_names, sources=sources)
-        if not found:
-            reason = f"none of the {len(items)} images can be read: {skipped[0]}" if skipped else "no images were given: pass at least one"
-            raise UserError(reason)
+            is_empty = False
+            yield replace(prediction, class_names=self.class_names, sources=tuple(sources))
+        if is_empty:
+            count = len(skipped or ())
+            raise UserError(
+                f"none of the {count} images can be read: {skipped[0]}" if skipped else "no images were given: pass at least one"
+            )
 
     def save(self, path: str | os.PathLike[str], precision: str | None = None) -> None:
         """Write weights, configuration, thresholds, class names and preprocessing as one safetensors file for `load`.

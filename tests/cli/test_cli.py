@@ -177,7 +177,7 @@ def test_predict_past_bad_files(folder, digit_files, tmp_path, capsys):
     assert main(["predict", str(folder), str(tmp_path), "--skip-bad-images"]) == 0
     out, err = capsys.readouterr()
     assert [line.split("\t")[0] for line in out.splitlines()] == digit_files
-    assert err == f"skipped 1 unreadable images:\n  {reason}\n"
+    assert err == f"skipped: {reason}\nskipped 1 unreadable images\n"
     assert told(capsys, "predict", folder, bad, "--skip-bad-images") == f"none of the 1 images can be read: {reason}"
 
 
