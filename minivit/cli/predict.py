@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..data.folder import count_images
 from ..data.image_file import Unreadable
+from ..data.walk import count_images
 from ..errors import UserError, printable
 from ..inference.classifier import Classifier, load
 from ..inference.predictor import Prediction

@@ -9,10 +9,9 @@ file changes.
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import UserError, nearest, reason
+from ..errors import UserError, nearest
 from ..progress import say
 from ..sides import Sides, both
 from .cache import cache_key, data_folder, load_cached, store, with_progress
 from .dataset import Dataset, Split, Whole, hash_of
 from .decode import in_threads, read_image
 from .image_file import SUFFIXES, Header, Unreadable, read_header
+from .walk import File, files_in, is_folder, line_on, visible
 
 DEFAULT_SIZE = 32  # for images of different sizes: the input size of the small models
 PHOTO = 48  # pixels of a side from which on images are varied like photographs
@@ -37,18 +37,6 @@ PARTS = {  # the names of folders that are a part of the data, in lower case and
     "test": ("test", "testing", "tst", "eval", "evaluation", "holdout"),
     "validation": ("val", "valid", "validation", "dev", "development"),
 }
-SYSTEM = frozenset(  # folders and files of operating systems and archivers
-    ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db", "desktop.ini")
-)
-MAX_DEPTH = 32  # of folders inside a class folder
-
-
-class File(NamedTuple):
-    """An image file, with the data by which a modification is detected."""
-
-    path: str  # relative to the dataset's folder
-    size: int  # bytes
-    time: int  # modification time in ns
 
 
 class Item(NamedTuple):
@@ -68,24 +56,8 @@ class Listing(NamedTuple):
     split_hash: str  # `Dataset.split_hash`
 
 
-def _visible(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted((e for e in entries if not e.name.startswith(".") and e.name not in SYSTEM), key=lambda e: e.name)
-    except OSError as error:
-        raise UserError(f"cannot list folder {folder}: {reason(error)}") from error
-
-
 def _class_folders(folder: Path) -> list[str]:
-    return [entry.name for entry in _visible(folder) if _is_folder(entry)]
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder or a link to one; a link that goes in a circle is none."""
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
+    return [entry.name for entry in visible(folder) if is_folder(entry)]
 
 
 def _part(name: str) -> str | None:
@@ -94,32 +66,12 @@ def _part(name: str) -> str | None:
     return next((part for part, names in PARTS.items() if name in names), None)
 
 
-def _files_in(root: Path, folder: str, left_out: Counter[str], depth: int = 0) -> Iterator[File]:
-    """Yields all image files in `folder` of `root` and its subfolders, sorted by path; counts the endings of other files in `left_out`."""
-    if depth > MAX_DEPTH:
-        raise UserError(f"{str(root / folder)[:100]}... is more than {MAX_DEPTH} folders deep: is there a link to a folder above it?")
-    for entry in _visible(root / folder):
-        path = f"{folder}/{entry.name}"
-        ending = os.path.splitext(entry.name)[1].lower()
-        if _is_folder(entry):
-            yield from _files_in(root, path, left_out, depth + 1)
-        elif ending not in SUFFIXES:
-            left_out[ending] += 1
-        else:
-            try:
-                status = entry.stat()
-                file = File(path, status.st_size, status.st_mtime_ns)
-            except OSError:  # a link that leads nowhere or in a circle: decoding reports it
-                file = File(path, 0, 0)
-            yield file
-
-
 def _files_by_class(root: Path, folder: str, left_out: Counter[str]) -> dict[str, list[File]]:
     """The image files of each class folder in `folder` of `root`. Raises UserError if a class has none."""
     parent = root / folder
-    classes = {name: list(_files_in(root, f"{folder}/{name}", left_out)) for name in _class_folders(parent)}
+    classes = {name: list(files_in(root, f"{folder}/{name}", left_out)) for name in _class_folders(parent)}
     if not any(classes.values()):
-        direct_count = len(list(_files_in(root, folder, Counter())))
+        direct_count = len(list(files_in(root, folder, Counter())))
         reason = f"{direct_count} images lie in it directly" if direct_count else f"no file ends in {', '.join(sorted(SUFFIXES))}"
         raise UserError(f"{parent} has no class folders with images: {reason}; put each class into a folder of its own")
     for name in classes:
@@ -161,39 +113,6 @@ def _find_parts(root: Path) -> dict[str, str]:
     return {part: names[0] for part, names in named.items()}
 
 
-def with_folders_listed(images: Iterable[Any]) -> Iterator[Any]:
-    """Yields the images, with those of a folder and its subfolders, in sorted order, in place of its path; a line says what is left out.
-
-    Raises UserError for a folder without images.
-    """
-    for item in images:
-        if not _is_path_of_folder(item):
-            yield item
-            continue
-        folder, left_out, has_images = Path(item), Counter[str](), False
-        for file in _files_in(folder, ".", left_out):
-            has_images = True
-            yield str(folder / file.path)
-        if not has_images:
-            raise UserError(f"{folder} holds no images: no file in it ends in {', '.join(sorted(SUFFIXES))}")
-        if line := _line_on(left_out):
-            say(f"{folder}: {line}")
-
-
-def count_images(images: Iterable[Any]) -> int:
-    """How many images `with_folders_listed` yields."""
-    return sum(sum(1 for _ in _files_in(Path(item), ".", Counter())) if _is_path_of_folder(item) else 1 for item in images)
-
-
-def _is_path_of_folder(item: Any) -> bool:
-    return isinstance(item, (str, os.PathLike)) and os.path.isdir(item)
-
-
-def _line_on(left_out: Counter[str]) -> str:
-    kinds = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in left_out.most_common())
-    return kinds and f"left out, since the ending is none of an image that minivit reads: {kinds}"
-
-
 def list_images(root: Path, split: Split | Whole) -> Listing:
     """The images in `root`, in the order in which they are decoded. Raises UserError."""
     left_out: Counter[str] = Counter()
@@ -210,7 +129,7 @@ def list_images(root: Path, split: Split | Whole) -> Listing:
     if parts and (unused := [name for name in _class_folders(root) if name not in (parts["train"], test)]):
         messages.append(f"not used: {', '.join(unused)} of {root}")
     if left_out:
-        messages.append(_line_on(left_out))
+        messages.append(line_on(left_out))
     return Listing(items, list(train), messages, split_hash)
 
 
@@ -219,7 +138,7 @@ def _with_test(root: Path, train: dict[str, list[File]], train_folder: str, test
     label = {name: k for k, name in enumerate(train)}
     items = [Item(file, label[name], True) for name, members in train.items() for file in members]
     for name in _class_folders(root / test):
-        members = list(_files_in(root, f"{test}/{name}", left_out))
+        members = list(files_in(root, f"{test}/{name}", left_out))
         if members and name not in label:
             reason = f"no class of {root / train_folder}{nearest(name, label)}"
             raise UserError(f"class {name!r} of {root / test} is {reason}: rename or remove it")

@@ -13,8 +13,8 @@ import numpy as np
 from ..data import Batches, Dataset, prepare
 from ..data.decode import as_items, prepare_in_batches
 from ..data.fit import check_fit
-from ..data.folder import with_folders_listed
 from ..data.image_file import MAX_PIXELS, Unreadable
+from ..data.walk import with_folders_listed
 from ..errors import UserError
 from ..io import run_folder
 from ..models.base import Model

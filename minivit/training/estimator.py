@@ -109,7 +109,7 @@ class VisionClassifier(ClassifierMixin, BaseEstimator):
         if is_first:
             schedule["model"] = deepcopy(self.model)
         else:
-            model_has_them = dict.fromkeys(("model_options", "drop_path", "image_size"))
+            model_has_them = dict.fromkeys(("model_options", "drop_path", "image_size", "weights"))
             schedule |= {"model": deepcopy(self.classifier_), **model_has_them}
         self._train(rows, np.searchsorted(given, y), validation_fraction=0.0, is_first=is_first, **schedule)
         return self

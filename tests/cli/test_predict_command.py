@@ -159,7 +159,7 @@ def test_a_bar_shows_how_far_it_is(model, photos, capsys, monkeypatch, options, 
 
 
 def test_standard_input_is_read_as_images_are_labelled(model, photos, monkeypatch):
-    """Of 3000 paths, a third of which are bad, those that are read and not yet told of are two batches and what two threads decode ahead."""
+    """Of 3000 paths, a third of which are bad, at most two batches and what two threads decode ahead are read and not yet told of."""
     monkeypatch.setattr(decode.os, "cpu_count", lambda: 2)
     told, ahead = Lines(), []
 
