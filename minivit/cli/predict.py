@@ -85,11 +85,14 @@ def _predictions(classifier: Classifier, options: argparse.Namespace) -> Iterato
         batches = classifier.predict_in_batches(
             _paths(options.images), options.budget, skipped if options.skip_bad_images else None, max_pixels=options.max_pixels
         )
-        for prediction in batches:
-            yield prediction
-            sys.stdout.flush()
-            bar.update(len(prediction) + len(skipped))
-            skipped_count += _tell(skipped, bar)
+        try:
+            for prediction in batches:
+                yield prediction
+                sys.stdout.flush()
+                bar.update(len(prediction) + len(skipped))
+                skipped_count += _tell(skipped, bar)
+        except Unreadable as error:
+            raise UserError(f"{error}; leave such images out with --skip-bad-images") from error
         skipped_count += _tell(skipped, bar)
     if skipped_count:
         say(f"skipped {skipped_count} unreadable images")

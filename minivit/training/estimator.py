@@ -14,7 +14,7 @@ import numpy as np
 
 from ..data import Dataset
 from ..data.dataset import from_arrays
-from ..errors import MissingPackage, UserError, nearest, printable
+from ..errors import MissingPackage, UserError, nearest, printable, shown
 from ..inference.classifier import Classifier
 from ..inference.predictor import LARGEST_BATCH
 from ..sides import times
@@ -221,15 +221,15 @@ def _image_shape(given: Any, features: int, images: tuple[int, ...] | None) -> t
         if images is None and side * side != features:
             raise UserError(f"X has {features} features, no square image: give image_shape, (rows, columns) or (rows, columns, channels)")
         return images or (side, side, 1)
-    try:
-        shape = (*map(int, given), 1)[:3]
-        assert len(given) in (2, 3) and min(shape) >= -1 and 0 not in shape and shape.count(-1) <= 1
-    except (AssertionError, TypeError, ValueError):
-        raise UserError(f"image_shape must be (rows, columns) or (rows, columns, channels), got {given!r}") from None
+    sides = tuple(given) if isinstance(given, (tuple, list)) else ()
+    are_sides = all(isinstance(side, Integral) and (side > 0 or side == -1) for side in sides)
+    if not (len(sides) in (2, 3) and are_sides and sides.count(-1) <= 1):
+        raise UserError(f"image_shape must be (rows, columns) or (rows, columns, channels), got {shown(given)}")
+    shape = (*map(int, sides), 1)[:3]
     known = prod(side for side in shape if side != -1)
     shape = tuple(features // known if side == -1 else side for side in shape)
     if prod(shape) != features or images not in (None, shape):
-        raise UserError(f"image_shape={given!r} does not fit X, which has {times(images) if images else features} features")
+        raise UserError(f"image_shape={shape} does not fit X, which has {times(images) if images else features} features")
     return shape
 
 
