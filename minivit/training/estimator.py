@@ -222,14 +222,14 @@ def _image_shape(given: Any, features: int, images: tuple[int, ...] | None) -> t
             raise UserError(f"X has {features} features, no square image: give image_shape, (rows, columns) or (rows, columns, channels)")
         return images or (side, side, 1)
     sides = tuple(given) if isinstance(given, (tuple, list)) else ()
-    are_sides = all(isinstance(side, Integral) and (side > 0 or side == -1) for side in sides)
+    are_sides = all(isinstance(side, (int, np.integer)) and (side > 0 or side == -1) for side in sides)
     if not (len(sides) in (2, 3) and are_sides and sides.count(-1) <= 1):
         raise UserError(f"image_shape must be (rows, columns) or (rows, columns, channels), got {shown(given)}")
     shape = (*map(int, sides), 1)[:3]
     known = prod(side for side in shape if side != -1)
     shape = tuple(features // known if side == -1 else side for side in shape)
     if prod(shape) != features or images not in (None, shape):
-        raise UserError(f"image_shape={shape} does not fit X, which has {times(images) if images else features} features")
+        raise UserError(f"image_shape={given!r} does not fit X, which has {times(images) if images else features} features")
     return shape
 
 
