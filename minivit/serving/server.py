@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import threading
@@ -37,6 +38,7 @@ def run(classifier: Classifier, options: ServeOptions, ready: Callable[[str], No
 
 
 def _config(service: Service, options: ServeOptions) -> uvicorn.Config:
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it tells of each invalid form, which are the clients' mistakes
     return uvicorn.Config(
         service.app(),
         http=partial(Connection, most=options.max_connections),  # type: ignore[arg-type]
