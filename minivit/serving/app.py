@@ -86,6 +86,8 @@ class Service:
             raise HTTPException(503, f"no answer within {self.options.timeout:g} seconds: try again later", {"Retry-After": "1"}) from None
         except Unreadable as error:
             raise HTTPException(422, str(error)) from error
+        except UserError as error:  # the model's, as weights that are not finite
+            raise HTTPException(500, str(error)) from error
         predictions = [{"name": upload.name, **answer} for upload, answer in zip(uploads, answers)]
         return JSONResponse({"predictions": predictions, "milliseconds": round(1000 * (perf_counter() - start), 3)})
 
@@ -198,4 +200,4 @@ class Service:
 async def _error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
-    return JSONResponse({"error": str(error) if isinstance(error, UserError) else "the server failed; its log tells more"}, 500)
+    return JSONResponse({"error": "the server failed; its standard error tells more"}, 500)

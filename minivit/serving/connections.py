@@ -23,7 +23,7 @@ class Connection(H11Protocol):
 
     def __init__(self, *arguments: Any, most: int, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        self.most, self.refused = most, False
+        self.most, self.refused, self.ending = most, False, False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -38,15 +38,21 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if not self.refused:
             super().data_received(data)
+            self._announce_end()
 
     def shutdown(self) -> None:
-        """End after what is being answered, and after a request that is on its way."""
+        """End after what is being answered, or after a request that is on its way."""
+        self.ending = True
         if self.refused:
             self.transport.close()
-        elif self.cycle is None or self.cycle.response_complete:
-            self.loop.call_later(GRACE, self._end)
-        else:
-            super().shutdown()
+        self._announce_end()
+        self.loop.call_later(GRACE, self._end)
+
+    def _announce_end(self) -> None:
+        """Let the answer say that it is the last one of this connection."""
+        if self.ending and self.cycle is not None and self.cycle.keep_alive:
+            self.cycle.keep_alive = False
+            self.cycle.default_headers = [*self.cycle.default_headers, (b"connection", b"close")]
 
     def _end(self) -> None:
         if not self.transport.is_closing():

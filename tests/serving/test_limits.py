@@ -147,6 +147,28 @@ def test_overload_is_answered_and_a_signal_loses_nothing(tmp_path):
             server.ask("/healthz")
 
 
+def ask_until_the_end(server):
+    """The statuses of requests over one connection, until an answer says that it is the last."""
+    connection, statuses = server.connect(), []
+    while True:
+        connection.request("POST", "/predict", PNG)
+        answer = connection.getresponse()
+        answer.read()
+        statuses.append(answer.status)
+        if answer.headers["Connection"] == "close":
+            return statuses
+
+
+def test_clients_with_kept_connections_are_told_of_the_end(tmp_path):
+    with served(tmp_path) as server, ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(ask_until_the_end, server) for _ in range(4)]
+        sleep(0.3)
+        assert server.end() == (0, "", "")
+        for client in clients:
+            statuses = client.result(20)
+            assert len(statuses) > 1 and set(statuses) == {200}
+
+
 def test_slow_and_too_many_clients(tmp_path):
     with served(tmp_path, "--timeout", 1, "--max-connections", 6) as server:
 
