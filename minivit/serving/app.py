@@ -120,16 +120,18 @@ class Service:
 
         Inside, its bytes count as in memory. What comes of a body after the answer is dropped by uvicorn as it comes.
         """
-        most, own = self.options.upload_bytes, 0
+        most, own, end = self.options.upload_bytes, 0, b""
         if int(request.headers.get("content-length", 0)) > most:
             raise self._too_long()
 
         async def receive() -> Any:
-            nonlocal own
+            nonlocal own, end
             message = await request.receive()
-            size = len(message.get("body", b""))
-            own += size
-            self._bytes += size
+            part = message.get("body", b"")
+            own += len(part)
+            self._bytes += len(part)
+            end = (end + part[-4:])[-4:]
+            request.state.end = end
             if own > most:
                 raise self._too_long()
             if self._bytes > UPLOADS * most:
@@ -160,6 +162,8 @@ class Service:
             return [Upload("", BytesIO(body))] if body else []
         most = self.options.max_queue
         form = await request.form(max_files=most, max_fields=most)
+        if not request.state.end.rstrip().endswith(b"--"):  # the parser drops a part that is cut off
+            raise HTTPException(400, "the form does not end with its boundary: a part of it is missing")
         files = [each for _, each in form.multi_items() if not isinstance(each, str)]
         return [Upload(printable(file.filename or "")[:200], file.file) for file in files]
 

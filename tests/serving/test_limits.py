@@ -13,8 +13,8 @@ from time import monotonic, sleep
 import numpy as np
 import pytest
 
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
+for package in ("starlette", "uvicorn", "python_multipart", "prometheus_client"):
+    pytest.importorskip(package)
 
 from running_server import as_png, classifier, pictures, served
 

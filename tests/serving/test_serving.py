@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
+for package in ("starlette", "uvicorn", "python_multipart", "prometheus_client"):
+    pytest.importorskip(package)
 
-from running_server import as_png, classifier, pictures, served
+from running_server import as_png, classifier, multipart, pictures, served
 
 MIB = 2**20
 
@@ -144,6 +144,9 @@ def test_bodies_that_are_no_forms(server):
         ("multipart/form-data; boundary=b", b""),
     ):
         assert server.ask("/predict", body, kind)[0] == 400
+    kind, body = multipart({"whole.png": as_png(pictures(1)[0]), "cut.png": as_png(pictures(1)[0])})
+    status, _, content = server.ask("/predict", body[:-30], kind)
+    assert status == 400 and "does not end with its boundary" in content["error"]
     status, _, content = server.send_files({str(i): b"x" for i in range(9)})
     assert status == 400 and "Maximum number of files is 8" in content["error"]
 
