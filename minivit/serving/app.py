@@ -10,6 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from python_multipart.exceptions import FormParserError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -161,7 +162,10 @@ class Service:
             body = await request.body()
             return [Upload("", BytesIO(body))] if body else []
         most = self.options.max_queue
-        form = await request.form(max_files=most, max_fields=most)
+        try:
+            form = await request.form(max_files=most, max_fields=most)
+        except FormParserError as error:  # from earlier versions of Starlette
+            raise HTTPException(400, "the body is no valid form of multipart/form-data") from error
         if not request.state.end.rstrip().endswith(b"--"):  # the parser drops a part that is cut off
             raise HTTPException(400, "the form does not end with its boundary: a part of it is missing")
         files = [each for _, each in form.multi_items() if not isinstance(each, str)]

@@ -57,6 +57,7 @@ def _config(service: Service, options: ServeOptions) -> uvicorn.Config:
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, timeout: float) -> None:
         super().__init__(config)
+        self.should_exit = False
         self._timeout, self._ended = timeout, 0.0
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:

@@ -13,8 +13,10 @@ from time import monotonic, sleep
 import numpy as np
 import pytest
 
-for package in ("starlette", "uvicorn", "python_multipart", "prometheus_client"):
-    pytest.importorskip(package)
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+pytest.importorskip("python_multipart")
+pytest.importorskip("prometheus_client")
 
 from running_server import as_png, classifier, pictures, served
 

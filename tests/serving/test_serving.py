@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-for package in ("starlette", "uvicorn", "python_multipart", "prometheus_client"):
-    pytest.importorskip(package)
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+pytest.importorskip("python_multipart")
+pytest.importorskip("prometheus_client")
 
 from running_server import as_png, classifier, multipart, pictures, served
 
