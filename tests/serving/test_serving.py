@@ -173,6 +173,21 @@ def test_a_body_that_is_too_long_takes_no_memory(server):
     assert server.metric("process_resident_memory_bytes") < before + 16 * MIB
 
 
+def test_many_bodies_that_stall_take_little_memory(server):
+    waiting = []
+    for _ in range(18):  # of 0.95 MiB each, where all bodies together may have 16
+        connection = server.connect()
+        connection.putrequest("POST", "/predict")
+        connection.putheader("Content-Length", str(MIB))
+        connection.endheaders(bytes(MIB - 50_000))
+        waiting.append(connection)
+    server.wait_until('minivit_requests_total{path="/predict",status="503"}', 2)
+    for connection in waiting:
+        connection.close()
+    server.wait_until('minivit_requests_total{path="/predict",status="499"}', 16)
+    assert server.ask("/predict", as_png(pictures(1)[0]))[0] == 200
+
+
 def test_a_connection_is_of_use_after_a_refusal(server):
     connection = server.connect()
     statuses = []
@@ -217,12 +232,13 @@ def test_invalid_requests_do_no_harm(server):
 
 
 def test_clients_that_leave_do_no_harm(server):
+    left = server.metric('minivit_requests_total{path="/predict",status="499"}')
     for text in (b"", b"POST /pre", b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nbegin"):
         connection = server.connect()
         connection.connect()
         connection.sock.sendall(text)
         connection.close()
-    server.wait_until('minivit_requests_total{path="/predict",status="499"}', 1)
+    server.wait_until('minivit_requests_total{path="/predict",status="499"}', 1 + left)
     kind = {"Content-Type": "image/png"}
     connection = http.client.HTTPConnection(server.host, server.port)
     connection.request("POST", "/predict", as_png(pictures(1)[0]), kind)
