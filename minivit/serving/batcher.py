@@ -67,6 +67,7 @@ class Batcher:
     def __init__(self, classifier: Classifier, options: ServeOptions, on_batch: Callable[[list[int]], None] = lambda exits: None) -> None:
         self.classifier, self.options, self.on_batch = classifier, options, on_batch
         self.queued = 0  # images
+        self._decoding = 0  # of them
         self.threads = threads()
         self.sizes = plan_sizes(classifier, options.batch_size)
         self._decoded: deque[_Image] = deque()
@@ -111,6 +112,7 @@ class Batcher:
         self.check_room(len(uploads))
         request = _Request(budget, attention)
         self.queued += len(uploads)
+        self._decoding += len(uploads)
         tasks = [asyncio.create_task(self._answer_one(request, upload)) for upload in uploads]
         try:
             await asyncio.wait(tasks)  # which leaves them running where it is cancelled: a thread cannot be stopped
@@ -126,10 +128,13 @@ class Batcher:
         """The answer, or why there is none."""
         loop = asyncio.get_running_loop()
         try:
-            pixels = await loop.run_in_executor(self._decoders, self._decode, request, upload)
+            try:
+                pixels = await loop.run_in_executor(self._decoders, self._decode, request, upload)
+            finally:
+                self._decoding -= 1
+                self._arrival.set()
             image = _Image(request, pixels, loop.create_future())
             self._decoded.append(image)
-            self._arrival.set()
             return await image.answer
         except Exception as error:
             request.wanted = False
@@ -168,7 +173,7 @@ class Batcher:
             self._arrival.clear()
             await self._arrival.wait()
         end = perf_counter() + self.options.max_wait / 1000
-        while len(self._decoded) < min(self.sizes[-1], self.queued) and (left := end - perf_counter()) > 0:
+        while self._decoding and len(self._decoded) < self.sizes[-1] and (left := end - perf_counter()) > 0:
             self._arrival.clear()
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._arrival.wait(), left)
