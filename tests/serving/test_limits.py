@@ -112,6 +112,8 @@ def test_a_cascade_tells_its_exits():
         grids = [np.shape(answer["attention"]["maps"][0]) for answer in answers]
         assert grids == [(2, 2) if exit == 0 else (4, 4) for exit in prediction.exits]
     assert {answer["exit"] for answer in found[0]} == {1} and {answer["exit"] for answer in found[1]} == {2}
+    with pytest.raises(UserError, match="leave tta out"):
+        minivit.Predictor(model.model, tta=True).check_budget(0.4)
 
 
 def test_both_branches_of_a_crossvit_look():

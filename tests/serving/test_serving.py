@@ -22,6 +22,7 @@ pytest.importorskip("prometheus_client")
 from running_server import as_png, classifier, multipart, pictures, served
 
 MIB = 2**20
+REQUESTS = 'minivit_requests_total{{path="/predict",status="{}"}}'  # of a status
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +175,7 @@ def test_a_body_that_is_too_long_takes_no_memory(server):
 
 
 def test_many_bodies_that_stall_take_little_memory(server):
+    refused, left = (server.metric(REQUESTS.format(status)) for status in (503, 499))
     waiting = []
     for _ in range(18):  # of 0.95 MiB each, where all bodies together may have 16
         connection = server.connect()
@@ -181,10 +183,10 @@ def test_many_bodies_that_stall_take_little_memory(server):
         connection.putheader("Content-Length", str(MIB))
         connection.endheaders(bytes(MIB - 50_000))
         waiting.append(connection)
-    server.wait_until('minivit_requests_total{path="/predict",status="503"}', 2)
+    server.wait_until(REQUESTS.format(503), refused + 2)
     for connection in waiting:
         connection.close()
-    server.wait_until('minivit_requests_total{path="/predict",status="499"}', 16)
+    server.wait_until(REQUESTS.format(499), left + 16)
     assert server.ask("/predict", as_png(pictures(1)[0]))[0] == 200
 
 
@@ -232,13 +234,13 @@ def test_invalid_requests_do_no_harm(server):
 
 
 def test_clients_that_leave_do_no_harm(server):
-    left = server.metric('minivit_requests_total{path="/predict",status="499"}')
+    left = server.metric(REQUESTS.format(499))
     for text in (b"", b"POST /pre", b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nbegin"):
         connection = server.connect()
         connection.connect()
         connection.sock.sendall(text)
         connection.close()
-    server.wait_until('minivit_requests_total{path="/predict",status="499"}', 1 + left)
+    server.wait_until(REQUESTS.format(499), left + 1)
     kind = {"Content-Type": "image/png"}
     connection = http.client.HTTPConnection(server.host, server.port)
     connection.request("POST", "/predict", as_png(pictures(1)[0]), kind)
