@@ -136,6 +136,7 @@ class Service:
             if own > most:
                 raise self._too_long()
             if self._bytes > UPLOADS * most:
+                self._bytes, own = self._bytes - own, 0  # now, so that no others are refused for these bytes
                 raise Overloaded(1)
             return message
 

@@ -101,8 +101,8 @@ class Server:
 
     def wait_until(self, name, value):
         end = monotonic() + 20
-        while self.metric(name) != value:
-            assert monotonic() < end, f"{name} never became {value}"
+        while (found := self.metric(name)) != value:
+            assert monotonic() < end, f"{name} became {found}, not {value}"
             sleep(0.02)
 
     def end(self, number=signal.SIGTERM):
