@@ -33,6 +33,7 @@ _DEFINED_IN = {  # public name -> the module that defines it
     "load": "inference.classifier",
     "calibrate": "inference.calibrate",
     "Calibration": "models.cascade.calibration",
+    "serve": "serving.serve",
     "profile": "training.profiling",
     "Profile": "training.profiling",
     "load_data": "data",

@@ -42,6 +42,7 @@ FLOORS = (
     "minivit.plots",
     "minivit.optim",
     "minivit.training",
+    "minivit.serving",
     "minivit.cli",
     "minivit",
     "minivit.__main__",

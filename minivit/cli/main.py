@@ -1,8 +1,8 @@
-"""The command line: minivit train | eval | predict | calibrate | plot | gradcheck | info.
+"""The command line: minivit train | eval | predict | serve | calibrate | plot | gradcheck | info.
 
 Results are written to standard output, progress and errors to standard error. Exit status: 0, also if the reader of standard output closes
 it; 1 if a gradient check fails or a loss is not finite; 2 for a user error or results that cannot be written, reported in one line; 130 for
-an interrupt; 143 for SIGTERM. Expensive modules are imported only by the commands that need them.
+an interrupt and 143 for SIGTERM, but 0 where a server ends in order. Expensive modules are imported only by the commands that need them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ COMMANDS = {  # help text by command; each command is a module of this package w
     "train": "train a model; without options, a small vision transformer on handwritten digits",
     "eval": "test accuracy of a trained model",
     "predict": "label images: path, label and probability, a line each; of a cascade also the exit and its million multiply-adds",
+    "serve": "label images over HTTP, and on a page for browsers, until SIGTERM or Ctrl-C",
     "calibrate": "thresholds by which a cascade stops early, for budgets; they are saved with the model",
     "plot": "draw all pictures that fit a run into its folder; the path of each, a line each",
     "gradcheck": "check the kernels' gradients and accuracy on this machine",

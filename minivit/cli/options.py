@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Collection
+from dataclasses import fields
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..data import Dataset
 from ..data.image_file import MAX_PIXELS
@@ -12,6 +15,40 @@ from ..inference.classifier import Classifier
 from ..inference.run_data import data_of_run
 from ..runtime.precision import OF_PREDICTIONS
 from ..schema import parse_json
+
+
+def add_fields(parser: argparse.ArgumentParser, kind: Any, left_out: Collection[str] = ()) -> None:
+    """Add an option for each field of a dataclass whose annotations begin with their help."""
+    hints = get_type_hints(kind, include_extras=True)
+    for item in fields(kind):
+        if item.name in left_out:
+            continue
+        flag, (hint, text) = "--" + item.name.replace("_", "-"), get_args(hints[item.name])[:2]
+        text, simplest = text.replace("%", "%%"), _simplest(hint)
+        if simplest is bool:
+            parser.add_argument(flag, action="store_true", help=text)
+        else:
+            default = "" if item.default is None else f" (default: {item.default})"
+            parser.add_argument(flag, type=simplest, default=item.default, metavar=simplest.__name__.upper(), help=text + default)
+
+
+def _simplest(hint: Any) -> Any:
+    """What converts a command-line argument: `size`, or the first of the types bool, int, float and str that the annotation allows;
+    of a number or a name, str."""
+    allowed = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)  # Python 3.10 adds a Union for a default of None
+    if tuple[int, int] in allowed:
+        return size
+    if {int, str} <= set(allowed):
+        return str
+    return next((t for t in (bool, int, float) if t in allowed), str)
+
+
+def size(text: str) -> int | tuple[int, int]:
+    """64 from "64", and (64, 96) from "64x96". Raises ValueError."""
+    numbers = [int(number) for number in text.split("x")]
+    if len(numbers) > 2:
+        raise ValueError(text)
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:

@@ -165,6 +165,10 @@ class Predictor:
         for k, logits in enumerate(self._averaged_by_exit(self._split(images))):
             yield self._prediction(logits, np.full(len(logits), k))
 
+    def check_budget(self, budget: float) -> None:
+        """Raises UserError if the model has no thresholds for a budget, as `predict` does."""
+        self._thresholds(budget)
+
     def refresh(self) -> None:
         """Read all weights again at the next call."""
         self._version += 1
@@ -202,8 +206,6 @@ class Predictor:
         """(logits (B, classes), exits (B,)): the exit of each image, and its logits there."""
         thresholds = None if budget is None else self._thresholds(budget)
         if self.tta:
-            if thresholds:
-                raise UserError(f"budget={budget!r}: its thresholds are for logits that are no averages: leave tta out")
             *_, last = self._averaged_by_exit(self._split(images))
             return last, np.full(len(last), self.stages - 1)
         logits, exits = zip(*(self._run_with_exits(part, thresholds) for part in self._split(images)))
@@ -255,6 +257,8 @@ class Predictor:
         if self._verified is None or self._verified[0] is not calibration or self._verified[1] != bias_bytes:
             check(calibration, self.model)
             self._verified = calibration, bias_bytes
+        if self.tta:
+            raise UserError(f"budget={budget!r}: its thresholds are for logits that are no averages: leave tta out")
         return calibration.confidence, calibration.for_budget(budget)
 
     def _prediction(self, logits: np.ndarray, exits: np.ndarray) -> Prediction:

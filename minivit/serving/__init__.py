@@ -1,0 +1,1 @@
+"""Serving: a model behind HTTP, whose concurrent requests are computed in batches."""
