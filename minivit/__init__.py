@@ -31,6 +31,7 @@ _DEFINED_IN = {  # public name -> the module that defines it
     "Predictor": "inference.predictor",
     "load": "inference.classifier",
     "calibrate": "inference.calibrate",
+    "export": "inference.export",
     "Calibration": "models.cascade.calibration",
     "profile": "training.profiling",
     "Profile": "training.profiling",

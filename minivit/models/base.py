@@ -228,7 +228,8 @@ class Backbone(Model):
         scaled attention logits (B, H, N, N) of each block are appended, including the bias from `relation`. all_tokens: whether to return
         more than the `tokens_read`. The cost is counted as in papers, where the last block computes all.
         """
-        first = None if all_tokens or current_tracer() else self.tokens_read
+        tracer = current_tracer()
+        first = None if all_tokens or (tracer and tracer.whole) else self.tokens_read
         biases = repeat(None) if relation is None else self.relation_reuse(relation)
         x = self.embed(images)
         for block, bias in zip(self.blocks, biases):
