@@ -207,8 +207,9 @@ class Graph:
             rows = rounded_rows(_in_float32(matrix)) if self.in_8_bits and not exact else None
             values, scale = rows or (matrix, None)
             stored = self._store(_in_float32(values.T if transposed else values), name)
-            if scale is not None:
-                stored = self.add("DequantizeLinear", stored, self._store(scale, f"{name}.scale"), axis=int(transposed))
+            if scale is not None:  # not DequantizeLinear, which ONNX Runtime joins with a product that rounds activations too
+                factors = scale if transposed else scale.reshape(-1, *[1] * (matrix.ndim - 1))
+                stored = self.add("Mul", self.add("Cast", stored, to=TensorProto.FLOAT), self._store(factors, f"{name}.scale"))
             self._stored[key] = stored
         return self._stored[key]
 

@@ -319,7 +319,8 @@ def _broadcast(graph: Graph, call: Call, other: Call) -> str:
 
 
 def _permute(graph: Graph, call: Call, other: Call) -> str:
-    return graph.add("Transpose", _input(graph, call, "x"), perm=[*call.constants["order"]])
+    order = call.constants["order"]
+    return graph.add("Transpose", _input(graph, call, "x"), perm=[axis % len(order) for axis in order])
 
 
 def _slice(graph: Graph, call: Call, other: Call) -> str:
