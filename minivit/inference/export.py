@@ -1,4 +1,4 @@
-"""`export`: a trained model for other programs, as ONNX."""
+"""`export`: a trained model for other programs, as ONNX, or as weights for timm."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import UserError, shown
 from ..files import atomic_file, user_path, writing
+from ..io.weights import save_weights
 from ..kernels.core.devices import address_of
 from ..models.base import Model
 from ..nn.module import Module, evaluating
@@ -23,35 +24,45 @@ from .classifier import Classifier
 
 PRECISIONS = ("float32", "int8")
 LARGEST_FILE = 2**31 - 2**24  # bytes of weights, above which ONNX wants them in a file of their own
+TIMM_EPS = 1e-6  # of timm's normalisations by default
 BATCHES = 2, 3  # two sizes, whose comparison tells which lengths belong to the batch
 
 
 def export(
     model: Module, path: str | os.PathLike[str], *, preprocessing: bool = False, precision: str | None = None
 ) -> tuple[Path, ...]:
-    """Write a model as ONNX (opset 17), for batches of any size. Returns the paths of the files, one for each exit of a cascade.
+    """Write a model for other programs. Returns the paths of the files, one for each exit of a cascade.
 
-    model: of `load`, `train(...).model` or `create_model`. path: ends with .onnx.
-    The input "images" is float32 (B, C, H, W), normalised as in training; with preprocessing, for which the model must be a Classifier, it
-    is uint8 (B, H, W, C), of the model's size. The output "logits" is float32 (B, classes). The metadata of a file holds the model's
-    configuration, and of a Classifier class names and preprocessing, as JSON.
-    precision: "int8" stores the weights of all products but the head's in 8 bits, for files of about a quarter of the size, and computes in
+    model: of `load`, `train(...).model` or `create_model`. path: its ending decides the format.
+
+    `.onnx`: ONNX (opset 17), for batches of any size. The input "images" is float32 (B, C, H, W), normalised as in training; with
+    preprocessing, for which the model must be a Classifier, it is uint8 (B, H, W, C), of the model's size. The output "logits" is float32
+    (B, classes). The metadata of a file holds the model's configuration, and of a Classifier class names and preprocessing, as JSON.
+    precision: "int8" stores the weights of all products but the head's in 8 bits, for files of about a quarter of the size, which compute in
     float32; None: "int8" for a Classifier that predicts in it, otherwise "float32".
     The file of exit k of a cascade ends with _exit<k>.onnx. Beside "logits" its outputs are the inputs of the next one, by name, and the
     thresholds are in the metadata ("calibration").
-    Raises UserError if the package onnx is missing, for a module that is no model of minivit, and if a file cannot be written.
+
+    `.safetensors`: the weights by timm's names, for a ViT, Mixer or CrossViT. Its metadata has under "timm" the call in Python that
+    makes timm's model, whose load_state_dict takes them.
+
+    Raises UserError if the package onnx is missing, for a model that the format has no form for, and if a file cannot be written.
     """
-    try:
-        from ..io import onnx_ops
-    except ImportError as error:
-        raise UserError(f"ONNX files are written by the package onnx, which is missing ({error}): pip install onnx") from None
     path = user_path(path)
-    if path.suffix != ".onnx":
-        raise UserError(f"models are exported as .onnx: {path} has another ending")
     classifier = model if isinstance(model, Classifier) else None
     backbone = model.unwrapped()
     if not isinstance(backbone, Model):
         raise UserError(f"export takes a model of minivit, as load() and create_model() return, not {type(backbone).__name__}")
+    if path.suffix == ".safetensors":
+        if preprocessing or precision is not None:
+            raise UserError("preprocessing and precision are options of .onnx files: leave them out for .safetensors")
+        return (_export_weights(backbone, classifier, path),)
+    if path.suffix != ".onnx":
+        raise UserError(f"models are exported as .onnx or .safetensors: {path} has another ending")
+    try:
+        from ..io import onnx_ops
+    except ImportError as error:
+        raise UserError(f"ONNX files are written by the package onnx, which is missing ({error}): pip install onnx") from None
     if preprocessing and classifier is None:
         raise UserError("preprocessing=True needs to know how images are normalised: give a model of load() or train()")
     precision = precision or ("int8" if classifier and classifier.precision == "int8" else "float32")
@@ -72,6 +83,22 @@ def export(
             paths.append(path.with_name(f"{path.stem}_exit{k}.onnx") if several else path)
             _write(graph.model(about | ({"exit": f"{k} of {copy.num_exits}"} if several else {})), paths[-1])
     return tuple(paths)
+
+
+def timm_call(model: Model) -> str:
+    """The call in Python that makes timm's form of a model. Raises UserError if timm has no such model."""
+    function, arguments = model.timm_arguments()
+    eps = arguments.pop("eps")
+    texts = [f"{key}={value!r}" for key, value in arguments.items()]
+    if eps != TIMM_EPS:
+        texts.append(f"norm_layer=functools.partial(torch.nn.LayerNorm, eps={eps!r})")
+    return f"{function}({', '.join(texts)})"
+
+
+def _export_weights(model: Model, classifier: Classifier | None, path: Path) -> Path:
+    about = {"timm": timm_call(model), "format": "pt"} | _about(model, classifier)  # "pt" is what readers of PyTorch's weights look for
+    save_weights(model, path, about)
+    return path
 
 
 def _about(model: Model, classifier: Classifier | None) -> dict[str, str]:

@@ -108,7 +108,7 @@ _WRAPPERS = ("module.", "model.", "_orig_mod.")  # data-parallel training, Light
 
 
 def _of_head(name: str) -> bool:
-    return "head" in name.split(".")[:-1]
+    return not {"head", "head_dist"}.isdisjoint(name.split(".")[:-1])
 
 
 # ------------------------------------------------------------------------------------------------------------------------ reading

@@ -121,6 +121,13 @@ class Model(Module):
         """
         return None
 
+    def timm_arguments(self) -> tuple[str, dict[str, Any]]:
+        """The function or class of timm that makes a model with these parameters, and its arguments by name.
+
+        "eps" among them is that of the normalisations, for which timm takes a layer. Raises UserError if timm has no such model.
+        """
+        raise UserError(f"timm has no {self.family}: export it as .onnx, or save it as it is with save_weights")
+
     def resize_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
         """`state`, a state dict of this family, with its position embeddings resized to this model's grid (`positions.resize`)."""
         return state
@@ -170,6 +177,20 @@ class Model(Module):
     def token_mixing_weights(self) -> list[np.ndarray]:
         """For each block, the weights (F, patches) from the patches to the hidden units of its token-mixing MLP."""
         return []
+
+
+def timm_patches(config: Any) -> dict[str, Any]:
+    """The arguments of timm for images, patches and classes. Raises UserError for patches that timm has not."""
+    if config.stem != "patch" or config.patch_stride not in (None, config.patch_size) or config.patch_padding != 0:
+        raise UserError("timm's models cut images into patches that do not overlap: this stem has no names there, export it as .onnx")
+    names = {"img_size": config.image_size, "patch_size": config.patch_size, "in_chans": config.in_channels}
+    return names | {"num_classes": config.num_classes}
+
+
+def timm_ratio(hidden: int, dim: int) -> float:
+    """The factor that makes `hidden` of `dim` in timm, which rounds the product down."""
+    ratio = hidden / dim
+    return ratio if int(dim * ratio) == hidden else float(np.nextafter(ratio, np.inf))
 
 
 class Backbone(Model):
