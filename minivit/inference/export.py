@@ -28,9 +28,7 @@ TIMM_EPS = 1e-6  # of timm's normalisations by default
 BATCHES = 2, 3  # two sizes, whose comparison tells which lengths belong to the batch
 
 
-def export(
-    model: Module, path: str | os.PathLike[str], *, preprocessing: bool = False, precision: str | None = None
-) -> tuple[Path, ...]:
+def export(model: Module, path: str | os.PathLike[str], *, preprocessing: bool = False, precision: str | None = None) -> tuple[Path, ...]:
     """Write a model for other programs. Returns the paths of the files, one for each exit of a cascade.
 
     model: of `load`, `train(...).model` or `create_model`. path: its ending decides the format.

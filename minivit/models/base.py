@@ -187,12 +187,6 @@ def timm_patches(config: Any) -> dict[str, Any]:
     return names | {"num_classes": config.num_classes}
 
 
-def timm_ratio(hidden: int, dim: int) -> float:
-    """The factor that makes `hidden` of `dim` in timm, which rounds the product down."""
-    ratio = hidden / dim
-    return ratio if int(dim * ratio) == hidden else float(np.nextafter(ratio, np.inf))
-
-
 class Backbone(Model):
     """A model of blocks over patch tokens, which can be a stage of a cascade.
 

@@ -35,8 +35,8 @@ from ..nn.module import Module, filled
 from ..sides import both
 from ..tensor import Tensor
 from . import positions
-from .base import Model, timm_ratio
-from .config import Config, ImageSize, PatchSize, Positive, Rate, Size
+from .base import Model
+from .config import Config, ImageSize, PatchSize, Positive, Rate, Size, ratio_of
 from .registry import register
 from .vit import Block, ViTConfig
 
@@ -294,13 +294,13 @@ class CrossViT(Model):
         if config.stem == "convolution" and config.patch_sizes != (12, 16):
             raise UserError(f"timm has convolutions for patches of 12 and 16 pixels, not {config.patch_sizes}: export it as .onnx")
         sizes, whole = [both(size) for size in config.branch_sizes], both(config.image_size)
-        scales = [timm_ratio(size[0], whole[0]) for size in sizes]
+        scales = [ratio_of(size[0], whole[0]) for size in sizes]
         if any(tuple(int(side * scale) for side in whole) != size for scale, size in zip(scales, sizes)):
             raise UserError(f"timm's branches have the proportions of the image, not {config.branch_sizes}: export it as .onnx")
         hidden = [int(dim * ratio) for dim, ratio in zip(config.dims, config.mlp_ratios)]
         found = {"img_size": config.image_size, "img_scale": tuple(scales), "patch_size": config.patch_sizes}
         found |= {"in_chans": config.in_channels, "num_classes": config.num_classes, "embed_dim": config.dims, "num_heads": config.heads}
-        found |= {"depth": ((*config.depths, 0),) * config.stages, "mlp_ratio": (*map(timm_ratio, hidden, config.dims), 1.0)}
+        found |= {"depth": ((*config.depths, 0),) * config.stages, "mlp_ratio": (*map(ratio_of, hidden, config.dims), 1.0)}
         return "timm.models.CrossVit", found | {"multi_conv": config.stem == "convolution", "eps": config.eps}
 
     def resize_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:

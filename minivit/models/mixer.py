@@ -15,8 +15,8 @@ from ..nn.layers import Dropout, DropPath, LayerNorm, Linear, Mlp, Random, Token
 from ..nn.module import Module
 from ..nn.stems import stem_of
 from ..tensor import Tensor
-from .base import Backbone, timm_patches, timm_ratio
-from .config import BackboneConfig, Positive, Rate, Size
+from .base import Backbone, timm_patches
+from .config import BackboneConfig, Positive, Rate, Size, ratio_of
 from .names import dense, norm
 from .registry import register
 
@@ -121,7 +121,7 @@ class Mixer(Backbone):
 
     def timm_arguments(self) -> tuple[str, dict[str, Any]]:
         config, mlps = self.config, (self.blocks[0].mlp_tokens, self.blocks[0].mlp_channels)
-        ratios = tuple(timm_ratio(len(mlp.fc1.weight), config.dim) for mlp in mlps)
+        ratios = tuple(ratio_of(len(mlp.fc1.weight), config.dim) for mlp in mlps)
         found = timm_patches(config) | {"num_blocks": config.depth, "embed_dim": config.dim, "mlp_ratio": ratios, "eps": config.eps}
         return "timm.models.MlpMixer", found | ({"act_layer": config.activation} if config.activation != "gelu" else {})
 

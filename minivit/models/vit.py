@@ -18,9 +18,9 @@ from ..nn.stems import stem_of
 from ..sides import Sides, simplest
 from ..tensor import Tensor
 from . import positions
-from .base import Backbone, timm_patches, timm_ratio
-from .config import BackboneConfig, Positive, Rate, Size
-from .names import dense, norm
+from .base import Backbone, timm_patches
+from .config import BackboneConfig, Positive, Rate, Size, ratio_of
+from .names import dense, from_hugging_face, norm
 from .registry import register
 
 
@@ -237,6 +237,14 @@ class ViT(Backbone):
         self.pos_embed = Parameter(resized)
         self.config, self.patch_embed, self.grid = config, embed, embed.grid
 
+    def rename_foreign(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Renames Hugging Face's names. Raises UserError for tokens that there are not here."""
+        state = from_hugging_face(state)
+        for name in ("register_tokens", "reg_token"):
+            if name in state:
+                raise UserError(f"the file is of a ViT with register tokens ({name}), which minivit's has not: take one without")
+        return state
+
     def timm_arguments(self) -> tuple[str, dict[str, Any]]:
         config = self.config
         if type(self) is not ViT:
@@ -246,7 +254,7 @@ class ViT(Backbone):
         hidden = int(config.dim * config.mlp_ratio)
         found = {"model_name": "deit_base_distilled_patch16_224" if self.head_dist else "vit_base_patch16_224"}
         found |= timm_patches(config) | {"embed_dim": config.dim, "depth": config.depth, "num_heads": config.heads}
-        found |= {"mlp_ratio": timm_ratio(hidden, config.dim), "qkv_bias": config.qkv_bias, "eps": config.eps}
+        found |= {"mlp_ratio": ratio_of(hidden, config.dim), "qkv_bias": config.qkv_bias, "eps": config.eps}
         found |= {} if config.layer_scale is None else {"init_values": config.layer_scale}
         found |= {} if config.class_token else {"class_token": False}
         found |= {"global_pool": "avg"} if config.pool == "mean" else {}

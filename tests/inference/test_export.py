@@ -94,7 +94,9 @@ def test_the_file_is_as_onnx_wants_it_and_small(tmp_path):
     # Batch normalisations are folded into the weights, and nothing is stored twice.
     assert "Sqrt" not in {node.op_type for node in found.graph.node}
     assert path.stat().st_size < 4 * sum(p.size for p in model.parameters()) + 40_000
-    shapes = [[d.dim_param or d.dim_value for d in each.type.tensor_type.shape.dim] for each in (found.graph.input[0], found.graph.output[0])]
+    shapes = [
+        [d.dim_param or d.dim_value for d in each.type.tensor_type.shape.dim] for each in (found.graph.input[0], found.graph.output[0])
+    ]
     assert shapes == [["batch", 2, 8, 8], ["batch", 3]]
 
 
@@ -209,5 +211,3 @@ def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.delattr("minivit.io.onnx_ops", raising=False)
     with pytest.raises(UserError, match="pip install onnx"):
         minivit.export(create("vit"), tmp_path / "a.onnx")
-
-

@@ -93,7 +93,10 @@ def in_batches(function, size=4):
         (lambda x: x.reshape(1, -1, 4).mean(1), lambda x: x.reshape(1, -1, 4).mean(1)),
         (lambda x: x[:, -1:, ::-1], lambda x: x[:, -1:, ::-1]),
         (lambda x: x[:, [2, 0, 0]], lambda x: x[:, [2, 0, 0]]),
-        (lambda x: x.reshape(len(x) * 3, 4) + F.broadcast(Tensor(np.ones((1, 1), np.float32)), (len(x) * 3, 4)), lambda x: x.reshape(-1, 4) + 1),
+        (
+            lambda x: x.reshape(len(x) * 3, 4) + F.broadcast(Tensor(np.ones((1, 1), np.float32)), (len(x) * 3, 4)),
+            lambda x: x.reshape(-1, 4) + 1,
+        ),
         (lambda x: F.concatenate(*F.split(x, (1, 2), axis=1)[::-1], axis=1), lambda x: x[:, [1, 2, 0]]),
         (lambda x: x, lambda x: x),
     ],
