@@ -89,7 +89,7 @@ def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = Tru
         )
     try:
         content = model.read_metadata(metadata)
-        if head_state.keys().isdisjoint(state):
+        if head_state and {name for name, _ in model.named_parameters()} - state.keys() == head_state.keys():
             raise UserError("the file has no head: load it with head=False to keep the model's own")
         converted = model.convert_channels(model.resize_positions(state, method))
         model.load_state_dict(converted)

@@ -1,16 +1,19 @@
 """ONNX files: in ONNX Runtime they give minivit's own answers."""
 
+# ruff: noqa: E402 (what follows needs the packages)
+
 import json
 from copy import deepcopy
 
 import numpy as np
 import pytest
 
-pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-import onnx
+from golden_files import GOLDEN
 from models.test_steps import VARIANTS, create
+from safetensors import safe_open
 
 import minivit
 from minivit import UserError
@@ -20,6 +23,7 @@ from minivit.models.cascade.calibration import confidence
 from minivit.models.registry import FAMILIES
 
 OTHERS = {  # options that no entry of VARIANTS has
+    "vit_distillation_token": ("vit", dict(heads=2, distillation="token")),
     "vit_convolutions": ("vit", dict(heads=2, patch_size=4, stem="convolution", stem_width=4, layer_scale=0.5)),
     "vit_overlapping": ("vit", dict(heads=2, patch_size=4, patch_stride=2, patch_padding=1)),
     "vit_rectangular": ("vit", dict(heads=2, image_size=(8, 12), patch_size=(4, 2))),
@@ -167,6 +171,35 @@ def test_a_cascade_is_a_file_for_each_exit(tmp_path):
     assert confidence(answers(map(str, paths[:1]), images_for(model))[0]).shape == (4,)
 
 
+# -------------------------------------------------------------------------------------------------------------------------- timm
+TIMM = json.loads((GOLDEN / "timm_names.json").read_text())["models"]
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_the_names_and_the_call_are_those_of_timm(name, tmp_path):
+    family, options = timm_names()[name]
+    model = minivit.create_model(family, **options)
+    (path,) = minivit.export(model, tmp_path / "a.safetensors")
+    with safe_open(path, "np") as file:
+        assert {key: file.get_slice(key).get_shape() for key in file.keys()} == TIMM[name]["state_dict"]  # noqa: SIM118 (no dict)
+        assert file.metadata()["timm"] == TIMM[name]["call"] and file.metadata()["format"] == "pt"
+    again = minivit.create_model(family, **options, seed=1)
+    assert minivit.load_weights(again, path) == ()
+
+
+def timm_names():
+    """The models of the script that made the golden file, which itself needs timm."""
+    text = (GOLDEN / "timm_names.py").read_text()
+    names = {}
+    exec(text[text.index("SMALL =") : text.index("def created")], names)
+    return names["MODELS"]
+
+
+def test_a_classifier_comes_back(tmp_path):
+    (path,) = minivit.export(classifier(), tmp_path / "a.safetensors")
+    assert minivit.load(path).class_names == ("ant", "bee", "cat")
+
+
 # ------------------------------------------------------------------------------------------------------------------ large, wrong
 def test_weights_that_onnx_cannot_hold_lie_beside_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LARGEST_FILE", 100)
@@ -186,7 +219,18 @@ class Own(minivit.Module):
 @pytest.mark.parametrize(
     "model, path, options, message",
     [
-        (create("vit"), "a.pt", {}, "exported as .onnx"),
+        (create("vit"), "a.pt", {}, r"exported as \.onnx or \.safetensors"),
+        (create("deepvit"), "a.safetensors", {}, "timm has no deepvit"),
+        (create("dvt"), "a.safetensors", {}, "timm has no dvt"),
+        (create("vit"), "a.safetensors", {"precision": "int8"}, "options of .onnx files"),
+        (
+            minivit.create_model("vit", image_size=8, patch_size=4, dim=8, heads=2, stem="convolution"),
+            "a.safetensors",
+            {},
+            "do not overlap",
+        ),
+        (minivit.create_model("vit", image_size=8, patch_size=4, dim=8, heads=2, distillation="token"), "a.safetensors", {}, "of its own"),
+        (create("crossvit"), "a.safetensors", {"preprocessing": True}, "options of .onnx files"),
         (create("vit"), "a.onnx", {"preprocessing": True}, "give a model of load"),
         (create("vit"), "a.onnx", {"precision": "bfloat16"}, "float32 or int8"),
         (Own(), "a.onnx", {}, "a model of minivit"),

@@ -1,12 +1,13 @@
 """Each op as nodes of ONNX: in ONNX Runtime its cases give what its reference gives."""
 
+# ruff: noqa: E402 (what follows needs the packages)
+
 import numpy as np
 import pytest
 
-pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
-import onnx
 
 from minivit import UserError
 from minivit import functional as F
