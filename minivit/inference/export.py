@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -36,8 +36,8 @@ def export(model: Module, path: str | os.PathLike[str], *, preprocessing: bool =
     `.onnx`: ONNX (opset 17), for batches of any size. The input "images" is float32 (B, C, H, W), normalised as in training; with
     preprocessing, for which the model must be a Classifier, it is uint8 (B, H, W, C), of the model's size. The output "logits" is float32
     (B, classes). The metadata of a file holds the model's configuration, and of a Classifier class names and preprocessing, as JSON.
-    precision: "int8" stores the weights of all products but the head's in 8 bits, for files of about a quarter of the size, which compute in
-    float32; None: "int8" for a Classifier that predicts in it, otherwise "float32".
+    precision: "int8" stores the weights of all products but the head's in 8 bits, for files of about a quarter of the size, which compute
+    in float32; None: "int8" for a Classifier that predicts in it, otherwise "float32".
     The file of exit k of a cascade ends with _exit<k>.onnx. Beside "logits" its outputs are the inputs of the next one, by name, and the
     thresholds are in the metadata ("calibration").
 
@@ -72,8 +72,8 @@ def export(model: Module, path: str | os.PathLike[str], *, preprocessing: bool =
     about = _about(copy, classifier)
     paths = []
     with evaluating(copy):
-        for k, walks in enumerate(_stages(copy), 1):
-            graph = onnx_ops.Graph(*walks, names, precision == "int8")
+        for k, (first, second) in enumerate(_stages(copy), 1):
+            graph = onnx_ops.Graph(first, second, names, precision == "int8")
             if preprocessing and classifier:
                 graph.take_pixels("images", classifier.preprocessing.mean, classifier.preprocessing.std)
             onnx_ops.translate(graph)
@@ -108,7 +108,7 @@ def _about(model: Model, classifier: Classifier | None) -> dict[str, str]:
     return found | model.metadata()
 
 
-def _stages(model: Model) -> Any:
+def _stages(model: Model) -> Iterator[tuple[Any, Any]]:
     """For each exit the walks through its stage for two batches."""
     from ..io.onnx_graph import walk
 
@@ -117,7 +117,7 @@ def _stages(model: Model) -> Any:
     for k in range(model.num_exits):
         given = present
 
-        def stage(images: Tensor, k: int = k, given: list[str | None] = given, **state: Tensor) -> Mapping[str, Tensor]:
+        def stage(images: Tensor, k: int = k, given: list[str | None] = given, **state: Tensor) -> dict[str, Tensor]:
             nonlocal present
             logits, following = model.stage(k, images, tuple(None if name is None else state[name] for name in given))
             present = [None if tensor is None else f"state{k + 1}_{i}" for i, tensor in enumerate(following)]
@@ -128,7 +128,7 @@ def _stages(model: Model) -> Any:
             images = np.zeros((size, *model.config.image_shape), model.config.dtype)
             walks.append(walk(stage, {"images": images} | states[i]))
             states[i] = {name: array for name, array in walks[-1].results.items() if name != "logits"}
-        yield walks
+        yield walks[0], walks[1]
 
 
 def _write(model: Any, path: Path) -> None:

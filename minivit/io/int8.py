@@ -29,7 +29,7 @@ def rounded(state: Mapping[str, np.ndarray], exact: Callable[[str], bool]) -> di
 
 
 def rounded_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Weights (O, ...) in 8 bits, and their scales (O,); None for those that stay as they are: short rows, and numbers that are not finite."""
+    """Weights (O, ...) in 8 bits, and their scales (O,); None for those that stay as they are, because rows are short or not finite."""
     if weight.ndim < 2 or prod(weight.shape[1:]) < SMALLEST:
         return None
     rows = weight.reshape(len(weight), -1)

@@ -278,7 +278,7 @@ def _depthwise(graph: Graph, call: Call, other: Call) -> str:
     x = graph.add("Transpose", _input(graph, call, "x"), perm=[0, 3, 1, 2])
     kernel = graph.add("Unsqueeze", graph.value(weight), _numbers(graph, 1))
     bias = [name for name in [_optional(graph, call, "bias")] if name is not None]
-    sizes = dict(kernel_shape=[*weight.shape[1:]], strides=[constants["stride"]] * 2, pads=[*constants["padding"]] * 2)
+    sizes: dict[str, Any] = dict(kernel_shape=[*weight.shape[1:]], strides=[constants["stride"]] * 2, pads=[*constants["padding"]] * 2)
     y = graph.add("Conv", x, kernel, *bias, group=len(weight), **sizes)
     return _activated(graph, graph.add("Transpose", y, perm=[0, 2, 3, 1]), constants["activation"])
 

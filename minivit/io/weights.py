@@ -146,8 +146,8 @@ def refuse_pickles(path: Path) -> None:
     """Raises UserError for a file of PyTorch's, by its ending, with the line that converts it."""
     if path.suffix in PICKLES:
         raise UserError(
-            f"{path} is a pickle, which may run code when it is read. Convert it where PyTorch is: from safetensors.torch import save_file; "
-            f"save_file(torch.load({path.name[:40]!r}, weights_only=True), 'model.safetensors')"
+            f"{path} is a pickle, which may run code when it is read; convert it where PyTorch is: "
+            f"from safetensors.torch import save_file; save_file(torch.load({path.name[:40]!r}, weights_only=True), 'model.safetensors')"
         )
 
 
@@ -165,7 +165,7 @@ def read_shards(path: Path) -> State:
             content = checked("its content", parse_json(file.read(LARGEST_INDEX).decode(), "its text"), Mapping[str, Any])
         weight_map = checked("weight_map", content.get("weight_map"), Mapping[str, str])
         for name in set(weight_map.values()):
-            if Path(name).name != name:
+            if Path(name).name != name or not name.endswith(".safetensors"):
                 raise ValueError(f"{shown(name)} is no name of a file beside it")
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error

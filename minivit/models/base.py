@@ -37,7 +37,7 @@ class Model(Module):
     attends: ClassVar[bool] = False
     separable: ClassVar[bool] = True
     part_name: ClassVar[str] = "exit"
-    no_muon = ("head",)
+    no_muon: ClassVar[Collection[str]] = ("head",)
     Config: ClassVar[type[configs.Config]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # name of the preset -> fields of the configuration
 

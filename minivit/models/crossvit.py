@@ -298,7 +298,7 @@ class CrossViT(Model):
         if any(tuple(int(side * scale) for side in whole) != size for scale, size in zip(scales, sizes)):
             raise UserError(f"timm's branches have the proportions of the image, not {config.branch_sizes}: export it as .onnx")
         hidden = [int(dim * ratio) for dim, ratio in zip(config.dims, config.mlp_ratios)]
-        found = {"img_size": config.image_size, "img_scale": tuple(scales), "patch_size": config.patch_sizes}
+        found: dict[str, Any] = {"img_size": config.image_size, "img_scale": tuple(scales), "patch_size": config.patch_sizes}
         found |= {"in_chans": config.in_channels, "num_classes": config.num_classes, "embed_dim": config.dims, "num_heads": config.heads}
         found |= {"depth": ((*config.depths, 0),) * config.stages, "mlp_ratio": (*map(ratio_of, hidden, config.dims), 1.0)}
         return "timm.models.CrossVit", found | {"multi_conv": config.stem == "convolution", "eps": config.eps}

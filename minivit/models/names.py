@@ -54,9 +54,7 @@ def from_hugging_face(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if not stem.startswith("pooler"):
             renamed[known.format(number)] = array
     for name in [name for name in renamed if ".attn.query." in name]:
-        parts = [renamed.get(name.replace("query", part)) for part in ("query", "key", "value")]
-        if all(part is not None and part.shape == renamed[name].shape for part in parts):
-            renamed[name.replace("query", "qkv")] = np.concatenate(parts)
-            for part in ("query", "key", "value"):
-                del renamed[name.replace("query", part)]
+        theirs = [name.replace("query", part) for part in ("query", "key", "value")]
+        if all(part in renamed and renamed[part].shape == renamed[name].shape for part in theirs):
+            renamed[name.replace("query", "qkv")] = np.concatenate([renamed.pop(part) for part in theirs])
     return renamed

@@ -138,8 +138,8 @@ class ViT(Backbone):
     config: ViTConfig
     blocks: list[Block]
     pos_embed: Parameter
-    no_decay = (*Backbone.no_decay, "dist_token")
-    no_muon = (*Backbone.no_muon, "head_dist")
+    no_decay = (*Module.no_decay, "dist_token")
+    no_muon = ("head", "head_dist")
     ignored = ("mask_token",)  # of self-supervised training
 
     def __init__(self, config: ViTConfig, seed: int = 0, random: Random | None = None) -> None:
@@ -252,7 +252,7 @@ class ViT(Backbone):
         if config.distillation == "token":
             raise UserError("timm has no distillation token without a head of its own: export it as .onnx")
         hidden = int(config.dim * config.mlp_ratio)
-        found = {"model_name": "deit_base_distilled_patch16_224" if self.head_dist else "vit_base_patch16_224"}
+        found: dict[str, Any] = {"model_name": "deit_base_distilled_patch16_224" if self.head_dist else "vit_base_patch16_224"}
         found |= timm_patches(config) | {"embed_dim": config.dim, "depth": config.depth, "num_heads": config.heads}
         found |= {"mlp_ratio": ratio_of(hidden, config.dim), "qkv_bias": config.qkv_bias, "eps": config.eps}
         found |= {} if config.layer_scale is None else {"init_values": config.layer_scale}

@@ -1,4 +1,4 @@
-"""Makes timm_names.json: the names and shapes of timm's models, and that they give minivit's logits to 1e-5. Run it where timm and PyTorch are.
+"""Makes timm_names.json, the names and shapes of timm's models, once they give minivit's logits to 1e-5. Run it where timm and PyTorch are.
 
 Each model is made by minivit, exported, made by timm from the call in the file's metadata, and loaded without a missing name.
 """
@@ -52,8 +52,8 @@ def main():
             logits = theirs(torch.from_numpy(images)).numpy()
         np.testing.assert_allclose(model(images).numpy(), logits, rtol=1e-5, atol=1e-5 * max(1, np.abs(logits).max()))
         found[name] = {"call": call, "state_dict": {key: list(value.shape) for key, value in theirs.state_dict().items()}}
-    text = json.dumps({"source": f"timm {timm.__version__}", "models": found}, indent=1)
-    Path(__file__).with_suffix(".json").write_text(text + "\n")
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(model)}" for name, model in found.items())
+    Path(__file__).with_suffix(".json").write_text(f'{{"source": "timm {timm.__version__}", "models": {{\n{lines}\n}}}}\n')
 
 
 if __name__ == "__main__":
