@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from ..files import user_path
 from ..inference.classifier import load
@@ -27,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     classifier = load(options.run)
     paths = export(classifier, user_path(options.file), preprocessing=options.preprocessing, precision=options.precision)
-    call = "" if paths[0].suffix == ".onnx" else read_safetensors(paths[0])[1]["timm"]
+    call = "" if paths[0].suffix == ".onnx" else json.loads(read_safetensors(paths[0])[1]["timm"])
     if options.json:
         print_json({"files": [str(path) for path in paths]} | ({"timm": call} if call else {}))
     else:

@@ -94,7 +94,9 @@ def timm_call(model: Model) -> str:
 
 
 def _export_weights(model: Model, classifier: Classifier | None, path: Path) -> Path:
-    about = {"timm": timm_call(model), "format": "pt"} | _about(model, classifier)  # "pt" is what readers of PyTorch's weights look for
+    about = {"timm": json.dumps(timm_call(model)), "format": "pt"} | _about(
+        model, classifier
+    )  # "pt" is what readers of PyTorch's weights look for
     save_weights(model, path, about)
     return path
 

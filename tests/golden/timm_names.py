@@ -44,7 +44,7 @@ def main():
         with TemporaryDirectory() as folder:
             (path,) = minivit.export(model, Path(folder, "a.safetensors"))
             with safe_open(path, "np") as file:
-                call = file.metadata()["timm"]
+                call = json.loads(file.metadata()["timm"])
             theirs = eval(call).eval()
             theirs.load_state_dict(load_file(path))
         images = np.random.default_rng(1).standard_normal((3, *model.config.image_shape), np.float32)

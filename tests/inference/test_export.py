@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 import minivit
 from minivit import UserError
+from minivit.cli.main import main
 from minivit.inference import export as module
 from minivit.inference.classifier import Classifier, Preprocessing
 from minivit.models.cascade.calibration import confidence
@@ -182,7 +183,7 @@ def test_the_names_and_the_call_are_those_of_timm(name, tmp_path):
     (path,) = minivit.export(model, tmp_path / "a.safetensors")
     with safe_open(path, "np") as file:
         assert {key: file.get_slice(key).get_shape() for key in file.keys()} == TIMM[name]["state_dict"]  # noqa: SIM118 (no dict)
-        assert file.metadata()["timm"] == TIMM[name]["call"] and file.metadata()["format"] == "pt"
+        assert json.loads(file.metadata()["timm"]) == TIMM[name]["call"] and file.metadata()["format"] == "pt"
     again = minivit.create_model(family, **options, seed=1)
     assert minivit.load_weights(again, path) == ()
 
@@ -255,3 +256,20 @@ def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.delattr("minivit.io.onnx_ops", raising=False)
     with pytest.raises(UserError, match="pip install onnx"):
         minivit.export(create("vit"), tmp_path / "a.onnx")
+
+
+# -------------------------------------------------------------------------------------------------------------- the command line
+def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = classifier()
+    model.save("run.safetensors")
+    assert main(["export", "run.safetensors", "a.onnx", "--preprocessing", "--precision", "int8"]) == 0
+    assert capsys.readouterr().out == "a.onnx\n"
+    assert session("a.onnx").get_inputs()[0].type == "tensor(uint8)"
+    assert main(["export", "run.safetensors", "b.safetensors"]) == 0
+    file, call = capsys.readouterr().out.splitlines()
+    assert file == "b.safetensors" and call.startswith("timm.create_model(model_name='vit_base_patch16_224', img_size=8")
+    assert main(["export", "run.safetensors", "b.safetensors", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"files": ["b.safetensors"], "timm": call}
+    assert main(["export", "run.safetensors", "a.pb"]) == 2
+    assert capsys.readouterr().err == "minivit: models are exported as .onnx or .safetensors: a.pb has another ending\n"
