@@ -69,7 +69,8 @@ def export(model: Module, path: str | os.PathLike[str], *, preprocessing: bool =
     copy = deepcopy(backbone).to("cpu")
     assert isinstance(copy, Model)
     names = {address_of(parameter.data): name for name, parameter in copy.named_parameters()}
-    about = _about(copy, classifier)
+    configuration = {"family": copy.family, "name": copy.name, **asdict(copy.config)}
+    about = {"minivit": __version__, "model": json.dumps(configuration), **_about(classifier), **copy.metadata()}
     paths = []
     with evaluating(copy):
         for k, (first, second) in enumerate(_stages(copy), 1):
@@ -94,20 +95,17 @@ def timm_call(model: Model) -> str:
 
 
 def _export_weights(model: Model, classifier: Classifier | None, path: Path) -> Path:
-    about = {"timm": json.dumps(timm_call(model)), "format": "pt"} | _about(
-        model, classifier
-    )  # "pt" is what readers of PyTorch's weights look for
-    save_weights(model, path, about)
+    about = {"timm": json.dumps(timm_call(model)), "format": "pt"}  # "pt" is what readers of PyTorch's weights look for
+    save_weights(model, path, about | _about(classifier))
     return path
 
 
-def _about(model: Model, classifier: Classifier | None) -> dict[str, str]:
-    """The metadata of a file."""
-    found = {"minivit": __version__, "model": json.dumps({"family": model.family, "name": model.name, **asdict(model.config)})}
-    if classifier:
-        found["class_names"] = json.dumps(classifier.class_names, ensure_ascii=False)
-        found["preprocessing"] = json.dumps(asdict(classifier.preprocessing))
-    return found | model.metadata()
+def _about(classifier: Classifier | None) -> dict[str, str]:
+    """What a file says of classes and images."""
+    if classifier is None:
+        return {}
+    names, preprocessing = classifier.class_names, asdict(classifier.preprocessing)
+    return {"class_names": json.dumps(names, ensure_ascii=False), "preprocessing": json.dumps(preprocessing)}
 
 
 def _stages(model: Model) -> Iterator[tuple[Any, Any]]:
