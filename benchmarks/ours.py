@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from math import prod
 from types import SimpleNamespace
@@ -106,11 +106,14 @@ def stored(precision: str, shape: tuple[int, ...], dtype: Any = np.float32) -> A
 class _Counter:
     """A Tracer that lists the operations and least bytes of each forward."""
 
+    whole = True
+
     def __init__(self, precision: str) -> None:
         self.precision = precision
         self.found: list[tuple[int, int]] = []
 
-    def op(self, op: Op, shapes: list[tuple[int, ...] | None], constants: Mapping[str, Any]) -> None:
+    def op(self, op: Op, inputs: Sequence[Any], outputs: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
+        shapes = [None if a is None else a.shape for a in inputs]
         arrays = [None if shape is None else stored(self.precision, shape) for shape in shapes]
         saved = (a for n, a in op.describe(arrays, constants).items() if a is not None and n not in op.results)
         least = op.least_bytes(arrays, constants)[0] - sum(prod(a.shape) * np.dtype(a.dtype).itemsize for a in saved)

@@ -32,6 +32,7 @@ _DEFINED_IN = {  # public name -> the module that defines it
     "Predictor": "inference.predictor",
     "load": "inference.classifier",
     "calibrate": "inference.calibrate",
+    "export": "inference.export",
     "Calibration": "models.cascade.calibration",
     "serve": "serving.serve",
     "profile": "training.profiling",

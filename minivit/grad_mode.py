@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -29,10 +29,15 @@ def no_grad() -> Iterator[None]:
 
 
 class Tracer(Protocol):
-    """Receives the reports of `trace`."""
+    """Receives the reports of `trace`.
 
-    def op(self, op: Op, shapes: list[tuple[int, ...] | None], constants: Mapping[str, Any]) -> None:
-        """Called for each op instead of running it, with the shapes of its inputs."""
+    whole: whether models compute all of their last block, as papers count it, or only what their head reads.
+    """
+
+    whole: bool
+
+    def op(self, op: Op, inputs: Sequence[Any], outputs: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
+        """Called for each op instead of running it, with its arrays, or None for absent ones; those of `outputs` are empty."""
 
     def enter(self, module: Any) -> None:
         """Called at the start of a Module's `forward`: the reports up to the matching `leave` belong to it."""

@@ -391,7 +391,7 @@ def apply(op: Op, *inputs: Tensor | np.ndarray | None, **constants: Any) -> Any:
     if tracer is None:
         op.run("forward", (*outputs.values(), *arrays, *constants.values()), arrays, constants.values())
     else:
-        tracer.op(op, [None if a is None else a.shape for a in arrays], constants)
+        tracer.op(op, arrays, outputs, constants)
     results = [None if outputs[n] is None else Tensor(outputs[n]) for n in (*op.results, *op.detached)]
     if recorded:
         array_by_name = outputs | dict(zip(op.inputs, arrays))

@@ -153,6 +153,18 @@ def test_the_cascade(tmp_path, monkeypatch, capsys):
     assert minivit.load(names["run"].folder).model.calibration == names["calibration"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("marker", ["onnx", "onnx-cascade"])
+def test_the_export(marker, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(example(marker), names)
+    assert names["logits"].shape == ((5, 10) if marker == "onnx" else (1, 10))
+    assert marker != "onnx" or sum(names["names"][k] in "0123456789" for k in names["logits"].argmax(1)) == 5
+
+
 @pytest.mark.parametrize("marker", ["first-line", "test-line"])
 def test_the_lines_to_paste_are_one_line(marker):
     assert len(example(marker).splitlines()) == 1

@@ -16,7 +16,7 @@ from ..data.fit import check_fit
 from ..data.image_file import MAX_PIXELS, Unreadable
 from ..data.walk import with_folders_listed
 from ..errors import UserError
-from ..io import run_folder
+from ..io import hugging_face, run_folder
 from ..models.base import Model
 from ..nn.cost import ModelCost
 from ..nn.module import Module, Parameter, dtype_of
@@ -216,12 +216,18 @@ class Classifier(Module):
 def load(path: str | os.PathLike[str], precision: str | None = None, device: str = "cpu", tta: bool = False) -> Classifier:
     """Load the model of a run folder, or of a .safetensors file written by minivit, in evaluation mode.
 
-    path: the folder, its name in runs/, or the file. precision, tta: of predictions, as for Predictor. device: "cpu" or "cuda".
+    path: the folder, its name in runs/, or the file; or a folder of Hugging Face's transformers with a ViT or DeiT (`io/hugging_face.py`).
+    precision, tta: of predictions, as for Predictor. device: "cpu" or "cuda".
     Raises UserError if it does not exist (with the nearest names), or is damaged.
     """
     check_device(device)
-    file = run_folder.find_model(Path(path))
-    model, metadata = run_folder.load_model(file)
+    file, metadata = Path(path), dict[str, Any]()
+    if hugging_face.is_folder(file):
+        model, class_names, preprocessing = hugging_face.load_folder(file)
+        metadata = {"class_names": class_names, "preprocessing": preprocessing}
+    else:
+        file = run_folder.find_model(file)
+        model, metadata = run_folder.load_model(file)
     precision_for(precision or model.config.dtype, dtype_of(model), device, OF_PREDICTIONS)  # raises
     model.to(device)
     with run_folder.reading(file, "create the model and load its weights with load_weights"):

@@ -23,13 +23,19 @@ def rounded(state: Mapping[str, np.ndarray], exact: Callable[[str], bool]) -> di
     found = {}
     for name, array in state.items():
         found[name] = array
-        if name.endswith("weight") and array.dtype == np.float32 and prod(array.shape[1:]) >= SMALLEST and not exact(name):
-            rows = array.reshape(len(array), -1)
-            scale = np.abs(rows).max(1) / LEVELS  # (O,)
-            numbers = np.rint(rows / np.where(scale > 0, scale, 1)[:, None])
-            if np.isfinite(numbers).all():
-                found[name], found[name + SCALE] = numbers.astype(np.int8).reshape(array.shape), scale
+        if name.endswith("weight") and array.dtype == np.float32 and not exact(name) and (parts := rounded_rows(array)):
+            found[name], found[name + SCALE] = parts
     return found
+
+
+def rounded_rows(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Weights (O, ...) in 8 bits, and their scales (O,); None for those that stay as they are, because rows are short or not finite."""
+    if weight.ndim < 2 or prod(weight.shape[1:]) < SMALLEST:
+        return None
+    rows = weight.reshape(len(weight), -1)
+    scale = np.abs(rows).max(1) / LEVELS  # (O,)
+    numbers = np.rint(rows / np.where(scale > 0, scale, 1)[:, None])
+    return (numbers.astype(np.int8).reshape(weight.shape), scale) if np.isfinite(numbers).all() else None
 
 
 def restored(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -29,10 +29,10 @@ from typing import Annotated, Any
 from ..errors import UserError, nearest, reason
 from ..files import atomic_file, lock, open_regular, remove_abandoned, user_path, writing
 from ..interrupts import deferred
-from ..models import Model, outline
+from ..models import Model
 from ..progress import say_once
 from ..schema import Checked, Fraction, Limits, Size, checked, parse_json, record
-from .weights import read_safetensors, save_weights
+from .weights import model_of, read_safetensors, save_weights
 
 CONFIG, METRICS, MODEL, CURVES = "config.json", "metrics.jsonl", "model.safetensors", "curves.png"
 RUN_FILES = (CONFIG, METRICS, MODEL, CURVES)
@@ -71,11 +71,8 @@ def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
     with reading(path, "get or make it again, or create the model and use load_weights"):
         config = dict(checked("model", parse_json(metadata["model"], "model"), Mapping[str, Any]))
         family, name = (checked(f"model.{key}", config.pop(key, None), Name) for key in ("family", "name"))
-        model = outline(family, config, most=len(state))  # nothing is allocated before the shapes are known to be those of the file
+        model = model_of(family, config, state)
         model.name = name
-        model.check_state_dict(state)
-        model.allocate()
-        model.load_state_dict(state)
         model.restore(model.read_metadata(metadata), own_file=True)
         about = metadata.keys() - model.metadata().keys() - {"format", "version", "model"}
         return model, {key: parse_json(metadata[key], key) for key in about}

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -18,8 +19,9 @@ from safetensors.numpy import save
 from ..data.npz import read_npz
 from ..errors import UserError, listed, reason, shown
 from ..files import atomic_file, open_regular, writing
-from ..models import MOST_PARAMETERS
+from ..models import MOST_PARAMETERS, outline
 from ..models.base import Model
+from ..schema import checked, parse_json
 from ..version import __version__
 from .int8 import restored, rounded
 
@@ -57,17 +59,25 @@ def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = Tru
     array that was resized or converted. The thresholds of a cascade are loaded if all of its weights are those of the file. Names of the
     original authors' code are accepted too (`Model.rename_foreign`), and names that all begin with "module.", "model." or "_orig_mod.".
     Google's `pre_logits` layer is a part of the file's head, so it needs head=False.
-    Raises UserError, without changing the model, for a file that is missing, damaged or does not fit.
+    path may be a folder with model.safetensors, or the index of weights in several files, model.safetensors.index.json, or its folder.
+    Raises UserError, without changing the model, for a file that is missing, damaged or does not fit, and for a pickle (.pth, .pt, .bin).
     """
     path = Path(path)
     metadata: dict[str, str] = {}
-    if path.suffix == ".safetensors":
-        state, metadata = read_safetensors(path)
-        state, method = model.rename_foreign(_without_wrappers(state)), "bicubic_antialias"
-    elif path.suffix == ".npz":
+    if path.suffix == ".npz":
         state, method = _from_google(model, _read_npz(path), path, head), "bilinear"
     else:
-        raise UserError(f"weights are .safetensors or .npz files: {path} has another ending")
+        if path.name.endswith(INDEX) or path.is_dir():
+            state = read_shards(path)
+        elif path.suffix == ".safetensors":
+            state, metadata = read_safetensors(path)
+        else:
+            refuse_pickles(path)
+            raise UserError(f"weights are .safetensors or .npz files: {path} has another ending")
+        try:
+            state, method = model.rename_foreign(_without_wrappers(state)), "bicubic_antialias"
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
     head_state = {name: parameter.numpy() for name, parameter in model.named_parameters() if _of_head(name)}
     if not head:
         state = {name: array for name, array in state.items() if not _of_head(name)} | head_state
@@ -79,6 +89,8 @@ def load_weights(model: Model, path: str | os.PathLike[str], *, head: bool = Tru
         )
     try:
         content = model.read_metadata(metadata)
+        if head_state and {name for name, _ in model.named_parameters()} - state.keys() == head_state.keys():
+            raise UserError("the file has no head: load it with head=False to keep the model's own")
         converted = model.convert_channels(model.resize_positions(state, method))
         model.load_state_dict(converted)
     except UserError as error:
@@ -99,21 +111,78 @@ def _changes(model: Model, given: State, converted: State, method: str) -> Itera
 
 def _without_wrappers(state: State) -> State:
     """The state dict without a prefix that all names have because the module was wrapped when it was saved."""
-    while prefix := next((p for p in _WRAPPERS if state and all(name.startswith(p) for name in state)), ""):
+    while prefix := next((p for p in _WRAPPERS if state and all(name.startswith((p, "head.")) for name in state)), ""):
         state = {name.removeprefix(prefix): array for name, array in state.items()}
     return state
 
 
-_WRAPPERS = ("module.", "model.", "_orig_mod.")  # data-parallel training, Lightning and the like, compiled modules
+# Data-parallel training, Lightning and the like, compiled modules, and the network without the head of self-supervised training.
+_WRAPPERS = ("module.", "model.", "_orig_mod.", "backbone.")
 
 
 def _of_head(name: str) -> bool:
-    return "head" in name.split(".")[:-1]
+    return not {"head", "head_dist"}.isdisjoint(name.split(".")[:-1])
+
+
+def model_of(family: str, config: Mapping[str, Any], state: State) -> Model:
+    """The model of a configuration with the arrays of a file, in evaluation mode. Raises UserError if they do not fit each other.
+
+    Nothing is allocated before the shapes are known to be those of the file.
+    """
+    model = outline(family, config, most=len(state))
+    model.check_state_dict(state)
+    model.allocate()
+    model.load_state_dict(state)
+    return model
 
 
 # ------------------------------------------------------------------------------------------------------------------------ reading
+PICKLES = (".pth", ".pt", ".bin", ".pkl", ".ckpt", ".tar")
+INDEX = ".safetensors.index.json"  # the end of the name of a file that says which weights are in which files
+LARGEST_INDEX = 2**23  # bytes
+
+
+def refuse_pickles(path: Path) -> None:
+    """Raises UserError for a file of PyTorch's, by its ending, with the line that converts it."""
+    if path.suffix in PICKLES:
+        raise UserError(
+            f"{path} is a pickle, which may run code when it is read; convert it where PyTorch is: "
+            f"from safetensors.torch import save_file; save_file(torch.load({path.name[:40]!r}, weights_only=True), 'model.safetensors')"
+        )
+
+
+def read_shards(path: Path) -> State:
+    """The arrays of a folder of weights, or of several files by their index. Raises UserError if one is missing or damaged."""
+    if path.is_dir():
+        single, found = path / "model.safetensors", sorted(path.glob(f"*{INDEX}"))
+        if single.is_file() or not found:
+            for pickle in () if single.is_file() else sorted(each for each in path.iterdir() if each.suffix in PICKLES):
+                refuse_pickles(pickle)
+            return read_safetensors(single)[0]
+        path = found[0]
+    try:
+        with open_regular(path) as file:
+            content = checked("its content", parse_json(file.read(LARGEST_INDEX).decode(), "its text"), Mapping[str, Any])
+        weight_map = checked("weight_map", content.get("weight_map"), Mapping[str, str])
+        for name in set(weight_map.values()):
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise ValueError(f"{shown(name)} is no name of a file beside it")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no index of safetensors files: {error}: get it again") from error
+    state: State = {}
+    for name in sorted(set(weight_map.values())):
+        state |= read_safetensors(path.with_name(name))[0]
+    missing = [name for name in weight_map if name not in state]
+    if missing:
+        raise UserError(f"{path} names weights that its files have not: {listed(missing)}: get them again")
+    return state
+
+
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[State, dict[str, str]]:
     """The arrays of a file, bfloat16 and 8 bits converted to float32, and its metadata. Raises UserError if it is missing or damaged."""
+    refuse_pickles(Path(path))
     try:
         with open_regular(path) as file:
             length = int.from_bytes(file.read(8), "little")

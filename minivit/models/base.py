@@ -37,7 +37,7 @@ class Model(Module):
     attends: ClassVar[bool] = False
     separable: ClassVar[bool] = True
     part_name: ClassVar[str] = "exit"
-    no_muon = ("head",)
+    no_muon: ClassVar[Collection[str]] = ("head",)
     Config: ClassVar[type[configs.Config]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]  # name of the preset -> fields of the configuration
 
@@ -121,6 +121,13 @@ class Model(Module):
         """
         return None
 
+    def timm_arguments(self) -> tuple[str, dict[str, Any]]:
+        """The function or class of timm that makes a model with these parameters, and its arguments by name.
+
+        "eps" among them is that of the normalisations, for which timm takes a layer. Raises UserError if timm has no such model.
+        """
+        raise UserError(f"timm has no {self.family}: export it as .onnx, or save it as it is with save_weights")
+
     def resize_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
         """`state`, a state dict of this family, with its position embeddings resized to this model's grid (`positions.resize`)."""
         return state
@@ -170,6 +177,14 @@ class Model(Module):
     def token_mixing_weights(self) -> list[np.ndarray]:
         """For each block, the weights (F, patches) from the patches to the hidden units of its token-mixing MLP."""
         return []
+
+
+def timm_patches(config: Any) -> dict[str, Any]:
+    """The arguments of timm for images, patches and classes. Raises UserError for patches that timm has not."""
+    if config.stem != "patch" or config.patch_stride not in (None, config.patch_size) or config.patch_padding != 0:
+        raise UserError("timm's models cut images into patches that do not overlap: this stem has no names there, export it as .onnx")
+    names = {"img_size": config.image_size, "patch_size": config.patch_size, "in_chans": config.in_channels}
+    return names | {"num_classes": config.num_classes}
 
 
 class Backbone(Model):
@@ -228,7 +243,8 @@ class Backbone(Model):
         scaled attention logits (B, H, N, N) of each block are appended, including the bias from `relation`. all_tokens: whether to return
         more than the `tokens_read`. The cost is counted as in papers, where the last block computes all.
         """
-        first = None if all_tokens or current_tracer() else self.tokens_read
+        tracer = current_tracer()
+        first = None if all_tokens or (tracer and tracer.whole) else self.tokens_read
         biases = repeat(None) if relation is None else self.relation_reuse(relation)
         x = self.embed(images)
         for block, bias in zip(self.blocks, biases):

@@ -7,14 +7,22 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from ..errors import UserError
 from ..nn.stems import halvings
 from ..schema import Checked, Count, Positive, Rate, Size
 from ..sides import ImageSize, Padding, PatchSize, both
 
-__all__ = ["BackboneConfig", "Config", "Count", "ImageSize", "Patch", "PatchSize", "Positive", "Rate", "Size", "StageConfig"]
+__all__ = ["BackboneConfig", "Config", "Count", "ImageSize", "Patch", "PatchSize", "Positive", "Rate", "Size", "StageConfig", "ratio_of"]
 
 Patch = tuple[PatchSize, PatchSize, Padding]  # (size, stride, padding) in pixels
+
+
+def ratio_of(hidden: int, dim: int) -> float:
+    """The factor for which int(dim · factor) is `hidden`."""
+    ratio = hidden / dim
+    return ratio if int(dim * ratio) == hidden else float(np.nextafter(ratio, np.inf))
 
 
 @dataclass(frozen=True)

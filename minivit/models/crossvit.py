@@ -36,7 +36,7 @@ from ..sides import both
 from ..tensor import Tensor
 from . import positions
 from .base import Model
-from .config import Config, ImageSize, PatchSize, Positive, Rate, Size
+from .config import Config, ImageSize, PatchSize, Positive, Rate, Size, ratio_of
 from .registry import register
 from .vit import Block, ViTConfig
 
@@ -288,6 +288,20 @@ class CrossViT(Model):
         """Renames `pos_embed.0`, as the authors write, to timm's `pos_embed_0`, and the class tokens likewise."""
         theirs = {f"{name}.{b}": f"{name}_{b}" for name in ("cls_token", "pos_embed") for b in BRANCHES}
         return {theirs.get(name, name): array for name, array in state.items()}
+
+    def timm_arguments(self) -> tuple[str, dict[str, Any]]:
+        config = self.config
+        if config.stem == "convolution" and config.patch_sizes != (12, 16):
+            raise UserError(f"timm has convolutions for patches of 12 and 16 pixels, not {config.patch_sizes}: export it as .onnx")
+        sizes, whole = [both(size) for size in config.branch_sizes], both(config.image_size)
+        scales = [ratio_of(size[0], whole[0]) for size in sizes]
+        if any(tuple(int(side * scale) for side in whole) != size for scale, size in zip(scales, sizes)):
+            raise UserError(f"timm's branches have the proportions of the image, not {config.branch_sizes}: export it as .onnx")
+        hidden = [int(dim * ratio) for dim, ratio in zip(config.dims, config.mlp_ratios)]
+        found: dict[str, Any] = {"img_size": config.image_size, "img_scale": tuple(scales), "patch_size": config.patch_sizes}
+        found |= {"in_chans": config.in_channels, "num_classes": config.num_classes, "embed_dim": config.dims, "num_heads": config.heads}
+        found |= {"depth": ((*config.depths, 0),) * config.stages, "mlp_ratio": (*map(ratio_of, hidden, config.dims), 1.0)}
+        return "timm.models.CrossVit", found | {"multi_conv": config.stem == "convolution", "eps": config.eps}
 
     def resize_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
         for b in BRANCHES:

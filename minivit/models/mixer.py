@@ -15,8 +15,8 @@ from ..nn.layers import Dropout, DropPath, LayerNorm, Linear, Mlp, Random, Token
 from ..nn.module import Module
 from ..nn.stems import stem_of
 from ..tensor import Tensor
-from .base import Backbone
-from .config import BackboneConfig, Positive, Rate, Size
+from .base import Backbone, timm_patches
+from .config import BackboneConfig, Positive, Rate, Size, ratio_of
 from .names import dense, norm
 from .registry import register
 
@@ -118,6 +118,12 @@ class Mixer(Backbone):
 
     def pool(self, tokens: Tensor) -> Tensor:
         return self.norm(tokens).mean(1)
+
+    def timm_arguments(self) -> tuple[str, dict[str, Any]]:
+        config, mlps = self.config, (self.blocks[0].mlp_tokens, self.blocks[0].mlp_channels)
+        ratios = tuple(ratio_of(len(mlp.fc1.weight), config.dim) for mlp in mlps)
+        found = timm_patches(config) | {"num_blocks": config.depth, "embed_dim": config.dim, "mlp_ratio": ratios, "eps": config.eps}
+        return "timm.models.MlpMixer", found | ({"act_layer": config.activation} if config.activation != "gelu" else {})
 
     def google_names(self, names: Collection[str]) -> dict[str, str]:
         table = dense("stem.proj", "stem") | norm("norm", "pre_head_layer_norm") | dense("head", "head")

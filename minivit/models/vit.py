@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Literal
 
@@ -18,9 +18,9 @@ from ..nn.stems import stem_of
 from ..sides import Sides, simplest
 from ..tensor import Tensor
 from . import positions
-from .base import Backbone
-from .config import BackboneConfig, Positive, Rate, Size
-from .names import dense, norm
+from .base import Backbone, timm_patches
+from .config import BackboneConfig, Positive, Rate, Size, ratio_of
+from .names import dense, from_hugging_face, norm
 from .registry import register
 
 
@@ -35,6 +35,8 @@ class ViTConfig(BackboneConfig):
     qkv_bias: bool = True  # whether the projection to q, k and v has a bias
     pool: Literal["cls", "mean"] = "cls"  # input of the head: the class token, or the mean of the patch tokens
     class_token: bool = True  # whether there is a class token; required by pool="cls"
+    # DeiT's second token, after the class token (2012.12877): none, alone, or with a head of its own; the logits are then the mean of both.
+    distillation: Literal["none", "token", "head"] = field(default="none", metadata={"not_in_cascades": True})
     layer_scale: Positive | None = None  # initial factor of each residual branch (2103.17239); None: no LayerScale
     drop_rate: Rate = 0.0  # dropout before the head
     pos_drop_rate: Rate = 0.0  # dropout after the position embedding
@@ -49,6 +51,8 @@ class ViTConfig(BackboneConfig):
         super().__post_init__()
         if self.pool == "cls" and not self.class_token:
             raise UserError("pool='cls' needs a class token: set class_token=True, or pool='mean'")
+        if self.distillation != "none" and self.pool != "cls":
+            raise UserError(f"distillation={self.distillation!r} stands beside a class token that the head reads: set pool='cls'")
         if int(self.dim * self.mlp_ratio) < 1:
             raise UserError(f"mlp_ratio={self.mlp_ratio} leaves no hidden channel of dim {self.dim}: make it larger")
 
@@ -134,14 +138,19 @@ class ViT(Backbone):
     config: ViTConfig
     blocks: list[Block]
     pos_embed: Parameter
+    no_decay = (*Module.no_decay, "dist_token")
+    no_muon = ("head", "head_dist")
+    ignored = ("mask_token",)  # of self-supervised training
 
     def __init__(self, config: ViTConfig, seed: int = 0, random: Random | None = None) -> None:
         super().__init__(config, seed, random)
         dim, dtype, random = config.dim, config.dtype, self.random
         embed = self._patch_embed(config)
-        self.prefix, self.grid = int(config.class_token), embed.grid
+        distilled = config.distillation != "none"
+        self.prefix, self.grid = int(config.class_token) + distilled, embed.grid
         self.cls_token = filled((1, 1, dim), 0.0, dtype) if config.class_token else None
-        self.pos_embed = filled((1, config.class_token + prod(embed.grid), dim), 0.0, dtype)
+        self.dist_token = filled((1, 1, dim), 0.0, dtype) if distilled else None
+        self.pos_embed = filled((1, self.prefix + prod(embed.grid), dim), 0.0, dtype)
         self.patch_embed = embed
         self.pos_drop = Dropout(config.pos_drop_rate, random)
         self.blocks = [self.block(i, float(rate)) for i, rate in enumerate(np.linspace(0.0, config.drop_path_rate, config.depth))]
@@ -151,6 +160,7 @@ class ViT(Backbone):
         self.norm, self.fc_norm = (norm, None) if config.pool == "cls" else (None, norm)
         self.head_drop = Dropout(config.drop_rate, random)
         self.head = Linear(dim, config.num_classes, dtype=dtype)
+        self.head_dist = Linear(dim, config.num_classes, dtype=dtype) if config.distillation == "head" else None
         self.initialise()
 
     def block(self, i: int, drop_path_rate: float) -> Block:
@@ -173,21 +183,36 @@ class ViT(Backbone):
         weight_init = truncated_normal(0.02)
         return {
             "cls_token": normal(1e-6),
+            "dist_token": weight_init,
             "pos_embed": weight_init,
             "patch_embed.*": uniform(config.patch_values**-0.5),
             "*.attn.*.weight": weight_init,
             "*.mlp.*.weight": weight_init,
-            "head.weight": weight_init,
+            "head*.weight": weight_init,
         }
 
     @property
     def tokens_read(self) -> int | None:
-        return 1 if self.config.pool == "cls" else None
+        return None if self.config.pool == "mean" else 2 if self.config.distillation == "head" else 1
+
+    def forward(self, images: Any) -> Tensor:
+        if self.head_dist is None:
+            return super().forward(images)
+        tokens = self.norm(self.encode(self.begin(images), all_tokens=False))  # type: ignore[misc]
+        answers = [head(self.head_drop(tokens[:, i]), precise=True) for i, head in enumerate((self.head, self.head_dist))]
+        return (answers[0] + answers[1]) * 0.5
+
+    def reset_head(self, num_classes: int) -> None:
+        super().reset_head(num_classes)
+        if self.head_dist is not None:
+            self.head_dist = Linear(self.config.dim, num_classes, dtype=self.config.dtype)
+            self.head_dist.train(self.training)
+            self.initialise("head_dist.*")
 
     def embed(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images)  # (B, patches, C)
-        if self.cls_token is not None:
-            x = with_class_token(x, self.cls_token)  # (B, N, C)
+        for token in (self.dist_token, self.cls_token):
+            x = x if token is None else with_class_token(x, token)  # (B, N, C)
         return self.pos_drop(x + self.pos_embed)
 
     def pool(self, tokens: Tensor) -> Tensor:
@@ -208,9 +233,33 @@ class ViT(Backbone):
         embed = self._patch_embed(config)
         for name, _, _, layer in self.patch_embed.child_slots():
             setattr(embed, name, layer)
-        resized = positions.resize(self.pos_embed.numpy(), embed.grid, config.class_token, "bicubic_antialias", self.grid)
+        resized = positions.resize(self.pos_embed.numpy(), embed.grid, self.prefix, "bicubic_antialias", self.grid)
         self.pos_embed = Parameter(resized)
         self.config, self.patch_embed, self.grid = config, embed, embed.grid
+
+    def rename_foreign(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Renames Hugging Face's names. Raises UserError for tokens that there are not here."""
+        state = from_hugging_face(state)
+        for name in ("register_tokens", "reg_token"):
+            if name in state:
+                raise UserError(f"the file is of a ViT with register tokens ({name}), which minivit's has not: take one without")
+        return state
+
+    def timm_arguments(self) -> tuple[str, dict[str, Any]]:
+        config = self.config
+        if type(self) is not ViT:
+            return super().timm_arguments()
+        if config.distillation == "token":
+            raise UserError("timm has no distillation token without a head of its own: export it as .onnx")
+        hidden = int(config.dim * config.mlp_ratio)
+        found: dict[str, Any] = {"model_name": "deit_base_distilled_patch16_224" if self.head_dist else "vit_base_patch16_224"}
+        found |= timm_patches(config) | {"embed_dim": config.dim, "depth": config.depth, "num_heads": config.heads}
+        found |= {"mlp_ratio": ratio_of(hidden, config.dim), "qkv_bias": config.qkv_bias, "eps": config.eps}
+        found |= {} if config.layer_scale is None else {"init_values": config.layer_scale}
+        found |= {} if config.class_token else {"class_token": False}
+        found |= {"global_pool": "avg"} if config.pool == "mean" else {}
+        found |= {"act_layer": config.activation} if config.activation != "gelu" else {}
+        return "timm.create_model", found
 
     def google_names(self, names: Collection[str]) -> dict[str, str] | None:
         is_original = "Transformer/encoderblock_0/LayerNorm_2/scale" in names  # big_vision numbers each kind of layer from 0

@@ -12,7 +12,7 @@ model runs without kernels (`grad_mode.trace`), and each op reports its cost.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
@@ -71,17 +71,19 @@ def count(model: Any) -> ModelCost:
 class _Counter:
     """A Tracer that adds the cost of each op to the innermost running module, and counts the elements of results."""
 
+    whole = True
+
     def __init__(self, model: Module) -> None:
         self.names = {id(module): name for name, module in reversed([*model.named_modules()])}  # a shared module has its first name
         self.running: list[str] = []
         self.layers: dict[str, int] = {}
         self.activations = 0
 
-    def op(self, op: Op, shapes: list[tuple[int, ...] | None], constants: Mapping[str, Any]) -> None:
-        name = self.running[-1] if self.running else ""
+    def op(self, op: Op, inputs: Sequence[Any], outputs: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
+        name, shapes = self.running[-1] if self.running else "", [None if a is None else a.shape for a in inputs]
         self.layers[name] = self.layers.get(name, 0) + op.cost(*shapes, *constants.values()).macs
-        outputs = op.outputs(*shapes, *constants.values()).values()
-        self.activations += sum(prod(getattr(a, "shape", a)) for a in outputs if a is not None)
+        results = op.outputs(*shapes, *constants.values()).values()  # also those that only backward reads
+        self.activations += sum(prod(getattr(a, "shape", a)) for a in results if a is not None)
 
     def enter(self, module: Module) -> None:
         outer = self.running[-1] if self.running else ""

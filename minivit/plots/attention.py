@@ -52,12 +52,13 @@ def _stage_of(model: Any, images: Tensor, stage: int) -> tuple[Any, tuple[Tensor
     return stages[stage], state
 
 
-def to_patches(attention: np.ndarray, grid: Sides, class_token: bool) -> np.ndarray:
+def to_patches(attention: np.ndarray, grid: Sides, class_token: int) -> np.ndarray:
     """Attention (..., N, N), a row per query, as maps of patches (..., rows, columns): that of the class token, or the mean of all queries.
 
-    class_token: whether the first of the N tokens is a class token. Raises UserError if the others are not the patches of the grid.
+    class_token: how many of the N tokens stand before the patches; the first of them is the class token. Raises UserError if the others are
+    not the patches of the grid.
     """
-    return patch_map(attention[..., 0, 1:] if class_token else attention.mean(-2), grid)
+    return patch_map(attention[..., 0, class_token:] if class_token else attention.mean(-2), grid)
 
 
 def attention_rollout(probabilities: Sequence[np.ndarray]) -> np.ndarray:
@@ -78,7 +79,7 @@ def attention_rollout(probabilities: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def attention_maps(
-    image: np.ndarray, probabilities: Sequence[np.ndarray], grid: Sides, class_token: bool, blocks: int = 6, title: str = ""
+    image: np.ndarray, probabilities: Sequence[np.ndarray], grid: Sides, class_token: int, blocks: int = 6, title: str = ""
 ) -> Figure:
     """The attention to each patch, overlaid on the image: one row per block, one column per head.
 
@@ -108,7 +109,7 @@ def rollout_maps(
     images: np.ndarray,
     rollouts: Sequence[np.ndarray],
     grids: Sequence[Sides],
-    class_token: bool,
+    class_token: int,
     captions: Sequence[str] = (),
     title: str = "",
     part: str = "exit",

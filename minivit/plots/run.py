@@ -143,7 +143,7 @@ def _weights(stages: Sequence[Backbone], model: Model) -> Pictures:
 # ------------------------------------------------------------------------------------------------------------------- attention
 def _attention(classifier: Classifier, stages: Sequence[Backbone], pixels: np.ndarray) -> Pictures:
     inputs = np.concatenate(list(classifier.preprocessing.batches(pixels)))  # (n, C, H, W)
-    model, class_token, rollouts = classifier.model, bool(stages[0].prefix), []
+    model, class_token, rollouts = classifier.model, stages[0].prefix, []
     for k, (stage, suffix, title) in enumerate(_for_each(stages, model)):
         probabilities = attention_probabilities(classifier.model, inputs, k)
         rollouts.append(attention_rollout(probabilities))  # (n, N, N)

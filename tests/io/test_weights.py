@@ -180,12 +180,12 @@ def test_no_npz_of_numbers(tmp_path):
 
 
 def test_a_folder_and_other_endings(tmp_path):
-    for name in ("w.pt", "w"):
-        assert "weights are .safetensors or .npz files" in refused(vit(), tmp_path / name)
+    for name, message in (("w.txt", "weights are .safetensors or .npz files"), ("w.pt", "is a pickle"), ("w", "weights are .safetensors")):
+        assert message in refused(vit(), tmp_path / name)
         with pytest.raises(UserError, match=r"weights are saved as \.safetensors"):
             minivit.save_weights(vit(), tmp_path / name)
     (tmp_path / "w.safetensors").mkdir()
-    assert "Is a directory" in refused(vit(), tmp_path / "w.safetensors")
+    assert "No such file" in refused(vit(), tmp_path / "w.safetensors")
 
 
 # --------------------------------------------------------------------------------------------------------- names and shapes
@@ -214,7 +214,7 @@ def test_the_head_of_other_classes(tmp_path):
     assert np.array_equal(model.head.weight.data, own)
     assert np.array_equal(model.pos_embed.data, expected["pos_embed"])
     save_file({n: a for n, a in expected.items() if not n.startswith("head.")}, path)
-    assert "missing: head.weight, head.bias" in refused(model, path)
+    assert "has no head: load it with head=False" in refused(model, path)
     minivit.load_weights(model, path, head=False)
 
 

@@ -22,6 +22,7 @@ VARIANTS = {
     "vit_mean": ("vit", dict(heads=2, pool="mean", class_token=False, qkv_bias=False)),
     "vit_dropping": ("vit", dict(heads=4, pool="mean", layer_scale=0.5, pos_drop_rate=0.1, attn_drop_rate=0.2, **RATES)),
     "vit_drop_path": ("vit", dict(heads=2, activation="gelu_tanh", drop_path_rate=0.5)),
+    "vit_distilled": ("vit", dict(heads=2, distillation="head")),
     "mixer": ("mixer", dict()),
     "mixer_dropping": ("mixer", dict(activation="gelu_tanh", **RATES)),
     "ff_only": ("ff_only", dict(position_grid=3, mlp_ratio=2.0)),

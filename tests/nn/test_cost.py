@@ -259,7 +259,7 @@ def test_ops_run_again_after_a_mistake():
 
 def test_other_threads_compute():
     class Ignore:
-        def op(self, op, shapes, constants):
+        def op(self, op, inputs, outputs, constants):
             self.seen = op.name
 
     tracer, results = Ignore(), []

@@ -79,7 +79,7 @@ class DVTConfig(Config):
         if self.relationship_reuse and not family.attends:
             raise UserError(f"relationship_reuse needs attention, which {self.backbone} has not: set relationship_reuse=False")
         decided = self.decided(0).keys() - _stage_config(family).patch_options
-        allowed = [f.name for f in fields(family.Config) if f.name not in decided]
+        allowed = [f.name for f in fields(family.Config) if f.name not in decided and not f.metadata.get("not_in_cascades")]
         for name in self.options:
             if name not in allowed:
                 raise UserError(
