@@ -232,7 +232,10 @@ def _from_google(model: Model, arrays: State, path: Path, head: bool) -> State:
     """The arrays with the model's parameter names and layout; without those of the file's head unless `head`."""
     prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in arrays)), "")
     arrays = {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
-    names = model.google_names(arrays.keys())
+    try:
+        names = model.google_names(arrays.keys())
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     if names is None:
         raise UserError(f"{path}: there is no npz import for {model.family}: use a .safetensors file")
     if not head:

@@ -262,6 +262,8 @@ class ViT(Backbone):
         return "timm.create_model", found
 
     def google_names(self, names: Collection[str]) -> dict[str, str] | None:
+        if self.norm is None:
+            raise UserError("in Google's files the final normalisation comes before the mean over tokens, here after it: take pool='cls'")
         is_original = "Transformer/encoderblock_0/LayerNorm_2/scale" in names  # big_vision numbers each kind of layer from 0
         attention, norm2, mlp = (1, 2, 3) if is_original else (0, 1, 0)
         position = "pos_embedding" if "pos_embedding" in names else "Transformer/posembed_input/pos_embedding"
@@ -273,5 +275,4 @@ class ViT(Backbone):
             table |= dense(f"{ours}.attn.proj", f"{theirs}/MultiHeadDotProductAttention_{attention}/out")
             for k in (0, 1):
                 table |= dense(f"{ours}.mlp.fc{k + 1}", f"{theirs}/MlpBlock_{mlp}/Dense_{k}")
-        final_norm = "norm" if self.norm else "fc_norm"
-        return table | dense("patch_embed.proj", "embedding") | norm(final_norm, "Transformer/encoder_norm") | dense("head", "head")
+        return table | dense("patch_embed.proj", "embedding") | norm("norm", "Transformer/encoder_norm") | dense("head", "head")

@@ -165,6 +165,12 @@ def test_any_damage_raises_a_user_error_or_none(ending, tmp_path):
             minivit.load_weights(model, path)
 
 
+def test_google_normalises_before_the_mean(tmp_path):
+    path = tmp_path / "w.npz"
+    np.savez(path, **to_google(vit()))
+    assert "comes before the mean over tokens, here after it: take pool='cls'" in refused(vit(pool="mean"), path)
+
+
 def test_no_npz_of_numbers(tmp_path):
     path = tmp_path / "w.npz"
     np.savez(path, cls=np.array([{}], dtype=object))  # would be unpickled
