@@ -13,7 +13,7 @@ from ..training.train import train
 from .options import assignment
 from .output import by_exit, print_json
 
-NOT_OPTIONS = {"model_options", "progress"}  # the first is --model-option, the second depends on --quiet
+NOT_OPTIONS = {"model_options", "progress", "on_epoch", "on_step"}  # --model-option, --quiet, and functions
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,10 +24,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
             continue
         flag, kind = "--" + item.name.replace("_", "-"), _simplest(hints[item.name])
         if kind is bool:
-            parser.add_argument(flag, action="store_true", help=texts[item.name])
+            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=texts[item.name])
         else:
             default = "" if item.default is None else f" (default: {item.default})"
-            parser.add_argument(flag, type=kind, default=item.default, metavar=kind.__name__.upper(), help=texts[item.name] + default)
+            parser.add_argument(flag, type=kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(), help=texts[item.name] + default)
     parser.add_argument(
         "--model-option", action="append", default=[], metavar="NAME=VALUE", help=texts["model_options"] + "; may be repeated"
     )
@@ -71,7 +71,7 @@ def _weights(text: str) -> dict[str, float]:
 def run(options: argparse.Namespace) -> int:
     values = vars(options)
     keywords = {item.name: values[item.name] for item in fields(TrainOptions) if item.name in values}
-    if "=" in (options.class_weights or ""):
+    if "=" in keywords.get("class_weights", ""):
         keywords["class_weights"] = _weights(options.class_weights)
     run = train(**keywords, model_options=dict(map(assignment, options.model_option)), progress=not options.quiet)
     if options.json:
