@@ -134,7 +134,8 @@ class TrainOptions(Checked):
         "the time at most; 0: only when the run is interrupted",
     ] = 5.0
     keep_checkpoint: Annotated[
-        bool, "keep the last checkpoint when the run is complete, a few times the size of the model, so that resume can extend the run"
+        bool,
+        "keep the last checkpoint when the run is complete, two to five times the size of the model, so that resume can extend the run",
     ] = False
     on_epoch: Annotated[
         Callable[[dict[str, Any]], Any] | None,

@@ -146,9 +146,7 @@ def _tell_versions(config: Mapping[str, Any]) -> None:
     versions = {"minivit": __version__, "numpy": np.__version__, "numba": metadata.version("numba")}
     for name, version in versions.items():
         if config.get(name) != version:
-            say(
-                f"the run was begun with {name} {config.get(name)}, and goes on with {version}: its bits may be others than without the stop"
-            )
+            say(f"the run was begun with {name} {config.get(name)} and goes on with {version}: it may not be the same bit for bit")
 
 
 def _options(
