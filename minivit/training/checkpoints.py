@@ -54,6 +54,7 @@ class Progressed(Checked):
     history: tuple[Mapping[str, Any], ...]  # the lines of metrics.jsonl
     phases_left: Size  # sizes of images, the current one among them
     seconds: Annotated[float, Limits(least=0)]  # since the last test
+    told: Annotated[int, Limits(least=0)]  # the steps that watchers have been told of
     frozen: tuple[str, ...]  # the parameters that are not trained
     data_hash: str  # of the images and labels
     best: Mapping[str, Any] | None = None  # the line of the weights that did best on the validation part

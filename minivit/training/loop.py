@@ -182,6 +182,7 @@ class Loop:
             history=tuple(self.folder.history),
             phases_left=len(self.phases),
             seconds=self.elapsed(),
+            told=self.told,
             frozen=tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad),
             data_hash=self._data_hash,
             best=self.best,
@@ -205,7 +206,7 @@ class Loop:
         self.folder.history = [dict(line) for line in about.history]
         self.best = dict(about.best) if about.best else None
         self.losses, self.seconds = losses.tolist(), about.seconds
-        self.steps = self.told = checkpoint.step
+        self.steps, self.told = checkpoint.step, about.told
 
     def _remove_checkpoints(self) -> None:
         if not self.keep_checkpoint:

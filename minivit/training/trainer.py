@@ -161,8 +161,7 @@ class Trainer:
 
     def _random_states(self) -> list[Random]:
         """Of the model's dropout layers, in a fixed order."""
-        values = (value for module in self.model.modules() for value in vars(module).values())
-        return list({id(value): value for value in values if isinstance(value, Random)}.values())
+        return list({id(v): v for module in self.model.modules() for v in vars(module).values() if isinstance(v, Random)}.values())
 
     @property
     def lr(self) -> float:

@@ -415,7 +415,7 @@ def test_functions_are_told_of_steps_and_epochs(tmp_path, monkeypatch):
     told, steps[:], epochs[:] = [*steps], [], []
     stopped(monkeypatch, tmp_path / "run", 4, **VIT, **tell)
     train(resume=tmp_path / "run", progress=False, **tell)
-    assert sorted(steps, key=lambda step: step["step"])[-9:] == told or len(steps) == 8
+    assert steps == told  # each once, as no checkpoint was lost
     assert [line["epoch"] for line in epochs] == [1, 2, 3]
 
 

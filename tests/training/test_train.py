@@ -14,12 +14,12 @@ import pytest
 import minivit
 from minivit import UserError, create_model, train
 from minivit.io.run_folder import CONFIG, CURVES, METRICS, MODEL, TABLE
-from minivit.training.options import OF_A_PROCESS
 from minivit.models import PRESETS
 from minivit.sides import both
 from minivit.training import loop
 from minivit.training import train as train_module
 from minivit.training.loop import Interrupted
+from minivit.training.options import OF_A_PROCESS
 from minivit.training.recipes import ADAMW_LR, MIXED, OTHERS, RECIPES, RESIZED, models_for, recipe_for
 from minivit.training.trainer import TrainingError
 
