@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from ..errors import UserError, nearest, shown
 from ..files import user_path
 from ..io.checkpoints import Checkpoint
 from ..io.run_folder import CONFIG, CURVES, MODEL, RunFolder, load_model, reading
-from ..models import Model
 from ..progress import say
 from ..schema import checked, record
 from ..version import __version__
@@ -159,16 +157,17 @@ def _options(
             raise UserError(f"{folder.path} was trained on arrays, which are not kept: give the same ones as data to resume it")
         own["data"] = given["data"]
     if config.get("model_given"):
-        own["model"] = _given_model(folder.path / MODEL, about)
+        _check_first_weights(about, folder)
+        own["model"], _ = load_model(folder.path / MODEL)
+        for name, parameter in own["model"].named_parameters():
+            parameter.requires_grad = about is None or name not in about.frozen
+    elif arguments.get("weights") is not None:  # what is frozen of them is in the run's own model too, and the rest in the checkpoint
+        _check_first_weights(about or not folder.read_metrics(), folder)
+        own |= {"model": None, "weights": folder.path / MODEL}
     with reading(folder.path / CONFIG, REMEDY):
         return TrainOptions(**arguments | own | {"out": folder.path})
 
 
-def _given_model(path: Path, about: Progressed | None) -> Model:
-    """A model as the one that was given to `train`, whose first weights the first checkpoint has."""
-    if about is None:
-        raise UserError(f"{path.parent} was given a model, whose first weights no checkpoint has: train another run")
-    model, _ = load_model(path)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad = name not in about.frozen
-    return model
+def _check_first_weights(known: Any, folder: RunFolder) -> None:
+    if not known:
+        raise UserError(f"{folder.path} began with weights that no seed makes, and no checkpoint has them: {REMEDY}")

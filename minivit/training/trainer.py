@@ -150,11 +150,11 @@ class Trainer:
         Raises UserError, before anything is changed, for the state of another model or optimizer.
         """
         own = self.state_dict()
-        wrong = [name for name in own.keys() | state.keys() if name not in own or name not in state or own[name].shape != state[name].shape]
+        wrong = [n for n in own.keys() | state.keys() if n not in own or n not in state or own[n].shape != state[n].shape]
         if wrong:
             raise UserError(f"the state is of another model or optimizer: {listed(sorted(wrong))} do not fit")
-        self.model.load_state_dict({name.removeprefix("model."): state[name] for name in state if name.startswith("model.")})
-        self.optimizer.load_state_dict({name.removeprefix("optimizer."): state[name] for name in state if name.startswith("optimizer.")})
+        for part, prefix in ((self.model, "model."), (self.optimizer, "optimizer.")):
+            part.load_state_dict({n.removeprefix(prefix): state[n] for n in state if n.startswith(prefix)})
         for random, values in zip(self._random_states(), state["random"]):
             arrays.copy_from_numpy(random.state, values.astype(np.int64).view(np.uint64))
         self.steps = self.optimizer.steps

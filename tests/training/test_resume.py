@@ -163,6 +163,17 @@ def test_a_given_model_with_frozen_parameters(tmp_path, monkeypatch):
     assert result_of(tmp_path / "killed") == result_of(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("options", [{"freeze": "backbone", "augmentation": "none", "mixup": 0.0}, {"freeze": 1, "ema": 0.8}], ids=str)
+def test_weights_to_begin_with_may_be_gone(tmp_path, monkeypatch, options):
+    train(**SMALL | VIT | {"epochs": 1, "seed": 3, "keep_checkpoint": False}, out=tmp_path / "first")
+    options = {"model_options": None, "weights": tmp_path / "first", **options}
+    train(**SMALL | options, out=tmp_path / "whole")
+    stopped(monkeypatch, tmp_path / "run", 5, **options)
+    shutil.rmtree(tmp_path / "first")
+    train(resume=tmp_path / "run", keep_checkpoint=True, progress=False)
+    assert result_of(tmp_path / "run") == result_of(tmp_path / "whole")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_runs_that_are_killed_at_random(tmp_path):
     found = kills.measure(tmp_path, 2, seed=1)
