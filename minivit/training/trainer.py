@@ -135,8 +135,7 @@ class Trainer:
         return _restored, (self.model, self._arguments, self.optimizer.state_dict(), self.steps)
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Copies of all that later steps depend on: weights as "model.<name>", the optimizer's state and the average of the weights as
-        "optimizer.<name>", and "random", the state of dropout, (states, 2)."""
+        """Copies of what later steps depend on: "model.<name>", "optimizer.<name>", and "random", the states of dropout, (states, 2)."""
         random = [np.asarray(arrays.to_numpy(each.state)).view(np.int64) for each in self._random_states()]
         return {
             **{f"model.{name}": value for name, value in self.model.state_dict().items()},
@@ -145,10 +144,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on, bit for bit, where a Trainer with the same arguments, of the same model, was when `state_dict` was called.
-
-        Raises UserError, before anything is changed, for the state of another model or optimizer.
-        """
+        """Go on where a Trainer with equal arguments was. Raises UserError, before anything changes, for another model or optimizer."""
         own = self.state_dict()
         wrong = [n for n in own.keys() | state.keys() if n not in own or n not in state or own[n].shape != state[n].shape]
         if wrong:
