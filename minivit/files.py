@@ -85,16 +85,17 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_file(path: str | os.PathLike[str], durable: bool = False) -> Iterator[BinaryIO]:
     """Open a binary file for writing and seeking; it is renamed to `path` only if the block ends without an exception.
 
     Until then it has a temporary name in the same folder, which is created if necessary. An exception (full disk, interrupt) deletes the
     temporary file and leaves `path` unchanged. What a killed process left is deleted by the next one that writes to `path`.
+    durable: the new name survives a loss of power from the end of the block on. The content always does once it has the name.
     Raises OSError if the folder is not writable.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(path)
+    remove_abandoned(path.parent, path.name)
     file, temporary = _temporary(path)
     with file:
         try:
@@ -109,11 +110,23 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 file.close()
             temporary.unlink(missing_ok=True)
             raise
+    if durable:
+        sync_folder(path.parent)
 
 
-def remove_abandoned(path: Path) -> None:
-    """Delete the temporary files for `path` that no process is writing any more."""
-    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+def sync_folder(folder: Path) -> None:
+    """Write the names in a folder to the disk, so that they survive a loss of power. Windows does so by itself. Raises OSError."""
+    if sys.platform != "win32":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_abandoned(folder: Path, name: str = "") -> None:
+    """Delete the temporary files for the file `name` of a folder, or for any, that no process is writing any more."""
+    for part in folder.glob(f".{glob.escape(name) or '*'}.*.part"):
         with suppress(OSError), open(part, "rb") as file:  # Windows deletes no file that a process has open
             lock(file.fileno())
             if sys.platform == "win32":

@@ -115,7 +115,7 @@ def test_a_file_that_is_taken_for_abandoned_before_it_is_locked(tmp_path, monkey
     def lock(descriptor, real=files.lock):
         calls.append(descriptor)
         if len(calls) == 1:
-            files.remove_abandoned(tmp_path / "file")
+            files.remove_abandoned(tmp_path, "file")
         real(descriptor)
 
     monkeypatch.setattr(files, "lock", lock)

@@ -134,4 +134,4 @@ def test_an_interrupt_that_is_swallowed_ends_training_at_the_same_step(tmp_path,
             epochs=2, limit=48, batch_size=16, out=tmp_path / "run", progress=False, model_options={"dim": 8, "depth": 1, "heads": 1}
         )
     assert len(steps) == 1
-    assert sorted(os.listdir(tmp_path / "run")) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path / "run")) == ["checkpoints", "config.json", "model.safetensors"]

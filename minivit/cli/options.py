@@ -18,7 +18,7 @@ from ..schema import parse_json
 
 
 def add_fields(parser: argparse.ArgumentParser, kind: Any, left_out: Collection[str] = ()) -> None:
-    """Add an option for each field of a dataclass whose annotations begin with their help."""
+    """Add an option for each field of a dataclass whose annotations begin with their help. What is not given is not in the result."""
     hints = get_type_hints(kind, include_extras=True)
     for item in fields(kind):
         if item.name in left_out:
@@ -26,10 +26,10 @@ def add_fields(parser: argparse.ArgumentParser, kind: Any, left_out: Collection[
         flag, (hint, text) = "--" + item.name.replace("_", "-"), get_args(hints[item.name])[:2]
         text, simplest = text.replace("%", "%%"), _simplest(hint)
         if simplest is bool:
-            parser.add_argument(flag, action="store_true", help=text)
+            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
         else:
             default = "" if item.default is None else f" (default: {item.default})"
-            parser.add_argument(flag, type=simplest, default=item.default, metavar=simplest.__name__.upper(), help=text + default)
+            parser.add_argument(flag, type=simplest, default=argparse.SUPPRESS, metavar=simplest.__name__.upper(), help=text + default)
 
 
 def _simplest(hint: Any) -> Any:

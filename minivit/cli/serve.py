@@ -27,6 +27,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             print(f"{classifier.model.name} at {address}, until Ctrl-C", flush=True)
 
+    values = vars(options)
     classifier = load(options.run, options.precision, options.device, options.tta)
-    serve(classifier, ready=tell, **{item.name: getattr(options, item.name) for item in fields(ServeOptions)})
+    serve(classifier, ready=tell, **{item.name: values[item.name] for item in fields(ServeOptions) if item.name in values})
     return 0

@@ -11,7 +11,7 @@ from ..training.train import train
 from .options import add_fields, assignment
 from .output import by_exit, print_json
 
-NOT_OPTIONS = {"model_options", "progress", "save"}  # --model-option, --quiet, and what is for Python alone
+NOT_OPTIONS = {"model_options", "progress", "save", "on_epoch", "on_step"}  # --model-option, --quiet, and what is for Python alone
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def _weights(text: str) -> dict[str, float]:
 def run(options: argparse.Namespace) -> int:
     values = vars(options)
     keywords = {item.name: values[item.name] for item in fields(TrainOptions) if item.name in values}
-    if "=" in (options.class_weights or ""):
+    if "=" in keywords.get("class_weights", ""):
         keywords["class_weights"] = _weights(options.class_weights)
     run = train(**keywords, model_options=dict(map(assignment, options.model_option)), progress=not options.quiet)
     if options.json:

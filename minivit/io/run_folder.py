@@ -8,6 +8,8 @@ model.safetensors   the weights tested after the last finished epoch, or those t
                     contains, as JSON, the model's configuration ("model"), "class_names", "preprocessing", "training_sketch"
                     (`data/train_test_overlap.py`), and the thresholds of a cascade ("calibration")
 curves.png          the learning curves, drawn at the end
+metrics.csv         the lines of metrics.jsonl as a table, written at the end
+checkpoints         a folder from whose files a stopped training goes on (`io/checkpoints.py`)
 
 The first three are replaced together. They are first written into the folder `.new.part` in the run folder, which then gets the name
 `.new`: from then on they count, also if the process is killed before it has moved each of them to its place. Whoever reads the run, or
@@ -32,10 +34,12 @@ from ..interrupts import deferred
 from ..models import Model
 from ..progress import say_once
 from ..schema import Checked, Fraction, Limits, Size, checked, parse_json, record
+from .checkpoints import Checkpoint, Checkpoints
+from .table import table_of
 from .weights import model_of, read_safetensors, save_weights
 
-CONFIG, METRICS, MODEL, CURVES = "config.json", "metrics.jsonl", "model.safetensors", "curves.png"
-RUN_FILES = (CONFIG, METRICS, MODEL, CURVES)
+CONFIG, METRICS, MODEL, CURVES, TABLE = "config.json", "metrics.jsonl", "model.safetensors", "curves.png", "metrics.csv"
+RUN_FILES = (CONFIG, METRICS, MODEL, CURVES, TABLE)
 PART, COMPLETE = ".new.part", ".new"  # folders of files that are being written, and of files that are all written
 LARGEST_TEXT = 2**24  # bytes of config.json and metrics.jsonl, which take twenty times as much memory as Python's values
 
@@ -123,7 +127,8 @@ class Validated(Checked):
 class RunFolder:
     """The folder of one run.
 
-    path: its path. config: the content of its config.json. history: the lines of its metrics.jsonl so far.
+    path: its path. config: the content of its config.json. history: the lines of its metrics.jsonl so far. checkpoints: those in it.
+    replaces: whether it holds an earlier run, which is kept until the first epoch is saved.
     """
 
     keeps_files = True  # whether there is such a folder
@@ -131,7 +136,9 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any] | None = None) -> None:
         self.path, self.config = Path(path), dict(config or {})
         self.history: list[dict[str, Any]] = []
-        self.replaces = False  # an earlier run, which is kept until the first epoch is saved
+        self.checkpoints = Checkpoints(self.path)
+        self.replaces, self._is_new = False, False
+        self._epochs = 0  # after which the model was saved that the folder holds
         self._descriptor: int | None = None  # of the locked folder
 
     @classmethod
@@ -148,10 +155,26 @@ class RunFolder:
                 folder._hold()
                 if out is not None:
                     check_free(out, overwrite)  # another training may have filled it since
-                for file in RUN_FILES:
-                    remove_abandoned(folder.path / file)
-                shutil.rmtree(folder.path / PART, ignore_errors=True)
+                folder._clean()
+                folder._is_new = True
                 folder.replaces = any((folder.path / file).exists() for file in RUN_FILES)
+        except BaseException:
+            folder.close()
+            raise
+        return folder
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """Lock the folder of a run that is to go on: the folder, or its name in runs/. Its config is left empty.
+
+        Raises UserError if it does not exist, and if another training has locked it.
+        """
+        folder = cls(next((p for p in (path, Path("runs") / path) if p.is_dir()), None) or find_model(path).parent)
+        try:
+            with writing(folder.path):
+                folder._hold()
+                folder._clean()
+            folder._epochs = max((line["epoch"] for line in folder.read_metrics()), default=0)
         except BaseException:
             folder.close()
             raise
@@ -179,6 +202,17 @@ class RunFolder:
         """
         self._save(save_model, [*self.history, dict(line)], keep=True)
 
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint. Raises UserError if that fails; the earlier ones are then kept."""
+        with writing(self.path):
+            self._hold()
+        self.checkpoints.save(checkpoint)
+
+    def save_table(self) -> None:
+        """Write the history as a table of comma-separated values. Raises UserError if that fails."""
+        with writing(self.path):
+            _write(self.path / TABLE, table_of(self.history))
+
     def is_usable(self) -> bool:
         """Whether the folder holds a model."""
         return (self.path / MODEL).is_file()
@@ -189,8 +223,7 @@ class RunFolder:
             return f"{self.path} holds no model"
         if self.replaces:
             return f"{self.path} holds the earlier run as it was"
-        done = self.history[-1]["epoch"] if self.history else 0
-        return f"{self.path} holds the model after {done} of {epochs} epochs"
+        return f"{self.path} holds the model after {self._epochs} of {epochs} epochs"
 
     def read_config(self) -> dict[str, Any]:
         """The content of config.json. Raises UserError if it is missing or damaged."""
@@ -214,6 +247,12 @@ class RunFolder:
                 raise ValueError(f"it has {size:,} bytes, more than the {LARGEST_TEXT:,} of any run")
             return file.read().decode()
 
+    def _clean(self) -> None:
+        """Delete what killed processes have left."""
+        for file in RUN_FILES:
+            remove_abandoned(self.path, file)
+        shutil.rmtree(self.path / PART, ignore_errors=True)
+
     def _hold(self) -> None:
         """Create and lock the folder, also if it has been deleted meanwhile. Raises UserError if another training has locked it."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -236,8 +275,11 @@ class RunFolder:
                     _write(part / METRICS, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in history))
                 save_model(part / MODEL)
                 if keep:
+                    if self._is_new:
+                        self.checkpoints.remove()  # those of the earlier run
                     os.rename(part, self.path / COMPLETE)
-                    self.history, self.replaces = history, False
+                    self.history, self.replaces, self._is_new = history, False, False
+                    self._epochs = history[-1]["epoch"] if history else 0
             finally:
                 shutil.rmtree(part, ignore_errors=True)
             _move_new_files(self.path)
@@ -299,7 +341,8 @@ def _move_new_files(folder: Path) -> None:
     """Move the files of COMPLETE to their places; does nothing if there are none. The folder must be locked."""
     new = folder / COMPLETE
     if new.is_dir():
-        (folder / CURVES).unlink(missing_ok=True)
+        for file in (CURVES, TABLE):
+            (folder / file).unlink(missing_ok=True)
         for file in (MODEL, METRICS, CONFIG):
             if (new / file).exists():
                 os.replace(new / file, folder / file)

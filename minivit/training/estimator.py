@@ -40,6 +40,7 @@ OWN = {  # the parameters that `train` does not have, or not under these names: 
 }
 NOT_PARAMETERS = {  # options of `train` that an estimator names otherwise, and those that are for data from files
     *("data", "class_weights", "seed", "progress", "save", "overwrite", "profile", "in_channels", "fit"),
+    *("resume", "checkpoint_minutes", "keep_checkpoint", "tensorboard"),
     *("test_fraction", "split_seed", "skip_bad_images", "max_pixels", "limit"),
 }
 OPTIONS = {item.name: item.default for item in fields(TrainOptions) if item.name not in NOT_PARAMETERS}

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from itertools import pairwise
-from pathlib import Path
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict
+from functools import cached_property
 from statistics import fmean
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from ..data import Batches, Dataset
 from ..errors import UserError
 from ..files import writing
 from ..inference.classifier import Classifier
 from ..inference.evaluate import evaluate
-from ..interrupts import check_interrupt
+from ..interrupts import check_interrupt, deferred
+from ..io.checkpoints import Checkpoint
 from ..io.run_folder import CURVES, RunFolder
 from ..models import Model
 from ..optim import SCHEDULES
 from ..plots import save_learning_curves
-from ..progress import say, standard_error
+from ..progress import say
+from .checkpoints import Pace, Progressed, hash_of_data
+from .progress_bar import Progress
 from .recipes import Recipe
-from .trainer import Trainer, TrainingError
+from .trainer import PendingLoss, Trainer, TrainingError
+from .watchers import Watcher
 
 
 class Interrupted(KeyboardInterrupt):
@@ -48,6 +52,8 @@ class Loop:
     dataset: the images that are trained on, and those that are tested after epochs. final: None, and the weights after the last epoch are
     kept; or data, of which the test images are tested once, at the end, with the weights that did best on those of `dataset`.
     at_end: called after the training, however it ends.
+    pace: when a checkpoint is written. keep_checkpoint: whether the last one is kept when the run is complete. watchers: who is told of
+    steps and tests. steps: the number of optimizer steps so far.
     """
 
     def __init__(
@@ -60,6 +66,8 @@ class Loop:
         test_every: int = 1,
         final: Dataset | None = None,
         at_end: Callable[[], None] = lambda: None,
+        pace: Pace | None = None,
+        keep_checkpoint: bool = False,
     ) -> None:
         self.phases, self.classifier, self.dataset = [*phases], classifier, dataset
         _, self.trainer, self.batches, _ = phases[-1]
@@ -69,34 +77,65 @@ class Loop:
         self.final, self.part = final, "validation" if final else "test"
         self.best: dict[str, Any] | None = None  # the line of the weights that are kept, if there is a validation part
         self.kept: dict[str, np.ndarray] = {}  # these weights
+        self.pace, self.keep_checkpoint = pace or Pace(0), keep_checkpoint
+        self.watchers: list[Watcher] = []
+        self.steps = self.told = 0  # steps so far, and those that the watchers know of
+        self.losses: list[float] = []  # of the steps since the last test
+        self.pending: PendingLoss | None = None  # of the last step, which a GPU may still compute
+        self.seconds = 0.0  # since the last test, before `start`
+        self.start = perf_counter()
+        self.is_whole, self.is_resumed = True, False  # whether no step is half done; whether the folder is that of a stopped run
 
     def run(self, progress: bool) -> None:
         """Train all epochs; the model then has the weights that were tested. Raises Interrupted, TrainingError, UserError."""
         work: list[int] = []  # pixels of an image, by epoch
         for phase in self.phases:
             work += [phase.batches.images[0].size] * (phase.end - len(work))
-        progress_bar = Progress(progress, work, len(self.batches))
+        progress_bar = Progress(progress, work, len(self.batches), self.steps)
         try:
-            self.folder.begin(self.classifier.save)
-            epochs = self.recipe.epochs
-            last_tests = [*range(self.test_every, epochs, self.test_every), epochs]  # the epochs that end with a test
-            for first, end in pairwise([0, *last_tests]):
-                self._train_and_test(range(first, end), progress_bar)
-                progress_bar.epoch(self.folder.history[-1])
+            if not self.is_resumed:
+                self.folder.begin(self.classifier.save)
+            self._train_all(progress_bar)
+            self.is_whole = False
             self._finish()
             self._draw()
+            self._remove_checkpoints()
         except (KeyboardInterrupt, UserError) as stop:
+            if isinstance(stop, KeyboardInterrupt) and self.is_whole:
+                self._save_interrupted()
             with suppress(UserError):  # whatever stops the run is the message
                 self._draw()
             state = self.folder.state(self.recipe.epochs)
             if isinstance(stop, KeyboardInterrupt):
-                raise Interrupted(f"interrupted; {state}") from None
+                raise Interrupted(f"interrupted; {state}{self._way_on()}") from None
             raise (TrainingError if isinstance(stop, TrainingError) else UserError)(f"{stop}; {state}") from stop
         finally:
             progress_bar.close()
             self.at_end()
         if not self.folder.is_usable():
             raise UserError(f"{self.folder.path} was deleted or moved while the model was trained")
+
+    def close(self) -> None:
+        """Let other trainings use the folder, and the watchers end."""
+        self.folder.close()
+        for watcher in self.watchers:
+            watcher.close()
+
+    def _train_all(self, progress_bar: Progress) -> None:
+        """The epochs that are left, each test with those before it."""
+        if self.pace.at_once:
+            self.checkpoint()
+        epochs = self.recipe.epochs
+        tested = self.folder.history[-1]["epoch"] if self.folder.history else 0
+        tests = [*range(self.test_every, epochs, self.test_every), epochs]  # the epochs that end with a test
+        for end in (epoch for epoch in tests if epoch > tested):
+            self._train_and_test(end, progress_bar)
+            line = self.folder.history[-1]
+            progress_bar.epoch(line)
+            for watcher in self.watchers:
+                watcher.epoch(line)
+            if self.pace.is_due(True) or (end == epochs and self.keep_checkpoint):
+                self.checkpoint()
 
     def _finish(self) -> None:
         """Give the model the weights that are kept, and test them, if only others have been tested."""
@@ -109,46 +148,155 @@ class Loop:
         self.classifier.eval()
 
     def _draw(self) -> None:
-        if self.folder.keeps_files and self.folder.history and self.folder.is_usable():
+        if self.folder.keeps_files and self.folder.history and self.folder.is_usable() and not self.folder.replaces:
             path = self.folder.path / CURVES
             with writing(path):
                 save_learning_curves(self.folder.history, path, f"{self.classifier.model.name} on {self.dataset.name}")
+            self.folder.save_table()
 
-    def _train_and_test(self, epochs: range, progress_bar: Progress) -> None:
-        recipe, steps = self.recipe, len(self.batches)
-        start, losses, pending = perf_counter(), [], None
-        for step_number, (trainer, images, labels) in enumerate(self._batches(epochs), epochs[0] * steps):
-            trainer.lr = self.schedule(step_number, recipe.epochs * steps, recipe.lr, round(recipe.warmup * steps), recipe.min_lr)
-            step = trainer.submit(images, labels)
-            if pending:  # read one step later, so that a GPU always has work
-                losses.append(pending.value())
-            pending = step
+    def checkpoint(self) -> None:
+        """Write a checkpoint of the state after the last step, unless an earlier run is still in the folder.
+
+        Training goes on without one that cannot be written: a line tells.
+        """
+        self._read_loss()
+        if self.folder.replaces or not self.folder.keeps_files:
+            return
+        try:
+            with self.pace.counting():
+                self.folder.save_checkpoint(self._checkpoint())
+        except UserError as error:
+            say(f"there is no new checkpoint: {error}")
+
+    def _save_interrupted(self) -> None:
+        trainer = self.phases[0].trainer
+        if trainer.is_averaged:  # an interrupt came before its weights were swapped back
+            trainer.swap_average()
+        with suppress(TrainingError):  # of a loss that is not finite
+            self.checkpoint()
+
+    def _checkpoint(self) -> Checkpoint:
+        model, trainer, *_ = self.phases[0]
+        about = Progressed(
+            config=self.folder.config,
+            history=tuple(self.folder.history),
+            phases_left=len(self.phases),
+            seconds=self.elapsed(),
+            told=self.told,
+            frozen=tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad),
+            data_hash=self._data_hash,
+            best=self.best,
+        )
+        kept = {f"kept.{name}": value for name, value in self.kept.items()}
+        return Checkpoint(self.steps, {**trainer.state_dict(), **kept, "losses": np.array(self.losses)}, asdict(about))
+
+    @cached_property
+    def _data_hash(self) -> str:
+        return hash_of_data(self.dataset)
+
+    def restore(self, checkpoint: Checkpoint, about: Progressed) -> None:
+        """Go on where a checkpoint was written. Raises UserError if it is of another model, or of other data."""
+        if about.data_hash != self._data_hash:
+            raise UserError(f"the data is not what {self.folder.path} was trained on: give the very images, or train another run")
+        state = dict(checkpoint.arrays)
+        losses, names = state.pop("losses"), [name for name in state if name.startswith("kept.")]
+        self.kept = {name.removeprefix("kept."): state.pop(name) for name in names}
+        del self.phases[: -about.phases_left]
+        self.phases[0].trainer.load_state_dict(state)
+        self.folder.history = [dict(line) for line in about.history]
+        self.best = dict(about.best) if about.best else None
+        self.losses, self.seconds = losses.tolist(), about.seconds
+        self.steps, self.told = checkpoint.step, about.told
+
+    def _remove_checkpoints(self) -> None:
+        if self.folder.keeps_files and not self.keep_checkpoint:
+            try:
+                self.folder.checkpoints.remove()
+            except UserError as error:
+                say(f"the checkpoints of the complete run are left: {error}")
+
+    def _way_on(self) -> str:
+        """How a run that was interrupted goes on, for a message."""
+        if not self.folder.keeps_files or not self.folder.is_usable() or self.folder.replaces:
+            return ""
+        return f"; minivit train --resume {shlex.quote(str(self.folder.path))} goes on"
+
+    def _train_and_test(self, end: int, progress_bar: Progress) -> None:
+        """Train what is left of the epochs before number `end`, and test."""
+        steps = len(self.batches)
+        self.start = perf_counter()
+        for trainer, images, labels in self._batches(end):
+            self._step(trainer, images, labels)
             progress_bar.step()
+            self._tell_steps()
             check_interrupt()
-        if pending:
-            losses.append(pending.value())
-        training_seconds = perf_counter() - start
+            if self.steps < end * steps and self.pace.is_due(self.steps % steps == 0):
+                self.checkpoint()
+        self._read_loss()
+        self._tell_steps()
+        training_seconds = self.elapsed()
         with self._tested_weights():
             line = {
-                "epoch": epochs[-1] + 1,
-                "train_loss": fmean(losses),
+                "epoch": end,
+                "train_loss": fmean(self.losses),
                 **self._test(self.dataset, self.part),
-                "learning_rate": trainer.lr,
-                "seconds": round(perf_counter() - start, 3),
-                "images_per_second": round(len(losses) * self.batches.batch_size / training_seconds, 1),
+                "learning_rate": self.phases[0].trainer.lr,
+                "seconds": round(self.elapsed(), 3),
+                "images_per_second": round(len(self.losses) * self.batches.batch_size / training_seconds, 1),
             }
-            if self.final and (self.best is None or line["validation_accuracy"] >= self.best["validation_accuracy"]):
-                self.best, self.kept = line, self.classifier.model.state_dict()
-            self.folder.save(self._save, line)
+            best, kept = self.best, self.kept
+            if self.final and (best is None or line["validation_accuracy"] >= best["validation_accuracy"]):
+                best, kept = line, self.classifier.model.state_dict()
+            with deferred():
+                self._save(kept, line)
+                self.best, self.kept, self.losses, self.seconds, self.start = best, kept, [], 0.0, perf_counter()
 
-    def _batches(self, epochs: range) -> Iterator[tuple[Trainer, Any, Any]]:
-        """The batches of epochs, and who is trained with each."""
-        for epoch in epochs:
-            while epoch >= self.phases[0].end:
-                before = self.phases.pop(0).model
-                self.phases[0].model.take_weights(before)
+    def elapsed(self) -> float:
+        """Seconds of training and testing since the last test."""
+        return self.seconds + perf_counter() - self.start
+
+    def _step(self, trainer: Trainer, images: Any, labels: Any) -> None:
+        """One optimizer step. An interrupt waits for its end, but not for the compilation of the kernels of a first step."""
+        with deferred() if trainer.plans else nullcontext():
+            self.is_whole = False
+            trainer.lr = self._lr(self.steps)
+            step = trainer.submit(images, labels)
+            self._read_loss()  # of the step before: one step later, so that a GPU always has work
+            self.pending, self.steps, self.is_whole = step, self.steps + 1, True
+
+    def _lr(self, step: int) -> float:
+        recipe, steps = self.recipe, len(self.batches)
+        return self.schedule(step, recipe.epochs * steps, recipe.lr, round(recipe.warmup * steps), recipe.min_lr)
+
+    def _read_loss(self) -> None:
+        """Wait for the loss of the last step. Raises TrainingError if it is not finite."""
+        if self.pending:
+            self.losses.append(self.pending.value())
+            self.pending = None
+
+    def _tell_steps(self) -> None:
+        """Tell the watchers of the steps whose losses are known."""
+        known = self.steps - (self.pending is not None)
+        while self.told < known:
+            self.told += 1
+            if self.watchers:
+                step, loss, lr = self.told - 1, self.losses[self.told - known - 1], self._lr(self.told - 1)
+                told = {"step": step + 1, "epoch": step // len(self.batches) + 1, "loss": loss, "learning_rate": lr}
+                for watcher in self.watchers:
+                    watcher.step(told)
+
+    def _batches(self, end: int) -> Iterator[tuple[Trainer, Any, Any]]:
+        """The batches that are left of the epochs before number `end`, and who is trained with each."""
+        first, start = divmod(self.steps, len(self.batches))
+        for epoch in range(first, end):
+            with deferred():
+                while epoch >= self.phases[0].end:
+                    before = self.phases[0].model
+                    self.phases[1].model.take_weights(before)
+                    del self.phases[0]
             _, trainer, batches, _ = self.phases[0]
-            yield from ((trainer, images, labels) for images, labels in batches.epoch(epoch))
+            yield from ((trainer, images, labels) for images, labels in batches.epoch(epoch, start))
+            start = 0
 
     @contextmanager
     def _tested_weights(self) -> Iterator[None]:
@@ -172,13 +320,15 @@ class Loop:
             **({"exit_accuracies": result.accuracies} if len(result.accuracies) > 1 else {}),
         }
 
-    def _save(self, path: Path) -> None:
-        """Save the model with the weights that are kept so far."""
+    def _save(self, kept: Mapping[str, np.ndarray], line: Mapping[str, Any]) -> None:
+        """Save the model, with the weights `kept` if there are any."""
         model = self.classifier.model
-        current = model.state_dict() if self.kept else {}
-        model.load_state_dict(self.kept, strict=False)
-        self.classifier.save(path)
-        model.load_state_dict(current, strict=False)
+        current = model.state_dict() if kept else {}
+        try:
+            model.load_state_dict(kept, strict=False)
+            self.folder.save(self.classifier.save, line)
+        finally:
+            model.load_state_dict(current, strict=False)
 
     def _check_finite(self, test_loss: float) -> None:
         """Raises TrainingError before a model that computes nothing any more replaces a good one."""
@@ -186,52 +336,3 @@ class Loop:
         if broken or not np.isfinite(test_loss):
             reason = f"{broken} is not finite" if broken else f"the test loss is {test_loss}"
             raise TrainingError(f"{reason} at the end of an epoch: lower lr, or set clip_norm")
-
-
-MEASURED = 20  # steps from which the duration of all is known
-
-
-def duration(seconds: float) -> str:
-    """A time for a message, as in "50 s", "9 min" or "2.5 h"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-class Progress:
-    """Progress on standard error: a bar on a terminal, otherwise one line per epoch.
-
-    work: about how long each epoch takes, in any unit. steps: of an epoch.
-    """
-
-    def __init__(self, shown: bool, work: Sequence[float], steps: int) -> None:
-        self.lines, self.work, self.epochs = shown and not standard_error.isatty(), work, len(work)
-        self.start, self.done, self.steps = perf_counter(), 0, steps
-        self.bar = tqdm(total=self.epochs * steps, unit="step", dynamic_ncols=True, disable=not shown or self.lines, file=standard_error)
-
-    def step(self) -> None:
-        """Report the end of a step; after some of many, a line tells how long all will take."""
-        self.bar.update()
-        self.done += 1
-        if self.done == 1:  # which compiled and recorded the step
-            self.start = perf_counter()
-        elif self.lines and self.done == 1 + MEASURED and self.epochs * self.steps > 10 * MEASURED:
-            first_epoch = (perf_counter() - self.start) / MEASURED * self.steps
-            say(f"{self.epochs} epochs: about {duration(first_epoch * sum(self.work) / self.work[0])}, and the tests")
-
-    def epoch(self, line: Mapping[str, Any]) -> None:
-        """Report the end of an epoch, with its line of metrics."""
-        part = "validation" if "validation_loss" in line else "test"
-        accuracy = f"{100 * line[f'{part}_accuracy']:.1f} %"
-        if self.lines:
-            left = (perf_counter() - self.start) * (sum(self.work) / sum(self.work[: line["epoch"]]) - 1)
-            say(
-                f"epoch {line['epoch']}/{self.epochs}  train loss {line['train_loss']:.4f}  {part} loss {line[f'{part}_loss']:.4f}  "
-                f"{part} accuracy {accuracy}  {line['images_per_second']:.0f} images/s"
-                f"{f'  {duration(left)} left' if line['epoch'] < self.epochs else ''}"
-            )
-        self.bar.set_postfix_str(f"epoch {line['epoch']}/{self.epochs}, train loss {line['train_loss']:.3f}, {part} accuracy {accuracy}")
-
-    def close(self) -> None:
-        """Remove the bar."""
-        self.bar.close()

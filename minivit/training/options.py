@@ -7,16 +7,24 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import inf
+from pathlib import Path
 from textwrap import fill
 from typing import Annotated, Any, get_type_hints
 
 from ..data.augmentation import POLICIES
 from ..data.image_file import MAX_PIXELS
+from ..data.load import KNOWN
 from ..errors import UserError
+from ..files import user_path
 from ..nn.module import Module
 from ..optim import SCHEDULES
 from ..schema import Checked
 from .recipes import Recipe
+
+# The options that a run does not have by itself: they may be others for a process that resumes it.
+OF_A_PROCESS = (
+    *("resume", "checkpoint_minutes", "keep_checkpoint", "on_epoch", "on_step", "tensorboard", "save", "progress", "threads", "profile"),
+)
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,30 @@ class TrainOptions(Checked):
     max_pixels: Annotated[int, "largest number of pixels of an image file; decoding takes up to 15 bytes a pixel"] = MAX_PIXELS
     limit: Annotated[int | None, "maximum number of training images and of test images, selected at even intervals"] = None
     model_options: Annotated[Mapping[str, Any] | None, "further options of the model, such as depth or pool"] = None
+    resume: Annotated[
+        str | os.PathLike[str] | None,
+        "the folder of a run that was stopped, or its name in runs/: it goes on where its last checkpoint was written, with the arguments "
+        "that it was begun with, and ends with the same bits as if it had not been stopped; more epochs extend it; data is needed only for "
+        "a run on arrays",
+    ] = None
+    checkpoint_minutes: Annotated[
+        float,
+        "minutes from one checkpoint to the next inside an epoch; at the end of an epoch one is written after 5 seconds; they take 2 % of "
+        "the time at most; 0: only when the run is interrupted",
+    ] = 5.0
+    keep_checkpoint: Annotated[
+        bool,
+        "keep the last checkpoint when the run is complete, two to five times the size of the model, so that resume can extend the run",
+    ] = False
+    on_epoch: Annotated[
+        Callable[[dict[str, Any]], Any] | None,
+        "a function that is called after each test, when the run folder is written, with the line of metrics as a dict",
+    ] = None
+    on_step: Annotated[
+        Callable[[dict[str, Any]], Any] | None,
+        "a function that is called for each optimizer step with a dict of step and epoch, both from 1, loss and learning_rate",
+    ] = None
+    tensorboard: Annotated[bool, "write events for TensorBoard into the run folder; this needs minivit[tensorboard]"] = False
     out: Annotated[str | os.PathLike[str] | None, "the run folder; by default runs/<model>-<data>-<number>"] = None
     save: Annotated[bool, "write a run folder; without one, the model is in the result alone"] = True
     overwrite: Annotated[bool, "replace an existing run in that folder"] = False
@@ -131,8 +163,10 @@ class TrainOptions(Checked):
             raise UserError("give weights or a model that has them, not both")
         if self.minutes is not None and self.epochs is not None:
             raise UserError("give minutes or epochs, not both: minutes decide the epochs")
-        if not self.save and (self.out is not None or self.overwrite):
-            raise UserError("save=False writes no run folder: leave out and overwrite out")
+        if not self.save and (self.out is not None or self.overwrite or self.resume is not None or self.tensorboard):
+            raise UserError("save=False writes no run folder: leave out, overwrite, resume and tensorboard out")
+        if not 0 <= self.checkpoint_minutes < inf:
+            raise UserError(f"checkpoint_minutes must be 0 (off) or above, and finite, got {self.checkpoint_minutes}")
         if not 0 <= self.validation_fraction < 1:
             raise UserError(f"validation_fraction must be 0 (off) or below 1, got {self.validation_fraction}: 0.1 holds out a tenth")
         if self.test_every is not None and self.test_every < 1:
@@ -147,6 +181,13 @@ class TrainOptions(Checked):
         """The values that override those of the recipe: the recipe's fields that are not None."""
         values = {item.name: getattr(self, item.name) for item in fields(Recipe)}
         return {name: value for name, value in values.items() if value is not None and not isinstance(value, Module)}
+
+
+def repeatable(data: Any) -> str | None:
+    """The data as an argument that can be used again: a name, an absolute path, or None for arrays."""
+    if isinstance(data, (str, Path)):
+        return str(data) if data in KNOWN else str(user_path(data).resolve())
+    return None
 
 
 def help_of_options() -> dict[str, str]:

@@ -18,8 +18,9 @@ from ..progress import say
 from ..sides import both, times
 from .class_weights import class_weights
 from .finetuning import HeadAlone, Origin, begin_with, features_of, freeze, learns_from_features
-from .loop import Phase, duration
+from .loop import Phase
 from .options import TrainOptions
+from .progress_bar import duration
 from .recipes import ENOUGH, SIDES, Recipe, models_for, recipe_for
 from .timing import Fitting, fitting, step_seconds, test_seconds
 from .trainer import Trainer
@@ -34,6 +35,11 @@ class Setup(NamedTuple):
     datasets: list[Dataset]  # of each phase
     phases: list[Phase]  # the last one is that of the model
     settings: dict[str, Any]  # the arguments of the trainers
+
+    def extended(self, epochs: int) -> Setup:
+        """The same with another number of epochs, of which the last phase has what the others leave."""
+        recipe, phases = replace(self.recipe, epochs=epochs), [*self.phases[:-1], self.phases[-1]._replace(end=epochs)]
+        return self._replace(recipe=recipe, phases=phases)
 
 
 def set_up(

@@ -34,14 +34,17 @@ from ..runtime.precision import fastest, precision_for
 from ..runtime.threads import thread_count
 from ..sides import times
 from ..version import __version__
+from .checkpoints import Pace
 from .class_weights import imbalance
 from .finetuning import Origin, find_origin
 from .loop import Interrupted, Loop
-from .options import TrainOptions, takes_options
+from .options import TrainOptions, repeatable, takes_options
 from .profiling import profile as profile_step
 from .recipes import Recipe
+from .resume import Stopped, find_stopped
 from .setup import fit_minutes, set_up, unwrapped
 from .trainer import Trainer
+from .watchers import Functions, TensorBoard, check_tensorboard
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,26 +69,43 @@ def train(model: str | Module | None = None, data: Any = "digits", **options: An
     image size.
 
     Raises UserError, one line, for any invalid argument; TrainingError if the loss is not finite; Interrupted. In the last two cases the
-    run folder contains the weights of the last finished epoch. With save=False no folder is written.
+    run folder contains the weights of the last finished epoch. What on_epoch and on_step raise ends the run too. With save=False no folder
+    is written.
     """
     start = perf_counter()
-    train_options = TrainOptions(model, data, **options)
     with interruptible(signal.SIGINT):
         try:
-            loop = _prepare(train_options, start)
+            stopped = find_stopped(model, data, options) if options.get("resume") is not None else None
+            train_options = stopped.options if stopped else TrainOptions(model, data, **options)
+            loop = _prepare(train_options, start, stopped)
         except KeyboardInterrupt:
             raise Interrupted("interrupted before training began; nothing was written") from None
-        with closing(loop.folder), threads_set(loop.trainer.threads):
+        with closing(loop), threads_set(loop.trainer.threads):
             loop.run(train_options.progress)
     return Run(loop.classifier, loop.folder.history, loop.folder.path if loop.folder.keeps_files else None)
 
 
-def _prepare(options: TrainOptions, start: float) -> Loop:
-    """Everything that comes before the first step; the run folder last. start: when `train` was called, by perf_counter."""
+def _prepare(options: TrainOptions, start: float, stopped: Stopped | None) -> Loop:
+    """Everything that comes before the first step; the run folder last. start: when `train` was called, by perf_counter.
+
+    stopped: the run that goes on, whose folder is closed if this fails.
+    """
+    try:
+        return _prepared(options, start, stopped)
+    except BaseException:
+        if stopped:
+            stopped.folder.close()
+        raise
+
+
+def _prepared(options: TrainOptions, start: float, stopped: Stopped | None) -> Loop:
+    if options.tensorboard:
+        check_tensorboard()
     check_device(options.device)
     precision_for(options.precision, np.dtype(np.float32))  # raises
     threads = thread_count(options.threads)
-    check_free(options.out, options.overwrite)
+    if not stopped:
+        check_free(options.out, options.overwrite)
     origin = find_origin(options.weights)
     loaded = _load(options, origin)
     fraction = options.validation_fraction
@@ -102,6 +122,8 @@ def _prepare(options: TrainOptions, start: float) -> Loop:
     if options.minutes is not None:
         setup, fits = fit_minutes(options, start, setup, len(loaded.test_images) if fraction else 0)
         test_every = options.test_every or fits.test_every
+    if stopped:
+        setup = setup.extended(stopped.epochs)
     recipe, settings, (*early, (model, trainer, batches, _)) = setup.recipe, setup.settings, setup.phases
     say(f"{model.name}: {trainer.flat.size:,} parameters to train", options.progress)
     for phase in early:
@@ -115,12 +137,23 @@ def _prepare(options: TrainOptions, start: float) -> Loop:
     training_hashes = hash_sample(loaded.train_images) if model.num_exits > 1 else ()  # only used by the calibration of cascades
     classifier = Classifier(model, dataset.class_names, Preprocessing.of(dataset), training_hashes, trainer.precision.name, options.tta)
     folder: RunFolder = Unsaved()
-    if options.save:
+    if stopped:
+        folder = stopped.folder
+    elif options.save:
         config = _config(options, loaded, recipe, batches, model, trainer, settings, test_every)
         config["arguments"]["weights"] = str(origin.file.resolve()) if origin else None
         folder = RunFolder.create(options.out, f"{_slug(model.name)}-{_slug(dataset.name)}", config, options.overwrite)
         say(f"run folder {folder.path}", options.progress)
-    return Loop(setup.phases, classifier, dataset, recipe, folder, test_every, loaded if fraction else None, setup.thaw)
+    pace = Pace(options.checkpoint_minutes, at_once=(isinstance(options.model, Module) or bool(origin)) and not (stopped and stopped.about))
+    final = loaded if fraction else None
+    loop = Loop(setup.phases, classifier, dataset, recipe, folder, test_every, final, setup.thaw, pace, options.keep_checkpoint)
+    if stopped:
+        stopped.begin(loop)
+    if options.on_step or options.on_epoch:
+        loop.watchers.append(Functions(options.on_step, options.on_epoch))
+    if options.tensorboard:
+        loop.watchers.append(TensorBoard(folder.path, loop.steps))
+    return loop
 
 
 def _load(options: TrainOptions, origin: Origin | None) -> Dataset:
@@ -187,7 +220,7 @@ def _config(
         **asdict(recipe),
         **{name: getattr(options, name) for name in unchanged},
         "model": model.name,
-        "data": _repeatable(options.data),
+        "data": repeatable(options.data),
         "freeze": options.frozen,
         "augmentation": batches.policy,
         "momentum": settings.get("momentum"),
@@ -213,13 +246,6 @@ def _config(
         "numpy": np.__version__,
         "numba": metadata.version("numba"),
     }
-
-
-def _repeatable(data: Any) -> str | None:
-    """The data as an argument that can be used again: a name, an absolute path, or None for arrays."""
-    if isinstance(data, (str, Path)):
-        return str(data) if data in KNOWN else str(user_path(data).resolve())
-    return None
 
 
 def _slug(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from math import isfinite, sqrt
@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError, nearest
+from ..errors import UserError, listed, nearest
 from ..functional import checked_class_weights, classes_below, cross_entropy, sum_of
+from ..interrupts import deferred
 from ..kernels import primitives
 from ..kernels.core import arrays
 from ..kernels.core.devices import device_of
 from ..kernels.cpu.run import threads_set
 from ..models.base import Model
+from ..nn.layers import Random
 from ..nn.module import Module, dtype_of
 from ..optim import OPTIMIZERS, FlatParameters
 from ..runtime.devices import check_device, explain_out_of_memory
@@ -63,6 +65,7 @@ class Trainer:
     threads: number of compute threads; None: the number of cores. It does not affect results.
 
     lr, weight_decay: may be set between steps. steps: number of steps so far. gradient_norm: of the last step, before clipping.
+    is_averaged: whether the model has the average of its weights.
     Raises UserError for values out of range.
     """
 
@@ -112,7 +115,7 @@ class Trainer:
         self.optimizer = OPTIMIZERS[optimizer](
             self.flat, lr=lr, weight_decay=weight_decay, clip_norm=clip_norm, ema=ema, **optimizer_options
         )
-        self.steps = 0
+        self.steps, self.is_averaged = 0, False
         self._shapes: dict[tuple[Any, ...], _Batch] = {}  # shapes of images and labels -> buffers and plan, in order of last use
         self._lock = Lock()  # held during a step
         self._arguments = dict(precision=precision, device=device, optimizer=optimizer, weight_decay=weight_decay, clip_norm=clip_norm)
@@ -130,6 +133,31 @@ class Trainer:
     def __reduce__(self) -> tuple[Any, ...]:
         """What a pickle or a copy contains: the model and the optimizer's state; steps are recorded again."""
         return _restored, (self.model, self._arguments, self.optimizer.state_dict(), self.steps)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of what later steps depend on: "model.<name>", "optimizer.<name>", and "random", the states of dropout, (states, 2)."""
+        random = [np.asarray(arrays.to_numpy(each.state)).view(np.int64) for each in self._random_states()]
+        return {
+            **{f"model.{name}": value for name, value in self.model.state_dict().items()},
+            **{f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()},
+            "random": np.array(random, np.int64).reshape(-1, 2),
+        }
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on where a Trainer with equal arguments was. Raises UserError, before anything changes, for another model or optimizer."""
+        own = self.state_dict()
+        wrong = [n for n in own.keys() | state.keys() if n not in own or n not in state or own[n].shape != state[n].shape]
+        if wrong:
+            raise UserError(f"the state is of another model or optimizer: {listed(sorted(wrong))} do not fit")
+        for part, prefix in ((self.model, "model."), (self.optimizer, "optimizer.")):
+            part.load_state_dict({n.removeprefix(prefix): state[n] for n in state if n.startswith(prefix)})
+        for random, values in zip(self._random_states(), state["random"]):
+            arrays.copy_from_numpy(random.state, values.astype(np.int64).view(np.uint64))
+        self.steps = self.optimizer.steps
+
+    def _random_states(self) -> list[Random]:
+        """Of the model's dropout layers, in a fixed order."""
+        return list({id(v): v for module in self.model.modules() for v in vars(module).values() if isinstance(v, Random)}.values())
 
     @property
     def lr(self) -> float:
@@ -192,17 +220,20 @@ class Trainer:
         return [batch.plan for batch in self._shapes.values() if batch.plan]
 
     def swap_average(self) -> None:
-        """Swap the model's weights with their running average, if `ema` is enabled."""
-        self.optimizer.swap_average()
+        """Swap the model's weights with their running average, if `ema` is enabled. An interrupt waits for the end."""
+        with deferred():
+            self.optimizer.swap_average()
+            self.is_averaged = not self.is_averaged
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Context manager: inside, the model has the running average of its weights, if `ema` is enabled."""
-        self.swap_average()
         try:
+            self.swap_average()
             yield
         finally:
-            self.swap_average()
+            if self.is_averaged:
+                self.swap_average()
 
     def _new_batch(self, images: np.ndarray, labels: np.ndarray) -> _Batch:
         if len(self._shapes) == SHAPES:

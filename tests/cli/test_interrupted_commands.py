@@ -67,7 +67,8 @@ def test_while_modules_are_imported(tmp_path, name, number):
 def test_while_a_model_is_trained(tmp_path, monkeypatch, capsys, number):
     monkeypatch.setattr("minivit.training.loop.Progress.step", lambda self: signal.raise_signal(number))
     assert main([*TRAIN, "--out", str(tmp_path / "run")]) == STATUS[number]
-    assert capsys.readouterr() == ("", f"minivit: interrupted; {tmp_path / 'run'} holds the model after 0 of 2 epochs\n")
+    state = f"{tmp_path / 'run'} holds the model after 0 of 2 epochs; minivit train --resume {tmp_path / 'run'} goes on"
+    assert capsys.readouterr() == ("", f"minivit: interrupted; {state}\n")
 
 
 def test_while_a_run_is_overwritten(tmp_path, monkeypatch, capsys):

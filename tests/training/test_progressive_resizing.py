@@ -8,7 +8,7 @@ import pytest
 import minivit
 from minivit import UserError, create_model, train
 from minivit.io.run_folder import CONFIG
-from minivit.training import loop
+from minivit.training import progress_bar
 from minivit.training.recipes import RESIZED, SIDES, recipe_for
 from minivit.training.trainer import Trainer
 
@@ -99,9 +99,9 @@ def test_a_test_of_an_early_phase_is_of_the_whole_images(data, tmp_path):
 
 def test_the_time_left_counts_what_larger_images_take(monkeypatch, capsys):
     times = iter(range(100))
-    monkeypatch.setattr(loop, "perf_counter", lambda: float(next(times)))
-    monkeypatch.setattr(loop, "MEASURED", 2)
-    progress = loop.Progress(True, [1, 1, 2, 2], 20)
+    monkeypatch.setattr(progress_bar, "perf_counter", lambda: float(next(times)))
+    monkeypatch.setattr(progress_bar, "MEASURED", 2)
+    progress = progress_bar.Progress(True, [1, 1, 2, 2], 20)
     for _ in range(3):
         progress.step()
     assert "4 epochs: about 60 s, and" in capsys.readouterr().err  # two steps a second, 20 in an epoch, six times the first epoch

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from minivit import Trainer, UserError, create_model, train
 from minivit.data import Batches
 from minivit.io.run_folder import CONFIG
-from minivit.training import loop, setup, timing
-from minivit.training.loop import duration
+from minivit.training import progress_bar, setup, timing
+from minivit.training.progress_bar import duration
 from minivit.training.timing import INFERENCE, MARGIN, fitting, step_seconds
 
 SMALL = {
@@ -98,7 +98,7 @@ def test_durations():
 
 
 def test_a_line_tells_how_long_all_will_take(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(loop, "MEASURED", 2)
+    monkeypatch.setattr(progress_bar, "MEASURED", 2)
     for epochs, told in ((5, False), (9, True)):
         train(epochs=epochs, out=tmp_path / str(epochs), **SMALL | {"progress": True})
         lines = capsys.readouterr().err.splitlines()

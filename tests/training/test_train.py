@@ -13,12 +13,13 @@ import pytest
 
 import minivit
 from minivit import UserError, create_model, train
-from minivit.io.run_folder import CONFIG, CURVES, METRICS, MODEL
+from minivit.io.run_folder import CONFIG, CURVES, METRICS, MODEL, TABLE
 from minivit.models import PRESETS
 from minivit.sides import both
 from minivit.training import loop
 from minivit.training import train as train_module
 from minivit.training.loop import Interrupted
+from minivit.training.options import OF_A_PROCESS
 from minivit.training.recipes import ADAMW_LR, MIXED, OTHERS, RECIPES, RESIZED, models_for, recipe_for
 from minivit.training.trainer import TrainingError
 
@@ -46,7 +47,7 @@ def run(tmp_path_factory):
 
 
 def test_a_run_folder_holds_the_run(run):
-    assert sorted(p.name for p in run.folder.iterdir()) == sorted((CONFIG, METRICS, MODEL, CURVES))
+    assert sorted(p.name for p in run.folder.iterdir()) == sorted((CONFIG, METRICS, MODEL, CURVES, TABLE))
     assert lines_of(run) == run.history
     assert [list(line) for line in run.history] == [
         ["epoch", "train_loss", "test_loss", "test_accuracy", "balanced_accuracy", "learning_rate", "seconds", "images_per_second"]
@@ -89,14 +90,8 @@ def test_the_config_repeats_the_run_bit_for_bit(run, tmp_path):
 
 def test_the_config_names_every_argument(run):
     config = json.loads((run.folder / CONFIG).read_text())
-    assert config["arguments"].keys() == inspect.signature(train).parameters.keys() - {
-        "minutes",
-        "out",
-        "overwrite",
-        "progress",
-        "threads",
-        "profile",
-    }
+    apart = {"minutes", "out", "overwrite", *OF_A_PROCESS}
+    assert config["arguments"].keys() == inspect.signature(train).parameters.keys() - apart
     unset = ("limit", "class_weights", "momentum", "weights", "freeze")
     assert None not in [value for name, value in config["arguments"].items() if name not in unset]
 
@@ -239,7 +234,7 @@ def test_a_run_folder_that_vanishes_is_made_again_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "Progress", Deleting)
     run = small(tmp_path)
-    assert sorted(p.name for p in run.folder.iterdir()) == sorted((CONFIG, METRICS, MODEL, CURVES))
+    assert sorted(p.name for p in run.folder.iterdir()) == sorted((CONFIG, METRICS, MODEL, CURVES, TABLE))
     assert lines_of(run) == run.history and len(run.history) == 2
 
 
