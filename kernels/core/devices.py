@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,6 +53,16 @@ class Runtime(Protocol):
         """An array here that shares the memory of one of another library, or a copy if that is not C-contiguous.
 
         Kernels that are launched later wait for what was done to it.
+        """
+
+    def accepts(self, array: Any) -> bool:
+        """Whether kernels can take an array on a GPU as it lies: one of this runtime's kind that is C-contiguous."""
+
+    def borrowed(self, array: Any) -> AbstractContextManager[tuple[Any, Sequence[int]]]:
+        """Context manager: any library's array on this GPU as one of this runtime's kind, with any strides, and these strides in bytes.
+
+        Kernels launched inside run after the work that the array's owner has launched, and before what it launches afterwards.
+        Raises UserError for an array on another GPU.
         """
 
     def launch(self, kernel: Any, grid: Any, arguments: Sequence[Any]) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import count, pairwise
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from ...errors import DeviceError, OutOfMemoryError
+from ...errors import DeviceError, OutOfMemoryError, UserError
 from .compiled import compile_all, compiled
 from .cublaslt import CublasLt
 from .kernel import Grid, Kernel
@@ -111,6 +111,25 @@ class CupyRuntime:
         with self.stream:  # which CuPy passes to the producer, to make it wait
             return self._cupy.ascontiguousarray(self._cupy.from_dlpack(source))
 
+    def accepts(self, array: Any) -> bool:
+        return isinstance(array, self._cupy.ndarray) and array.flags.c_contiguous
+
+    @contextmanager
+    def borrowed(self, array: Any) -> Iterator[tuple[Any, Sequence[int]]]:
+        cupy, known = self._cupy, isinstance(array, self._cupy.ndarray)
+        if not known:
+            with self.stream:  # which DLPack makes wait for the owner's stream
+                array = cupy.from_dlpack(array) if hasattr(array, "__dlpack__") else cupy.asarray(array)
+        if array.device.id != self._device:
+            raise UserError(f"the array lies on GPU {array.device.id}, minivit computes on GPU {self._device}: move it there")
+        owner = cupy.cuda.get_current_stream()
+        self.stream.wait_event(self._event(owner))
+        yield array, array.strides
+        if known:
+            owner.wait_event(self._event())
+        else:  # the owner's stream is not known here
+            self.stream.synchronize()
+
     def _keep(self, event: Any, values: np.ndarray) -> None:
         """Keep the pinned memory of a copy from being used anew before the event after it is done."""
         self._in_flight.append((event, values))
@@ -122,9 +141,9 @@ class CupyRuntime:
         memory = self._cupy.cuda.alloc_pinned_memory(max(size * np.dtype(dtype).itemsize, 1))
         return np.frombuffer(memory, dtype, size).reshape(shape)
 
-    def _event(self) -> Any:
+    def _event(self, stream: Any = None) -> Any:
         event = self._cupy.cuda.Event(disable_timing=True)
-        event.record(self.stream)
+        event.record(stream or self.stream)
         return event
 
     def free_bytes(self) -> int:

@@ -5,18 +5,20 @@ All use vector loads where lengths, strides and alignment allow them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from ...errors import UserError
 from ..core.arrays import empty
 from ..core.devices import runtime
 from ..core.dtypes import BFLOAT16, accumulator_dtype, result_dtype
 from ..core.op import Shape
 from ..core.recording import launch
 from ..core.strides import DIVIDE, broadcast_strides, nests, reduction, strides
-from .kernel import Grid, Source, blocks_for
+from .kernel import TYPES, Grid, Source, blocks_for
 
 THREADS = 256  # per block
 TILE = 32  # rows and columns of a transposed tile; adjacent vectors of columns that a block sums
@@ -27,7 +29,7 @@ _source = Source("cuda/strided")
 def vector_width(length: int, *arrays: Any) -> int:
     """The vector width, in elements, usable in each array: at most 16 bytes, aligned, and a divisor of `length`."""
     width = min((16 // a.itemsize for a in arrays), default=1)
-    while length % width or any(runtime().allocation(a)[1] % (width * a.itemsize) for a in arrays):
+    while length % width or any(runtime().address(a) % (width * a.itemsize) for a in arrays):
         width //= 2
     return width
 
@@ -122,6 +124,32 @@ def convert(y: Any, x: Any) -> None:
     """y = x, converted to the floating-point type of y."""
     width = vector_width(x.size, y, x)
     launch(_source("convert", y.dtype, x.dtype, width, prepares=True), grid_for(x.size // width), y, x, x.size)
+
+
+def take(y: Any, x: Any) -> None:
+    """y = x, an array of any library on this GPU with y's shape, any strides and a type of its own. Raises UserError for types."""
+    with runtime().borrowed(x) as (values, steps):
+        _take(y, values, steps)
+
+
+def contiguous(x: Any) -> Any:
+    """A C-contiguous copy, of the same type, of an array of any library on this GPU. Raises UserError for types."""
+    with runtime().borrowed(x) as (values, steps):
+        y = empty(tuple(values.shape), values.dtype, "cuda")
+        _take(y, values, steps)
+    return y
+
+
+def _take(y: Any, x: Any, steps: Sequence[int]) -> None:
+    """y = x, with strides in bytes."""
+    if x.dtype.name not in TYPES:
+        raise UserError(f"an array on the GPU has the type {x.dtype}: convert it to one of {', '.join(TYPES)}")
+    if y.dtype.kind in "iu" and x.dtype.kind not in "iu":
+        raise UserError(f"labels must be integers, or rows of probabilities, got {x.dtype} of shape {tuple(x.shape)}")
+    if any(step % x.itemsize for step in steps):
+        raise UserError(f"an array on the GPU has strides of {tuple(steps)} bytes, no multiples of its {x.itemsize}: copy it first")
+    if y.size:
+        copy(y, x, tuple(y.shape), strides(y.shape), tuple(step // x.itemsize for step in steps))
 
 
 def astype(x: Any, dtype: np.dtype) -> Any:

@@ -39,7 +39,7 @@ class Listing(Emulator):
         return self.placeholder(shape, dtype)
 
     def address(self, array):
-        return id(array.memory) + array.offset
+        return (id(array.memory) << 8) + array.offset
 
     def to_numpy(self, array):
         return np.zeros(array.shape, array.dtype)
