@@ -72,7 +72,7 @@ class Runtime(Protocol):
         """Run a matrix product (`cuda.product.Product`) after the kernels launched before."""
 
     def prepare(self, calls: Sequence[tuple[Any, Any, Sequence[Any]]]) -> Any:
-        """Calls (kernel, grid, arguments) as one object with run() and timed_run(), which returns the seconds of each call."""
+        """Calls (kernel, grid, arguments) as one object: run(), and timed_run(), which may run them repeatedly, for the seconds of each."""
 
     def synchronize(self) -> None:
         """Wait for all kernels."""

@@ -37,6 +37,11 @@ class Product(NamedTuple):
     def label(self) -> str:
         return f"product {self.batch}x{self.rows}x{self.columns}x{self.depth}"
 
+    @property
+    def operations(self) -> int:
+        """Floating-point operations."""
+        return 2 * self.batch * self.rows * self.columns * self.depth
+
     def run(self, grid: None, arguments: Sequence[Any]) -> None:
         """Run it. arguments: c, a, b, bias or None, extra or None, workspace."""
         runtime().multiply(self, arguments)

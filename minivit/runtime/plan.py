@@ -10,6 +10,7 @@ Inputs, parameters, learning rate and random state are arrays that exist before 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..kernels.core.arrays import ALIGNMENT, GPU_ALIGNMENT, GUARD, empty, subarr
 from ..kernels.core.recording import Recording, View, record
 from ..kernels.cpu.kernel import Calls, compile_missing
 from ..kernels.cpu.run import threads
+from ..kernels.cuda.product import Product
 
 
 class Plan:
@@ -34,7 +36,7 @@ class Plan:
     results: the arrays that the step returned (of the first copy); a replay overwrites them.
     arena_bytes: the memory of all its buffers, of one copy; buffer_bytes: the memory they would need without sharing.
     threads: the number of threads of the recording and of its replays. labels: for each launch, the `OpCall` that it is part of (or None)
-        and the kernel's label.
+        and the kernel's label. work: for each launch, the bytes of the arrays that it is given, and the operations of a product on a GPU.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Plan:
         self.threads = threads()
         launches = enumerate(zip(recording.op_calls, recording.calls))
         self.labels = [(op_call, call[0].label) for i, (op_call, call) in launches if i not in preparations]
+        self.work = [_work(*call) for i, call in enumerate(recording.calls) if i not in preparations]
         common = empty((common_bytes,), np.uint8, device)
         arenas = [empty((own_bytes,), np.uint8, device) for _ in range(copies)]
         self.owned = [[*own], *([a.copy() for a in own] for _ in range(copies - 1))]
@@ -88,6 +91,14 @@ class Plan:
     def timed_replay(self) -> list[float]:
         """Replay launch by launch; returns the seconds of each."""
         return self.calls[0].timed_run()
+
+
+def _work(kernel: Any, grid: Any, arguments: Sequence[Any]) -> tuple[int, int]:
+    operations = 0
+    if isinstance(kernel, Product):
+        operations, arguments = kernel.operations, arguments[:-1]  # the workspace is no operand
+    arrays = [a for a in arguments if isinstance(a, View) or devices.is_array(a)]
+    return sum(prod(a.shape) * np.dtype(a.dtype).itemsize for a in arrays), operations
 
 
 def _preparations(recording: Recording, constants: set[int]) -> set[int]:
