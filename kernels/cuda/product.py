@@ -28,6 +28,7 @@ class Product(NamedTuple):
     b_step: int
     transpose_a: bool  # a is stored as (batch, K, M)
     transpose_b: bool  # b is stored as (batch, N, K)
+    rank: int = 0  # which of cuBLASLt's algorithms, in the order of its heuristic; the last one if there are fewer
 
     @property
     def prepares(self) -> bool:

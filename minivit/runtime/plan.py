@@ -33,6 +33,7 @@ class Plan:
         (packed panels of weights) is kept; `prepare()` computes it again after they have changed.
     copies: how many sets of buffers there are, so that as many threads can replay at once (`parts.py`). own: arrays from before the
         recording, of which each copy has its own: itself, then new ones, in `owned`.
+    recorded: all calls as they were recorded, (kernel, grid or bands, arguments), with `View`s of buffers.
     results: the arrays that the step returned (of the first copy); a replay overwrites them.
     arena_bytes: the memory of all its buffers, of one copy; buffer_bytes: the memory they would need without sharing.
     threads: the number of threads of the recording and of its replays. labels: for each launch, the `OpCall` that it is part of (or None)
@@ -57,7 +58,8 @@ class Plan:
         common = empty((common_bytes,), np.uint8, device)
         arenas = [empty((own_bytes,), np.uint8, device) for _ in range(copies)]
         self.owned = [[*own], *([a.copy() for a in own] for _ in range(copies - 1))]
-        self._keep = recording.calls, common, arenas  # keeps arrays alive
+        self.recorded = recording.calls
+        self._keep = common, arenas  # keeps arrays alive
 
         def placed(value: Any, copy: int) -> Any:
             """The array that an argument of a recorded call stands for, in one copy of the buffers."""

@@ -198,13 +198,15 @@ class Emulator:
         c.reshape(result.shape)[...] = result
 
     def prepare(self, calls):
-        return _Calls(self, list(calls))
+        kernels = {kernel for kernel, _, _ in calls if isinstance(kernel, cuda.Kernel)}
+        build({kernel for kernel in kernels if (kernel, self.sanitize) not in _built}, self.sanitize)
+        return Calls(self, list(calls))
 
     def synchronize(self):
         pass
 
 
-class _Calls:
+class Calls:
     def __init__(self, runtime, calls):
         self.runtime, self.calls = runtime, calls
 
