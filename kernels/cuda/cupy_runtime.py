@@ -234,8 +234,8 @@ class Graph:
     def timed_run(self) -> list[float]:
         """Seconds of each call on the GPU, launched one by one; the list runs several times.
 
-        A launch costs the host more than a small kernel takes. So the launches queue up behind replays of a graph of the same calls, as many
-        as keep the GPU busy until the last launch is queued. The queue is limited, so long lists are timed in sections.
+        A launch costs the host more than a small kernel takes. So the launches queue up behind replays of a graph of the same calls, as
+        many as keep the GPU busy until the last launch is queued. The queue is limited, so long lists are timed in sections.
         """
         if self._calls and not self._sections:
             self._busy = self._captured([*self._calls] * -(-SECTION // len(self._calls)))
