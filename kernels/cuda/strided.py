@@ -186,7 +186,7 @@ def _launch_sum(sums: Any, p: Any, q: Any, sizes: Shape, parts: int, scale: floa
     A, R, C = sizes
     operands = [p] if q is None else [p, q]
     width = vector_width(R if C == 1 else C, *operands)
-    types = sums.dtype, p.dtype, (p if q is None else q).dtype, width
+    types = sums.dtype, p.dtype, (p if q is None else q).dtype, width, q is not None
     if C == 1:
         grid = Grid(blocks_for(A * parts * 32, THREADS, most=32), THREADS)
         launch(_source("sum_rows", *types), grid, sums, p, q, A * parts, R, parts, scale)
