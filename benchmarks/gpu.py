@@ -31,11 +31,10 @@ from minivit.kernels.core import arrays, devices
 from minivit.kernels.core.cases import Sample, letters, make_inputs, shrunk, total_elements
 from minivit.kernels.core.dtypes import BFLOAT16
 from minivit.kernels.core.op import Op
-from minivit.kernels.cuda.gemm import gemm
-from minivit.kernels.cuda.strided import convert
 from minivit.runtime.plan import Plan
 from minivit.testing.numerics import check_accuracy
 from minivit.testing.result import CheckResult
+from minivit.training.profiling import memory_rate, product_rate
 
 from .measure import machine, machine_line, milliseconds, option_parser, percent, table, write_result
 
@@ -67,17 +66,6 @@ def seconds_of(run: Callable[[], Any], budget: float, wait: Callable[[], None] |
         wait()
         rows.append((perf_counter() - start) / calls)
     return median(rows)
-
-
-def limits(tiny: bool, budget: float) -> tuple[float, float]:
-    """(bytes a second of a copy, operations a second of a product)."""
-    size, side = (1 << 16, 256) if tiny else (1 << 30, 8192)
-    source, to = (arrays.array_on("cuda", np.zeros(size, np.float32)) for _ in range(2))
-    copying = Plan(lambda: _then(convert(to, source), to), device="cuda")
-    a, b = (arrays.array_on("cuda", np.random.default_rng(i).standard_normal((side, side), np.float32).astype(BFLOAT16)) for i in (1, 2))
-    c = arrays.empty(a.shape, BFLOAT16, "cuda")
-    product = Plan(lambda: _then(gemm(c, a, b), c), device="cuda")
-    return 2 * source.nbytes / seconds_of(copying.replay, budget), 2 * side**3 / seconds_of(product.replay, budget)
 
 
 def _then(_: None, result: Any) -> Any:
@@ -123,6 +111,22 @@ def grown(op: Op, case: Mapping[str, Any], size: int) -> dict[str, Any]:
     return case
 
 
+class Repeated:
+    """A generator of random numbers whose large normal arrays repeat one small block: to draw them takes minutes."""
+
+    BLOCK = 1 << 20
+
+    def __init__(self) -> None:
+        self._generator = np.random.default_rng(0)
+        self._block = self._generator.standard_normal(self.BLOCK, np.float32)
+
+    def standard_normal(self, shape: Any = ()) -> np.ndarray:
+        return np.resize(self._block, shape)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._generator, name)
+
+
 def planned(call: Sample) -> Iterator[tuple[str, Plan]]:
     """A plan of each direction that launches kernels, on arrays of the GPU."""
     op, constants = call.op, list(call.constants.values())
@@ -134,9 +138,9 @@ def planned(call: Sample) -> Iterator[tuple[str, Plan]]:
     )
     yield "forward", forward
     if op.backward:
-        known = inputs | outputs
+        known, results = inputs | outputs, [outputs[n] for n in op.results]
         gradients = [None if inputs[n] is None else arrays.empty_like(inputs[n]) for n in op.differentiable if n not in op.gradient_aliases]
-        arrived = [None if outputs[n] is None else arrays.array_on("cuda", np.ones(outputs[n].shape, outputs[n].dtype)) for n in op.results]
+        arrived = [None if a is None else arrays.array_on("cuda", Repeated().standard_normal(a.shape).astype(a.dtype)) for a in results]
         given = (*gradients, *arrived, *[None] * len(op.accumulates), *(known[n] for n in op.saves), *constants)
         backward = Plan(lambda: _then(op.run("backward", given, inputs.values(), constants), some), device="cuda")
         if backward.launches:
@@ -149,7 +153,7 @@ def measured_ops(options: Namespace, budget: float) -> Iterator[dict[str, Any]]:
         if op.name == "attention" and not options.tiny:
             cases = [{"B": B, "N": N, "H": 6, "D": 64, "bias": None, "scale": 0.125} for B, N in ATTENTION]
         for case in cases:
-            call = Sample(op, *make_inputs(op, case, "bfloat16", np.random.default_rng(0)))
+            call = Sample(op, *make_inputs(op, case, "bfloat16", Repeated()))
             shapes = [None if a is None else a.shape for a in call.inputs.values()]
             cost = op.cost(*shapes, *call.constants.values())
             least = dict(zip(("forward", "backward"), op.least_bytes(tuple(call.inputs.values()), call.constants)))
@@ -283,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     found, budget = machine() | {"gpu": runtime.name, "architecture": runtime.architecture}, 0.02 if options.tiny else 0.2
     print(f"{runtime.name}; {machine_line(found)}")
-    copy, product = limits(options.tiny, budget)
+    copy, product = memory_rate(options.tiny, "cuda"), product_rate(BFLOAT16, options.tiny, "cuda")
     print(f"limits: {copy / 1e9:.0f} GB/s of a copy, {product / 1e12:.1f} TFLOP/s of a product in bfloat16")
     failures = wrong_ops(options.tiny)
     distance = curve_distance(5 if options.tiny else 100)

@@ -23,12 +23,7 @@ template <class T, int W, int V> struct Row {
 #pragma unroll
         for (int v = 0; v < V; v++) {
             const int at = (v * 32 + threadIdx.x % 32) * W;
-            if (at < C) {
-                Vector<T, W> some;
-#pragma unroll
-                for (int k = 0; k < W; k++) some.e[k] = T(e[v * W + k]);
-                store<T, W>(row + at, some);
-            }
+            if (at < C) store<T, W>(row + at, rounded<T, W>(e + v * W));
         }
     }
     template <class F> __device__ __forceinline__ void each(int C, F f) {               // f(index in the row, element)
@@ -48,6 +43,11 @@ __global__ void __launch_bounds__(128) layernorm_forward(T* y, T* s, Sum<T>* mea
                                                          const Sum<T>* w, const Sum<T>* b, long R, int C, double eps) {
     typedef Sum<T> S;
     const long warps = long(gridDim.x) * (blockDim.x / 32);
+    Row<T, W, (V > 0 ? V : 1)> scale = {}, shift = {};                  // this lane's part of w and b, the same for all rows
+    if constexpr (V > 0) {
+        scale.each(C, [&](int at, S& e) { e = w[at]; });
+        shift.each(C, [&](int at, S& e) { e = b[at]; });
+    }
     for (long r = (long(blockIdx.x) * blockDim.x + threadIdx.x) / 32; r < R; r += warps) {
         if constexpr (V > 0) {
             Row<T, W, V> row;
@@ -65,7 +65,8 @@ __global__ void __launch_bounds__(128) layernorm_forward(T* y, T* s, Sum<T>* mea
             const S m = warp_sum(total) / C;
             row.each(C, [&](int, S& e) { squares += (e - m) * (e - m); });
             const S inverse = S(1) / sqrt(warp_sum(squares) / C + S(eps));
-            row.each(C, [&](int at, S& e) { e = (e - m) * inverse * w[at] + b[at]; });
+#pragma unroll
+            for (int i = 0; i < V * W; i++) row.e[i] = (row.e[i] - m) * inverse * scale.e[i] + shift.e[i];
             row.write(y + r * C, C);
             if (threadIdx.x % 32 == 0) mean[r] = m, rstd[r] = inverse;
         } else {
@@ -84,22 +85,24 @@ __global__ void __launch_bounds__(128) layernorm_forward(T* y, T* s, Sum<T>* mea
     }
 }
 
-// dx, dy, running, x (R, C); partial (warps, 2, C): each warp's part of dw and db. dx, dy, running and partial may be null: dx is not
+// dx, dy, running, x (R, C); partial (parts, 2, C): the part of dw and db of each block, or of each warp if V is 0. dx, dy, running and partial may be null: dx is not
 // needed, dy is 0, nothing is added to dx, dw and db are not needed.
 template <class T, int W, int V>
-__global__ void __launch_bounds__(128, 1) layernorm_backward(T* dx, Sum<T>* partial, const T* dy, const T* running, const T* x,
+__global__ void __launch_bounds__(128, V > 0 && V * W <= 16 && sizeof(T) == 2 ? 4 : 1)
+layernorm_backward(T* dx, Sum<T>* partial, const T* dy, const T* running, const T* x,
                                                           const Sum<T>* w, const Sum<T>* mean, const Sum<T>* rstd, long R, int C) {
     typedef Sum<T> S;
     const long warps = long(gridDim.x) * (blockDim.x / 32), first = (long(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
-    S* mine = partial ? partial + first * 2 * C : nullptr;
     if constexpr (V > 0) {
-        Row<T, W, V> h, g, scale, bias;                                 // scale, bias: this lane's sums for dw and db
+        __shared__ S sums[2][V * W * 32];                               // of the block's warps, for dw and db
+        Row<T, W, V> h, g, before, scale, bias;                                 // scale, bias: this lane's sums for dw and db
 #pragma unroll
         for (int i = 0; i < V * W; i++) scale.e[i] = bias.e[i] = 0;
         for (long r = first; r < R; r += warps) {
             const S m = mean[r], inverse = rstd[r];
             h.read(x + r * C, C);
             if (dy) g.read(dy + r * C, C);
+            if (running) before.read(running + r * C, C);               // early: it is needed after two sums over the warp
             S total = 0, product = 0;
 #pragma unroll
             for (int i = 0; i < V * W; i++) {
@@ -120,17 +123,22 @@ __global__ void __launch_bounds__(128, 1) layernorm_backward(T* dx, Sum<T>* part
 #pragma unroll
             for (int i = 0; i < V * W; i++) g.e[i] = inverse * (g.e[i] - total - h.e[i] * product);
             if (running) {
-                h.read(running + r * C, C);
 #pragma unroll
-                for (int i = 0; i < V * W; i++) g.e[i] += h.e[i];
+                for (int i = 0; i < V * W; i++) g.e[i] += before.e[i];
             }
             g.write(dx + r * C, C);
         }
-        if (mine) {
-            scale.each(C, [&](int at, S& e) { mine[at] = e; });
-            bias.each(C, [&](int at, S& e) { mine[C + at] = e; });
+        if (!partial) return;
+        for (int warp = 0; warp < blockDim.x / 32; warp++) {
+            if (threadIdx.x / 32 == warp) {
+                scale.each(C, [&](int at, S& e) { sums[0][at] = warp ? sums[0][at] + e : e; });
+                bias.each(C, [&](int at, S& e) { sums[1][at] = warp ? sums[1][at] + e : e; });
+            }
+            __syncthreads();
         }
+        for (int at = threadIdx.x; at < 2 * C; at += blockDim.x) partial[blockIdx.x * 2l * C + at] = sums[at / C][at % C];
     } else {
+        S* mine = partial ? partial + first * 2 * C : nullptr;
         for (int at = threadIdx.x % 32; mine && at < 2 * C; at += 32) mine[at] = 0;
         __syncwarp();                                                   // a lane adds to elements that another lane cleared
         for (long r = first; r < R; r += warps) {
@@ -152,14 +160,22 @@ __global__ void __launch_bounds__(128, 1) layernorm_backward(T* dx, Sum<T>* part
     }
 }
 
-// dw, db (C,) = the sums of partial (parts, 2, C); either may be null. One warp per sum, eight per block: each lane adds every 32nd part.
+// dw, db (C,) = the sums of partial (parts, 2, C); either may be null. A block sums 32 neighbouring columns, and each of its 8 warps every
+// eighth part.
 template <class S> __global__ void __launch_bounds__(256) layernorm_parameters(S* dw, S* db, const S* partial, long parts, int C) {
-    const long warps = long(gridDim.x) * (blockDim.x / 32);
-    for (long c = (long(blockIdx.x) * blockDim.x + threadIdx.x) / 32; c < 2 * C; c += warps) {
-        S total = 0;
-        for (long part = threadIdx.x % 32; part < parts; part += 32) total += partial[part * 2 * C + c];
-        total = warp_sum(total);
-        S* to = c < C ? dw : db;
-        if (threadIdx.x % 32 == 0 && to) to[c < C ? c : c - C] = total;
+    __shared__ S sums[8][32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const long c = long(blockIdx.x) * 32 + lane;
+    S total = 0;
+    if (c < 2 * C) {
+#pragma unroll 4
+        for (long part = warp; part < parts; part += 8) total += partial[part * 2 * C + c];
     }
+    sums[warp][lane] = total;
+    __syncthreads();
+    if (warp > 0 || c >= 2 * C) return;
+#pragma unroll
+    for (int other = 1; other < 8; other++) total += sums[other][lane];
+    S* to = c < C ? dw : db;
+    if (to) to[c < C ? c : c - C] = total;
 }

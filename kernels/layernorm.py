@@ -191,7 +191,7 @@ def _tiling(C, *arrays):
 def _forward_cuda(y, s, mean, rstd, x, branch, w, b, eps):
     C = x.shape[-1]
     R = x.size // C
-    grid = Grid(blocks_for(R, ROW_WARPS, most=16), 32 * ROW_WARPS)
+    grid = Grid(blocks_for(R, ROW_WARPS, most=8), 32 * ROW_WARPS)
     launch(_source("layernorm_forward", x.dtype, *_tiling(C, y, s, x, branch)), grid, y, s, mean, rstd, x, branch, w, b, R, C, float(eps))
 
 
@@ -206,11 +206,13 @@ def add_forward_cuda(s, y, mean, rstd, x, branch, w, b, eps):
 def backward_cuda(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
     C = x.shape[-1]
     R = x.size // C
-    grid = Grid(blocks_for(R, ROW_WARPS, most=2), 32 * ROW_WARPS)
-    partial = None if dw is None and db is None else empty((grid.blocks * ROW_WARPS, 2, C), w.dtype, "cuda")
-    launch(_source("layernorm_backward", x.dtype, *_tiling(C, dx, dy, dx_sum, x)), grid, dx, partial, dy, dx_sum, x, w, mean, rstd, R, C)
+    width, vectors = _tiling(C, dx, dy, dx_sum, x)
+    grid = Grid(blocks_for(R, ROW_WARPS, most=4), 32 * ROW_WARPS)
+    parts = grid.blocks if vectors else grid.blocks * ROW_WARPS
+    partial = None if dw is None and db is None else empty((parts, 2, C), w.dtype, "cuda")
+    launch(_source("layernorm_backward", x.dtype, width, vectors), grid, dx, partial, dy, dx_sum, x, w, mean, rstd, R, C)
     if partial is not None:
-        launch(_source("layernorm_parameters", w.dtype), Grid(blocks_for(2 * C, 8, most=16), 256), dw, db, partial, len(partial), C)
+        launch(_source("layernorm_parameters", w.dtype), Grid(-(-2 * C // 32), 256), dw, db, partial, parts, C)
 
 
 def add_backward_cuda(dx, dw, db, ds, dy, s, w, mean, rstd, eps):

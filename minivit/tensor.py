@@ -20,9 +20,9 @@ import numpy as np
 from .errors import UserError
 from .grad_mode import current_tracer, is_grad_enabled
 from .indexing import picked
-from .kernels import OPS
+from .kernels import OPS, primitives
 from .kernels.core.arrays import array_on, as_array, constant, empty, empty_like, to_device, to_numpy
-from .kernels.core.devices import address_of, device_of, is_array
+from .kernels.core.devices import address_of, device_of, is_array, runtime
 from .kernels.core.dlpack import from_capsule, to_capsule
 from .kernels.core.dtypes import BFLOAT16, is_floating
 from .kernels.core.op import Op
@@ -59,7 +59,7 @@ class Tensor:
     """An array that records how it was computed.
 
     data: a C-contiguous array of float32, float64 or bfloat16: a NumPy array on the CPU (any array-like is accepted; integers are converted
-        to float32), a CuPy array on a GPU.
+        to float32), a CuPy array on a GPU, of which a contiguous one must be ready (its kernels have run) and others are copied.
     requires_grad: whether `backward` stores a gradient in `.grad`, a Tensor of the same shape (None before).
     Comparisons are NumPy's and return arrays of bools. NumPy's arithmetic functions of tensors are the operators; other NumPy functions
     accept tensors that require no gradient, and return arrays. Raises TypeError for data that are not real numbers, and if a NumPy function
@@ -72,6 +72,8 @@ class Tensor:
         array = data.data if isinstance(data, Tensor) else as_array(data)
         if device_of(array) == "cpu":
             array = np.asarray(array, _dtype_of_data(array.dtype), order="C")
+        elif not runtime().accepts(array):
+            array = primitives("cuda").contiguous(array)
         self.data: Any = array
         self.requires_grad = requires_grad
         self.grad: Tensor | None = None

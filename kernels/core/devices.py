@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,6 +55,16 @@ class Runtime(Protocol):
         Kernels that are launched later wait for what was done to it.
         """
 
+    def accepts(self, array: Any) -> bool:
+        """Whether kernels can take an array on a GPU as it lies: one of this runtime's kind that is C-contiguous."""
+
+    def borrowed(self, array: Any) -> AbstractContextManager[tuple[Any, Sequence[int]]]:
+        """Context manager: any library's array on this GPU as one of this runtime's kind, with any strides, and these strides in bytes.
+
+        Kernels launched inside run after the work that the array's owner has launched, and before what it launches afterwards.
+        Raises UserError for an array on another GPU.
+        """
+
     def launch(self, kernel: Any, grid: Any, arguments: Sequence[Any]) -> None:
         """Run a `cuda.kernel.Kernel` after the kernels launched before."""
 
@@ -62,7 +72,7 @@ class Runtime(Protocol):
         """Run a matrix product (`cuda.product.Product`) after the kernels launched before."""
 
     def prepare(self, calls: Sequence[tuple[Any, Any, Sequence[Any]]]) -> Any:
-        """Calls (kernel, grid, arguments) as one object with run() and timed_run(), which returns the seconds of each call."""
+        """Calls (kernel, grid, arguments) as one object: run(), and timed_run(), which may run them repeatedly, for the seconds of each."""
 
     def synchronize(self) -> None:
         """Wait for all kernels."""

@@ -25,6 +25,22 @@ template <class T, int W> __device__ __forceinline__ void store(T* to, const Vec
     *reinterpret_cast<Vector<T, W>*>(to) = value;
 }
 
+// W accumulators as elements of T; bfloat16 in pairs, one instruction each.
+template <class T, int W> __device__ __forceinline__ Vector<T, W> rounded(const Sum<T>* from) {
+    Vector<T, W> to;
+    if constexpr (sizeof(T) == 2 && W % 2 == 0) {
+#pragma unroll
+        for (int k = 0; k < W; k += 2) {
+            const unsigned pair = pack(from[k], from[k + 1]);
+            to.e[k].bits = (unsigned short)pair, to.e[k + 1].bits = (unsigned short)(pair >> 16);
+        }
+    } else {
+#pragma unroll
+        for (int k = 0; k < W; k++) to.e[k] = T(from[k]);
+    }
+    return to;
+}
+
 template <class S> __device__ __forceinline__ S larger(S a, S b) { return a > b ? a : b; }
 
 template <class S> __device__ __forceinline__ S warp_sum(S value) {     // the sum over all 32 lanes, in every lane

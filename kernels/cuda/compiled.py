@@ -11,15 +11,15 @@ from pathlib import Path
 from ...files import atomic_file
 from ..core.cache import cache_folder, is_used, make_private, say_not_kept
 from .kernel import Kernel
-from .nvrtc import OPTIONS, compile_kernel, headers, source_of
+from .nvrtc import OPTIONS, compile_kernel, headers, source_of, version
 
 Code = tuple[str, bytes]  # the name of the function, and the cubin that contains it
 
 
 @cache
 def _folder(source: str, architecture: str) -> Path:
-    """The cache folder for kernels compiled from exactly this source and these headers."""
-    digest = hashlib.sha256(" ".join(OPTIONS).encode())
+    """The cache folder for kernels compiled from exactly this source and these headers, by this version of the compiler."""
+    digest = hashlib.sha256(" ".join((*OPTIONS, *map(str, version()))).encode())
     for text in (source, *headers().values()):
         digest.update(b"\0" + text.encode())
     return cache_folder() / "cuda" / f"{architecture}-{digest.hexdigest()[:16]}"

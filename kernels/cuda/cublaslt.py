@@ -108,7 +108,11 @@ class CublasLt:
             *(self._layout(c, (N, M), product, M * N) for _ in range(2)),
         )
         return _Matmul(
-            description, layouts, self._choose(description, layouts, workspace, alignments), number(1), number(extra is not None)
+            description,
+            layouts,
+            self._choose(description, layouts, workspace, alignments, product.rank),
+            number(1),
+            number(extra is not None),
         )
 
     def _layout(self, array: Any, size: tuple[int, int], product: Product, step: int) -> c_void_p:
@@ -120,18 +124,18 @@ class CublasLt:
             self._call("cublasLtMatrixLayoutSetAttribute", layout, BATCH_STEP, byref(c_int64(step)), c_size_t(8))
         return layout
 
-    def _choose(self, description: c_void_p, layouts: tuple[c_void_p, ...], workspace: int, alignments: tuple[int, ...]) -> Any:
-        """The algorithm that cuBLASLt's heuristic ranks first."""
-        preference, result, count = c_void_p(), _Result(), c_int()
+    def _choose(self, description: c_void_p, layouts: tuple[c_void_p, ...], workspace: int, alignments: tuple[int, ...], rank: int) -> Any:
+        """The algorithm of this rank, from 0, in the order of cuBLASLt's heuristic."""
+        preference, results, count = c_void_p(), (_Result * (rank + 1))(), c_int()
         self._call("cublasLtMatmulPreferenceCreate", byref(preference))
         self._set("Preference", preference, MAX_WORKSPACE, c_uint64(workspace))
         for attribute, alignment in zip(ALIGNMENTS, alignments):
             self._set("Preference", preference, attribute, ctypes.c_uint32(alignment))
-        self._call("cublasLtMatmulAlgoGetHeuristic", self._handle, description, *layouts, preference, 1, byref(result), byref(count))
+        self._call("cublasLtMatmulAlgoGetHeuristic", self._handle, description, *layouts, preference, rank + 1, results, byref(count))
         self._call("cublasLtMatmulPreferenceDestroy", preference)
         if count.value == 0:
             raise DeviceError("cuBLASLt has no algorithm for a product")
-        return result.algorithm
+        return results[min(rank, count.value - 1)].algorithm
 
     def _set(self, kind: str, descriptor: c_void_p, attribute: int, value: Any) -> None:
         self._call(f"cublasLtMatmul{kind}SetAttribute", descriptor, attribute, byref(value), c_size_t(ctypes.sizeof(value)))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import count, pairwise
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from ...errors import DeviceError, OutOfMemoryError
+from ...errors import DeviceError, OutOfMemoryError, UserError
 from .compiled import compile_all, compiled
 from .cublaslt import CublasLt
 from .kernel import Grid, Kernel
@@ -20,6 +20,7 @@ from .product import Product
 MIN_CAPABILITY = 80  # compute capability 8.0 is the first with bfloat16
 DEFAULT_SHARED = 48 * 1024  # bytes of shared memory that a launch may request without setting the attribute below
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+SECTION, MOST_AHEAD = 256, 256  # launches that are timed together, and replays before them: two entries a launch of the 1024 of the queue
 NO_DEVICE, OLD_DRIVER = 100, 35  # cudaErrorNoDevice, cudaErrorInsufficientDriver
 
 
@@ -111,6 +112,25 @@ class CupyRuntime:
         with self.stream:  # which CuPy passes to the producer, to make it wait
             return self._cupy.ascontiguousarray(self._cupy.from_dlpack(source))
 
+    def accepts(self, array: Any) -> bool:
+        return isinstance(array, self._cupy.ndarray) and array.flags.c_contiguous
+
+    @contextmanager
+    def borrowed(self, array: Any) -> Iterator[tuple[Any, Sequence[int]]]:
+        cupy, known = self._cupy, isinstance(array, self._cupy.ndarray)
+        if not known:
+            with self.stream:  # which DLPack makes wait for the owner's stream
+                array = cupy.from_dlpack(array) if hasattr(array, "__dlpack__") else cupy.asarray(array)
+        if array.device.id != self._device:
+            raise UserError(f"the array lies on GPU {array.device.id}, minivit computes on GPU {self._device}: move it there")
+        owner = cupy.cuda.get_current_stream()
+        self.stream.wait_event(self._event(owner))
+        yield array, array.strides
+        if known:
+            owner.wait_event(self._event())
+        else:  # the owner's stream is not known here
+            self.stream.synchronize()
+
     def _keep(self, event: Any, values: np.ndarray) -> None:
         """Keep the pinned memory of a copy from being used anew before the event after it is done."""
         self._in_flight.append((event, values))
@@ -122,9 +142,9 @@ class CupyRuntime:
         memory = self._cupy.cuda.alloc_pinned_memory(max(size * np.dtype(dtype).itemsize, 1))
         return np.frombuffer(memory, dtype, size).reshape(shape)
 
-    def _event(self) -> Any:
+    def _event(self, stream: Any = None) -> Any:
         event = self._cupy.cuda.Event(disable_timing=True)
-        event.record(self.stream)
+        event.record(stream or self.stream)
         return event
 
     def free_bytes(self) -> int:
@@ -183,33 +203,66 @@ class Graph:
 
     def __init__(self, runtime: CupyRuntime, calls: Sequence[tuple[Any, Any, Sequence[Any]]]) -> None:
         self._runtime, self._calls = runtime, calls
-        self._graph = None
-        if calls:
-            with runtime.stream:
-                runtime.stream.begin_capture()
-                try:
-                    for kernel, grid, arguments in calls:
-                        kernel.run(grid, arguments)
-                except BaseException:
-                    with suppress(runtime._cupy.cuda.runtime.CUDARuntimeError):  # the error may have ended the capture
-                        runtime.stream.end_capture()
-                    raise
-                self._graph = runtime.stream.end_capture()
+        self._graph = self._captured(calls)
+        self._busy: Any = None  # a graph of the calls as often as makes many launches
+        self._ahead = 1  # its replays before launches that are timed
+        self._sections: list[tuple[Any, Sequence[Any], Any]] = []  # (graph of the calls before, some calls, graph of those after)
+
+    def _captured(self, calls: Sequence[tuple[Any, Any, Sequence[Any]]]) -> Any:
+        """The CUDA graph of calls; None if there are none."""
+        if not calls:
+            return None
+        stream = self._runtime.stream
+        with stream:
+            stream.begin_capture()
+            try:
+                for kernel, grid, arguments in calls:
+                    kernel.run(grid, arguments)
+            except BaseException:
+                with suppress(self._runtime._cupy.cuda.runtime.CUDARuntimeError):  # the error may have ended the capture
+                    stream.end_capture()
+                raise
+            return stream.end_capture()
+
+    def _launch(self, graph: Any) -> None:
+        if graph is not None:
+            graph.launch(self._runtime.stream)
 
     def run(self) -> None:
-        if self._graph is not None:
-            self._graph.launch(self._runtime.stream)
+        self._launch(self._graph)
 
     def timed_run(self) -> list[float]:
-        """Seconds of each call, launched one by one."""
+        """Seconds of each call on the GPU, launched one by one; the list runs several times.
+
+        A launch costs the host more than a small kernel takes. So the launches queue up behind replays of a graph of the same calls, as
+        many as keep the GPU busy until the last launch is queued. The queue is limited, so long lists are timed in sections.
+        """
+        if self._calls and not self._sections:
+            self._busy = self._captured([*self._calls] * -(-SECTION // len(self._calls)))
+            ends = [*range(0, len(self._calls), SECTION), len(self._calls)]
+            self._sections = [
+                (self._captured(self._calls[:start]), self._calls[start:stop], self._captured(self._calls[stop:]))
+                for start, stop in pairwise(ends)
+            ]
+        return [seconds for section in self._sections for seconds in self._timed(*section)]
+
+    def _timed(self, before: Any, calls: Sequence[tuple[Any, Any, Sequence[Any]]], after: Any) -> list[float]:
         cupy, stream = self._runtime._cupy, self._runtime.stream
-        events = [cupy.cuda.Event() for _ in range(len(self._calls) + 1)]
-        events[0].record(stream)
-        for event, (kernel, grid, arguments) in zip(events[1:], self._calls):
-            kernel.run(grid, arguments)
-            event.record(stream)
-        stream.synchronize()
-        return [cupy.cuda.get_elapsed_time(a, b) / 1000 for a, b in pairwise(events)]
+        events = [cupy.cuda.Event() for _ in range(len(calls) + 1)]
+        while True:
+            for _ in range(self._ahead):
+                self._launch(self._busy)
+            self._launch(before)
+            events[0].record(stream)
+            for event, (kernel, grid, arguments) in zip(events[1:], calls):
+                kernel.run(grid, arguments)
+                event.record(stream)
+            late = events[0].done  # the GPU has waited for the host
+            self._launch(after)
+            stream.synchronize()
+            if not late or self._ahead >= MOST_AHEAD:
+                return [cupy.cuda.get_elapsed_time(a, b) / 1000 for a, b in pairwise(events)]
+            self._ahead *= 2
 
 
 def _library_path() -> str:

@@ -12,7 +12,8 @@ __global__ void __launch_bounds__(256) finish(T* y, T* pre, const P* p, const Su
     typedef Sum<T> S;
     GRID_STRIDE(i, size / W) {
         const long at = i * W;
-        const int column = at % columns, row = at / columns % rows;
+        int column = 0, row = 0;
+        if (bias) column = at % columns, row = by_row ? at / columns % rows : 0;        // divisions of 64 bits: not for nothing
         const auto sum = load<P, W>(p + at);
         Vector<T, W> kept, out, other;
         if (residual) other = load<T, W>(residual + at);

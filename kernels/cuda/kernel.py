@@ -23,7 +23,15 @@ import numpy as np
 from ..core.devices import runtime
 
 FOLDER = Path(__file__).resolve().parent.parent  # folder of the sources
-TYPES = {"float32": "float", "float64": "double", "bfloat16": "bf16", "int64": "long", "uint64": "unsigned long", "uint8": "unsigned char"}
+TYPES = {
+    "float32": "float",
+    "float64": "double",
+    "bfloat16": "bf16",
+    "int32": "int",
+    "int64": "long",
+    "uint64": "unsigned long",
+    "uint8": "unsigned char",
+}
 
 
 class Grid(NamedTuple):

@@ -57,14 +57,27 @@ def _loaded() -> ctypes.CDLL:
         raise DeviceError(f"CUDA kernels need NVRTC 13, which was not found: install minivit[cuda] ({type(error).__name__})") from None
     library = ctypes.CDLL(path)
     library.nvrtcGetErrorString.restype = ctypes.c_char_p
-    # The first compilation loads a second library, and fails if several threads do so at once: compile an empty program here first.
+    return library
+
+
+def _compiler() -> ctypes.CDLL:
+    """The library, ready to compile in several threads."""
+    library = _library()
+    with _loading:
+        _compile_nothing(library)
+    return library
+
+
+@cache
+def _compile_nothing(library: ctypes.CDLL) -> None:
+    """The first compilation loads a second library, and fails if several threads do so at once."""
     program = ctypes.c_void_p()
     library.nvrtcCreateProgram(ctypes.byref(program), b"", b"nothing.cu", 0, None, None)
     library.nvrtcCompileProgram(program, 0, None)
     library.nvrtcDestroyProgram(ctypes.byref(program))
-    return library
 
 
+@cache
 def version() -> tuple[int, int]:
     """The compiler's version. Raises DeviceError if there is no compiler."""
     major, minor = ctypes.c_int(), ctypes.c_int()
@@ -95,7 +108,7 @@ def compile_kernel(kernel: Kernel, architecture: str) -> Binary:
 
 def compile_kernels(source: str, kernels: Sequence[Kernel], architecture: str) -> list[Binary]:
     """The same for several kernels of one source, which are compiled together."""
-    library, program = _library(), ctypes.c_void_p()
+    library, program = _compiler(), ctypes.c_void_p()
     included = headers()
     names = (ctypes.c_char_p * len(included))(*map(str.encode, included))
     texts = (ctypes.c_char_p * len(included))(*map(str.encode, included.values()))

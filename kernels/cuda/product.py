@@ -28,6 +28,7 @@ class Product(NamedTuple):
     b_step: int
     transpose_a: bool  # a is stored as (batch, K, M)
     transpose_b: bool  # b is stored as (batch, N, K)
+    rank: int = 0  # which of cuBLASLt's algorithms, in the order of its heuristic; the last one if there are fewer
 
     @property
     def prepares(self) -> bool:
@@ -36,6 +37,11 @@ class Product(NamedTuple):
     @property
     def label(self) -> str:
         return f"product {self.batch}x{self.rows}x{self.columns}x{self.depth}"
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations."""
+        return 2 * self.batch * self.rows * self.columns * self.depth
 
     def run(self, grid: None, arguments: Sequence[Any]) -> None:
         """Run it. arguments: c, a, b, bias or None, extra or None, workspace."""

@@ -58,10 +58,10 @@ __global__ void __launch_bounds__(256) transpose(Y* y, const X* x, u32 I, u32 J,
         }
 }
 
-// Adds the products of W adjacent elements; q may be null, for 1.
-template <class S, int W, class P, class Q> __device__ __forceinline__ void add_products(S (&sums)[W], const P* p, const Q* q) {
+// Adds the products of W adjacent elements; without TWO, q is 1. Known when compiled, so that the loads of several rows are in flight.
+template <class S, int W, bool TWO, class P, class Q> __device__ __forceinline__ void add_products(S (&sums)[W], const P* p, const Q* q) {
     const auto some = load<P, W>(p);
-    if (q) {
+    if constexpr (TWO) {
         const auto others = load<Q, W>(q);
 #pragma unroll
         for (int k = 0; k < W; k++) sums[k] += S(some.e[k]) * S(others.e[k]);
@@ -73,7 +73,7 @@ template <class S, int W, class P, class Q> __device__ __forceinline__ void add_
 
 // y[a, part, c] = scale * the sum of p[a, r, c] * q[a, r, c] over the part-th of the parts of R. A block sums 32 vectors of columns; each
 // of its 8 warps takes every eighth row.
-template <class Y, class P, class Q, int W>
+template <class Y, class P, class Q, int W, bool TWO>
 __global__ void __launch_bounds__(256) sum_columns(Y* y, const P* p, const Q* q, long R, int C, int parts, double scale) {
     typedef Wider<P, Q> S;
     __shared__ S shares[8][W][32];
@@ -83,9 +83,10 @@ __global__ void __launch_bounds__(256) sum_columns(Y* y, const P* p, const Q* q,
     S sums[W] = {};
     if (column < C) {
         p += a * R * C + column;
-        q = q ? q + a * R * C + column : q;
+        if (TWO) q += a * R * C + column;
 #pragma unroll 4
-        for (long r = part * R / parts + warp; r < (part + 1) * R / parts; r += 8) add_products<S, W>(sums, p + r * C, q ? q + r * C : q);
+        for (long r = part * R / parts + warp; r < (part + 1) * R / parts; r += 8)
+            add_products<S, W, TWO>(sums, p + r * C, TWO ? q + r * C : q);
     }
 #pragma unroll
     for (int k = 0; k < W; k++) shares[warp][k][lane] = sums[k];
@@ -98,7 +99,7 @@ __global__ void __launch_bounds__(256) sum_columns(Y* y, const P* p, const Q* q,
 }
 
 // y[a, part] = scale * the sum of p[a, r] * q[a, r] over the part-th of the parts of R, one warp per sum; items: number of all sums.
-template <class Y, class P, class Q, int W>
+template <class Y, class P, class Q, int W, bool TWO>
 __global__ void __launch_bounds__(256) sum_rows(Y* y, const P* p, const Q* q, long items, long R, int parts, double scale) {
     typedef Wider<P, Q> S;
     const long warps = long(gridDim.x) * (blockDim.x / 32), vectors = R / W;
@@ -107,7 +108,7 @@ __global__ void __launch_bounds__(256) sum_rows(Y* y, const P* p, const Q* q, lo
         S sums[W] = {}, total = 0;
 #pragma unroll 4
         for (long v = part * vectors / parts + threadIdx.x % 32; v < last; v += 32)
-            add_products<S, W>(sums, p + a * R + v * W, q ? q + a * R + v * W : q);
+            add_products<S, W, TWO>(sums, p + a * R + v * W, TWO ? q + a * R + v * W : q);
 #pragma unroll
         for (int k = 0; k < W; k++) total += sums[k];
         total = warp_sum(total);

@@ -5,18 +5,20 @@ All use vector loads where lengths, strides and alignment allow them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from ...errors import UserError
 from ..core.arrays import empty
 from ..core.devices import runtime
 from ..core.dtypes import BFLOAT16, accumulator_dtype, result_dtype
 from ..core.op import Shape
 from ..core.recording import launch
 from ..core.strides import DIVIDE, broadcast_strides, nests, reduction, strides
-from .kernel import Grid, Source, blocks_for
+from .kernel import TYPES, Grid, Source, blocks_for
 
 THREADS = 256  # per block
 TILE = 32  # rows and columns of a transposed tile; adjacent vectors of columns that a block sums
@@ -27,7 +29,7 @@ _source = Source("cuda/strided")
 def vector_width(length: int, *arrays: Any) -> int:
     """The vector width, in elements, usable in each array: at most 16 bytes, aligned, and a divisor of `length`."""
     width = min((16 // a.itemsize for a in arrays), default=1)
-    while length % width or any(runtime().allocation(a)[1] % (width * a.itemsize) for a in arrays):
+    while length % width or any(runtime().address(a) % (width * a.itemsize) for a in arrays):
         width //= 2
     return width
 
@@ -124,6 +126,32 @@ def convert(y: Any, x: Any) -> None:
     launch(_source("convert", y.dtype, x.dtype, width, prepares=True), grid_for(x.size // width), y, x, x.size)
 
 
+def take(y: Any, x: Any) -> None:
+    """y = x, an array of any library on this GPU with y's shape, any strides and a type of its own. Raises UserError for types."""
+    with runtime().borrowed(x) as (values, steps):
+        _take(y, values, steps)
+
+
+def contiguous(x: Any) -> Any:
+    """A C-contiguous copy, of the same type, of an array of any library on this GPU. Raises UserError for types."""
+    with runtime().borrowed(x) as (values, steps):
+        y = empty(tuple(values.shape), values.dtype, "cuda")
+        _take(y, values, steps)
+    return y
+
+
+def _take(y: Any, x: Any, steps: Sequence[int]) -> None:
+    """y = x, with strides in bytes."""
+    if x.dtype.name not in TYPES:
+        raise UserError(f"an array on the GPU has the type {x.dtype}: convert it to one of {', '.join(TYPES)}")
+    if y.dtype.kind in "iu" and x.dtype.kind not in "iu":
+        raise UserError(f"labels must be integers, or rows of probabilities, got {x.dtype} of shape {tuple(x.shape)}")
+    if any(step % x.itemsize for step in steps):
+        raise UserError(f"an array on the GPU has strides of {tuple(steps)} bytes, no multiples of its {x.itemsize}: copy it first")
+    if y.size:
+        copy(y, x, tuple(y.shape), strides(y.shape), tuple(step // x.itemsize for step in steps))
+
+
 def astype(x: Any, dtype: np.dtype) -> Any:
     """x converted to a floating-point type; x itself if it has that type."""
     if x.dtype == dtype:
@@ -158,7 +186,7 @@ def _launch_sum(sums: Any, p: Any, q: Any, sizes: Shape, parts: int, scale: floa
     A, R, C = sizes
     operands = [p] if q is None else [p, q]
     width = vector_width(R if C == 1 else C, *operands)
-    types = sums.dtype, p.dtype, (p if q is None else q).dtype, width
+    types = sums.dtype, p.dtype, (p if q is None else q).dtype, width, q is not None
     if C == 1:
         grid = Grid(blocks_for(A * parts * 32, THREADS, most=32), THREADS)
         launch(_source("sum_rows", *types), grid, sums, p, q, A * parts, R, parts, scale)
@@ -181,6 +209,8 @@ def sum_into(y: Any, p: Any, q: Any = None, scale: float = 1.0) -> None:
     """y = scale·Σ p, or scale·Σ p·q with q of p's shape, over the axes along which y is broadcast to p."""
     if p.size == 0:
         return fill(y, 0.0)
+    if y.size == p.size and q is None:  # nothing is summed
+        return copy(y, p, (y.size,), (1,), (1,), scale=scale)
     if y.dtype == BFLOAT16:
         widened = empty(y.shape, np.float32, "cuda")
         sum_into(widened, p, q, scale)

@@ -15,13 +15,13 @@ import numpy as np
 
 from ..errors import UserError
 from ..grad_mode import no_grad
-from ..kernels.core.arrays import array_on, copy_from_numpy, to_numpy
+from ..kernels.core.arrays import array_on, as_array, copy_from_numpy, to_numpy
 from ..kernels.cpu.changes import change_detector
 from ..kernels.cpu.run import most_threads, threads_set
 from ..models.base import Model
 from ..models.cascade.calibration import Calibration, check, confidence
 from ..nn.module import Module, Parameter, device_of, dtype_of, evaluating
-from ..runtime.devices import check_device, explain_out_of_memory
+from ..runtime.devices import check_device, copy_into, explain_out_of_memory, on_cpu
 from ..runtime.parts import Parts, part_size
 from ..runtime.plan import Plan
 from ..runtime.precision import OF_PREDICTIONS, precision_for
@@ -141,7 +141,8 @@ class Predictor:
     def __call__(self, images: Any, budget: float | None = None) -> np.ndarray:
         """Logits (B, classes) float32 of images (B, C, H, W), normalised as in training.
 
-        For a cascade, the logits of the last exit, or with a budget (see `predict`) those of each image's exit.
+        For a cascade, the logits of the last exit, or with a budget (see `predict`) those of each image's exit. The images may lie on the
+        GPU, as for `Trainer.step`.
         """
         return self._logits_and_exits(images, budget)[0]
 
@@ -180,12 +181,14 @@ class Predictor:
 
     def _split(self, images: Any) -> list[np.ndarray]:
         """Split images into batches for plans; plans for replaced parameters are discarded."""
-        images = images.data if isinstance(images, Tensor) else np.asarray(images)
+        images = images.data if isinstance(images, Tensor) else as_array(images)
+        if self.tta or self.stages > 1 or device_of(self.model) == "cpu":  # these pick images, or mirror them
+            images = on_cpu(images)
         if images.ndim != 4 or 0 in images.shape:
             raise UserError(f"images must have the shape (B, C, H, W) and hold an image, got {images.shape}")
         with self._lock:
             self._update()
-        largest = self.batch_size or min(LARGEST_BATCH, max(1, ELEMENTS // images[0].size))
+        largest = self.batch_size or min(LARGEST_BATCH, max(1, ELEMENTS // prod(images.shape[1:])))
         return [images[start : start + largest] for start in range(0, len(images), largest)]
 
     def _update(self) -> None:
@@ -330,7 +333,7 @@ class _StagePlan:
 
     def __call__(self, images: np.ndarray, state: Arrays) -> tuple[np.ndarray, Arrays]:
         size = len(images)
-        copy_from_numpy(self.images[:size], images)
+        copy_into(self.images[:size], images)
         for buffer, array in zip(self.state, state):
             if buffer is not None and array is not None:
                 copy_from_numpy(buffer[:size], array)

@@ -101,6 +101,7 @@ class Parts:
         self._copies = np.array([[0, address_of(own), *map(address_of, a), len(a[0])] for (own,), a in zip(self.plan.owned, lists)])
         self._calls = Calls([(_replay_part, self.parts, (self._copies,))], self.threads)
         self.launches, self.labels = self.parts * self.plan.launches, self.parts * self.plan.labels
+        self.work = self.parts * self.plan.work
         self.prepare, self.arena_bytes = self.plan.prepare, self.plan.arena_bytes
 
     def replay(self) -> None:

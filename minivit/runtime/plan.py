@@ -10,6 +10,7 @@ Inputs, parameters, learning rate and random state are arrays that exist before 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..kernels.core.arrays import ALIGNMENT, GPU_ALIGNMENT, GUARD, empty, subarr
 from ..kernels.core.recording import Recording, View, record
 from ..kernels.cpu.kernel import Calls, compile_missing
 from ..kernels.cpu.run import threads
+from ..kernels.cuda.product import Product
 
 
 class Plan:
@@ -31,10 +33,11 @@ class Plan:
         (packed panels of weights) is kept; `prepare()` computes it again after they have changed.
     copies: how many sets of buffers there are, so that as many threads can replay at once (`parts.py`). own: arrays from before the
         recording, of which each copy has its own: itself, then new ones, in `owned`.
+    recorded: all calls as they were recorded, (kernel, grid or bands, arguments), with `View`s of buffers.
     results: the arrays that the step returned (of the first copy); a replay overwrites them.
     arena_bytes: the memory of all its buffers, of one copy; buffer_bytes: the memory they would need without sharing.
     threads: the number of threads of the recording and of its replays. labels: for each launch, the `OpCall` that it is part of (or None)
-        and the kernel's label.
+        and the kernel's label. work: for each launch, the bytes of the arrays that it is given, and the operations of a product on a GPU.
     """
 
     def __init__(
@@ -51,10 +54,12 @@ class Plan:
         self.threads = threads()
         launches = enumerate(zip(recording.op_calls, recording.calls))
         self.labels = [(op_call, call[0].label) for i, (op_call, call) in launches if i not in preparations]
+        self.work = [_work(*call) for i, call in enumerate(recording.calls) if i not in preparations]
         common = empty((common_bytes,), np.uint8, device)
         arenas = [empty((own_bytes,), np.uint8, device) for _ in range(copies)]
         self.owned = [[*own], *([a.copy() for a in own] for _ in range(copies - 1))]
-        self._keep = recording.calls, common, arenas  # keeps arrays alive
+        self.recorded = recording.calls
+        self._keep = common, arenas  # keeps arrays alive
 
         def placed(value: Any, copy: int) -> Any:
             """The array that an argument of a recorded call stands for, in one copy of the buffers."""
@@ -88,6 +93,14 @@ class Plan:
     def timed_replay(self) -> list[float]:
         """Replay launch by launch; returns the seconds of each."""
         return self.calls[0].timed_run()
+
+
+def _work(kernel: Any, grid: Any, arguments: Sequence[Any]) -> tuple[int, int]:
+    operations = 0
+    if isinstance(kernel, Product):
+        operations, arguments = kernel.operations, arguments[:-1]  # the workspace is no operand
+    arrays = [a for a in arguments if isinstance(a, View) or devices.is_array(a)]
+    return sum(prod(a.shape) * np.dtype(a.dtype).itemsize for a in arrays), operations
 
 
 def _preparations(recording: Recording, constants: set[int]) -> set[int]:

@@ -18,21 +18,22 @@ import numpy as np
 
 from ..errors import UserError
 from ..inference.predictor import Predictor
-from ..kernels import OPS
-from ..kernels.core.arrays import empty
-from ..kernels.cpu.gemm import gemm
+from ..kernels import OPS, primitives
+from ..kernels.core.arrays import array_on, empty
+from ..kernels.core.devices import runtime
 from ..kernels.cpu.run import threads as threads_now
 from ..kernels.cpu.run import threads_set
 from ..models import Model, create_model
-from ..nn.module import Module
+from ..nn.module import Module, device_of
 from ..runtime.parts import Parts
 from ..runtime.plan import Plan
 from ..runtime.precision import precision_for
 from ..runtime.threads import thread_count
 from .trainer import Trainer
 
-PRODUCT, TINY_PRODUCT = 2048, 64  # rows, columns and depth of the matrix product that measures the arithmetic rate
-STREAM, TINY_STREAM = 128 << 20, 64 << 10  # bytes of each of the two arrays that measure the memory rate
+PRODUCT, GPU_PRODUCT, TINY_PRODUCT = 2048, 8192, 64  # rows, columns and depth of the matrix product that measures the arithmetic rate
+STREAM, GPU_STREAM, TINY_STREAM = 128 << 20, 4 << 30, 64 << 10  # bytes of each of the two arrays that measure the memory rate
+BLOCK = 1 << 20  # random numbers that are drawn
 SECONDS = 1.0  # duration of the measurement of each rate
 STEPS, STEP_SECONDS = 5, 1.0  # minimum number of replays, and their minimum duration
 
@@ -57,11 +58,25 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """One launch of a step."""
+
+    op: str  # "" if the kernel does not belong to an op
+    phase: str
+    kernel: str
+    milliseconds: float
+    bytes: int  # of all arrays that the kernel is given
+    operations: int  # of a matrix product on a GPU; 0 for other kernels
+    floor: float  # milliseconds that these bytes or operations take at the machine's rates, the larger of the two
+
+
+@dataclass(frozen=True)
 class Profile:
-    """The result of `profile`. As text, a table."""
+    """The result of `profile`. As text, a table; `by_launch()` is another one."""
 
     title: str  # model, kind of step, batch, dtype, threads
     rows: tuple[Row, ...]  # slowest first
+    launches: tuple[Launch, ...]  # in the order of the step
     step: float  # milliseconds of a replay; the sum of the rows includes the overhead of timing
     product_rate: float  # floating-point operations per second
     memory_rate: float  # bytes per second
@@ -93,6 +108,18 @@ class Profile:
             ]
         )
 
+    def by_launch(self) -> str:
+        """A table with a line for each launch, in the order of the step: its rates, and the share of its floor in its time."""
+        lines = [f"{'op':<18}  {'phase':<8}  {'kernel':<28}         µs    GB/s  TFLOP/s  of floor"]
+        for launch in self.launches:
+            seconds = launch.milliseconds / 1e3
+            product = f"{launch.operations / seconds / 1e12:>7.1f}" if launch.operations else f"{'':>7}"
+            lines.append(
+                f"{launch.op:<18}  {launch.phase:<8}  {launch.kernel:<28}  {1e6 * seconds:>9.1f}  {launch.bytes / seconds / 1e9:>6.0f}  "
+                f"{product}  {launch.floor / launch.milliseconds:>8.0%}"
+            )
+        return "\n".join(lines)
+
 
 def profile(
     model: str | Module = "vit_nano_patch2_8",
@@ -100,11 +127,15 @@ def profile(
     precision: str = "float32",
     train: bool = True,
     threads: int | None = None,
+    device: str | None = None,
+    rates: tuple[float, float] | None = None,
     **trainer_options: Any,
 ) -> Profile:
     """The time of a step by op, with floors, as a table for `print`. Takes some seconds; the machine should be otherwise idle.
 
     model: a name, or a Model, of which a copy is measured. batch: batch size. precision, threads: as for Trainer.
+    device: "cpu" or "cuda"; None: that of the model. rates: floating-point operations and bytes per second that floors are computed
+    with; None: measured.
     train: profile a training step, otherwise inference with all exits of a cascade. trainer_options: other options of Trainer, such as
     optimizer or ema. The floors of a backward are for all gradients, although the first layer does not need that of its input. Raises
     UserError.
@@ -115,40 +146,64 @@ def profile(
     profiled = create_model(model, **options) if isinstance(model, str) else deepcopy(model.unwrapped())
     if not isinstance(profiled, Model):
         raise UserError(f"profile() takes a model of create_model, not {type(profiled).__name__}")
+    device = device or device_of(profiled)
     with threads_set(thread_count(threads)):
-        plans = _record_plans(profiled, batch, precision, train, trainer_options)
-        step_precision = precision_for(precision, np.dtype(profiled.config.dtype))
+        plans = _record_plans(profiled, batch, precision, train, device, trainer_options)
+        step_precision = precision_for(precision, np.dtype(profiled.config.dtype), device)
+        place = runtime().name if device == "cuda" else f"{threads_now()} thread{'s' if threads_now() > 1 else ''}"
         title = (
-            f"{profiled.name}, {'training step' if train else 'inference'}, batch {batch}, {step_precision.name}, {threads_now()} "
-            f"thread{'s' if threads_now() > 1 else ''}, {sum(plan.launches for plan in plans)} launches"
+            f"{profiled.name}, {'training step' if train else 'inference'}, batch {batch}, {step_precision.name}, {place}, "
+            f"{sum(plan.launches for plan in plans)} launches"
         )
         with step_precision.products():
-            rates = product_rate(step_precision.activations), memory_rate()
-        step = 1e3 * median(repeat(lambda: _replay(plans), STEP_SECONDS, STEPS))
+            rates = rates or (product_rate(step_precision.activations, device=device), memory_rate(device=device))
+        step = 1e3 * median(repeat(lambda: _replay(plans, device), STEP_SECONDS, STEPS))
         replays: list[list[float]] = []
         repeat(lambda: replays.append([seconds for plan in plans for seconds in plan.timed_replay()]), STEP_SECONDS, STEPS)
     seconds = np.median(replays[1:], axis=0)  # of each launch, the first replay excluded
-    return Profile(title, _rows([label for plan in plans for label in plan.labels], seconds.tolist(), *rates), step, *rates)
+    labels = [label for plan in plans for label in plan.labels]
+    launches = _launches(labels, [work for plan in plans for work in plan.work], seconds.tolist(), *rates)
+    return Profile(title, _rows(labels, seconds.tolist(), *rates), launches, step, *rates)
 
 
-def _record_plans(model: Model, batch: int, precision: str, train: bool, options: dict[str, Any]) -> Sequence[Plan | Parts]:
+def _record_plans(model: Model, batch: int, precision: str, train: bool, device: str, options: dict[str, Any]) -> Sequence[Plan | Parts]:
     """Record the plans of a step on random images. Raises UserError for trainer options of inference."""
     config, rng = model.config, np.random.default_rng(0)
     images = rng.standard_normal((batch, *config.image_shape), np.float32)
     if train:
-        trainer = Trainer(model, precision=precision, **options)
+        trainer = Trainer(model, precision=precision, device=device, **options)
         trainer.step(images, rng.integers(0, config.num_classes, batch))
         return trainer.plans
     if options:
         raise UserError(f"inference has no {', '.join(options)}: those are a training step's")
-    predictor = Predictor(model, precision=precision, batch_size=batch)
+    predictor = Predictor(model, precision=precision, batch_size=batch, device=device)
     predictor.logits(images)
     return predictor.plans
 
 
-def _replay(plans: Sequence[Plan | Parts]) -> None:
+def _replay(plans: Sequence[Plan | Parts], device: str) -> None:
     for plan in plans:
         plan.replay()
+    if device == "cuda":
+        runtime().synchronize()
+
+
+def _launches(
+    labels: Iterable[tuple[Any, str]], works: Iterable[tuple[int, int]], seconds: Iterable[float], product: float, memory: float
+) -> tuple[Launch, ...]:
+    """labels, works: of the launches, as in `Plan`; seconds: of each; product, memory: rates."""
+    return tuple(
+        Launch(
+            op_call.op.name if op_call else "",
+            op_call.phase if op_call else "",
+            kernel,
+            1e3 * time,
+            size,
+            operations,
+            1e3 * max(size / memory, operations / product),
+        )
+        for (op_call, kernel), (size, operations), time in zip(labels, works, seconds)
+    )
 
 
 def _rows(labels: Iterable[tuple[Any, str]], seconds: Iterable[float], product: float, memory: float) -> tuple[Row, ...]:
@@ -169,34 +224,52 @@ def _rows(labels: Iterable[tuple[Any, str]], seconds: Iterable[float], product: 
 
 
 # ------------------------------------------------------------------------------------------------------------------------- rates
-def product_rate(dtype: Any = np.float32, tiny: bool = False) -> float:
+def product_rate(dtype: Any = np.float32, tiny: bool = False, device: str = "cpu") -> float:
     """Floating-point operations per second of a large matrix product by minivit's kernels, in the current precision: the best of several.
 
     tiny: a small product, only to test that the measurement works.
     """
-    size = TINY_PRODUCT if tiny else PRODUCT
-    a, b = np.random.default_rng(0).standard_normal((2, size, size)).astype(dtype)
-    c = empty(a.shape, dtype)
+    size = TINY_PRODUCT if tiny else GPU_PRODUCT if device == "cuda" else PRODUCT
+    a, b = (_random(size * size, dtype, device, seed).reshape(size, size) for seed in (0, 1))
+    c = empty(a.shape, dtype, device)
 
-    def multiply() -> np.ndarray:
-        gemm(c, a, b)
+    def multiply() -> Any:
+        primitives(device).gemm(c, a, b)
         return c
 
-    return 2 * size**3 / min(repeat(Plan(multiply).replay, 0 if tiny else SECONDS))
+    plan = Plan(multiply, device=device)
+    return 2 * size**3 / min(repeat(lambda: _replay([plan], device), 0 if tiny else SECONDS))
 
 
-def memory_rate(tiny: bool = False) -> float:
-    """Bytes per second read and written by a = a + b, for arrays that exceed all caches: the best of several. tiny: see `product_rate`.
+def memory_rate(tiny: bool = False, device: str = "cpu") -> float:
+    """Bytes per second read and written by a = a + b, for arrays that exceed all caches: the best of several; on a GPU those of b = a.
 
-    In place, because a write to another array would make the processor read it first, which would not be counted.
+    In place, because a write to another array would make a processor read it first, which would not be counted. The numbers are random: a
+    GPU is faster with zeros. tiny: see `product_rate`.
     """
-    a, b = (empty(((TINY_STREAM if tiny else STREAM) // 4,), np.float32) for _ in range(2))
-    a[:], b[:] = 1, 0
-    return 3 * a.nbytes / min(repeat(Plan(lambda: _then(OPS["add"].forward.cpu(a, a, b), a[:1])).replay, 0 if tiny else SECONDS))
+    size = (TINY_STREAM if tiny else GPU_STREAM if device == "cuda" else STREAM) // 4
+    a, b = (_random(size, np.float32, device, seed) for seed in (0, 1))
+
+    def stream() -> Any:
+        if device == "cuda":
+            primitives(device).convert(b, a)
+            return b[:1]
+        OPS["add"].forward.cpu(a, a, b)
+        return a[:1]
+
+    plan = Plan(stream, device=device)
+    return (2 if device == "cuda" else 3) * a.nbytes / min(repeat(lambda: _replay([plan], device), 0 if tiny else SECONDS))
 
 
-def _then(_: None, result: np.ndarray) -> np.ndarray:
-    return result
+def _random(size: int, dtype: Any, device: str, seed: int) -> Any:
+    """Normally distributed numbers (size,): one block of them, drawn on the CPU, as often as it fits."""
+    block = np.random.default_rng(seed).standard_normal(min(size, BLOCK), np.float32).astype(dtype)
+    whole = empty((-(-size // len(block)), len(block)), dtype, device)
+    if device == "cpu":
+        whole[...] = block
+    else:
+        primitives(device).copy(whole, array_on(device, block), whole.shape, (len(block), 1), (0, 1))
+    return whole.reshape(-1)[:size]
 
 
 def repeat(function: Callable[[], Any], seconds: float, least: int = 5) -> list[float]:

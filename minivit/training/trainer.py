@@ -14,7 +14,6 @@ import numpy as np
 from ..errors import UserError, listed, nearest
 from ..functional import checked_class_weights, classes_below, cross_entropy, sum_of
 from ..interrupts import deferred
-from ..kernels import primitives
 from ..kernels.core import arrays
 from ..kernels.core.devices import device_of
 from ..kernels.cpu.run import threads_set
@@ -22,7 +21,7 @@ from ..models.base import Model
 from ..nn.layers import Random
 from ..nn.module import Module, dtype_of
 from ..optim import OPTIMIZERS, FlatParameters
-from ..runtime.devices import check_device, explain_out_of_memory
+from ..runtime.devices import check_device, copy_into, explain_out_of_memory, on_cpu
 from ..runtime.plan import Plan
 from ..runtime.precision import Precision, precision_for
 from ..runtime.threads import thread_count
@@ -182,7 +181,8 @@ class Trainer:
     def step(self, images: Any, labels: Any) -> float:
         """Perform one optimizer step; returns the mean loss of the batch before the update.
 
-        images: (B, C, H, W) floats, normalised. labels: (B,) integers below K, or (B, K) probabilities. Both may be on the device.
+        images: (B, C, H, W) floats, normalised. labels: (B,) integers below K, or (B, K) probabilities. Both may lie on the
+        GPU too, as arrays of CuPy, PyTorch or another library with CUDA's array interface, with any strides.
         Raises UserError for invalid arrays, without changing anything; TrainingError if the loss is not finite, in which case the weights
         are unusable.
         """
@@ -198,7 +198,9 @@ class Trainer:
             self._lock.release()
 
     def _submit(self, images: Any, labels: Any) -> PendingLoss:
-        key = images.shape, labels.shape
+        if self.flat.device == "cpu":
+            images, labels = on_cpu(images), on_cpu(labels)
+        key = tuple(images.shape), tuple(labels.shape)
         batch = self._shapes.get(key) or self._new_batch(images, labels)
         batch.fill(images, labels)
         self.flat.check()
@@ -242,7 +244,9 @@ class Trainer:
             raise UserError(f"images must have the shape (B, C, H, W) and hold an image, got {images.shape}")
         if labels.ndim not in (1, 2) or len(labels) != len(images):
             raise UserError(f"labels must have the shape ({len(images)},) or ({len(images)}, classes), got {labels.shape}")
-        return _Batch(images.shape, labels.shape, self.parts(len(images)), self.precision, self.flat.device, self.class_weights)
+        return _Batch(
+            tuple(images.shape), tuple(labels.shape), self.parts(len(images)), self.precision, self.flat.device, self.class_weights
+        )
 
     def parts(self, images: int) -> int:
         """The number of parts for a batch of `images` images: `accumulate` if set, at most one part per image.
@@ -333,10 +337,7 @@ class _Batch:
                 classes_below(labels, self.classes)  # raises
         self.last_labels = labels
         for buffer, values in ((self.images, images), (self.labels, labels)):
-            if device_of(values) == "cpu":
-                arrays.copy_from_numpy(buffer, values)
-            else:
-                primitives(device_of(buffer)).convert(buffer, values)
+            copy_into(buffer, values)
 
     def check_classes(self, classes: int) -> None:
         """Raises UserError if the labels do not match the model's number of classes."""

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from benchmarks import gpu
@@ -33,6 +34,13 @@ def test_without_a_gpu_nothing_is_measured(monkeypatch, capsys):
     monkeypatch.setattr(devices, "_runtime", None)
     monkeypatch.setitem(sys.modules, "cupy", None)
     assert gpu.main([]) == 0 and capsys.readouterr().out.startswith("nothing measured: device='cuda' needs CuPy")
+
+
+def test_large_random_arrays_repeat_one_block():
+    numbers = gpu.Repeated().standard_normal((3, gpu.Repeated.BLOCK))
+    assert numbers.dtype == np.float32 and abs(numbers.std() - 1) < 0.01
+    np.testing.assert_array_equal(numbers[0], numbers[2])
+    assert gpu.Repeated().integers(0, 10, 5).shape == (5,)
 
 
 @pytest.mark.parametrize("name", OPS)

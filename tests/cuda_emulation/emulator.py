@@ -17,16 +17,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 from minivit.kernels.core import dlpack
 from minivit.kernels.core.cache import cache_folder
+from minivit.kernels.core.strides import strides
 from minivit.kernels.cuda import kernel as cuda
 from minivit.kernels.cuda.product import Product
 
 HERE = Path(__file__).resolve().parent
 SHARED_LIMIT, THREAD_LIMIT = 227 * 1024, 1024  # of a block, on compute capability 9.0
+PHANTOMS = 1 << 52  # the address of what has no memory
 TOGETHER = 24  # kernels that one call of the compiler builds
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-w", "-fno-strict-aliasing")
 
@@ -42,6 +45,10 @@ class Memory:
     def __init__(self, size: int, phantom: bool = False) -> None:
         self.size = size
         self.bytes = None if phantom else np.full(size, 0xFF, np.uint8)
+
+    @property
+    def address(self) -> int:
+        return PHANTOMS if self.bytes is None else self.bytes.ctypes.data
 
 
 class Array:
@@ -103,6 +110,13 @@ class OnCpu:
         return dlpack.ON_CPU[0], 0
 
 
+class Borrowed(Array):
+    """An array of another library: it has its first element's address, and any strides."""
+
+    def __init__(self, address: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.memory, self.offset, self.shape, self.dtype = SimpleNamespace(address=address, bytes=None), 0, shape, dtype
+
+
 class Emulator:
     """seed: of the order in which threads run. sanitize: build with AddressSanitizer, which must be loaded with the process."""
 
@@ -127,7 +141,18 @@ class Emulator:
         return array.memory, array.offset
 
     def address(self, array):
-        return array.memory.bytes.ctypes.data + array.offset
+        return array.memory.address + array.offset
+
+    def accepts(self, array):
+        return isinstance(array, Array)
+
+    @contextmanager
+    def borrowed(self, array):
+        interface = array.__cuda_array_interface__
+        shape, (address, _) = tuple(interface["shape"]), interface.get("data", (0, False))
+        dtype = np.dtype(array.dtype)
+        steps = interface.get("strides") or tuple(dtype.itemsize * n for n in strides(shape))
+        yield (array if isinstance(array, Array) else Borrowed(address, shape, dtype)), steps
 
     def to_numpy(self, array):
         return array.host().copy()
@@ -173,13 +198,15 @@ class Emulator:
         c.reshape(result.shape)[...] = result
 
     def prepare(self, calls):
-        return _Calls(self, list(calls))
+        kernels = {kernel for kernel, _, _ in calls if isinstance(kernel, cuda.Kernel)}
+        build({kernel for kernel in kernels if (kernel, self.sanitize) not in _built}, self.sanitize)
+        return Calls(self, list(calls))
 
     def synchronize(self):
         pass
 
 
-class _Calls:
+class Calls:
     def __init__(self, runtime, calls):
         self.runtime, self.calls = runtime, calls
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from cuda_emulation.emulator import Emulator  # noqa: E402
+from cuda_emulation.emulator import Calls, Emulator  # noqa: E402
 from minivit import Predictor, Trainer, create_model, list_models  # noqa: E402
 from minivit.kernels import OPS  # noqa: E402
 from minivit.kernels.core import devices  # noqa: E402
@@ -39,7 +39,7 @@ class Listing(Emulator):
         return self.placeholder(shape, dtype)
 
     def address(self, array):
-        return id(array.memory) + array.offset
+        return (id(array.memory) << 8) + array.offset
 
     def to_numpy(self, array):
         return np.zeros(array.shape, array.dtype)
@@ -49,6 +49,9 @@ class Listing(Emulator):
 
     def launch(self, kernel, grid, arguments):
         self.used.add(kernel)
+
+    def prepare(self, calls):
+        return Calls(self, list(calls))
 
     def multiply(self, product, arguments):
         pass

@@ -51,6 +51,16 @@ def test_a_folder_that_cannot_be_made_costs_one_line(compile, tmp_path, capfd):
     assert capfd.readouterr().err.count("\n") == 1
 
 
+def test_another_version_of_the_compiler_has_a_folder_of_its_own(monkeypatch):
+    folders = set()
+    for version in ((13, 0), (13, 1), (13, 0)):
+        monkeypatch.setattr(compilation, "version", lambda version=version: version)
+        compilation._folder.cache_clear()
+        folders.add(compilation._folder("source", "sm_90"))
+    compilation._folder.cache_clear()
+    assert len(folders) == 2
+
+
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no mode here")
 def test_code_that_others_may_have_written_does_not_run(compile, tmp_path):
     compile()
