@@ -24,7 +24,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,9 +32,9 @@ from ..files import atomic_file, lock, open_regular, remove_abandoned, user_path
 from ..interrupts import deferred
 from ..models import Model
 from ..progress import say_once
-from ..schema import Checked, Fraction, Limits, Size, checked, parse_json, record
+from ..schema import Limits, checked, parse_json, record
 from .checkpoints import Checkpoint, Checkpoints
-from .table import table_of
+from .metrics import Tested, Validated, table_of
 from .weights import model_of, read_safetensors, save_weights
 
 CONFIG, METRICS, MODEL, CURVES, TABLE = "config.json", "metrics.jsonl", "model.safetensors", "curves.png", "metrics.csv"
@@ -99,31 +98,6 @@ def find_model(path: Path) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------------------------ run folders
-Loss = Annotated[float, Limits(0, 1e30)]
-
-
-@dataclass(frozen=True)
-class Tested(Checked):
-    """What every line of metrics.jsonl says; a line may say more."""
-
-    epoch: Size
-    train_loss: Loss
-    test_loss: Loss
-    test_accuracy: Fraction
-
-
-@dataclass(frozen=True)
-class Validated(Checked):
-    """The same of a run with a validation part, whose last line alone tells of the test images."""
-
-    epoch: Size
-    train_loss: Loss
-    validation_loss: Loss
-    validation_accuracy: Fraction
-    test_loss: Loss | None = None
-    test_accuracy: Fraction | None = None
-
-
 class RunFolder:
     """The folder of one run.
 

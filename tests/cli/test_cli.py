@@ -414,7 +414,8 @@ def test_an_interrupt_is_one_line(capsys, monkeypatch, tmp_path):
 
     monkeypatch.setattr("minivit.training.loop.Progress.step", interrupt)
     message = told(capsys, *TRAIN, "--quiet", "--out", tmp_path / "run", status=130)
-    assert message == f"interrupted; {tmp_path / 'run'} holds the model after 0 of 2 epochs"
+    folder = tmp_path / "run"
+    assert message == f"interrupted; {folder} holds the model after 0 of 2 epochs; minivit train --resume {folder} goes on"
     assert len(minivit.load(tmp_path / "run").class_names) == 10
 
 

