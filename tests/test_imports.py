@@ -40,6 +40,7 @@ FLOORS = (
     "minivit.io",
     "minivit.inference",
     "minivit.plots",
+    "minivit.reports",
     "minivit.optim",
     "minivit.training",
     "minivit.serving",

@@ -1,4 +1,4 @@
-"""The command line: minivit train | eval | predict | serve | calibrate | plot | export | gradcheck | info.
+"""The command line: minivit train | eval | predict | serve | calibrate | plot | report | compare | export | gradcheck | info.
 
 Results are written to standard output, progress and errors to standard error. Exit status: 0, also if the reader of standard output closes
 it; 1 if a gradient check fails or a loss is not finite; 2 for a user error or results that cannot be written, reported in one line; 130 for
@@ -30,6 +30,8 @@ COMMANDS = {  # help text by command; each command is a module of this package w
     "serve": "label images over HTTP, and on a page for browsers, until SIGTERM or Ctrl-C",
     "calibrate": "thresholds by which a cascade stops early, for budgets; they are saved with the model",
     "plot": "draw all pictures that fit a run into its folder; the path of each, a line each",
+    "report": "write a page about a run into its folder: accuracy of each class, mistakes, probabilities, cost",
+    "compare": "the results of several runs side by side, and in what their options differ",
     "export": "write a trained model for other programs: ONNX, or weights by timm's names",
     "gradcheck": "check the kernels' gradients and accuracy on this machine",
     "info": "what minivit sees of this machine; of a model, its parameters and multiply-adds",

@@ -17,6 +17,7 @@ class Evaluation(NamedTuple):
     loss: float  # mean cross-entropy of the last exit
     accuracies: list[float]  # of every exit, in 0..1
     balanced_accuracy: float  # of the last exit: the mean over the classes of the accuracy on the images of each
+    logits: np.ndarray  # (exits, n, K) float32
 
 
 def evaluate(
@@ -35,13 +36,14 @@ def evaluate(
     batches = Batches(
         images, labels, batch_size=min(batch_size, len(images)), num_classes=num_classes, mean=mean, std=std, shuffle=False, drop_last=False
     )
-    loss, right = 0.0, []
+    loss, right, all_logits = 0.0, [], []
     for inputs, targets in batches.epoch(0):
-        logits = predictor.logits(inputs).astype(np.float64)  # (exits, B, K)
+        all_logits.append(predictor.logits(inputs))  # (exits, B, K)
+        logits = all_logits[-1].astype(np.float64)
         right.append(logits.argmax(2) == targets)  # (exits, B)
         last_logits = logits[-1] - logits[-1].max(1, keepdims=True)
         loss += float((np.log(np.exp(last_logits).sum(1)) - last_logits[np.arange(len(targets)), targets]).sum())
     correct = np.concatenate(right, axis=1)
     counts = np.bincount(labels, minlength=num_classes)
     recalls = np.bincount(labels, correct[-1], num_classes)[counts > 0] / counts[counts > 0]
-    return Evaluation(loss / len(images), correct.mean(1).tolist(), float(recalls.mean()))
+    return Evaluation(loss / len(images), correct.mean(1).tolist(), float(recalls.mean()), np.concatenate(all_logits, axis=1))

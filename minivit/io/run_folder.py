@@ -8,6 +8,7 @@ model.safetensors   the weights tested after the last finished epoch, or those t
                     contains, as JSON, the model's configuration ("model"), "class_names", "preprocessing", "training_sketch"
                     (`data/train_test_overlap.py`), and the thresholds of a cascade ("calibration")
 curves.png          the learning curves, drawn at the end
+report.html         what a run came to, written at the end (`reports/`)
 metrics.csv         the lines of metrics.jsonl as a table, written at the end
 checkpoints         a folder from whose files a stopped training goes on (`io/checkpoints.py`)
 
@@ -38,7 +39,8 @@ from .metrics import Tested, Validated, table_of
 from .weights import model_of, read_safetensors, save_weights
 
 CONFIG, METRICS, MODEL, CURVES, TABLE = "config.json", "metrics.jsonl", "model.safetensors", "curves.png", "metrics.csv"
-RUN_FILES = (CONFIG, METRICS, MODEL, CURVES, TABLE)
+REPORT = "report.html"
+RUN_FILES = (CONFIG, METRICS, MODEL, CURVES, TABLE, REPORT)
 PART, COMPLETE = ".new.part", ".new"  # folders of files that are being written, and of files that are all written
 LARGEST_TEXT = 2**24  # bytes of config.json and metrics.jsonl, which take twenty times as much memory as Python's values
 
@@ -315,7 +317,7 @@ def _move_new_files(folder: Path) -> None:
     """Move the files of COMPLETE to their places; does nothing if there are none. The folder must be locked."""
     new = folder / COMPLETE
     if new.is_dir():
-        for file in (CURVES, TABLE):
+        for file in (CURVES, TABLE, REPORT):  # of the weights before
             (folder / file).unlink(missing_ok=True)
         for file in (MODEL, METRICS, CONFIG):
             if (new / file).exists():

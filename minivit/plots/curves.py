@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..errors import UserError
-from .figure import BLUE, RED, new_figure, save_figure
+from .figure import BLUE, COLOURS, DASHES, RED, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,6 +51,33 @@ def learning_curves(history: Sequence[Mapping[str, Any]], title: str = "") -> Fi
         axes.xaxis.get_major_locator().set_params(integer=True)
     if title:
         figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+def compared_curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """The loss (left) and the accuracy in percent (right) on test or validation images of several runs, by epoch.
+
+    histories: as for `learning_curves`, by the name of the run; those without an epoch are left out. Raises UserError if all are.
+    """
+    known = {name: history for name, history in histories.items() if history}
+    if not known:
+        raise UserError("there are no learning curves before the first epoch has ended")
+    figure = new_figure(9, 3.4 + 0.2 * len(known))
+    losses, accuracies = figure.subplots(1, 2)
+    for number, (name, history) in enumerate(known.items()):
+        part = "validation" if "validation_loss" in history[0] else "test"
+        lines = history[:-1] if part != "test" and "test_loss" in history[-1] else history
+        epochs = [line["epoch"] for line in lines]
+        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number // len(COLOURS) % len(DASHES)]}
+        style["marker"] = "o" if len(lines) == 1 else None
+        losses.plot(epochs, [line[f"{part}_loss"] for line in lines], label=f"{name}, {part}", **style)
+        accuracies.plot(epochs, [100 * line[f"{part}_accuracy"] for line in lines], **style)
+    losses.set(xlabel="epoch", ylabel="cross-entropy", ylim=(0, None))
+    accuracies.set(xlabel="epoch", ylabel="accuracy, %")
+    for axes in (losses, accuracies):
+        axes.grid(alpha=0.25)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(*losses.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize="small")
     return figure
 
 

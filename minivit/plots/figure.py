@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, filterwarnings
 
 import numpy as np
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, RED = "#4477aa", "#cc3311"  # distinguishable with all kinds of colour vision (P. Tol)
+COLOURS = (BLUE, RED, "#228833", "#aa3377", "#ccbb44", "#66ccee", "#bbbbbb")  # of several lines, likewise
+DASHES = "-", "--", ":", "-."  # of lines that have the same colour
 TILE = 12  # minimum size of a tile of a mosaic in entries, so that gaps are relatively narrow
 
 
@@ -31,12 +35,27 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure as PNG, atomically; "$" in a name is a dollar sign, not mathematics."""
+    _without_mathematics(figure)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+
+
+def svg_of(figure: Figure) -> bytes:
+    """A figure as SVG whose letters are text, the same bytes each time; "$" in a name is a dollar sign, not mathematics."""
+    from matplotlib import rc_context
+
+    _without_mathematics(figure)
+    with BytesIO() as file, rc_context({"svg.fonttype": "none", "svg.hashsalt": "minivit"}), catch_warnings():
+        filterwarnings("ignore", "Glyph .* missing")  # who shows the text has other fonts
+        figure.savefig(file, format="svg", metadata={"Date": None})
+        return file.getvalue()
+
+
+def _without_mathematics(figure: Figure) -> None:
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-    with atomic_file(path) as file:
-        figure.savefig(file, format="png", dpi=150)
 
 
 def titled(title: str, what: str) -> str:

@@ -17,7 +17,7 @@ from ..data import Batches, Dataset
 from ..errors import UserError
 from ..files import writing
 from ..inference.classifier import Classifier
-from ..inference.evaluate import evaluate
+from ..inference.evaluate import Evaluation, evaluate
 from ..interrupts import check_interrupt, deferred
 from ..io.checkpoints import Checkpoint
 from ..io.run_folder import CURVES, RunFolder
@@ -25,6 +25,7 @@ from ..models import Model
 from ..optim import SCHEDULES
 from ..plots import save_learning_curves
 from ..progress import say
+from ..reports.report import report_at_end
 from .checkpoints import Pace, Progressed, hash_of_data
 from .progress_bar import Progress
 from .recipes import Recipe
@@ -77,6 +78,7 @@ class Loop:
         self.final, self.part = final, "validation" if final else "test"
         self.best: dict[str, Any] | None = None  # the line of the weights that are kept, if there is a validation part
         self.kept: dict[str, np.ndarray] = {}  # these weights
+        self.tested: dict[str, Evaluation] = {}  # the last test of each part, and that of these weights
         self.pace, self.keep_checkpoint = pace or Pace(0), keep_checkpoint
         self.watchers: list[Watcher] = []
         self.steps = self.told = 0  # steps so far, and those that the watchers know of
@@ -99,6 +101,7 @@ class Loop:
             self.is_whole = False
             self._finish()
             self._draw()
+            self._report()
             self._remove_checkpoints()
         except (KeyboardInterrupt, UserError) as stop:
             if isinstance(stop, KeyboardInterrupt) and self.is_whole:
@@ -153,6 +156,10 @@ class Loop:
             with writing(path):
                 save_learning_curves(self.folder.history, path, f"{self.classifier.model.name} on {self.dataset.name}")
             self.folder.save_table()
+
+    def _report(self) -> None:
+        validation, known = self.dataset if self.final else None, self.tested
+        report_at_end(self.folder, self.classifier, self.final or self.dataset, validation, known.get("test"), known.get("kept"))
 
     def checkpoint(self) -> None:
         """Write a checkpoint of the state after the last step, unless an earlier run is still in the folder.
@@ -247,6 +254,7 @@ class Loop:
             best, kept = self.best, self.kept
             if self.final and (best is None or line["validation_accuracy"] >= best["validation_accuracy"]):
                 best, kept = line, self.classifier.model.state_dict()
+                self.tested["kept"] = self.tested[self.part]
             with deferred():
                 self._save(kept, line)
                 self.best, self.kept, self.losses, self.seconds, self.start = best, kept, [], 0.0, perf_counter()
@@ -313,6 +321,7 @@ class Loop:
             self.classifier.predictor, dataset.test_images, dataset.test_labels, dataset.mean, dataset.std, dataset.num_classes
         )
         self._check_finite(result.loss)
+        self.tested[part] = result
         return {
             f"{part}_loss": result.loss,
             f"{part}_accuracy": result.accuracies[-1],

@@ -40,6 +40,7 @@ from .finetuning import Origin, find_origin
 from .loop import Interrupted, Loop
 from .options import TrainOptions, repeatable, takes_options
 from .profiling import profile as profile_step
+from .reasons import reasons
 from .recipes import Recipe
 from .resume import Stopped, find_stopped
 from .setup import fit_minutes, set_up, unwrapped
@@ -53,7 +54,7 @@ class Run:
 
     model: Classifier  # trained, in evaluation mode; has predict()
     history: list[dict[str, Any]]  # one entry per test, as in metrics.jsonl
-    folder: Path | None  # config.json, metrics.jsonl, model.safetensors, curves.png; None with save=False
+    folder: Path | None  # config.json, metrics.jsonl, model.safetensors, curves.png, report.html; None with save=False
 
     @property
     def test_accuracy(self) -> float:
@@ -141,6 +142,7 @@ def _prepared(options: TrainOptions, start: float, stopped: Stopped | None) -> L
         folder = stopped.folder
     elif options.save:
         config = _config(options, loaded, recipe, batches, model, trainer, settings, test_every)
+        config["reasons"] = reasons(options, dataset, recipe, origin, trainer.precision.name)
         config["arguments"]["weights"] = str(origin.file.resolve()) if origin else None
         folder = RunFolder.create(options.out, f"{_slug(model.name)}-{_slug(dataset.name)}", config, options.overwrite)
         say(f"run folder {folder.path}", options.progress)

@@ -14,7 +14,7 @@ from minivit.progress import say
 
 SMALL = {"epochs": 2, "batch_size": 16, "limit": 48, "model_options": {"dim": 8, "depth": 1, "heads": 1}}
 TRAIN = "train --epochs 2 --batch-size 16 --limit 48 --model-option dim=8 --model-option depth=1 --model-option heads=1 --out {out}"
-RUN_FILES = ["config.json", "curves.png", "metrics.csv", "metrics.jsonl", "model.safetensors"]
+RUN_FILES = ["config.json", "curves.png", "metrics.csv", "metrics.jsonl", "model.safetensors", "report.html"]
 slow = pytest.mark.slow
 COMMANDS = ["info", *(pytest.param(c, marks=slow) for c in ("--version", "--help", "train --help", "gradcheck softmax", "info {run}"))]
 COMMANDS += [pytest.param(c, marks=slow) for c in ("eval {run} --quiet", "predict {run} {image}", "plot {run} --quiet", TRAIN + " --quiet")]

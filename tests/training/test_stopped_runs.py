@@ -15,14 +15,14 @@ from minivit import UserError
 from minivit.cli import main
 from minivit.inference.evaluate import evaluate
 from minivit.io.checkpoints import CHECKPOINTS
-from minivit.io.run_folder import CONFIG, CURVES, METRICS, MODEL, TABLE, RunFolder, find_model
+from minivit.io.run_folder import CONFIG, CURVES, METRICS, MODEL, REPORT, TABLE, RunFolder, find_model
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 EPOCHS = 3
 TRAIN = ["train", "--epochs", str(EPOCHS), "--batch-size", "24", "--limit", "48", "--precision", "float32", "--threads", "1", "--quiet"]
 TRAIN += [f"--model-option={option}" for option in ("dim=8", "depth=1", "heads=1")]
-RUN_FILES = {CONFIG, METRICS, MODEL, CURVES, TABLE}
+RUN_FILES = {CONFIG, METRICS, MODEL, CURVES, TABLE, REPORT}
 NEEDS_SPACE = {"open", "os.rename", "os.mkdir"}  # audit events before a change of files; os.replace is os.rename
 CHANGES = NEEDS_SPACE | {"os.remove", "os.rmdir"}
 

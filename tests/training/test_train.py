@@ -13,7 +13,7 @@ import pytest
 
 import minivit
 from minivit import UserError, create_model, train
-from minivit.io.run_folder import CONFIG, CURVES, METRICS, MODEL, TABLE
+from minivit.io.run_folder import CONFIG, CURVES, METRICS, MODEL, REPORT, TABLE
 from minivit.models import PRESETS
 from minivit.sides import both
 from minivit.training import loop
@@ -47,7 +47,7 @@ def run(tmp_path_factory):
 
 
 def test_a_run_folder_holds_the_run(run):
-    assert sorted(p.name for p in run.folder.iterdir()) == sorted((CONFIG, METRICS, MODEL, CURVES, TABLE))
+    assert sorted(p.name for p in run.folder.iterdir()) == sorted((CONFIG, METRICS, MODEL, CURVES, TABLE, REPORT))
     assert lines_of(run) == run.history
     assert [list(line) for line in run.history] == [
         ["epoch", "train_loss", "test_loss", "test_accuracy", "balanced_accuracy", "learning_rate", "seconds", "images_per_second"]
@@ -234,7 +234,7 @@ def test_a_run_folder_that_vanishes_is_made_again_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "Progress", Deleting)
     run = small(tmp_path)
-    assert sorted(p.name for p in run.folder.iterdir()) == sorted((CONFIG, METRICS, MODEL, CURVES, TABLE))
+    assert sorted(p.name for p in run.folder.iterdir()) == sorted((CONFIG, METRICS, MODEL, CURVES, TABLE, REPORT))
     assert lines_of(run) == run.history and len(run.history) == 2
 
 

@@ -1,0 +1,1 @@
+"""What runs came to: a page for one (`report`), a table and a picture for several (`compare`)."""
