@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from ..data.fit import check_fit
 from ..data.image_file import MAX_PIXELS, Unreadable
 from ..data.walk import with_folders_listed
 from ..errors import UserError
+from ..files import user_path
 from ..io import hugging_face, run_folder
 from ..models.base import Model
 from ..nn.cost import ModelCost
@@ -221,7 +221,7 @@ def load(path: str | os.PathLike[str], precision: str | None = None, device: str
     Raises UserError if it does not exist (with the nearest names), or is damaged.
     """
     check_device(device)
-    file, metadata = Path(path), dict[str, Any]()
+    file, metadata = user_path(path), dict[str, Any]()
     if hugging_face.is_folder(file):
         model, class_names, preprocessing = hugging_face.load_folder(file)
         metadata = {"class_names": class_names, "preprocessing": preprocessing}

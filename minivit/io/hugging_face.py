@@ -62,7 +62,7 @@ def is_folder(path: Path) -> bool:
     """Whether a path is a folder of transformers: its config.json names a type of model."""
     try:
         return (path / CONFIG).is_file() and "model_type" in _content(path / CONFIG)
-    except ValueError:
+    except (OSError, ValueError):
         return False
 
 

@@ -75,7 +75,7 @@ def test_the_parameters_are_the_options_of_train():
     assert set(signature(VisionClassifier).parameters) == set(parameters)
     copy = clone(small(ema=0.9))
     assert copy.ema == 0.9 and repr(copy.set_params(ema=None)) == repr(small())
-    with pytest.raises(TypeError, match=r"no parameter 'epoch' \(nearest: epochs\)"):
+    with pytest.raises(TypeError, match=r"no parameter 'epoch' \(nearest: epochs, on_epoch\)"):
         VisionClassifier(epoch=1)
     assert all(f"\n{name}: " in VisionClassifier.__doc__ for name in parameters)
 

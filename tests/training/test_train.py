@@ -63,7 +63,7 @@ def test_without_a_run_folder_nothing_is_written(run, tmp_path, monkeypatch):
     assert without_time(unsaved.history) == without_time(run.history)
     for name, value in run.model.state_dict().items():
         np.testing.assert_array_equal(unsaved.model.state_dict()[name], value)
-    with pytest.raises(UserError, match="save=False writes no run folder: leave out and overwrite out"):
+    with pytest.raises(UserError, match="save=False writes no run folder: leave out, overwrite, resume and tensorboard out"):
         small(tmp_path, save=False)
 
 
