@@ -30,8 +30,13 @@ struct Place {
 
 // y (B, N, H, size), logits, probabilities (B, H, N, N) or null, lse (B, H, N), qkv (B, N, 3, H, size), bias (N, N) per head or null. The
 // softmax is online: `highest` and `total` are those of the columns so far. Probabilities need a second pass, when both are final.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+template <class T, int D> constexpr int BLOCKS = sizeof(T) <= 4 && D < 96 ? 2 : 1;   // a multiprocessor
+#else
+template <class T, int D> constexpr int BLOCKS = 1;                                  // code for other GPUs would spill
+#endif
 template <class T, int D>
-__global__ void __launch_bounds__(256, sizeof(T) <= 4 && D < 96 ? 2 : 1)
+__global__ void __launch_bounds__(256, BLOCKS<T, D>)
 attention_forward(T* y, T* logits, T* probabilities, Sum<T>* lse, const T* qkv, const T* bias, long bias_batch, long bias_head, int N,
                   int H, int size, double scale) {
     typedef Sum<T> S;

@@ -18,10 +18,10 @@ template <class T, class U, class H>
 __global__ void __launch_bounds__(256) muon(T* new_p, T* new_average, const T* p, const U* o, const T* average, const long* starts,
                                             const H* scales, const H* scalars, long total, long size, double ratio) {
     const T decay = T(average_decay(scalars)), rest = T(1 - average_decay(scalars));
+    const T shrinkage = T(double(scalars[LR]) * double(scalars[WEIGHT_DECAY])), rate = T(double(scalars[LR]) * ratio);
     GRID_STRIDE(i, total) {
-        const long at = starts[i / size] + i % size;
-        const double lr = double(scales[i / size]) * double(scalars[LR]);
-        const T moved = T(1 - lr * double(scalars[WEIGHT_DECAY])) * p[at] - T(lr * ratio) * T(o[i]);
+        const long matrix = i / size, at = starts[matrix] + i - matrix * size;
+        const T scale = T(scales[matrix]), moved = p[at] - scale * (shrinkage * p[at] + rate * T(o[i]));
         new_p[at] = moved;
         if (average) new_average[at] = decay * average[at] + rest * moved;
     }

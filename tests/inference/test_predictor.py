@@ -202,9 +202,10 @@ def test_evaluate_is_exact_with_a_remainder(classifier):
     pixels, labels = rng.integers(0, 256, (23, 8, 8, 3), np.uint8), rng.integers(0, 3, 23)
     probabilities = classifier.predict(pixels).probabilities.astype(np.float64)
     kept = classifier.preprocessing
-    loss, [accuracy], balanced = evaluate(classifier.predictor, pixels, labels, kept.mean, kept.std, 3, batch_size=8)
+    loss, [accuracy], balanced, [logits] = evaluate(classifier.predictor, pixels, labels, kept.mean, kept.std, 3, batch_size=8)
     assert loss == pytest.approx(-np.log(probabilities[np.arange(23), labels]).mean(), rel=1e-5)
     right = probabilities.argmax(1) == labels
+    np.testing.assert_array_equal(logits.argmax(1), probabilities.argmax(1))
     assert accuracy == right.mean()
     assert balanced == pytest.approx(np.mean([right[labels == k].mean() for k in range(3)]))
 

@@ -15,7 +15,7 @@ from benchmarks.kills import in_a_child, result_of, status_of
 from minivit import UserError, train
 from minivit.cli import main
 from minivit.io.checkpoints import CHECKPOINTS
-from minivit.io.run_folder import CONFIG, METRICS, MODEL, TABLE, RunFolder
+from minivit.io.run_folder import CONFIG, CURVES, METRICS, MODEL, REPORT, TABLE, RunFolder
 from minivit.training import checkpoints, loop
 from minivit.training.checkpoints import Pace
 from minivit.training.loop import Interrupted
@@ -126,7 +126,7 @@ def test_a_folder_that_vanishes_is_made_again_with_a_checkpoint(tmp_path, whole,
 
 def test_checkpoints_of_a_complete_run(tmp_path):
     train(**SMALL | VIT | {"keep_checkpoint": False}, out=tmp_path / "run")
-    assert sorted(os.listdir(tmp_path / "run")) == sorted([CONFIG, METRICS, MODEL, TABLE, "curves.png"])
+    assert sorted(os.listdir(tmp_path / "run")) == sorted([CONFIG, METRICS, MODEL, TABLE, CURVES, REPORT])
     with pytest.raises(UserError, match="run is complete: all 3 epochs are trained"):
         train(resume=tmp_path / "run")
     with pytest.raises(UserError, match=r"complete and has no checkpoint, which keep_checkpoint \(--keep-checkpoint\) keeps"):
