@@ -11,6 +11,7 @@ import numpy as np
 
 from ..data import Batches, Dataset
 from ..errors import UserError
+from ..inference.classifier import Preprocessing
 from ..models import Model, create_model
 from ..nn.module import Module
 from ..optim import OPTIMIZERS
@@ -80,18 +81,7 @@ def _phase(options: TrainOptions, dataset: Dataset, recipe: Recipe, model: Model
     if not learns_from_features(model, batches):
         return Phase(model, Trainer(model, **settings), batches, end)
     say("the inputs of the head are computed once, since nothing before it learns", options.progress)
-    in_order = Batches(
-        dataset.train_images,
-        dataset.train_labels,
-        batch_size=min(recipe.batch_size, len(dataset.train_images)),
-        num_classes=dataset.num_classes,
-        mean=dataset.mean,
-        std=dataset.std,
-        shuffle=False,
-        drop_last=False,
-        device=options.device,
-    )
-    features = features_of(model, (images for images, _ in in_order.epoch(0)))
+    features = features_of(model, Preprocessing.of(dataset).batches(dataset.train_images, recipe.batch_size))
     channels = features.shape[-1]
     fixed = replace(dataset, train_images=features, mean=(0.0,) * channels, std=(1.0,) * channels)
     return Phase(model, Trainer(HeadAlone(model), **settings | {"layer_decay": 1.0}), _batches(options, fixed, recipe), end)
