@@ -63,7 +63,7 @@ def describe_model(name: str) -> dict[str, Any]:
         model = load(name).model
     else:
         raise UserError(f"{name} is no model{nearest(name, [*PRESETS, *FAMILIES])} and no run: list_models() names the models")
-    parameters = {id(p): p for p in model.parameters()}.values()  # a shared parameter counts once
+    parameters = model.distinct_parameters()
     config, cost = model.config, model.cost()
     return {
         "model": model.name,

@@ -143,6 +143,10 @@ class Module:
     def parameters(self) -> list[Parameter]:
         return [p for _, p in self.named_parameters()]
 
+    def distinct_parameters(self) -> list[Parameter]:
+        """All parameters, a shared one once, in the order of their first names."""
+        return list({id(parameter): parameter for parameter in self.parameters()}.values())
+
     def named_modules(self, name: str = "") -> Iterator[tuple[str, Module]]:
         """This module, as `name`, and all its descendants with their dotted names; a shared one under each of its names."""
         yield name, self

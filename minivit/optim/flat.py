@@ -52,7 +52,7 @@ class FlatParameters:
         products: np.dtype | None = None,
         layer_decay: float = 1.0,
     ) -> None:
-        trainable = _trainable(model)
+        trainable = [parameter for parameter in model.distinct_parameters() if parameter.requires_grad]
         if not trainable:
             raise UserError("the model has no parameters to train")
         if not 0 < layer_decay <= 1:
@@ -127,8 +127,3 @@ class FlatParameters:
         for parameter in self.parameters:
             if parameter.grad is None and parameter.grad_home is not None:
                 primitives(self.device).fill(parameter.grad_home, 0.0)
-
-
-def _trainable(model: Module) -> list[Parameter]:
-    """The parameters that require a gradient, without duplicates, in the order of their first names."""
-    return list({id(parameter): parameter for parameter in model.parameters() if parameter.requires_grad}.values())

@@ -89,7 +89,7 @@ def _compared(label: str, file: Path, config: Mapping[str, Any], history: list[d
         label,
         model.name,
         summary.partition(":")[0] if isinstance(summary, str) else None,
-        sum(p.size for p in {id(p): p for p in model.parameters()}.values()),  # a shared parameter counts once
+        sum(p.size for p in model.distinct_parameters()),
         model.cost().total,
         max((line["epoch"] for line in history), default=0),
         round(sum(seconds) / 60, 2) if seconds else None,

@@ -121,7 +121,7 @@ def _summary(subject: Subject) -> Iterator[str]:
 
 
 def _parameters(classifier: Classifier) -> int:
-    return sum(p.size for p in {id(p): p for p in classifier.model.parameters()}.values())  # a shared parameter counts once
+    return sum(p.size for p in classifier.model.distinct_parameters())
 
 
 def _short(number: float) -> str:
