@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import UserError, shown
 from ..files import atomic_file, user_path, writing
-from ..io.weights import save_weights
+from ..io.weights import description_of, save_weights
 from ..kernels.core.devices import address_of
 from ..models.base import Model
 from ..nn.module import Module, evaluating
@@ -69,8 +69,7 @@ def export(model: Module, path: str | os.PathLike[str], *, preprocessing: bool =
     copy = deepcopy(backbone).to("cpu")
     assert isinstance(copy, Model)
     names = {address_of(parameter.data): name for name, parameter in copy.named_parameters()}
-    configuration = {"family": copy.family, "name": copy.name, **asdict(copy.config)}
-    about = {"minivit": __version__, "model": json.dumps(configuration), **_about(classifier), **copy.metadata()}
+    about = {"minivit": __version__, "model": description_of(copy), **_about(classifier), **copy.metadata()}
     paths = []
     with evaluating(copy):
         for k, (first, second) in enumerate(_stages(copy), 1):

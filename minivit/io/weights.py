@@ -28,6 +28,11 @@ from .int8 import restored, rounded
 State = dict[str, np.ndarray]  # parameter name -> array
 
 
+def description_of(model: Model) -> str:
+    """The model's family, name and configuration, as JSON."""
+    return json.dumps({"family": model.family, "name": model.name, **asdict(model.config)})
+
+
 def save_weights(
     model: Model, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None, precision: str | None = None
 ) -> None:
@@ -42,8 +47,7 @@ def save_weights(
         raise UserError(f"weights are saved as .safetensors: {path} has another ending")
     if precision not in (None, "int8"):
         raise UserError(f"precision={shown(precision)}: weights are saved as they are, or in int8")
-    model_as_json = json.dumps({"family": model.family, "name": model.name, **asdict(model.config)})
-    all_metadata = {"format": "minivit", "version": __version__, "model": model_as_json, **(metadata or {}), **model.metadata()}
+    all_metadata = {"format": "minivit", "version": __version__, "model": description_of(model), **(metadata or {}), **model.metadata()}
     state = {name: parameter.numpy() for name, parameter in model.named_parameters()}
     content = save(rounded(state, _of_head) if precision else state, all_metadata)
     with writing(path), atomic_file(path) as file:
