@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..inference.classifier import load
-from ..inference.evaluate import evaluate
+from ..inference.evaluate import evaluate_on
 from .options import add_test_options, add_tta, test_data
 from .output import by_exit, print_json
 
@@ -20,10 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     classifier = load(options.run, options.precision, options.device, options.tta)
     dataset = test_data(options, classifier)
-    preprocessing = classifier.preprocessing
-    result = evaluate(
-        classifier.predictor, dataset.test_images, dataset.test_labels, preprocessing.mean, preprocessing.std, dataset.num_classes
-    )
+    result = evaluate_on(classifier, dataset)
     if options.json:
         print_json(
             {

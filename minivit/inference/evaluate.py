@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data import Batches
+from ..data import Batches, Dataset
+from .classifier import Classifier
 from .predictor import LARGEST_BATCH, Predictor
 
 
@@ -47,3 +48,9 @@ def evaluate(
     counts = np.bincount(labels, minlength=num_classes)
     recalls = np.bincount(labels, correct[-1], num_classes)[counts > 0] / counts[counts > 0]
     return Evaluation(loss / len(images), correct.mean(1).tolist(), float(recalls.mean()), np.concatenate(all_logits, axis=1))
+
+
+def evaluate_on(classifier: Classifier, dataset: Dataset) -> Evaluation:
+    """The loss and accuracy of a classifier on the test images of a dataset, normalised as the classifier's own images were."""
+    how = classifier.preprocessing
+    return evaluate(classifier.predictor, dataset.test_images, dataset.test_labels, how.mean, how.std, dataset.num_classes)

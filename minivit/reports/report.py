@@ -11,7 +11,7 @@ from ..data.image_file import MAX_PIXELS
 from ..errors import reason
 from ..files import atomic_file, user_path, writing
 from ..inference.classifier import Classifier, load
-from ..inference.evaluate import Evaluation, evaluate
+from ..inference.evaluate import Evaluation, evaluate_on
 from ..inference.run_data import data_of_run
 from ..io.run_folder import CONFIG, REPORT, RunFolder, find_model, reading
 from ..progress import say
@@ -85,18 +85,11 @@ def write_report(
     """
     held_out = None
     if validation:
-        held_out = (validated or _evaluate(classifier, validation)).logits[-1], validation.test_labels
-    subject = Subject(classifier, dataset, tested or _evaluate(classifier, dataset), held_out, config, history, own)
+        held_out = (validated or evaluate_on(classifier, validation)).logits[-1], validation.test_labels
+    subject = Subject(classifier, dataset, tested or evaluate_on(classifier, dataset), held_out, config, history, own)
     content = page(f"{classifier.model.name} on {dataset.name}", sections(subject))
     with writing(path), atomic_file(path) as file:
         file.write(content)
-
-
-def _evaluate(classifier: Classifier, dataset: Dataset) -> Evaluation:
-    preprocessing = classifier.preprocessing
-    return evaluate(
-        classifier.predictor, dataset.test_images, dataset.test_labels, preprocessing.mean, preprocessing.std, dataset.num_classes
-    )
 
 
 def _validation(folder: RunFolder, config: dict[str, Any], dataset: Dataset) -> Dataset | None:
