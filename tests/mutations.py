@@ -137,20 +137,27 @@ def with_enough_memory(read: Callable[[], object]) -> Callable[[], object]:
 def check_outcome(read: Callable[[], object], what: str) -> bool:
     """Calls read(): it must return, or raise UserError with one printable line, within SECONDS. Returns whether it returned.
 
+    A shared processor may stand still for seconds, and its time is counted on: what took too long is read a second time.
     what: names the damaged file in the message of a failure.
     """
-    start = time.process_time()
+    for _ in range(2):
+        start = time.process_time()
+        done = _returns(read, what)
+        if (seconds := time.process_time() - start) < SECONDS:
+            return done
+    raise AssertionError(f"{what}: {seconds:.1f} s")
+
+
+def _returns(read: Callable[[], object], what: str) -> bool:
     try:
         read()
-        done = True
     except UserError as error:
         line = str(error)
         assert line.isprintable() and 0 < len(line) <= LINE, (what, line)
-        done = False
+        return False
     except Exception as error:
         raise AssertionError(f"{what}: {type(error).__name__}: {str(error)[:300]}") from error
-    assert time.process_time() - start < SECONDS, (what, time.process_time() - start)
-    return done
+    return True
 
 
 def outcome(read: Callable[[], object]) -> str:
