@@ -74,7 +74,7 @@ class Layout(NamedTuple):
     item: int  # bytes per element of a and b
     c_item: int
     bias_item: int
-    packed: int  # whether b is packed into panels
+    packed: int  # whether b is packed into panels, all of it before
     width: int  # columns of a panel
     tile_rows: int
     sums: int  # flags SUM_BATCH, RUNNING
@@ -158,20 +158,25 @@ def gemm(
     batch, shared = max([len(m) for m in (a, b) if m.ndim == 3], default=1), b.ndim == 2
     a_steps = Steps(rows * depth if a.ndim == 3 else 0, *((1, rows) if transpose_a else (depth, 1)))
     b_steps = Steps(0 if shared else depth * columns, *((1, depth) if transpose_b else (columns, 1)))
+    by_slices = transpose_a and c.dtype == tile.accumulator and a.ndim == b.ndim == 2  # a gradient of weights, in which b is read once
+    packed = shared and not by_slices
     bands, column_bands = threads(), 1
-    while bands % (2 * column_bands) == 0 and rows * (1 if sum_batch else batch) * column_bands < MIN_BAND_ROWS * bands:
+    while bands % (2 * column_bands) == 0 and (
+        rows * (1 if sum_batch else batch) * column_bands < MIN_BAND_ROWS * bands
+        or (by_slices and columns * bands > 2 * rows * column_bands**2)  # for each band packs what it reads
+    ):
         column_bands *= 2
-    if column_bands == 1 and bands > 1:
+    if column_bands == 1 and bands > 1 and not by_slices:
         bands = max(bands, min(BANDS_EACH * bands, rows * (1 if sum_batch else batch) // MBLOCK))
     if tile.precision == "bfloat16":
-        a, b = astype(a, BFLOAT16), b if shared else astype(b, BFLOAT16)
+        a, b = astype(a, BFLOAT16), b if packed else astype(b, BFLOAT16)
     row_scales = column_scales = empty((0,), np.float32)
     if tile.precision == "int8":
         rounded, row_scales = round_rows(tile, a.reshape(-1, depth))
         a_steps = Steps(rows * rounded.shape[1] if a.ndim == 3 else 0, rounded.shape[1], 1)
         a, flags = rounded, flags | epilogue.SCALED | epilogue.PADDED
         b, column_scales = pack_rounded(tile, b, b_steps.row, b_steps.column, depth, columns)
-    elif shared:  # packed once for all bands
+    elif packed:  # once for all bands
         panels = empty((panel_bytes(tile, columns, depth),), np.uint8)
         source = b.reshape(-1), b_steps.row, b_steps.column
         launch(pack, min(threads(), -(-columns // tile.width)), tile, panels, *source, depth, columns)
@@ -179,7 +184,7 @@ def gemm(
     if c.dtype != tile.accumulator:
         flags |= epilogue.CONVERT
     method = Method(product_entry(tile), finish_entry(tile.accumulator, c.dtype) if flags else 0)
-    scratch = empty((bands, scratch_bytes(tile, rows, columns, depth, shared)), np.uint8)
+    scratch = empty((bands, scratch_bytes(tile, rows, columns, depth, packed, not by_slices)), np.uint8)
     bias = empty((0,), tile.accumulator) if bias is None else bias
     flags |= epilogue.KEEP if flags & epilogue.GELU and pre is not None else 0
     pre, extra = (c if m is None else m for m in (pre, extra))
@@ -188,7 +193,7 @@ def gemm(
     )  # as bytes: one compilation for all types
     sums = SUM_BATCH * sum_batch | RUNNING * (running is not None)
     items = a.itemsize, c.itemsize, tile.accumulator.itemsize
-    layout = Layout(batch, *items, shared, tile.width, tile.rows, sums, flags, column_bands)
+    layout = Layout(batch, *items, packed, tile.width, tile.rows, sums, flags, column_bands)
     launch(_gemm, bands, method, *arrays, scratch, size, a_steps, b_steps, layout)
 
 

@@ -137,17 +137,22 @@ def _pack_numbers(tile, source_zero, target, cell_step, line_step, source, first
 
 
 @routine
+def _with_numbers_behind(count, step, lines):
+    """How many of the lines, `step` numbers apart, have at least `count` more numbers of the matrix behind them: the next line's.
+
+    These are read with a line as one vector, and what is computed of them is not used.
+    """
+    return max(0, lines - (count + step - 1) // step)
+
+
+@routine
 def _pack_columns(tile, source_zero, panel, source, depth, columns, padded, low):
-    """panel[k, j] = source[k, j] for `columns` <= width columns and `depth` numbers, zero-padded to width and to `padded` cells."""
+    """panel[k, j] = source[k, j] for `columns` <= width columns and `depth` numbers, padded to width, and with zeros to `padded` cells."""
     item, per_cell, width, line = item_bytes(source_zero), tile_per_cell(tile), tile_width(tile), row_bytes(tile)
     whole, done = depth // per_cell, 0  # cells without padding; how many of them are moved as vectors
-    if columns < width or per_cell * padded > depth:
-        words = view(0, panel)
-        for i in range(padded * line // 8):
-            words[i] = 0
-    if columns == width and source.column == 1:
-        done = whole
-        for k in range(whole):
+    if source.column == 1:
+        done = _with_numbers_behind(width - columns, source.row, depth) // per_cell
+        for k in range(done):
             first = source.address + per_cell * k * source.row * item
             move_width(tile, source_zero, panel + k * line, first, source.row * item, low)
     elif columns == width and source.row == 1 and cell_bytes(tile) == 4:
@@ -157,6 +162,10 @@ def _pack_columns(tile, source_zero, panel, source, depth, columns, padded, low)
             for j in range(0, width, lanes):
                 first = source.address + (j * source.column + per_cell * k) * item
                 transpose_cells(tile, source_zero, panel + k * line + 4 * j, line, first, source.column * item, low)
+    if columns < width or per_cell * padded > depth:
+        words = view(0, panel + done * line)
+        for i in range((padded - done) * line // 8):
+            words[i] = 0
     _pack_numbers(tile, source_zero, panel, width, 1, source, done * per_cell, depth, columns, low)
 
 
@@ -180,7 +189,7 @@ def by_rows(tile, a_column):
 def pack_left(tile, source_zero, packed, source, rows, depth, padded, low):
     """Pack A into contiguous tiles of cells. For tiles with a step > 1 (AMX), a transposed A passes through a panel as wide as a tile."""
     item, per_cell, height, cell, line = item_bytes(source_zero), tile_per_cell(tile), tile_rows(tile), cell_bytes(tile), row_bytes(tile)
-    zero, whole, tiles = packed_zero(tile), depth // per_cell, (rows + height - 1) // height
+    zero, tiles = packed_zero(tile), (rows + height - 1) // height
     row, column = source.row, source.column
     panel = packed + tiles * padded * height * cell
     for t in range(tiles):
@@ -201,9 +210,9 @@ def pack_left(tile, source_zero, packed, source, rows, depth, padded, low):
                 for r in range(0, height, tile_lanes(tile)):
                     transpose_cells(tile, zero, block + 4 * (r * padded + k), 4 * padded, panel + k * line + 4 * r, line, 0)
         else:
-            if row == 1 and valid == height:
-                done = whole
-                for k in range(whole):
+            if row == 1:
+                done = _with_numbers_behind(height - valid, column, depth) // per_cell
+                for k in range(done):
                     first = start + per_cell * k * column * item
                     move_rows(tile, source_zero, block + k * height * cell, first, column * item, low)
             _pack_numbers(tile, source_zero, block, height, 1, Matrix(start, column, row), done * per_cell, depth, valid, low)

@@ -210,13 +210,14 @@ def product_assembly(tile: Tile) -> str:
     return _product.assembly(_types(tile))
 
 
-def scratch_bytes(tile: Tile, rows: int, columns: int, depth: int, packed: bool = False) -> int:
-    """Bytes of scratch memory that `product` needs, a multiple of 64."""
+def scratch_bytes(tile: Tile, rows: int, columns: int, depth: int, packed: bool = False, converts: bool = True) -> int:
+    """Bytes of scratch memory that `product` needs, a multiple of 64. packed: whether B is. converts: whether C's type may be narrower."""
     cells, slice_depth, panels = sizes(tile, columns, depth)
     panels = min(panels, NBLOCK // tile.width)
-    packed_cells = cells if tile.per_cell > 1 else slice_depth  # with CONVERT all slices of B are packed at once
+    converts = converts and tile.per_cell > 1
+    packed_cells = cells if converts else slice_depth  # with CONVERT all slices of B are packed at once
     right = 0 if packed else panels * tile.row_bytes * packed_cells * (2 if tile.split else 1)
     left = (MBLOCK + 2 * tile.rows) * slice_depth * tile.cell_bytes
     spare = tile.rows * tile.width * tile.accumulator.itemsize
-    block = min(rows, MBLOCK) * panels * tile.width * 4 if tile.per_cell > 1 else 0
+    block = min(rows, MBLOCK) * panels * tile.width * 4 if converts else 0
     return 2 * TABLE * 8 + right + left + spare + block + 63 & ~63
