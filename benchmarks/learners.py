@@ -63,14 +63,22 @@ def small_cnn(size: int, channels: int, classes: int) -> Any:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, classes))
 
 
-def timm_vit(size: int, channels: int, classes: int) -> Any:
-    """timm's ViT of width 192 and depth 6 with 8 × 8 patches."""
-    from timm.models.vision_transformer import VisionTransformer
+def plain_vit(size: int, channels: int, classes: int) -> Any:
+    """The ViT of width 192 and depth 6 with 8 × 8 patches that timm makes, and its first weights."""
+    from torch import nn
 
-    patch = max(1, size // 8)
-    return VisionTransformer(
-        img_size=size, patch_size=patch, in_chans=channels, num_classes=classes, embed_dim=192, depth=6, num_heads=3, drop_path_rate=0.05
-    )
+    from .torch_models import create_model
+
+    tokens = {"class_token": True, "pool": "token", "patch_size": max(1, size // 8), "image_size": size, "in_channels": channels}
+    blocks = {"dim": 192, "depth": 6, "heads": 3, "mlp_ratio": 4, "qkv_bias": True, "eps": 1e-6}
+    model = create_model("vit", tokens | blocks | {"num_classes": classes})
+    nn.init.trunc_normal_(model.pos_embed, std=0.02)
+    nn.init.normal_(model.cls_token, std=1e-6)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+    return model
 
 
 def compact_transformer(size: int, channels: int, classes: int) -> Any:
@@ -104,7 +112,7 @@ def compact_transformer(size: int, channels: int, classes: int) -> Any:
 
 
 # By name: the model, whether it is trained by SGD with momentum rather than AdamW, and the highest learning rate.
-RIVALS = {"cnn": (small_cnn, True, 0.05), "timm": (timm_vit, False, 1e-3), "cct": (compact_transformer, False, 1e-3)}
+RIVALS = {"cnn": (small_cnn, True, 0.05), "vit": (plain_vit, False, 1e-3), "cct": (compact_transformer, False, 1e-3)}
 
 
 class Answers:
@@ -126,6 +134,8 @@ def theirs(learner: str, dataset: Dataset, minutes: float, seed: int) -> dict[st
     import torch
     from torch import nn
 
+    from .torch_models import decayed
+
     start = perf_counter()
     torch.manual_seed(seed)
     make, by_sgd, peak = RIVALS[learner]
@@ -135,7 +145,10 @@ def theirs(learner: str, dataset: Dataset, minutes: float, seed: int) -> dict[st
     if by_sgd:
         optimizer = torch.optim.SGD(parameters, lr=peak, momentum=0.9, nesterov=True, weight_decay=5e-4)
     else:
-        optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.05)
+        groups: list[list[Any]] = [[], []]
+        for name, parameter in model.named_parameters():
+            groups[decayed(name, parameter)].append(parameter)
+        optimizer = torch.optim.AdamW([{"params": groups[0], "weight_decay": 0.0}, {"params": groups[1]}], lr=peak, weight_decay=0.05)
     lossfn = nn.CrossEntropyLoss(label_smoothing=0.1)
     source = Batches(
         dataset.train_images,

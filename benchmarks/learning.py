@@ -27,10 +27,10 @@ from .measure import earlier_runs, machine, machine_line, option_parser, table, 
 LEARNERS = {
     "minivit": ("minivit",),
     "cnn": ("torch",),
-    "timm": ("torch", "torchvision", "timm"),
+    "vit": ("torch",),
     "cct": ("torch",),
 }  # and the packages they take
-LABELS = {"minivit": "minivit", "cnn": "small CNN", "timm": "timm's ViT", "cct": "compact transformer"}
+LABELS = {"minivit": "minivit", "cnn": "small CNN", "vit": "ViT, as in timm", "cct": "compact transformer"}
 COLUMNS = {"learner": "<", "minutes": ">", "accuracy, %": ">", "balanced, %": ">", "seeds": ">", "epochs": ">", "M parameters": ">"}
 TINY = {"limit": 64, "minutes": 0.05}
 assert {*LEARNERS} == {"minivit", *RIVALS}
