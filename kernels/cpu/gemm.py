@@ -160,14 +160,14 @@ def gemm(
     b_steps = Steps(0 if shared else depth * columns, *((1, depth) if transpose_b else (columns, 1)))
     by_slices = transpose_a and c.dtype == tile.accumulator and a.ndim == b.ndim == 2  # a gradient of weights, in which b is read once
     packed = shared and not by_slices
-    bands, column_bands = threads(), 1
+    bands, column_bands, all_rows = threads(), 1, rows * (1 if sum_batch else batch)
     while bands % (2 * column_bands) == 0 and (
-        rows * (1 if sum_batch else batch) * column_bands < MIN_BAND_ROWS * bands
+        all_rows * column_bands < MIN_BAND_ROWS * bands
         or (by_slices and columns * bands > 2 * rows * column_bands**2)  # for each band packs what it reads
     ):
         column_bands *= 2
     if column_bands == 1 and bands > 1 and not by_slices:
-        bands = max(bands, min(BANDS_EACH * bands, rows * (1 if sum_batch else batch) // MBLOCK))
+        bands = max(bands, min(BANDS_EACH * bands, all_rows // MBLOCK))
     if tile.precision == "bfloat16":
         a, b = astype(a, BFLOAT16), b if packed else astype(b, BFLOAT16)
     row_scales = column_scales = empty((0,), np.float32)
