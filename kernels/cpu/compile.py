@@ -7,6 +7,7 @@ where a KeyboardInterrupt would be lost.
 
 from __future__ import annotations
 
+import gc
 import glob
 import hashlib
 import logging
@@ -25,8 +26,9 @@ from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.compiler_machinery import AnalysisPass, PassManager, register_pass
 from numba.core.sigutils import normalize_signature
-from numba.core.typed_passes import NoPythonBackend, NoPythonSupportedFeatureValidation
+from numba.core.typed_passes import InlineOverloads, NoPythonBackend, NopythonRewrites, NoPythonSupportedFeatureValidation
 from numba.core.types.functions import BaseFunction
+from numba.core.untyped_passes import InlineClosureLikes
 from numba.extending import intrinsic
 
 from ...errors import UserError
@@ -127,17 +129,29 @@ class _Cache(FunctionCache):
 
 @contextmanager
 def _compiling() -> Iterator[None]:
-    """Around each compilation: an interrupt waits, and the type of a call, as of int64 + int64, is found once and not at each such call.
+    """Around each compilation: an interrupt waits, and no other thread compiles.
 
-    Numba searches all its implementations for every call anew, a fifth of the time. No other thread compiles meanwhile.
+    Numba searches all its implementations for the type of every call, as of int64 + int64, a fifth of the time; here it is found once.
+    Python looks for garbage among Numba's many objects, a tenth of the time; here it does so afterwards.
     """
-    with deferred(), global_compiler_lock:
+    with deferred(), global_compiler_lock, _without_collection():
         before = BaseFunction.get_call_type
         BaseFunction.get_call_type = _remembered  # type: ignore
         try:
             yield
         finally:
             BaseFunction.get_call_type = before  # type: ignore
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 _search, _types_of_calls = BaseFunction.get_call_type, dict[Any, Any]()
@@ -179,7 +193,7 @@ class _NotCached(Exception):
 
 def _entry(signature: Any, function: Callable) -> Any:
     """A C function that is not compiled yet."""
-    return CFunc(function, normalize_signature(signature), locals={}, options=OPTIONS)
+    return CFunc(function, normalize_signature(signature), locals={}, options=OPTIONS, pipeline_class=_Compiler)
 
 
 def cached_entry(signature: Any, function: Callable) -> Any | None:
@@ -259,9 +273,19 @@ class _EndPart(AnalysisPass):
         return False
 
 
-class _RoutineCompiler(CompilerBase):
+class _Compiler(CompilerBase):
+    """Numba's, without looking for what no kernel has: closures, functions to be inlined by Numba, expressions of whole arrays."""
+
     def define_pipelines(self) -> list[PassManager]:
         passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
+        passes.passes = [each for each in passes.passes if each[0] not in (InlineClosureLikes, InlineOverloads, NopythonRewrites)]
+        passes.finalize()
+        return [passes]
+
+
+class _RoutineCompiler(_Compiler):
+    def define_pipelines(self) -> list[PassManager]:
+        (passes,) = super().define_pipelines()
         passes.add_pass_after(_BeginPart, NoPythonSupportedFeatureValidation)
         passes.passes.insert([each for each, _ in passes.passes].index(NoPythonBackend), (_EndPart, "end part"))
         passes.finalize()

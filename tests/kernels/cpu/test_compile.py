@@ -1,6 +1,7 @@
 """The cache of compiled kernels: used again, made again where it is damaged, and never a reason to fail."""
 
 import ctypes
+import gc
 import os
 import re
 import struct
@@ -42,6 +43,17 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(compilation, "kernel_cache", lambda: tmp_path / "kernels")
     cache.say_once.cache_clear()
     return tmp_path / "kernels"
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_python_collects_garbage_afterwards_as_before(collects, folder):
+    enabled = gc.isenabled()
+    try:
+        gc.enable() if collects else gc.disable()
+        assert compiled_again()
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable() if enabled else gc.disable()
 
 
 def files(folder):
