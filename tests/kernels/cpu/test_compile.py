@@ -101,6 +101,7 @@ def test_code_of_another_signature_does_not_run(folder):
     for y in found:
         np.testing.assert_array_equal(y, [1, 2, 3])
     assert sum(hits) < 2
+    results()  # the code of the other signature may have gone with the file
     assert results()[1] == [1, 1]
 
 
