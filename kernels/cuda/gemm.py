@@ -17,7 +17,7 @@ from ..core.dtypes import accumulator_dtype, result_dtype
 from ..core.recording import launch
 from ..core.strides import ADD
 from .kernel import Source
-from .product import WORKSPACE, Product
+from .product import WORKSPACE, Product, current_rank
 from .strided import astype, combine, grid_for, sum_into, vector_width
 
 _source = Source("cuda/epilogue")
@@ -107,6 +107,7 @@ def _multiply(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool, bias
         _step(b),
         transpose_a,
         transpose_b,
+        current_rank(),
     )
     bias = None if bias is None else astype(bias, c.dtype)
     launch(product, None, c, a, b, bias, extra, empty((WORKSPACE,), np.uint8, "cuda"))
