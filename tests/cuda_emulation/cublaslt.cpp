@@ -11,7 +11,8 @@
 namespace {
 
 enum Status { FINE = 0, NOT_INITIALISED = 1, INVALID = 7, UNSUPPORTED = 15 };
-enum { REAL_32 = 0, REAL_64 = 1, BFLOAT16 = 14, COMPUTE_32 = 68, COMPUTE_64 = 70, EPILOGUE_NONE = 1, EPILOGUE_BIAS = 4 };
+enum { REAL_32 = 0, REAL_64 = 1, BFLOAT16 = 14, COMPUTE_32 = 68, COMPUTE_64 = 70 };
+enum { EPILOGUE_NONE = 1, EPILOGUE_BIAS = 4, EPILOGUE_SUMS = 512 };
 constexpr int ALGORITHMS = 12;
 constexpr uint64_t MAGIC = 0xc0b1a51700000000;
 
@@ -71,36 +72,54 @@ template <typename T> void put(void* array, int type, int64_t i, T value) {
 // Whether the shapes, the types and the algorithm of a product fit together.
 int fit(const Description& d, const Layout& a, const Layout& b, const Layout& c, const Layout& out) {
     const uint64_t rows = d.transpose_a ? a.columns : a.rows, depth = d.transpose_a ? a.rows : a.columns;
-    if (depth != (d.transpose_b ? b.columns : b.rows) || rows != out.rows || (d.transpose_b ? b.rows : b.columns) != out.columns) return INVALID;
+    const uint64_t columns = d.transpose_b ? b.rows : b.columns;
+    if (depth != (d.transpose_b ? b.columns : b.rows) || rows != out.rows || columns != out.columns) return INVALID;
     if (c.rows != out.rows || c.columns != out.columns || c.type != out.type || a.type != b.type) return INVALID;
     for (const Layout* m : {&a, &b, &c, &out})
         if (m->leading < int64_t(m->rows) || m->batch != out.batch || !size_of(m->type)) return INVALID;
-    if ((d.compute == COMPUTE_64) != (a.type == REAL_64) || (d.compute == COMPUTE_64 ? d.scale != REAL_64 : d.scale != REAL_32)) return UNSUPPORTED;
-    if (d.epilogue != EPILOGUE_NONE && (d.epilogue != EPILOGUE_BIAS || d.compute == COMPUTE_64)) return UNSUPPORTED;
-    return d.epilogue == EPILOGUE_BIAS && !d.bias ? INVALID : FINE;
+    const bool wide = a.type == REAL_64;
+    if (d.compute != (wide ? COMPUTE_64 : COMPUTE_32) || d.scale != (wide ? REAL_64 : REAL_32)) return UNSUPPORTED;
+    if (wide ? out.type != REAL_64 : out.type != REAL_32 && out.type != a.type) return UNSUPPORTED;
+    if (d.epilogue == EPILOGUE_NONE) return FINE;
+    if (wide || (d.epilogue != EPILOGUE_BIAS && (d.epilogue != EPILOGUE_SUMS || out.batch > 1))) return UNSUPPORTED;
+    return d.bias ? FINE : INVALID;
 }
 
 template <typename T>
-void multiply(const Description& d, T alpha, const char* a, const Layout& la, const char* b, const Layout& lb, T beta, const char* c, const Layout& lc, char* out, const Layout& lo) {
+void multiply(
+    const Description& d, T alpha, const char* a, const Layout& la, const char* b, const Layout& lb, T beta, const char* c,
+    const Layout& lc, char* out, const Layout& lo
+) {
     const int64_t M = lo.rows, N = lo.columns, K = d.transpose_a ? la.rows : la.columns;
-    std::vector<T> left(M * K), sums(M);
+    std::vector<T> left(M * K), sums(M), part(M);
     for (int64_t n = 0; n < lo.batch; n++) {
-        const char *an = a + n * la.step * size_of(la.type), *bn = b + n * lb.step * size_of(lb.type), *cn = c + n * lc.step * size_of(lc.type);
+        const char *an = a + n * la.step * size_of(la.type), *bn = b + n * lb.step * size_of(lb.type);
+        const char* cn = c + n * lc.step * size_of(lc.type);
         char* on = out + n * lo.step * size_of(lo.type);
+        const int64_t down = d.transpose_a ? la.leading : 1, along = d.transpose_a ? 1 : la.leading;
         for (int64_t k = 0; k < K; k++)
-            for (int64_t i = 0; i < M; i++) left[k * M + i] = T(get(an, la.type, d.transpose_a ? k + i * la.leading : i + k * la.leading));
+            for (int64_t i = 0; i < M; i++) left[k * M + i] = T(get(an, la.type, i * down + k * along));
         for (int64_t j = 0; j < N; j++) {
             std::fill(sums.begin(), sums.end(), T(0));
-            for (int64_t k = 0; k < K; k++) {
-                const T right = T(get(bn, lb.type, d.transpose_b ? j + k * lb.leading : k + j * lb.leading));
-                const T* column = &left[k * M];
-                for (int64_t i = 0; i < M; i++) sums[i] += column[i] * right;
+            for (int64_t start = 0; start < K; start += 16) {  // which tensor cores sum at a time
+                std::fill(part.begin(), part.end(), T(0));
+                for (int64_t k = start; k < K && k < start + 16; k++) {
+                    const T right = T(get(bn, lb.type, d.transpose_b ? j + k * lb.leading : k + j * lb.leading));
+                    const T* column = &left[k * M];
+                    for (int64_t i = 0; i < M; i++) part[i] += column[i] * right;
+                }
+                for (int64_t i = 0; i < M; i++) sums[i] += part[i];
             }
             for (int64_t i = 0; i < M; i++) {
                 T value = alpha * sums[i];
                 if (beta != 0) value += beta * T(get(cn, lc.type, i + j * lc.leading));
                 if (d.epilogue == EPILOGUE_BIAS) value += T(get(reinterpret_cast<const void*>(d.bias), lo.type, i));
                 put(on, lo.type, i + j * lo.leading, value);
+            }
+            if (d.epilogue == EPILOGUE_SUMS) {  // of B over K, one for each column of D
+                double sum = 0;
+                for (int64_t k = 0; k < K; k++) sum += get(bn, lb.type, d.transpose_b ? j + k * lb.leading : k + j * lb.leading);
+                put(reinterpret_cast<void*>(d.bias), lo.type, j, sum);
             }
         }
     }
@@ -165,7 +184,9 @@ int cublasLtMatmulPreferenceSetAttribute(Preference* p, int attribute, const voi
     return attribute >= 5 && attribute <= 8 ? set(p->alignments[attribute - 5], value, size) : int(INVALID);
 }
 
-int cublasLtMatmulAlgoGetHeuristic(void* handle, Description* d, Layout* a, Layout* b, Layout* c, Layout* out, Preference* p, int wanted, Result* results, int* count) {
+int cublasLtMatmulAlgoGetHeuristic(
+    void* handle, Description* d, Layout* a, Layout* b, Layout* c, Layout* out, Preference* p, int wanted, Result* results, int* count
+) {
     if (handle != behaviours || wanted < 1) return INVALID;
     const int status = fit(*d, *a, *b, *c, *out);
     if (status) return status;
@@ -181,7 +202,9 @@ int cublasLtMatmulAlgoGetHeuristic(void* handle, Description* d, Layout* a, Layo
     return *count ? FINE : UNSUPPORTED;
 }
 
-int cublasLtMatmulAlgoCheck(void* handle, Description* d, Layout* a, Layout* b, Layout* c, Layout* out, const Algorithm* algorithm, Result* result) {
+int cublasLtMatmulAlgoCheck(
+    void* handle, Description* d, Layout* a, Layout* b, Layout* c, Layout* out, const Algorithm* algorithm, Result* result
+) {
     const int number = number_of(*algorithm);
     if (handle != behaviours || number < 0) return INVALID;
     const int status = fit(*d, *a, *b, *c, *out);
@@ -192,7 +215,10 @@ int cublasLtMatmulAlgoCheck(void* handle, Description* d, Layout* a, Layout* b, 
     return status ? status : behaviours[number].check;
 }
 
-int cublasLtMatmul(void* handle, Description* d, const void* alpha, const char* a, Layout* la, const char* b, Layout* lb, const void* beta, const char* c, Layout* lc, char* out, Layout* lo, const Algorithm* algorithm, void* workspace, size_t size, void*) {
+int cublasLtMatmul(
+    void* handle, Description* d, const void* alpha, const char* a, Layout* la, const char* b, Layout* lb, const void* beta, const char* c,
+    Layout* lc, char* out, Layout* lo, const Algorithm* algorithm, void* workspace, size_t size, void*
+) {
     const int number = number_of(*algorithm);
     if (handle != behaviours || number < 0) return INVALID;
     int status = fit(*d, *la, *lb, *lc, *lo);
@@ -200,15 +226,17 @@ int cublasLtMatmul(void* handle, Description* d, const void* alpha, const char* 
     {
         const std::lock_guard<std::mutex> guard(state);
         const Behaviour& known = behaviours[number];
-        for (const void* m : {static_cast<const void*>(a), static_cast<const void*>(b), static_cast<const void*>(c), static_cast<const void*>(out)})
+        for (const char* m : {a, b, c, static_cast<const char*>(out)})
             if (reinterpret_cast<uintptr_t>(m) % known.alignment) return INVALID;
         if (known.workspace > size || (size && !workspace)) return INVALID;
         if (known.status) return known.status;
         runs[number]++;
         clock_seconds += known.seconds;
     }
-    if (d->compute == COMPUTE_64) multiply(*d, *static_cast<const double*>(alpha), a, *la, b, *lb, *static_cast<const double*>(beta), c, *lc, out, *lo);
-    else multiply(*d, *static_cast<const float*>(alpha), a, *la, b, *lb, *static_cast<const float*>(beta), c, *lc, out, *lo);
+    if (d->compute == COMPUTE_64)
+        multiply(*d, *static_cast<const double*>(alpha), a, *la, b, *lb, *static_cast<const double*>(beta), c, *lc, out, *lo);
+    else
+        multiply(*d, *static_cast<const float*>(alpha), a, *la, b, *lb, *static_cast<const float*>(beta), c, *lc, out, *lo);
     return FINE;
 }
 
