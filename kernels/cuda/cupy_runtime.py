@@ -209,7 +209,7 @@ class CupyRuntime:
 
     def prepare(self, calls: Sequence[tuple[Any, Any, Sequence[Any]]]) -> Graph:
         compile_all((kernel for kernel, _, _ in calls if isinstance(kernel, Kernel)), self.architecture)
-        for kernel, grid, arguments in calls:
+        for kernel, _, arguments in calls:
             if isinstance(kernel, Kernel):
                 if kernel not in self._functions:
                     self._functions[kernel] = self._load(kernel)
