@@ -127,6 +127,7 @@ CASES = (
     Case("bfloat16", (520, 384, 192)),
     Case("bfloat16 to float32", (384, 192, 520), (BFLOAT16, F32), transposed=(True, False)),
     Case("float32", (520, 384, 192), (F32, F32)),
+    Case("float32 to bfloat16, added in place", (65, 48, 40), (F32, BFLOAT16), added="in place"),
     Case("float64", (65, 48, 40), (F64, F64)),
     Case("bias", (520, 384, 192), bias=True, transposed=(False, True)),
     Case("bias in float64", (65, 48, 40), (F64, F64), bias=True),
