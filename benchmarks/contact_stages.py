@@ -27,7 +27,7 @@ from minivit.kernels.core.recording import View
 from minivit.kernels.cuda import nvrtc
 from minivit.kernels.cuda.compiled import compile_all
 from minivit.kernels.cuda.gemm import gemm
-from minivit.kernels.cuda.product import WORKSPACE, Product
+from minivit.kernels.cuda.product import WORKSPACE, Product, ranked
 from minivit.testing.numerics import check_accuracy
 from minivit.testing.result import CheckResult
 from minivit.training.profiling import memory_rate, product_rate, profile
@@ -41,6 +41,7 @@ NANO = ("vit_nano_patch2_8", "mixer_nano_patch2_8", "deepvit_nano_patch2_8", "dv
 PACKAGES = ("cupy-cuda13x", "numpy", "numba", "ml_dtypes", "torch", "cuda-pathfinder", "nvidia-cuda-nvrtc", "nvidia-cublas", "safetensors")
 PRECISIONS = ("float32", "bfloat16")
 RANKS = 8  # algorithms of cuBLASLt that are tried
+COMPARED = 16 << 20  # bytes of a product that is computed twice, at most, to see whether its bits are the same
 
 
 class Setting(NamedTuple):
@@ -71,7 +72,7 @@ def device(tiny: bool) -> Iterator[Any]:
     except DeviceError:
         if not tiny:
             raise
-        with devices.using(_emulation("emulator").Emulator()) as emulated:
+        with devices.using(_emulation("emulator").Emulator(choose=True)) as emulated:
             yield emulated
 
 
@@ -126,6 +127,7 @@ CASES = (
     Case("bfloat16", (520, 384, 192)),
     Case("bfloat16 to float32", (384, 192, 520), (BFLOAT16, F32), transposed=(True, False)),
     Case("float32", (520, 384, 192), (F32, F32)),
+    Case("float32 to bfloat16, added in place", (65, 48, 40), (F32, BFLOAT16), added="in place"),
     Case("float64", (65, 48, 40), (F64, F64)),
     Case("bias", (520, 384, 192), bias=True, transposed=(False, True)),
     Case("bias in float64", (65, 48, 40), (F64, F64), bias=True),
@@ -239,7 +241,8 @@ def one_step(setting: Setting) -> Iterator[dict[str, Any]]:
         model = create_model(name, seed=0)
         images = np.random.default_rng(0).standard_normal((3, *model.config.image_shape), np.float32)
         for precision in ("float32", "bfloat16"):
-            yield {"loss": Trainer(model, device="cuda", precision=precision, plan=False).step(images, np.arange(3))}
+            with ranked(0):  # to time algorithms here would take minutes
+                yield {"loss": Trainer(model, device="cuda", precision=precision, plan=False).step(images, np.arange(3))}
 
 
 # ------------------------------------------------------------------------------------------------------------------------ speed
@@ -322,32 +325,46 @@ def alone(setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def choices(setting: Setting) -> Iterator[dict[str, Any]]:
-    """Each product of the step of batch 1024: the algorithms that cuBLASLt ranks first, and c = a·b with and without c added."""
+    """Each product of the step of batch 1024: the algorithms that cuBLASLt ranks first, the chosen one, and what adding to c costs."""
     seen: dict[tuple, int] = {}
     trainer = Trainer(_model(setting), precision="bfloat16", device="cuda")
     config, batch = trainer.model.config, 4 if setting.tiny else 1024
     trainer.step(np.random.default_rng(0).standard_normal((batch, *config.image_shape), np.float32), np.zeros(batch, np.int64))
-    for kernel, _, arguments in trainer.plans[-1].recorded:
+    plan = trainer.plans[-1]
+    for (call, _), (kernel, _, arguments) in zip(plan.labels, plan.recorded):
         if isinstance(kernel, Product):
             described = tuple(None if a is None else (tuple(a.shape), np.dtype(a.dtype)) for a in arguments[:5])
             in_place = arguments[4] is not None and isinstance(arguments[0], View) and arguments[4] == arguments[0]
-            seen[kernel, described, in_place] = seen.get((kernel, described, in_place), 0) + 1
-    first = best = 0.0
-    for (product, described, in_place), times in seen.items():
-        operands = [None if d is None else _random_array(*d) for d in described]
-        if in_place:
-            operands[4] = operands[0]
-        operands.append(arrays.empty((WORKSPACE,), np.uint8, "cuda"))
-        seconds = [_product_seconds(product._replace(rank=rank), operands, setting) for rank in range(2 if setting.tiny else RANKS)]
-        plain = _product_seconds(product, [*operands[:4], None, operands[5]], setting) if operands[4] is not None else None
-        first, best = first + times * seconds[0], best + times * min(seconds)
-        yield {"product": product.label, "times": times, "bias": operands[3] is not None, "adds": operands[4] is not None} | {
-            "seconds by rank": seconds,
-            "best rank": int(np.argmin(seconds)),
-            "without adding": plain,
-            "TFLOP/s": product.operations / seconds[0] / 1e12,
-        }
-    told = f"products {1e3 * first:.3f} ms, with the best algorithms {1e3 * best:.3f} ms"
+            key = kernel, described, in_place, f"{call.op.name}, {call.phase}" if call else ""
+            seen[key] = seen.get(key, 0) + 1
+    first = best = taken = added = 0.0
+    for (product, described, in_place, name), times in seen.items():
+        operands = [None if d is None else _random_array(*d) for d in described[:4]]
+        workspace, other = arrays.empty((WORKSPACE,), np.uint8, "cuda"), _random_array(*described[0])
+        extras = {"beta 0": None, "beta 1 in place": operands[0], "beta 1 out of place": other}
+        as_it_is = "beta 0" if described[4] is None else "beta 1 in place" if in_place else "beta 1 out of place"
+        given = [*operands, extras[as_it_is], workspace]
+        ranks = [_product_seconds(product._replace(rank=rank), given, setting) for rank in range(2 if setting.tiny else RANKS)]
+        by_beta = {beta: _product_seconds(product, [*operands, extra, workspace], setting) for beta, extra in extras.items()}
+        usable, chosen = [seconds for seconds in ranks if seconds is not None], by_beta[as_it_is]
+        if not usable or chosen is None or by_beta["beta 0"] is None:
+            yield {"product": product.label, "of": name, "right": False, "seconds by rank": ranks} | by_beta
+            continue
+        first, best, taken = first + times * usable[0], best + times * min(usable), taken + times * chosen
+        added += times * (chosen - by_beta["beta 0"])
+        yield (
+            {"product": product.label, "of": name, "times": times, "bias": operands[3] is not None, "as": as_it_is}
+            | by_beta
+            | {
+                "seconds by rank": ranks,
+                "best rank": ranks.index(min(usable)),
+                "chosen": chosen,
+                "right": operands[0].nbytes > COMPARED or _same_bits(product, [*operands, None, workspace]),
+                "TFLOP/s": product.operations / chosen / 1e12,
+            }
+        )
+    yield {"chosen ms": 1e3 * taken, "adding ms": 1e3 * added}
+    told = f"products {1e3 * first:.3f} ms, with the best algorithms {1e3 * best:.3f} ms, with the chosen ones {1e3 * taken:.3f} ms"
     yield {"first ms": 1e3 * first, "best ms": 1e3 * best, "result": told}
 
 
@@ -355,9 +372,21 @@ def _random_array(shape: tuple[int, ...], dtype: np.dtype) -> Any:
     return arrays.array_on("cuda", gpu.Repeated().standard_normal(shape).astype(dtype))
 
 
-def _product_seconds(product: Product, operands: list[Any], setting: Setting, calls: int = 20) -> float:
-    graph = devices.runtime().prepare([(product, None, operands)] * calls)
-    return gpu.seconds_of(graph.run, setting.budget / 2) / calls
+def _product_seconds(product: Product, operands: list[Any], setting: Setting, calls: int = 20) -> float | None:
+    """Seconds of a product; None if it does not run with its algorithm."""
+    try:
+        graph = devices.runtime().prepare([(product, None, operands)] * calls)
+    except DeviceError:
+        return None
+    return gpu.seconds_of(graph.run, setting.budget / 4) / calls
+
+
+def _same_bits(product: Product, operands: list[Any]) -> bool:
+    results = []
+    for _ in range(2):
+        product.run(None, operands)
+        results.append(arrays.to_numpy(operands[0]).tobytes())
+    return results[0] == results[1]
 
 
 def recipe(setting: Setting) -> Iterator[dict[str, Any]]:

@@ -3,8 +3,8 @@
 Stages run one after another, each in a process of its own that is ended at its time limit: a stage that hangs or fails costs itself alone.
 Every line is printed at once, and the JSON file is written anew after each entry. docs/gpu.md says how to run it and how to read it.
 
-`--compile FOLDER` compiles the kernels without a GPU; with `--kernels FOLDER` the run takes them from there. With `--tiny` and no GPU the
-stages run in the tests' emulation.
+`--compile FOLDER` compiles the kernels without a GPU; with `--kernels FOLDER` the run takes them from there, and keeps there which
+algorithms of cuBLASLt it chose. With `--tiny` and no GPU the stages run in the tests' emulation.
 """
 
 from __future__ import annotations

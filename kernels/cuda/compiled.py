@@ -30,31 +30,32 @@ def compiled(kernel: Kernel, architecture: str) -> Code:
     folder = _folder(source_of(kernel), architecture)
     path = folder / f"{hashlib.sha256(kernel.expression.encode()).hexdigest()[:24]}.cubin"
     used = is_used(folder)
-    code = _read(path) if used else None
+    code = read_kept(path) if used else None
     if code is None:
         binary = compile_kernel(kernel, architecture)
         code = binary.name, binary.code
         if used:
-            _write(path, code)
+            keep(path, code)
     return code
 
 
-def _read(path: Path) -> Code | None:
-    """What `_write` wrote; None if the file is absent or damaged."""
+def read_kept(path: Path) -> Code | None:
+    """What `keep` wrote; None if the file is absent or damaged."""
     try:
         name, digest, code = path.read_bytes().split(b"\n", 2)
+        return (name.decode(), code) if digest.decode() == hashlib.sha256(code).hexdigest() else None
     except (OSError, ValueError):
         return None
-    return (name.decode(), code) if digest.decode("ascii", "replace") == hashlib.sha256(code).hexdigest() else None
 
 
-def _write(path: Path, code: Code) -> None:
+def keep(path: Path, code: Code, what: str = "compiled kernels", instead: str = "they are compiled for this process alone") -> None:
+    """Write a name of one line and bytes to a file of the cache; where that fails, say once that they are not kept."""
     try:
         make_private(path.parent)
         with atomic_file(path) as file:
             file.write(b"\n".join((code[0].encode(), hashlib.sha256(code[1]).hexdigest().encode(), code[1])))
     except OSError as error:
-        say_not_kept(path.parent, error)
+        say_not_kept(path.parent, error, what, instead)
 
 
 def compile_all(kernels: Iterable[Kernel], architecture: str) -> None:

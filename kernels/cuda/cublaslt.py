@@ -1,4 +1,4 @@
-"""The ten functions of cuBLASLt that a product needs (NVIDIA's cuBLAS documentation, chapter "Using the cuBLASLt API").
+"""The twelve functions of cuBLASLt that a product needs (NVIDIA's cuBLAS documentation, chapter "Using the cuBLASLt API").
 
 cuBLASLt stores matrices in column-major order, so that a row-major matrix is the transpose of one of its matrices. c = a·b is therefore
 computed as cᵀ = bᵀ·aᵀ, and its bias, one number per row of its output, is one per column of c.
@@ -7,20 +7,24 @@ computed as cᵀ = bᵀ·aᵀ, and its bias, one number per row of its output, i
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
-from ctypes import byref, c_double, c_float, c_int, c_int64, c_size_t, c_uint64, c_void_p
+from ctypes import byref, c_double, c_float, c_int, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...errors import DeviceError
+from .choices import CANDIDATES, Choices, Device
 from .product import Product
 
 TYPES = {"float32": 0, "float64": 1, "bfloat16": 14}  # cudaDataType_t
 COMPUTE_32F, COMPUTE_64F = 68, 70  # cublasComputeType_t: float32 as such, without TF32
 TRANSPOSE_A, TRANSPOSE_B, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8  # cublasLtMatmulDescAttributes_t
 BATCH, BATCH_STEP = 5, 6  # cublasLtMatrixLayoutAttribute_t
-MAX_WORKSPACE, ALIGNMENTS = 1, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttributes_t; alignments of A, B, C, D
+MAX_WORKSPACE, REDUCTIONS, ALIGNMENTS = 1, 3, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttributes_t; alignments of A, B, C, D
+IN_COMPUTE_TYPE, IN_OUTPUT_TYPE = 2, 4  # cublasLtReductionScheme_t: how sums of parts of K become one, always in the same order
 MAX_ALIGNMENT = 16  # bytes: the widest load of an algorithm
 EPILOGUE_BIAS = 4  # cublasLtEpilogue_t
 STATUS = {
@@ -34,8 +38,11 @@ STATUS = {
 }
 
 
+_Algorithm: Any = c_uint64 * 8  # cublasLtMatmulAlgo_t
+
+
 class _Result(ctypes.Structure):  # cublasLtMatmulHeuristicResult_t
-    _fields_ = (("algorithm", c_uint64 * 8), ("workspace", c_size_t), ("state", c_int), ("waves", c_float), ("reserved", c_int * 4))
+    _fields_ = (("algorithm", _Algorithm), ("workspace", c_size_t), ("state", c_int), ("waves", c_float), ("reserved", c_int * 4))
 
 
 class _Matmul(NamedTuple):
@@ -43,31 +50,77 @@ class _Matmul(NamedTuple):
 
     description: c_void_p
     layouts: tuple[c_void_p, ...]  # of A, B, C, D
-    algorithm: Any
     one: Any
     beta: Any
+    reductions: int
+
+
+class _Call(NamedTuple):
+    """A product on certain arrays. Addresses may be 0: of no bias, of nothing that is added."""
+
+    product: Product
+    arrays: tuple  # c, a, b, bias or None, extra or None, for their dtypes
+    addresses: tuple[int, ...]  # of these, and of the workspace
+    workspace: int  # bytes
+    stream: int
+
+    @property
+    def alignments(self) -> tuple[int, ...]:
+        """Of A, B, C, D and the bias."""
+        c, a, b, bias, extra, _ = self.addresses
+        return tuple(min(address & -address, MAX_ALIGNMENT) for address in (b, a, extra or c, c, bias))
+
+    @property
+    def key(self) -> tuple:
+        """What the choice of an algorithm depends on."""
+        types = tuple(None if a is None else a.dtype.char for a in self.arrays)
+        return self.product, types, self.alignments, self.addresses[4] == self.addresses[0], self.workspace
+
+    @property
+    def signature(self) -> str:
+        """The same in words, for any process."""
+        types = " ".join("none" if a is None else a.dtype.name for a in self.arrays)
+        place = "in place" if self.addresses[4] == self.addresses[0] else "out of place"
+        return f"{self.product}; c, a, b, bias, extra: {types}, {place}; aligned to {self.alignments}; workspace {self.workspace}"
 
 
 class CublasLt:
-    """cuBLASLt, loaded from the library at `path`."""
+    """cuBLASLt, loaded from the library at `path`, for one GPU."""
 
-    def __init__(self, path: str) -> None:
-        self._library = ctypes.CDLL(path)
+    def __init__(self, path: str, device: Device) -> None:
+        self._library, self._device = ctypes.CDLL(path), device
+        self._library.cublasLtGetVersion.restype = c_size_t
         self._handle = c_void_p()
         self._call("cublasLtCreate", byref(self._handle))
-        self._matmuls: dict[tuple, _Matmul] = {}
+        self._choices = Choices(device, self._library.cublasLtGetVersion())
+        self._matmuls: dict[tuple, tuple[_Matmul, Any]] = {}  # with the algorithm
+        self._lock = threading.RLock()  # a description is changed before it is used
 
     def run(self, product: Product, arrays: tuple, addresses: tuple[int, ...], workspace: int, stream: int) -> None:
         """c = a·b + bias + extra, on `stream`.
 
         arrays: c, a, b, bias or None, extra or None, for their dtypes. addresses: of these (0 for None) and of the workspace.
         """
-        c, a, b, bias, extra, workspace_address = addresses
-        alignments = tuple(min(address & -address, MAX_ALIGNMENT) for address in (b, a, extra or c, c, bias))
-        key = product, tuple(None if a is None else a.dtype.char for a in arrays[:5]), alignments
-        matmul = self._matmuls.get(key)
-        if matmul is None:
-            matmul = self._matmuls[key] = self._make_matmul(product, arrays, bias, workspace, alignments[:4])
+        call = _Call(product, arrays, addresses, workspace, stream)
+        with self._lock:
+            key = call.key
+            if key not in self._matmuls:
+                self._matmuls[key] = self._chosen(call)
+            self._launch(*self._matmuls[key], call)
+
+    def prepare(self, product: Product, arrays: tuple, addresses: tuple[int, ...], workspace: int, stream: int) -> None:
+        """Choose the algorithm for a product and load its kernel, so that it can be captured into a graph. Its result does not change."""
+        call = _Call(product, arrays, addresses, workspace, stream)
+        with self._lock:
+            key = call.key
+            if key not in self._matmuls:
+                self._matmuls[key] = self._chosen(call)
+                beside, scratch = self._beside(call)
+                self._launch(*self._matmuls[key], beside)
+                del scratch
+
+    def _launch(self, matmul: _Matmul, algorithm: Any, call: _Call) -> None:
+        c, a, b, bias, extra, workspace = call.addresses
         if bias:
             self._set("Desc", matmul.description, BIAS_POINTER, c_uint64(bias))
         layout_a, layout_b, layout_c, layout_d = matmul.layouts
@@ -85,14 +138,35 @@ class CublasLt:
             layout_c,
             c_void_p(c),
             layout_d,
-            byref(matmul.algorithm),
-            c_void_p(workspace_address),
-            c_size_t(workspace),
-            c_void_p(stream),
+            byref(algorithm),
+            c_void_p(workspace),
+            c_size_t(call.workspace),
+            c_void_p(call.stream),
         )
 
-    def _make_matmul(self, product: Product, arrays: tuple, bias: int, workspace: int, alignments: tuple[int, ...]) -> _Matmul:
-        c, a, b, _, extra = arrays[:5]
+    def _beside(self, call: _Call) -> tuple[_Call, Any]:
+        """The same product into memory of its own, which comes with it, as aligned as its result. Raises OutOfMemoryError."""
+        c, a, b, bias, extra, workspace = call.addresses
+        scratch = self._device.empty((call.arrays[0].nbytes + MAX_ALIGNMENT,), np.dtype(np.uint8))
+        start = self._device.address(scratch) + c % MAX_ALIGNMENT
+        return call._replace(addresses=(start, a, b, bias, start if extra == c else extra, workspace)), scratch
+
+    def _chosen(self, call: _Call) -> tuple[_Matmul, Any]:
+        matmul, rank = self._make_matmul(call), call.product.rank
+        if rank is not None:
+            found = self._candidates(matmul, call, rank + 1)
+            return matmul, _Algorithm.from_buffer_copy(found[min(rank, len(found) - 1)])
+        beside = cache(partial(self._beside, call))
+        chosen = self._choices.algorithm(
+            call.signature,
+            lambda algorithm: self._accepts(matmul, call, algorithm),
+            lambda: self._candidates(matmul, call, CANDIDATES),
+            lambda algorithm: self._launch(matmul, _Algorithm.from_buffer_copy(algorithm), beside()[0]),
+        )
+        return matmul, _Algorithm.from_buffer_copy(chosen)
+
+    def _make_matmul(self, call: _Call) -> _Matmul:
+        product, (c, a, b, _, extra), bias = call.product, call.arrays, call.addresses[3]
         number, compute, scale = (c_double, COMPUTE_64F, "float64") if a.dtype == np.float64 else (c_float, COMPUTE_32F, "float32")
         description = c_void_p()
         self._call("cublasLtMatmulDescCreate", byref(description), compute, TYPES[scale])
@@ -107,13 +181,8 @@ class CublasLt:
             self._layout(a, (M, K) if product.transpose_a else (K, M), product, product.a_step),
             *(self._layout(c, (N, M), product, M * N) for _ in range(2)),
         )
-        return _Matmul(
-            description,
-            layouts,
-            self._choose(description, layouts, workspace, alignments, product.rank),
-            number(1),
-            number(extra is not None),
-        )
+        exact = IN_OUTPUT_TYPE if c.dtype.name == scale else 0  # otherwise parts of a sum would be rounded
+        return _Matmul(description, layouts, number(1), number(extra is not None), IN_COMPUTE_TYPE | exact)
 
     def _layout(self, array: Any, size: tuple[int, int], product: Product, step: int) -> c_void_p:
         """The layout of a matrix of (rows, columns) in cuBLASLt's column-major order."""
@@ -124,18 +193,39 @@ class CublasLt:
             self._call("cublasLtMatrixLayoutSetAttribute", layout, BATCH_STEP, byref(c_int64(step)), c_size_t(8))
         return layout
 
-    def _choose(self, description: c_void_p, layouts: tuple[c_void_p, ...], workspace: int, alignments: tuple[int, ...], rank: int) -> Any:
-        """The algorithm of this rank, from 0, in the order of cuBLASLt's heuristic."""
-        preference, results, count = c_void_p(), (_Result * (rank + 1))(), c_int()
+    def _candidates(self, matmul: _Matmul, call: _Call, number: int) -> list[bytes]:
+        """The first algorithms in the order of cuBLASLt's heuristic, at least one; each gives the same bits every time."""
+        preference, results, count = c_void_p(), (_Result * number)(), c_int()
         self._call("cublasLtMatmulPreferenceCreate", byref(preference))
-        self._set("Preference", preference, MAX_WORKSPACE, c_uint64(workspace))
-        for attribute, alignment in zip(ALIGNMENTS, alignments):
-            self._set("Preference", preference, attribute, ctypes.c_uint32(alignment))
-        self._call("cublasLtMatmulAlgoGetHeuristic", self._handle, description, *layouts, preference, rank + 1, results, byref(count))
-        self._call("cublasLtMatmulPreferenceDestroy", preference)
-        if count.value == 0:
+        try:
+            self._set("Preference", preference, MAX_WORKSPACE, c_uint64(call.workspace))
+            self._set("Preference", preference, REDUCTIONS, c_uint32(matmul.reductions))
+            for attribute, alignment in zip(ALIGNMENTS, call.alignments):
+                self._set("Preference", preference, attribute, c_uint32(alignment))
+            self._call(
+                "cublasLtMatmulAlgoGetHeuristic",
+                self._handle,
+                matmul.description,
+                *matmul.layouts,
+                preference,
+                number,
+                results,
+                byref(count),
+            )
+        finally:
+            self._call("cublasLtMatmulPreferenceDestroy", preference)
+        found = [bytes(result.algorithm) for result in results[: count.value] if result.state == 0]
+        if not found:
             raise DeviceError("cuBLASLt has no algorithm for a product")
-        return results[min(rank, count.value - 1)].algorithm
+        return found
+
+    def _accepts(self, matmul: _Matmul, call: _Call, algorithm: bytes) -> bool:
+        """Whether cuBLASLt can run an algorithm that was kept."""
+        result = _Result()
+        status = self._library.cublasLtMatmulAlgoCheck(
+            self._handle, matmul.description, *matmul.layouts, byref(_Algorithm.from_buffer_copy(algorithm)), byref(result)
+        )
+        return status == 0 and result.state == 0 and result.workspace <= call.workspace
 
     def _set(self, kind: str, descriptor: c_void_p, attribute: int, value: Any) -> None:
         self._call(f"cublasLtMatmul{kind}SetAttribute", descriptor, attribute, byref(value), c_size_t(ctypes.sizeof(value)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import count, pairwise
 from math import prod
 from typing import Any
@@ -57,7 +58,6 @@ class CupyRuntime:
         self._functions: dict[Kernel, Any] = {}
         self._shared: dict[Kernel, int] = {}  # bytes of dynamic shared memory enabled for a kernel
         self._blas: CublasLt | None = None
-        self._warm: set[tuple] = set()  # products whose kernels are loaded
         self._in_flight: deque[tuple[Any, np.ndarray]] = deque()  # copies: an event after each, and the pinned memory
         self._placeholders = count(1 << 52, 1 << 36)  # addresses without memory
 
@@ -175,23 +175,46 @@ class CupyRuntime:
         return np.float64(value) if isinstance(value, (float, np.floating)) else np.int64(value)
 
     def multiply(self, product: Product, arguments: Sequence[Any]) -> None:
+        self._cublaslt().run(*self._operands(product, arguments))
+
+    def _cublaslt(self) -> CublasLt:
         if self._blas is None:
-            self._blas = CublasLt(_library_path())
+            self._blas = CublasLt(_library_path(), self)
+        return self._blas
+
+    def _operands(self, product: Product, arguments: Sequence[Any]) -> tuple:
         *arrays, workspace = arguments
         addresses = tuple(0 if a is None else a.data.ptr for a in arguments)
-        self._blas.run(product, tuple(arrays), addresses, workspace.nbytes, self.stream.ptr)
+        return product, tuple(arrays), addresses, workspace.nbytes, self.stream.ptr
+
+    def capturing(self) -> bool:
+        return self.stream.is_capturing()
+
+    def timer(self, run: Callable[[], None], launches: int) -> Callable[[], float]:
+        cupy, stream = self._cupy, self.stream
+        try:
+            graph = _captured(cupy, stream, [run] * launches)
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            raise DeviceError(f"a product cannot be captured: {error}") from None
+        before, after = cupy.cuda.Event(), cupy.cuda.Event()
+
+        def seconds() -> float:
+            before.record(stream)
+            graph.launch(stream)
+            after.record(stream)
+            stream.synchronize()
+            return cupy.cuda.get_elapsed_time(before, after) / 1000 / launches
+
+        return seconds
 
     def prepare(self, calls: Sequence[tuple[Any, Any, Sequence[Any]]]) -> Graph:
         compile_all((kernel for kernel, _, _ in calls if isinstance(kernel, Kernel)), self.architecture)
-        for kernel, grid, arguments in calls:
+        for kernel, _, arguments in calls:
             if isinstance(kernel, Kernel):
                 if kernel not in self._functions:
                     self._functions[kernel] = self._load(kernel)
-                continue
-            key = kernel, *(None if a is None else a.dtype.char for a in arguments)
-            if key not in self._warm:  # makes cuBLASLt load its kernels now, not during graph capture
-                kernel.run(grid, arguments)
-                self._warm.add(key)
+            elif isinstance(kernel, Product):  # now, not during the capture of a graph
+                self._cublaslt().prepare(*self._operands(kernel, arguments))
         return Graph(self, calls)
 
     def synchronize(self) -> None:
@@ -212,17 +235,9 @@ class Graph:
         """The CUDA graph of calls; None if there are none."""
         if not calls:
             return None
-        stream = self._runtime.stream
-        with stream:
-            stream.begin_capture()
-            try:
-                for kernel, grid, arguments in calls:
-                    kernel.run(grid, arguments)
-            except BaseException:
-                with suppress(self._runtime._cupy.cuda.runtime.CUDARuntimeError):  # the error may have ended the capture
-                    stream.end_capture()
-                raise
-            return stream.end_capture()
+        return _captured(
+            self._runtime._cupy, self._runtime.stream, [partial(kernel.run, grid, arguments) for kernel, grid, arguments in calls]
+        )
 
     def _launch(self, graph: Any) -> None:
         if graph is not None:
@@ -263,6 +278,20 @@ class Graph:
             if not late or self._ahead >= MOST_AHEAD:
                 return [cupy.cuda.get_elapsed_time(a, b) / 1000 for a, b in pairwise(events)]
             self._ahead *= 2
+
+
+def _captured(cupy: Any, stream: Any, launches: Sequence[Callable[[], None]]) -> Any:
+    """The CUDA graph of launches on a stream."""
+    with stream:
+        stream.begin_capture()
+        try:
+            for launch in launches:
+                launch()
+        except BaseException:
+            with suppress(cupy.cuda.runtime.CUDARuntimeError):  # the error may have ended the capture
+                stream.end_capture()
+            raise
+        return stream.end_capture()
 
 
 def _library_path() -> str:

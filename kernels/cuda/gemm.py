@@ -17,8 +17,8 @@ from ..core.dtypes import accumulator_dtype, result_dtype
 from ..core.recording import launch
 from ..core.strides import ADD
 from .kernel import Source
-from .product import WORKSPACE, Product
-from .strided import astype, combine, grid_for, sum_into, vector_width
+from .product import WORKSPACE, Product, current_rank
+from .strided import astype, combine, convert, grid_for, sum_into, vector_width
 
 _source = Source("cuda/epilogue")
 
@@ -97,6 +97,10 @@ def _multiply(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool, bias
     """c = a·b + bias + extra, optionally with a or b transposed. If their types differ, both are converted to the narrower one."""
     dtype = result_dtype([a.dtype, b.dtype])
     a, b = astype(a, dtype), astype(b, dtype)
+    if c.dtype not in (dtype, accumulator_dtype(dtype)):  # cuBLASLt has no such product
+        sums = empty(c.shape, dtype, "cuda")
+        _multiply(sums, a, b, transpose_a, transpose_b, bias, None if extra is None else astype(extra, dtype))
+        return convert(c, sums)
     rows, columns = c.shape[-2:]
     product = Product(
         len(c) if c.ndim == 3 else 1,
@@ -107,6 +111,7 @@ def _multiply(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool, bias
         _step(b),
         transpose_a,
         transpose_b,
+        current_rank(),
     )
     bias = None if bias is None else astype(bias, c.dtype)
     launch(product, None, c, a, b, bias, extra, empty((WORKSPACE,), np.uint8, "cuda"))

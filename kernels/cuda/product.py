@@ -9,12 +9,16 @@ CuPy's own products raise an error during graph capture, and nvmath-python would
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from ..core.devices import runtime
 
 WORKSPACE = 32 << 20  # bytes: NVIDIA's recommendation for Hopper
+
+_rank: ContextVar[int | None] = ContextVar("rank", default=None)
 
 
 class Product(NamedTuple):
@@ -28,7 +32,7 @@ class Product(NamedTuple):
     b_step: int
     transpose_a: bool  # a is stored as (batch, K, M)
     transpose_b: bool  # b is stored as (batch, N, K)
-    rank: int = 0  # which of cuBLASLt's algorithms, in the order of its heuristic; the last one if there are fewer
+    rank: int | None = None  # which of cuBLASLt's algorithms, in the order of its heuristic, or the last; None: the fastest (`choices.py`)
 
     @property
     def prepares(self) -> bool:
@@ -46,3 +50,18 @@ class Product(NamedTuple):
     def run(self, grid: None, arguments: Sequence[Any]) -> None:
         """Run it. arguments: c, a, b, bias or None, extra or None, workspace."""
         runtime().multiply(self, arguments)
+
+
+def current_rank() -> int | None:
+    """The rank of products that are made now."""
+    return _rank.get()
+
+
+@contextmanager
+def ranked(rank: int | None) -> Iterator[None]:
+    """Context manager: the `rank` of products that this thread computes or records inside. With 0 nothing is timed, read or kept."""
+    token = _rank.set(rank)
+    try:
+        yield
+    finally:
+        _rank.reset(token)

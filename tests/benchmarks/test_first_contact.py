@@ -55,6 +55,8 @@ def test_every_stage_runs_emulated(tmp_path):
         assert stage["status"] == "ended" and stage["entries"], name
         assert not [entry for entry in stage["entries"] if entry.get("right") is False]
     assert found["seconds"] < 180
+    added = [entry for entry in found["stages"]["choices"]["entries"] if entry.get("as", "beta 0") != "beta 0"]
+    assert added and all(entry["beta 0"] > 0 and entry["beta 1 in place"] > 0 and entry["beta 1 out of place"] > 0 for entry in added)
     (profile,) = found["stages"]["profile 128"]["entries"]
     assert len(profile["by launch"]) == profile["launches"] > 50 and profile["moved GB"] > 0
     assert any("failed" in entry or "seconds" in entry for entry in found["stages"]["steps 128"]["entries"] if "mode" in entry)
@@ -68,6 +70,19 @@ def test_products_are_right_in_emulation_and_a_wrong_one_is_seen(cuda_runtime, m
         monkeypatch.setattr(contact_stages, "gemm", lambda c, a, b, **options: correct(c, a, b, **options | {"bias": None}))
         wrong = {entry["product"] for entry in contact_stages.products(setting) if entry.get("right") is False}
     assert wrong == {case.name for case in contact_stages.CASES if case.bias}
+
+
+def test_choices_of_algorithms_are_kept_with_the_kernels_that_travel(cuda_runtime, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    if isinstance(cuda_runtime, emulator.Emulator):
+        emulator.cublaslt_path()  # built before the cache is elsewhere
+    folder = tmp_path / "kernels"
+    kept = []
+    for _ in range(2):
+        status, found = run(tmp_path, "--stages", "products", "--kernels", str(folder))
+        assert status == 0 and found["stages"]["products"]["status"] == "ended"
+        kept.append({file.name: file.stat().st_mtime_ns for file in folder.rglob("*.algorithm")})
+    assert len(kept[0]) > 10 and kept[0] == kept[1]
 
 
 def test_kernels_that_were_compiled_elsewhere_are_taken(tmp_path, monkeypatch, capsys):

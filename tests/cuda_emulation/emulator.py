@@ -25,6 +25,7 @@ from minivit.kernels.core import dlpack
 from minivit.kernels.core.cache import cache_folder
 from minivit.kernels.core.strides import strides
 from minivit.kernels.cuda import kernel as cuda
+from minivit.kernels.cuda.cublaslt import CublasLt
 from minivit.kernels.cuda.product import Product
 
 HERE = Path(__file__).resolve().parent
@@ -118,14 +119,19 @@ class Borrowed(Array):
 
 
 class Emulator:
-    """seed: of the order in which threads run. sanitize: build with AddressSanitizer, which must be loaded with the process."""
+    """seed: of the order in which threads run. sanitize: build with AddressSanitizer, which must be loaded with the process.
+
+    choose: whether algorithms of products are timed, by the clock of the emulated cuBLASLt, and kept; otherwise its first one runs.
+    """
 
     name, architecture = "emulated GPU", "sm_90"
     multiprocessors = 3  # so that no test's grid has a block for every row
 
-    def __init__(self, seed: int = 0, sanitize: bool = False) -> None:
-        self.seed, self.sanitize = seed, sanitize
+    def __init__(self, seed: int = 0, sanitize: bool = False, choose: bool = False) -> None:
+        self.seed, self.sanitize, self.choose = seed, sanitize, choose
         self.used: set[cuda.Kernel] = set()
+        self.in_capture = False
+        self._blas: CublasLt | None = None
 
     # ------------------------------------------------------------------------------------------------------------------ arrays
     def empty(self, shape, dtype):
@@ -187,19 +193,40 @@ class Emulator:
             raise RuntimeError(f"{kernel.expression}: {ctypes.c_char_p.in_dll(scheduler(self.sanitize), 'emulated_reason').value.decode()}")
 
     def multiply(self, product: Product, arguments):
-        c, a, b, bias, extra = (None if m is None else m.host() for m in arguments[:5])
-        wide = np.float64 if a.dtype == np.float64 else np.float32
-        left, right = (_matrix(m, product.batch, flip).astype(wide) for m, flip in ((a, product.transpose_a), (b, product.transpose_b)))
-        result = left @ right
-        if bias is not None:
-            result = result + bias
-        if extra is not None:
-            result = result + extra.reshape(result.shape)
-        c.reshape(result.shape)[...] = result
+        self.cublaslt().run(*self._operands(product, arguments))
+
+    def cublaslt(self) -> CublasLt:
+        if self._blas is None:
+            self._blas = CublasLt(str(cublaslt_path()), self)
+        return self._blas
+
+    def _operands(self, product: Product, arguments):
+        if not self.choose and product.rank is None:
+            product = product._replace(rank=0)
+        assert all(m is None or m.memory.bytes is not None for m in arguments), "an array of a recording holds no values"
+        addresses = tuple(0 if m is None else self.address(m) for m in arguments)
+        return product, tuple(arguments[:5]), addresses, arguments[5].nbytes, 0
+
+    def capturing(self):
+        return self.in_capture
+
+    def timer(self, run, launches):
+        clock = ctypes.CDLL(str(cublaslt_path())).emulated_clock
+        clock.restype = ctypes.c_double
+
+        def seconds() -> float:
+            before = clock()
+            run()  # once is enough: it takes as long every time
+            return clock() - before
+
+        return seconds
 
     def prepare(self, calls):
         kernels = {kernel for kernel, _, _ in calls if isinstance(kernel, cuda.Kernel)}
         build({kernel for kernel in kernels if (kernel, self.sanitize) not in _built}, self.sanitize)
+        for kernel, _, arguments in calls:
+            if isinstance(kernel, Product):
+                self.cublaslt().prepare(*self._operands(kernel, arguments))
         return Calls(self, list(calls))
 
     def synchronize(self):
@@ -219,11 +246,6 @@ class Calls:
         return [1e-6] * len(self.calls)
 
 
-def _matrix(m, batch, flip):
-    m = m.reshape(-1, *m.shape[-2:]) if m.ndim > 2 else m
-    return m.swapaxes(-1, -2) if flip else m
-
-
 def _value(emulator, argument):
     if argument is None:
         return ctypes.c_void_p(0)
@@ -239,9 +261,9 @@ def _value(emulator, argument):
 # ---------------------------------------------------------------------------------------------------------------------- building
 @cache
 def _digest() -> str:
-    """Of all sources, and the tools that build them."""
+    """Of the headers, and the tools that build them."""
     digest = hashlib.sha256(subprocess.run(["g++", "--version"], capture_output=True, check=True).stdout)
-    for path in sorted([*cuda.FOLDER.rglob("*.cuh"), *HERE.glob("*.cuh"), *HERE.glob("*.?pp")]):
+    for path in sorted([*cuda.FOLDER.rglob("*.cuh"), *HERE.glob("*.cuh"), *HERE.glob("*.hpp")]):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -284,6 +306,12 @@ def _flags(sanitize: bool) -> tuple[str, ...]:
 def scheduler(sanitize: bool) -> ctypes.CDLL:
     # Not itself sanitized: it moves between stacks.
     return ctypes.CDLL(str(_build((HERE / "scheduler.cpp").read_text())), mode=ctypes.RTLD_GLOBAL)
+
+
+@cache
+def cublaslt_path() -> Path:
+    """The emulated cuBLASLt."""
+    return _build((HERE / "cublaslt.cpp").read_text(), "-O3")
 
 
 _built: dict[tuple[cuda.Kernel, bool], tuple[Path, str]] = {}  # the library of a kernel, and its function in it
