@@ -15,7 +15,7 @@ from ...errors import DeviceError, OutOfMemoryError, UserError
 from .compiled import compile_all, compiled
 from .cublaslt import CublasLt
 from .kernel import Grid, Kernel
-from .product import Product
+from .product import Product, can_sum
 
 MIN_CAPABILITY = 80  # compute capability 8.0 is the first with bfloat16
 DEFAULT_SHARED = 48 * 1024  # bytes of shared memory that a launch may request without setting the attribute below
@@ -175,11 +175,17 @@ class CupyRuntime:
         return np.float64(value) if isinstance(value, (float, np.floating)) else np.int64(value)
 
     def multiply(self, product: Product, arguments: Sequence[Any]) -> None:
-        if self._blas is None:
-            self._blas = CublasLt(_library_path())
         *arrays, workspace = arguments
         addresses = tuple(0 if a is None else a.data.ptr for a in arguments)
-        self._blas.run(product, tuple(arrays), addresses, workspace.nbytes, self.stream.ptr)
+        self._cublas().run(product, tuple(arrays), addresses, workspace.nbytes, self.stream.ptr)
+
+    def sums(self, product: Product, dtype: np.dtype, c_dtype: np.dtype) -> bool:
+        return can_sum(product, dtype, c_dtype) and self._cublas().fills(product, dtype, c_dtype)
+
+    def _cublas(self) -> CublasLt:
+        if self._blas is None:
+            self._blas = CublasLt(_library_path())
+        return self._blas
 
     def prepare(self, calls: Sequence[tuple[Any, Any, Sequence[Any]]]) -> Graph:
         compile_all((kernel for kernel, _, _ in calls if isinstance(kernel, Kernel)), self.architecture)

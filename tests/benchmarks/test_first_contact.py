@@ -56,7 +56,7 @@ def test_every_stage_runs_emulated(tmp_path):
         assert not [entry for entry in stage["entries"] if entry.get("right") is False]
     assert found["seconds"] < 180
     (profile,) = found["stages"]["profile 128"]["entries"]
-    assert len(profile["by launch"]) == profile["launches"] > 50 and profile["moved GB"] > 0
+    assert len(profile["by launch"]) == profile["launches"] > 30 and profile["moved GB"] > 0
     assert any("failed" in entry or "seconds" in entry for entry in found["stages"]["steps 128"]["entries"] if "mode" in entry)
 
 

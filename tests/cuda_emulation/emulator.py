@@ -25,7 +25,7 @@ from minivit.kernels.core import dlpack
 from minivit.kernels.core.cache import cache_folder
 from minivit.kernels.core.strides import strides
 from minivit.kernels.cuda import kernel as cuda
-from minivit.kernels.cuda.product import Product
+from minivit.kernels.cuda.product import Product, can_sum
 
 HERE = Path(__file__).resolve().parent
 SHARED_LIMIT, THREAD_LIMIT = 227 * 1024, 1024  # of a block, on compute capability 9.0
@@ -191,11 +191,18 @@ class Emulator:
         wide = np.float64 if a.dtype == np.float64 else np.float32
         left, right = (_matrix(m, product.batch, flip).astype(wide) for m, flip in ((a, product.transpose_a), (b, product.transpose_b)))
         result = left @ right
-        if bias is not None:
+        if product.sums:  # as NVIDIA documents the gradient of a bias
+            assert can_sum(product, a.dtype, c.dtype) and b.dtype == a.dtype
+            assert bias.shape == (product.rows,) and bias.dtype == c.dtype
+            bias[...] = left.sum(-1)
+        elif bias is not None:
             result = result + bias
         if extra is not None:
             result = result + extra.reshape(result.shape)
         c.reshape(result.shape)[...] = result
+
+    def sums(self, product, dtype, c_dtype):
+        return can_sum(product, dtype, c_dtype)
 
     def prepare(self, calls):
         kernels = {kernel for kernel, _, _ in calls if isinstance(kernel, cuda.Kernel)}
@@ -284,6 +291,12 @@ def _flags(sanitize: bool) -> tuple[str, ...]:
 def scheduler(sanitize: bool) -> ctypes.CDLL:
     # Not itself sanitized: it moves between stacks.
     return ctypes.CDLL(str(_build((HERE / "scheduler.cpp").read_text())), mode=ctypes.RTLD_GLOBAL)
+
+
+@cache
+def built_cublaslt() -> Path:
+    """A library with the functions of cuBLASLt that minivit calls."""
+    return _build((HERE / "cublaslt.cc").read_text())
 
 
 _built: dict[tuple[cuda.Kernel, bool], tuple[Path, str]] = {}  # the library of a kernel, and its function in it
