@@ -106,12 +106,16 @@ class Block(Module):
         return_logits: bool = False,
         first: int | None = None,
     ) -> Any:
-        result = self.attn(self.norm1(x), bias, return_logits, first)
+        # On a GPU, the product of the projection adds x at the cost of reading it; elsewhere the normalisation does.
+        adds = x.device == "cuda" and extra is None and self.ls1 is None and not (self.drop_path1.active or self.attn.proj_drop.active)
+        result = self.attn(self.norm1(x), bias, return_logits, first, x if adds else None)
         branch, logits = result if return_logits else (result, None)
-        if first is not None:
+        if first is not None and not adds:
             x, extra = x[:, :first], None if extra is None else extra[:, :first]
         branch = self.drop_path1(self.ls1(branch) if self.ls1 else branch)
-        if extra is None:
+        if adds:
+            x, y = branch, self.norm2(branch)
+        elif extra is None:
             x, y = self.norm2.add(x, branch)
         else:
             x = x + branch
