@@ -215,9 +215,11 @@ class ViT(Backbone):
 
     def embed(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images)  # (B, patches, C)
-        for token in (self.dist_token, self.cls_token):
-            x = x if token is None else with_class_token(x, token)  # (B, N, C)
-        return self.pos_drop(x + self.pos_embed)
+        if self.dist_token is not None:
+            x = with_class_token(x, self.dist_token)
+        if self.cls_token is None:
+            return self.pos_drop(x + self.pos_embed)
+        return self.pos_drop(with_class_token(x, self.cls_token, self.pos_embed))  # (B, N, C)
 
     def pool(self, tokens: Tensor) -> Tensor:
         if self.fc_norm is None:
