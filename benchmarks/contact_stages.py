@@ -26,8 +26,9 @@ from minivit.kernels.core.dtypes import BFLOAT16
 from minivit.kernels.core.recording import View
 from minivit.kernels.cuda import nvrtc
 from minivit.kernels.cuda.compiled import compile_all
-from minivit.kernels.cuda.gemm import gemm
-from minivit.kernels.cuda.product import WORKSPACE, Product, ranked
+from minivit.kernels.cuda.gemm import column_sums, gemm
+from minivit.kernels.cuda.product import WORKSPACE, Product, can_sum, ranked
+from minivit.runtime.plan import Plan
 from minivit.testing.numerics import check_accuracy
 from minivit.testing.result import CheckResult
 from minivit.training.profiling import memory_rate, product_rate, profile
@@ -154,7 +155,19 @@ def products(setting: Setting) -> Iterator[dict[str, Any]]:
         right = error < TOLERANCE[case.types[1]]
         wrong += not right
         yield {"product": case.name, "error": error, "right": right}
-    yield {"result": f"{len(CASES) - wrong} of {len(CASES)} products are right"}
+    checked = len(CASES)
+    for types in ((BFLOAT16, F32), (BFLOAT16, BFLOAT16), (F32, F32)):
+        for added in (False, True):
+            name = f"{types[0]} to {types[1]}, with sums{', added in place' * added}"
+            try:
+                errors = _sums_errors(types, added)
+            except DeviceError as absent:  # then they are computed apart
+                yield {"product": name, "absent": str(absent)}
+                continue
+            right = max(errors) < TOLERANCE[types[1]]
+            checked, wrong = checked + 1, wrong + (not right)
+            yield {"product": name, "error": errors[0], "error of the sums": errors[1], "right": right}
+    yield {"result": f"{checked - wrong} of {checked} products are right"}
 
 
 def _product_error(case: Case) -> float:
@@ -180,6 +193,21 @@ def _product_error(case: Case) -> float:
         options["running"] = there[3]
     gemm(c, there[0], there[1], **options)
     return float(np.linalg.norm(arrays.to_numpy(c).astype(F64) - expected) / np.linalg.norm(expected))
+
+
+def _sums_errors(types: tuple[Any, Any], added: bool) -> tuple[float, float]:
+    """Of a weight's gradient and of its bias's, from one product."""
+    (M, N, K), rng = (384, 192, 520), np.random.default_rng(0)
+    dy, x, before = (
+        rng.standard_normal(shape).astype(kind) for shape, kind in (((K, M), types[0]), ((K, N), types[0]), ((M, N), types[1]))
+    )
+    there = [arrays.array_on("cuda", m) for m in (before if added else np.full_like(before, np.nan), dy, x, np.full(M, np.nan, types[1]))]
+    product = Product(1, M, N, K, 0, 0, True, False, sums=True)
+    product.run(None, (*there, there[0] if added else None, arrays.empty((WORKSPACE,), np.uint8, "cuda")))
+    expected = dy.astype(F64).T @ x.astype(F64) + (before.astype(F64) if added else 0), dy.astype(F64).sum(0)
+    found = (arrays.to_numpy(m).astype(F64) for m in (there[0], there[3]))
+    error, sums_error = (float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in zip(found, expected))
+    return error, sums_error
 
 
 def ops(setting: Setting) -> Iterator[dict[str, Any]]:
@@ -365,7 +393,28 @@ def choices(setting: Setting) -> Iterator[dict[str, Any]]:
         )
     yield {"chosen ms": 1e3 * taken, "adding ms": 1e3 * added}
     told = f"products {1e3 * first:.3f} ms, with the best algorithms {1e3 * best:.3f} ms, with the chosen ones {1e3 * taken:.3f} ms"
-    yield {"first ms": 1e3 * first, "best ms": 1e3 * best, "result": told}
+    yield {"first ms": 1e3 * first, "best ms": 1e3 * best}
+    together = apart = 0.0
+    for (product, described, _, _), times in seen.items():
+        if product.transpose_a and can_sum(product, described[1][1], described[0][1]):  # a weight's gradient
+            entry = _sums_seconds(product, described, setting)
+            if entry["with sums"] is not None and entry["apart"] is not None:
+                together, apart = together + times * entry["with sums"], apart + times * entry["apart"]
+            yield entry | {"times": times}
+    told += f"; gradients of weights and biases in one product {1e3 * together:.3f} ms, apart {1e3 * apart:.3f} ms"
+    yield {"together ms": 1e3 * together, "apart ms": 1e3 * apart, "result": told}
+
+
+def _sums_seconds(product: Product, described: tuple, setting: Setting) -> dict[str, Any]:
+    """A weight's gradient with the sums that are its bias's, in one product, and both computed apart."""
+    c, a, b = (_random_array(*d) for d in described[:3])
+    sums, workspace = arrays.empty((product.rows,), c.dtype, "cuda"), arrays.empty((WORKSPACE,), np.uint8, "cuda")
+    plain = _product_seconds(product._replace(sums=False), [c, a, b, None, None, workspace], setting)
+    columns = gpu.seconds_of(Plan(lambda: column_sums(sums, a) or sums, device="cuda").replay, setting.budget / 2)
+    whole = _product_seconds(product._replace(sums=True), [c, a, b, sums, None, workspace], setting)
+    apart = None if plain is None else plain + columns
+    entry = {"gradients": product._replace(sums=False).label, "with sums": whole, "apart": apart, "sums alone": columns}
+    return entry | {"chosen": "with sums" if devices.runtime().sums(product._replace(sums=True), a.dtype, c.dtype) else "apart"}
 
 
 def _random_array(shape: tuple[int, ...], dtype: np.dtype) -> Any:

@@ -25,6 +25,7 @@ NAMES = {  # the names of the ops defined by each module
     "token_layernorm": ("token_layernorm",),
     "batchnorm": ("batchnorm", "running_statistics", "fold_batchnorm"),
     "unfold": ("unfold",),
+    "class_token": ("class_token",),
     "depthwise": ("depthwise",),
     "resample": ("resample",),
     "arithmetic": ("add", "subtract", "multiply", "divide", "power", "maximum", "minimum"),

@@ -160,12 +160,25 @@ layernorm_backward(T* dx, Sum<T>* partial, const T* dy, const T* running, const 
     }
 }
 
-// dw, db (C,) = the sums of partial (parts, 2, C); either may be null. A block sums 32 neighbouring columns, and each of its 8 warps every
-// eighth part.
-template <class S> __global__ void __launch_bounds__(256) layernorm_parameters(S* dw, S* db, const S* partial, long parts, int C) {
+// dw, db (C,) = the sums of partial (parts, 2, C), for as many layers as there are of these; dw and db may be null. A block sums 32
+// neighbouring columns of one layer, and each of its 8 warps every eighth part.
+#define LAYER(i) S *dw##i, S *db##i, const S *partial##i, long parts##i, int C##i
+#define TAKE(i)                                                                                                     \
+    if (block >= 0 && block < (2 * C##i + 31) / 32) dw = dw##i, db = db##i, partial = partial##i, parts = parts##i, C = C##i, first = block; \
+    block -= (2 * C##i + 31) / 32;
+
+template <class S>
+__global__ void __launch_bounds__(256) layernorm_parameters(LAYER(0), LAYER(1), LAYER(2), LAYER(3), LAYER(4), LAYER(5), LAYER(6), LAYER(7),
+                                                            LAYER(8), LAYER(9), LAYER(10), LAYER(11), LAYER(12), LAYER(13), LAYER(14),
+                                                            LAYER(15)) {
     __shared__ S sums[8][32];
+    S *dw = nullptr, *db = nullptr;
+    const S* partial = nullptr;
+    long parts = 0;
+    int C = 0, block = blockIdx.x, first = 0;
+    TAKE(0) TAKE(1) TAKE(2) TAKE(3) TAKE(4) TAKE(5) TAKE(6) TAKE(7) TAKE(8) TAKE(9) TAKE(10) TAKE(11) TAKE(12) TAKE(13) TAKE(14) TAKE(15)
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const long c = long(blockIdx.x) * 32 + lane;
+    const long c = long(first) * 32 + lane;
     S total = 0;
     if (c < 2 * C) {
 #pragma unroll 4

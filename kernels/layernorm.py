@@ -14,13 +14,14 @@ Letters: R rows, C channels.
 
 from __future__ import annotations
 
+from itertools import chain
 from math import prod
 
 import numpy as np
 
 from .core.arrays import empty, empty_like
 from .core.op import Cost, Float32Output, Implementation, Op, require
-from .core.recording import launch
+from .core.recording import launch, launch_late
 from .cpu.kernel import kernel
 from .cpu.run import threads
 from .cpu.strided import fill
@@ -177,6 +178,7 @@ def add_backward_cpu(dx, dw, db, ds, dy, s, w, mean, rstd, eps):
 
 # --------------------------------------------------------------------------------------------------------------------- CUDA
 _source = Source("layernorm")
+JOINED = 16  # layers whose dw and db one launch sums
 ROW_WARPS = 4  # warps per block, each with its own rows
 LANE_ELEMENTS = 32  # maximal number of elements of a row that a lane holds in registers
 
@@ -212,7 +214,16 @@ def backward_cuda(dx, dw, db, dy, dx_sum, x, w, mean, rstd, eps):
     partial = None if dw is None and db is None else empty((parts, 2, C), w.dtype, "cuda")
     launch(_source("layernorm_backward", x.dtype, width, vectors), grid, dx, partial, dy, dx_sum, x, w, mean, rstd, R, C)
     if partial is not None:
-        launch(_source("layernorm_parameters", w.dtype), Grid(-(-2 * C // 32), 256), dw, db, partial, parts, C)
+        launch_late(_sum_parts, dw, db, partial, parts, C, outputs=2)
+
+
+def _sum_parts(items):
+    """dw, db = the sums of the parts, for each (dw, db, partial, parts, C)."""
+    for i in range(0, len(items), JOINED):
+        some = items[i : i + JOINED]
+        blocks = sum(-(-2 * C // 32) for *_, C in some)
+        absent = [(None, None, None, 0, 0)] * (JOINED - len(some))
+        launch(_source("layernorm_parameters", some[0][2].dtype), Grid(blocks, 256), *chain(*some, *absent))
 
 
 def add_backward_cuda(dx, dw, db, ds, dy, s, w, mean, rstd, eps):

@@ -69,10 +69,7 @@ def backward(on, dx, dweight, dbias, dy, weight_sum, x, weight, pre, activation,
         gelu_backward.on(device_of(dy))(dp, dy, pre, APPROXIMATE[activation])
     if dx is not None:
         on.gemm(_rows(dx), _rows(dp), weight)
-    if dweight is not None:
-        on.gemm(dweight, _rows(dp), _rows(x), transpose_a=True, running=weight_sum)
-    if dbias is not None:
-        on.column_sums(dbias, dp)
+    on.parameter_gradients(dweight, dbias, _rows(dp), _rows(x), weight_sum)
 
 
 def _linear_outputs(x, weight, bias, residual, activation, precise):

@@ -103,14 +103,8 @@ def channel_backward(on, dx, dw1, db1, dw2, db2, dy, w1_sum, w2_sum, x, w1, w2, 
     dy, x, h = (m.reshape(-1, m.shape[-1]) for m in (dy, x, h))
     dh, a = empty_like(h), empty_like(h)  # (B·N, F)
     on.gemm(dh, dy, w2, flags=epilogue.GELU_GRADIENT | TANH[approximate], pre=h, extra=a)
-    if dw2 is not None:
-        on.gemm(dw2, dy, a, transpose_a=True, running=w2_sum)
-    if db2 is not None:
-        on.column_sums(db2, dy)
-    if dw1 is not None:
-        on.gemm(dw1, dh, x, transpose_a=True, running=w1_sum)
-    if db1 is not None:
-        on.column_sums(db1, dh)
+    on.parameter_gradients(dw2, db2, dy, a, w2_sum)
+    on.parameter_gradients(dw1, db1, dh, x, w1_sum)
     if dx is not None:
         on.gemm(dx.reshape(x.shape), dh, w1)
 

@@ -354,6 +354,11 @@ def broadcast(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return apply(OPS["broadcast"], x, shape=tuple(shape))
 
 
+def class_token(x: Tensor, token: Tensor, positions: Tensor) -> Tensor:
+    """The token (1, 1, C) before x (B, N, C), and positions (1, 1 + N, C) added to all: (B, 1 + N, C) (2010.11929, equation 1)."""
+    return apply(OPS["class_token"], x, token, positions)
+
+
 def concatenate(*tensors: Tensor, axis: int) -> Tensor:
     """Join tensors along an axis."""
     if not tensors:

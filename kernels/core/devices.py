@@ -71,6 +71,9 @@ class Runtime(Protocol):
     def multiply(self, product: Any, arguments: Sequence[Any]) -> None:
         """Run a matrix product (`cuda.product.Product`) after the kernels launched before."""
 
+    def sums(self, product: Any, dtype: np.dtype, c_dtype: np.dtype) -> bool:
+        """Whether a product of matrices of `dtype` can be computed with its sums (`Product.sums`), and fills the GPU as without them."""
+
     def prepare(self, calls: Sequence[tuple[Any, Any, Sequence[Any]]]) -> Any:
         """Calls (kernel, grid, arguments) as one object: run(), and timed_run(), which may run them repeatedly, for the seconds of each."""
 

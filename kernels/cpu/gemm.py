@@ -220,6 +220,17 @@ def column_sums(out: np.ndarray, x: np.ndarray) -> None:
     launch(_column_sums, threads(), out, empty_like(out), x.reshape(-1, x.shape[-1]))
 
 
+def parameter_gradients(dw: np.ndarray | None, db: np.ndarray | None, dy: np.ndarray, x: np.ndarray, running: np.ndarray | None) -> None:
+    """Of y = x·wᵀ + b: dw = dyᵀ·x, to which the running gradient is added, and db = the sums of dy over its rows; either may be None.
+
+    dy (R, O), x (R, C), dw and running (O, C), db (O,).
+    """
+    if dw is not None:
+        gemm(dw, dy, x, transpose_a=True, running=running)
+    if db is not None:
+        column_sums(db, dy)
+
+
 @kernel
 def _row_sums(band, bands, out, x):
     B, N, C = x.shape

@@ -1,7 +1,8 @@
 """The twelve functions of cuBLASLt that a product needs (NVIDIA's cuBLAS documentation, chapter "Using the cuBLASLt API").
 
 cuBLASLt stores matrices in column-major order, so that a row-major matrix is the transpose of one of its matrices. c = a·b is therefore
-computed as cᵀ = bᵀ·aᵀ, and its bias, one number per row of its output, is one per column of c.
+computed as cᵀ = bᵀ·aᵀ, and its bias, one number per row of its output, is one per column of c. a is its B, whose sums over K are what it
+calls the gradient of a bias: one number per column of its output, of the output's type, for neither batches nor float64.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from ...errors import DeviceError
 from .choices import CANDIDATES, Choices, Device
-from .product import Product
+from .product import WORKSPACE, Product
 
 TYPES = {"float32": 0, "float64": 1, "bfloat16": 14}  # cudaDataType_t
 COMPUTE_32F, COMPUTE_64F = 68, 70  # cublasComputeType_t: float32 as such, without TF32
@@ -26,7 +27,7 @@ BATCH, BATCH_STEP = 5, 6  # cublasLtMatrixLayoutAttribute_t
 MAX_WORKSPACE, REDUCTIONS, ALIGNMENTS = 1, 3, (5, 6, 7, 8)  # cublasLtMatmulPreferenceAttributes_t; alignments of A, B, C, D
 IN_COMPUTE_TYPE, IN_OUTPUT_TYPE = 2, 4  # cublasLtReductionScheme_t: how sums of parts of K become one, always in the same order
 MAX_ALIGNMENT = 16  # bytes: the widest load of an algorithm
-EPILOGUE_BIAS = 4  # cublasLtEpilogue_t
+EPILOGUE_BIAS, EPILOGUE_SUMS = 4, 512  # cublasLtEpilogue_t: BIAS, BGRADB
 STATUS = {
     1: "it is not initialised",
     3: "out of memory",
@@ -36,6 +37,8 @@ STATUS = {
     14: "an internal error",
     15: "not supported",
 }
+NOT_SUPPORTED = 15
+PLACEHOLDER = 256  # an address of an array that is not known yet
 
 
 _Algorithm: Any = c_uint64 * 8  # cublasLtMatmulAlgo_t
@@ -63,6 +66,11 @@ class _Call(NamedTuple):
     addresses: tuple[int, ...]  # of these, and of the workspace
     workspace: int  # bytes
     stream: int
+
+    @property
+    def types(self) -> tuple[np.dtype, ...]:
+        """Of c, a and b."""
+        return tuple(array.dtype for array in self.arrays[:3])
 
     @property
     def alignments(self) -> tuple[int, ...]:
@@ -94,10 +102,11 @@ class CublasLt:
         self._call("cublasLtCreate", byref(self._handle))
         self._choices = Choices(device, self._library.cublasLtGetVersion())
         self._matmuls: dict[tuple, tuple[_Matmul, Any]] = {}  # with the algorithm
+        self._fills: dict[tuple, bool] = {}
         self._lock = threading.RLock()  # a description is changed before it is used
 
     def run(self, product: Product, arrays: tuple, addresses: tuple[int, ...], workspace: int, stream: int) -> None:
-        """c = a·b + bias + extra, on `stream`.
+        """c = a·b + bias + extra, or bias = the sums of a if the product `sums`, on `stream`.
 
         arrays: c, a, b, bias or None, extra or None, for their dtypes. addresses: of these (0 for None) and of the workspace.
         """
@@ -118,6 +127,21 @@ class CublasLt:
                 beside, scratch = self._beside(call)
                 self._launch(*self._matmuls[key], beside)
                 del scratch
+
+    def fills(self, product: Product, dtype: np.dtype, c_dtype: np.dtype) -> bool:
+        """Whether there is an algorithm for the product with its sums that occupies the GPU at least half as well as one without them.
+
+        A weight's gradient has few tiles and a long K, so that an algorithm that cannot split K leaves most of the GPU idle.
+        """
+        key = product, dtype.char, c_dtype.char
+        if key not in self._fills:
+            waves = []
+            for each in (product._replace(sums=False), product):
+                matmul = self._make_matmul(each, (c_dtype, dtype, dtype), PLACEHOLDER if each.sums else 0, adds=False)
+                found = self._ranked(matmul, WORKSPACE, (MAX_ALIGNMENT,) * 4, 1)
+                waves.append(found[0].waves if found else -1.0)
+            self._fills[key] = waves[1] >= max(0.0, min(waves[0], 1.0) / 2)
+        return self._fills[key]
 
     def _launch(self, matmul: _Matmul, algorithm: Any, call: _Call) -> None:
         c, a, b, bias, extra, workspace = call.addresses
@@ -147,12 +171,16 @@ class CublasLt:
     def _beside(self, call: _Call) -> tuple[_Call, Any]:
         """The same product into memory of its own, which comes with it, as aligned as its result. Raises OutOfMemoryError."""
         c, a, b, bias, extra, workspace = call.addresses
-        scratch = self._device.empty((call.arrays[0].nbytes + MAX_ALIGNMENT,), np.dtype(np.uint8))
-        start = self._device.address(scratch) + c % MAX_ALIGNMENT
+        sums = call.arrays[3].nbytes + MAX_ALIGNMENT if call.product.sums else 0
+        scratch = self._device.empty((sums + call.arrays[0].nbytes + MAX_ALIGNMENT,), np.dtype(np.uint8))
+        start = self._device.address(scratch)
+        bias = start + bias % MAX_ALIGNMENT if sums else bias
+        start += sums // MAX_ALIGNMENT * MAX_ALIGNMENT + c % MAX_ALIGNMENT
         return call._replace(addresses=(start, a, b, bias, start if extra == c else extra, workspace)), scratch
 
     def _chosen(self, call: _Call) -> tuple[_Matmul, Any]:
-        matmul, rank = self._make_matmul(call), call.product.rank
+        matmul = self._make_matmul(call.product, call.types, call.addresses[3], call.addresses[4] != 0)
+        rank = call.product.rank
         if rank is not None:
             found = self._candidates(matmul, call, rank + 1)
             return matmul, _Algorithm.from_buffer_copy(found[min(rank, len(found) - 1)])
@@ -165,15 +193,16 @@ class CublasLt:
         )
         return matmul, _Algorithm.from_buffer_copy(chosen)
 
-    def _make_matmul(self, call: _Call) -> _Matmul:
-        product, (c, a, b, _, extra), bias = call.product, call.arrays, call.addresses[3]
-        number, compute, scale = (c_double, COMPUTE_64F, "float64") if a.dtype == np.float64 else (c_float, COMPUTE_32F, "float32")
+    def _make_matmul(self, product: Product, types: tuple[np.dtype, ...], bias: int, adds: bool) -> _Matmul:
+        """types: of c, a and b. bias: its address, 0 if there is none. adds: whether there is an extra."""
+        c, a, b = types
+        number, compute, scale = (c_double, COMPUTE_64F, "float64") if a == np.float64 else (c_float, COMPUTE_32F, "float32")
         description = c_void_p()
         self._call("cublasLtMatmulDescCreate", byref(description), compute, TYPES[scale])
         self._set("Desc", description, TRANSPOSE_A, c_int(product.transpose_b))
         self._set("Desc", description, TRANSPOSE_B, c_int(product.transpose_a))
         if bias:
-            self._set("Desc", description, EPILOGUE, c_int(EPILOGUE_BIAS))
+            self._set("Desc", description, EPILOGUE, c_int(EPILOGUE_SUMS if product.sums else EPILOGUE_BIAS))
             self._set("Desc", description, BIAS_POINTER, c_uint64(bias))
         M, N, K = product.rows, product.columns, product.depth
         layouts = (
@@ -181,43 +210,39 @@ class CublasLt:
             self._layout(a, (M, K) if product.transpose_a else (K, M), product, product.a_step),
             *(self._layout(c, (N, M), product, M * N) for _ in range(2)),
         )
-        exact = IN_OUTPUT_TYPE if c.dtype.name == scale else 0  # otherwise parts of a sum would be rounded
-        return _Matmul(description, layouts, number(1), number(extra is not None), IN_COMPUTE_TYPE | exact)
+        exact = IN_OUTPUT_TYPE if c.name == scale else 0  # otherwise parts of a sum would be rounded
+        return _Matmul(description, layouts, number(1), number(adds), IN_COMPUTE_TYPE | exact)
 
-    def _layout(self, array: Any, size: tuple[int, int], product: Product, step: int) -> c_void_p:
+    def _layout(self, dtype: np.dtype, size: tuple[int, int], product: Product, step: int) -> c_void_p:
         """The layout of a matrix of (rows, columns) in cuBLASLt's column-major order."""
         layout, (rows, columns) = c_void_p(), size
-        self._call("cublasLtMatrixLayoutCreate", byref(layout), TYPES[array.dtype.name], c_uint64(rows), c_uint64(columns), c_int64(rows))
+        self._call("cublasLtMatrixLayoutCreate", byref(layout), TYPES[dtype.name], c_uint64(rows), c_uint64(columns), c_int64(rows))
         if product.batch > 1:
             self._call("cublasLtMatrixLayoutSetAttribute", layout, BATCH, byref(c_int(product.batch)), c_size_t(4))
             self._call("cublasLtMatrixLayoutSetAttribute", layout, BATCH_STEP, byref(c_int64(step)), c_size_t(8))
         return layout
 
     def _candidates(self, matmul: _Matmul, call: _Call, number: int) -> list[bytes]:
-        """The first algorithms in the order of cuBLASLt's heuristic, at least one; each gives the same bits every time."""
+        """The first algorithms in the order of cuBLASLt's heuristic, at least one."""
+        found = [bytes(result.algorithm) for result in self._ranked(matmul, call.workspace, call.alignments, number)]
+        if not found:
+            raise DeviceError(f"cuBLASLt has no algorithm for a {call.product.label}")
+        return found
+
+    def _ranked(self, matmul: _Matmul, workspace: int, alignments: tuple[int, ...], number: int) -> list[_Result]:
+        """What cuBLASLt's heuristic says of its first algorithms, if it has any; each gives the same bits every time."""
         preference, results, count = c_void_p(), (_Result * number)(), c_int()
         self._call("cublasLtMatmulPreferenceCreate", byref(preference))
         try:
-            self._set("Preference", preference, MAX_WORKSPACE, c_uint64(call.workspace))
+            self._set("Preference", preference, MAX_WORKSPACE, c_uint64(workspace))
             self._set("Preference", preference, REDUCTIONS, c_uint32(matmul.reductions))
-            for attribute, alignment in zip(ALIGNMENTS, call.alignments):
+            for attribute, alignment in zip(ALIGNMENTS, alignments):
                 self._set("Preference", preference, attribute, c_uint32(alignment))
-            self._call(
-                "cublasLtMatmulAlgoGetHeuristic",
-                self._handle,
-                matmul.description,
-                *matmul.layouts,
-                preference,
-                number,
-                results,
-                byref(count),
-            )
+            arguments = self._handle, matmul.description, *matmul.layouts, preference, number, results, byref(count)
+            self._call("cublasLtMatmulAlgoGetHeuristic", *arguments, allowed=NOT_SUPPORTED)
         finally:
             self._call("cublasLtMatmulPreferenceDestroy", preference)
-        found = [bytes(result.algorithm) for result in results[: count.value] if result.state == 0]
-        if not found:
-            raise DeviceError("cuBLASLt has no algorithm for a product")
-        return found
+        return [result for result in results[: count.value] if result.state == 0]
 
     def _accepts(self, matmul: _Matmul, call: _Call, algorithm: bytes) -> bool:
         """Whether cuBLASLt can run an algorithm that was kept."""
@@ -230,8 +255,8 @@ class CublasLt:
     def _set(self, kind: str, descriptor: c_void_p, attribute: int, value: Any) -> None:
         self._call(f"cublasLtMatmul{kind}SetAttribute", descriptor, attribute, byref(value), c_size_t(ctypes.sizeof(value)))
 
-    def _call(self, name: str, *arguments: Any) -> None:
+    def _call(self, name: str, *arguments: Any, allowed: int = 0) -> None:
         function: Callable = getattr(self._library, name)
         status = function(*arguments)
-        if status:
+        if status not in (0, allowed):
             raise DeviceError(f"{name} failed: {STATUS.get(status, f'status {status}')}")

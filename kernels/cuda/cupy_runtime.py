@@ -16,7 +16,7 @@ from ...errors import DeviceError, OutOfMemoryError, UserError
 from .compiled import compile_all, compiled
 from .cublaslt import CublasLt
 from .kernel import Grid, Kernel
-from .product import Product
+from .product import Product, can_sum
 
 MIN_CAPABILITY = 80  # compute capability 8.0 is the first with bfloat16
 DEFAULT_SHARED = 48 * 1024  # bytes of shared memory that a launch may request without setting the attribute below
@@ -206,6 +206,9 @@ class CupyRuntime:
             return cupy.cuda.get_elapsed_time(before, after) / 1000 / launches
 
         return seconds
+
+    def sums(self, product: Product, dtype: np.dtype, c_dtype: np.dtype) -> bool:
+        return can_sum(product, dtype, c_dtype) and self._cublaslt().fills(product, dtype, c_dtype)
 
     def prepare(self, calls: Sequence[tuple[Any, Any, Sequence[Any]]]) -> Graph:
         compile_all((kernel for kernel, _, _ in calls if isinstance(kernel, Kernel)), self.architecture)

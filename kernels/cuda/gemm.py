@@ -13,6 +13,7 @@ import numpy as np
 
 from ..core import epilogue
 from ..core.arrays import empty, empty_like
+from ..core.devices import runtime
 from ..core.dtypes import accumulator_dtype, result_dtype
 from ..core.recording import launch
 from ..core.strides import ADD
@@ -93,26 +94,40 @@ def gelu_gradient(dx: Any, a: Any, dy: Any, x: Any, tanh_form: bool) -> None:
     launch(_source("gelu_backward", x.dtype, width, tanh_form), grid_for(x.size // width), dx, a, dy, x, x.size)
 
 
+def parameter_gradients(dw: Any, db: Any, dy: Any, x: Any, running: Any) -> None:
+    """Of y = x·wᵀ + b: dw = dyᵀ·x + running, db = the sums of dy over its rows; see `cpu.gemm.parameter_gradients`.
+
+    cuBLASLt can sum dy in the product that reads it anyway. Where it cannot, or would split that product less, dy is read a second time.
+    """
+    if dw is not None:
+        a, b = _of_one_type(dy, x)
+        product = _product(dw, a, b, True, False)._replace(sums=True)
+        if db is not None and db.dtype == dw.dtype and runtime().sums(product, a.dtype, dw.dtype):
+            return launch(product, None, dw, a, b, db, running, empty((WORKSPACE,), np.uint8, "cuda"))
+        gemm(dw, a, b, transpose_a=True, running=running)
+    if db is not None:
+        column_sums(db, dy)
+
+
+def _of_one_type(a: Any, b: Any) -> tuple[Any, Any]:
+    """Both, converted to the narrower of their types."""
+    dtype = result_dtype([a.dtype, b.dtype])
+    return astype(a, dtype), astype(b, dtype)
+
+
+def _product(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool) -> Product:
+    batch, (rows, columns), depth = len(c) if c.ndim == 3 else 1, c.shape[-2:], a.shape[-2] if transpose_a else a.shape[-1]
+    return Product(batch, rows, columns, depth, _step(a), _step(b), transpose_a, transpose_b, rank=current_rank())
+
+
 def _multiply(c: Any, a: Any, b: Any, transpose_a: bool, transpose_b: bool, bias: Any = None, extra: Any = None) -> None:
     """c = a·b + bias + extra, optionally with a or b transposed. If their types differ, both are converted to the narrower one."""
-    dtype = result_dtype([a.dtype, b.dtype])
-    a, b = astype(a, dtype), astype(b, dtype)
-    if c.dtype not in (dtype, accumulator_dtype(dtype)):  # cuBLASLt has no such product
-        sums = empty(c.shape, dtype, "cuda")
-        _multiply(sums, a, b, transpose_a, transpose_b, bias, None if extra is None else astype(extra, dtype))
+    a, b = _of_one_type(a, b)
+    if c.dtype not in (a.dtype, accumulator_dtype(a.dtype)):  # cuBLASLt has no such product
+        sums = empty(c.shape, a.dtype, "cuda")
+        _multiply(sums, a, b, transpose_a, transpose_b, bias, None if extra is None else astype(extra, a.dtype))
         return convert(c, sums)
-    rows, columns = c.shape[-2:]
-    product = Product(
-        len(c) if c.ndim == 3 else 1,
-        rows,
-        columns,
-        a.shape[-2] if transpose_a else a.shape[-1],
-        _step(a),
-        _step(b),
-        transpose_a,
-        transpose_b,
-        current_rank(),
-    )
+    product = _product(c, a, b, transpose_a, transpose_b)
     bias = None if bias is None else astype(bias, c.dtype)
     launch(product, None, c, a, b, bias, extra, empty((WORKSPACE,), np.uint8, "cuda"))
 

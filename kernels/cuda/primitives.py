@@ -1,6 +1,6 @@
 """The functions for ops composed of other kernels, on a GPU; `cpu/primitives.py` has the same names for a CPU."""
 
-from .gemm import column_sums, gemm, row_sums, symmetric_product
+from .gemm import column_sums, gemm, parameter_gradients, row_sums, symmetric_product
 from .strided import astype, combine, contiguous, convert, copy, fill, sum_into, take
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "copy",
     "fill",
     "gemm",
+    "parameter_gradients",
     "row_sums",
     "sum_into",
     "symmetric_product",

@@ -348,6 +348,12 @@ def _concatenate(graph: Graph, call: Call, other: Call) -> str:
     return graph.add("Concat", *(_input(graph, call, name) for name in call.inputs), axis=call.constants["axis"])
 
 
+def _class_token(graph: Graph, call: Call, other: Call) -> str:
+    shapes = [(x.shape[0], 1, x.shape[2]) for x in (each.inputs["x"] for each in (call, other)) if x is not None]
+    token = graph.add("Expand", _input(graph, call, "token"), graph.lengths(*shapes))
+    return graph.add("Add", graph.add("Concat", token, _input(graph, call, "x"), axis=1), _input(graph, call, "positions"))
+
+
 def _split(graph: Graph, call: Call, other: Call) -> dict[str, str]:
     lengths = call.constants["lengths"]
     if lengths != other.constants["lengths"]:
@@ -407,5 +413,6 @@ TRANSLATIONS: dict[str, Translation] = {
     "slice": _slice,
     "take": _take,
     "concatenate": _concatenate,
+    "class_token": _class_token,
     "split": _split,
 }

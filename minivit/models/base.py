@@ -219,7 +219,8 @@ class Backbone(Model):
 
     def pool(self, tokens: Tensor) -> Tensor:
         """The input of the head, after the final normalisation: (B, N, dim) -> (B, dim); here that of the class token."""
-        return self.norm(tokens)[:, 0]
+        tokens = self.norm(tokens)
+        return tokens[:, 0] if tokens.shape[1] > 1 else tokens.reshape(len(tokens), -1)
 
     def resize_positions(self, state: dict[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
         if self.pos_embed is None:

@@ -252,8 +252,8 @@ class CrossViT(Model):
         size = both(self.config.branch_sizes[b])
         if size != (H, W):
             images = F.resample(images.reshape(B * C, H * W, 1), (H, W), size, "bicubic").reshape(B, C, *size)
-        x = with_class_token(self.patch_embed[b](images), getattr(self, f"cls_token_{b}"))  # (B, N, dim)
-        return self.pos_drop[b](x + getattr(self, f"pos_embed_{b}"))
+        token, positions = (getattr(self, f"{name}_{b}") for name in ("cls_token", "pos_embed"))
+        return self.pos_drop[b](with_class_token(self.patch_embed[b](images), token, positions))  # (B, N, dim)
 
     def class_tokens(self, images: Tensor, logits: tuple[list[Tensor], ...] | None = None) -> list[Tensor]:
         """The normalised class token of each branch, (B, dim): images (B, C, H, W) in the model's dtype.

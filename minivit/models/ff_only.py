@@ -146,8 +146,7 @@ class FFOnly(Backbone):
 
     def embed(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images)  # (B, patches, C)
-        x = with_class_token(x, self.cls_token)  # (B, N, C)
-        return self.pos_drop(x + self.pos_encoding())
+        return self.pos_drop(with_class_token(x, self.cls_token, self.pos_encoding()))  # (B, N, C)
 
     def position_embedding(self) -> tuple[np.ndarray, tuple[int, int]]:
         stored = self.pos_encoding.stored

@@ -262,5 +262,4 @@ class T2T(Backbone):
 
     def embed(self, images: Tensor) -> Tensor:
         x = self.tokens_to_token(images)  # (B, patches, C)
-        x = with_class_token(x, self.cls_token)  # (B, N, C)
-        return self.pos_drop(x + self.pos_embed)
+        return self.pos_drop(with_class_token(x, self.cls_token, self.pos_embed))  # (B, N, C)

@@ -106,12 +106,16 @@ class Block(Module):
         return_logits: bool = False,
         first: int | None = None,
     ) -> Any:
-        result = self.attn(self.norm1(x), bias, return_logits, first)
+        # On a GPU, the product of the projection adds x at the cost of reading it; elsewhere the normalisation does.
+        adds = x.device == "cuda" and extra is None and self.ls1 is None and not (self.drop_path1.active or self.attn.proj_drop.active)
+        result = self.attn(self.norm1(x), bias, return_logits, first, x if adds else None)
         branch, logits = result if return_logits else (result, None)
-        if first is not None:
+        if first is not None and not adds:
             x, extra = x[:, :first], None if extra is None else extra[:, :first]
         branch = self.drop_path1(self.ls1(branch) if self.ls1 else branch)
-        if extra is None:
+        if adds:
+            x, y = branch, self.norm2(branch)
+        elif extra is None:
             x, y = self.norm2.add(x, branch)
         else:
             x = x + branch
@@ -211,9 +215,11 @@ class ViT(Backbone):
 
     def embed(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images)  # (B, patches, C)
-        for token in (self.dist_token, self.cls_token):
-            x = x if token is None else with_class_token(x, token)  # (B, N, C)
-        return self.pos_drop(x + self.pos_embed)
+        if self.dist_token is not None:
+            x = with_class_token(x, self.dist_token)
+        if self.cls_token is None:
+            return self.pos_drop(x + self.pos_embed)
+        return self.pos_drop(with_class_token(x, self.cls_token, self.pos_embed))  # (B, N, C)
 
     def pool(self, tokens: Tensor) -> Tensor:
         if self.fc_norm is None:

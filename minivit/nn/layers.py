@@ -223,8 +223,10 @@ def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
-def with_class_token(x: Tensor, token: Tensor) -> Tensor:
-    """Tokens with the class token (1, 1, C) before them: (B, N, C) -> (B, 1 + N, C)."""
+def with_class_token(x: Tensor, token: Tensor, positions: Tensor | None = None) -> Tensor:
+    """Tokens with the class token (1, 1, C) before them, and positions (1, 1 + N, C) added: (B, N, C) -> (B, 1 + N, C)."""
+    if positions is not None:
+        return F.class_token(x, token, positions)
     return F.concatenate(F.broadcast(token, (len(x), 1, x.shape[2])), x, axis=1)
 
 
@@ -309,7 +311,8 @@ class Attention(Module):
     """Multi-head self-attention with one projection to q, k and v: (B, N, C) -> (B, N, C) (1706.03762, section 3.2).
 
     `forward` takes a bias (B, H, N, N), which is added to the scaled logits, and with return_logits also returns these logits,
-    (B, H, N, N). With `first` it returns the results of so many first tokens alone. Raises UserError if `heads` does not divide `dim`.
+    (B, H, N, N). With `first` it returns the results of so many first tokens alone. residual: (B, N, C), which the projection adds, in the
+    same pass; not with an active proj_drop. Raises UserError if `heads` does not divide `dim`.
     """
 
     def __init__(
@@ -335,7 +338,14 @@ class Attention(Module):
         """Whether `context` computes the weighted sum of the values."""
         return self.attn_drop.active
 
-    def forward(self, x: Tensor, bias: Tensor | None = None, return_logits: bool = False, first: int | None = None) -> Any:
+    def forward(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        return_logits: bool = False,
+        first: int | None = None,
+        residual: Tensor | None = None,
+    ) -> Any:
         qkv = self.qkv(x)  # (B, N, 3·C)
         result = F.attention(qkv, self.heads, bias=bias, return_probabilities=self.needs_probabilities, return_logits=return_logits)
         context, *optional_results = result if isinstance(result, tuple) else (result,)
@@ -343,7 +353,9 @@ class Attention(Module):
             B, N, channels = x.shape
             v = qkv.reshape(B, N, 3, self.heads, channels // self.heads)[:, :, 2]  # (B, N, H, D)
             context = self.context(self.attn_drop(optional_results.pop(0)), v).reshape(B, N, channels)
-        y = self.proj_drop(self.proj(context if first is None else context[:, :first]))
+        if first is not None:
+            context, residual = context[:, :first], None if residual is None else residual[:, :first]
+        y = self.proj_drop(self.proj(context, residual=residual))
         return (y, optional_results[0]) if return_logits else y
 
     def context(self, probabilities: Tensor, v: Tensor) -> Tensor:

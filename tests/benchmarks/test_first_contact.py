@@ -58,7 +58,7 @@ def test_every_stage_runs_emulated(tmp_path):
     added = [entry for entry in found["stages"]["choices"]["entries"] if entry.get("as", "beta 0") != "beta 0"]
     assert added and all(entry["beta 0"] > 0 and entry["beta 1 in place"] > 0 and entry["beta 1 out of place"] > 0 for entry in added)
     (profile,) = found["stages"]["profile 128"]["entries"]
-    assert len(profile["by launch"]) == profile["launches"] > 50 and profile["moved GB"] > 0
+    assert len(profile["by launch"]) == profile["launches"] > 30 and profile["moved GB"] > 0
     assert any("failed" in entry or "seconds" in entry for entry in found["stages"]["steps 128"]["entries"] if "mode" in entry)
 
 

@@ -36,6 +36,7 @@ std::mutex state;
 Behaviour behaviours[ALGORITHMS];
 long runs[ALGORITHMS], asked, checked;  // how often each ran, the heuristic was asked, and an algorithm was checked
 double clock_seconds;
+int sums_split = 1;  // whether products with sums split K
 
 int number_of(const Algorithm& algorithm) {
     const uint64_t number = algorithm.data[0] ^ MAGIC;
@@ -125,6 +126,14 @@ void multiply(
     }
 }
 
+// Of tiles of 128 x 128 on 132 multiprocessors, where K is split as long as its parts are 512 or longer.
+float waves(const Description& d, const Layout& a, const Layout& out) {
+    const int64_t depth = d.transpose_a ? a.rows : a.columns, tiles = (out.rows + 127) / 128 * ((out.columns + 127) / 128) * out.batch;
+    int64_t splits = 1;
+    while (tiles * splits * 2 <= 132 && depth / (splits * 2) >= 512 && (sums_split || d.epilogue != EPILOGUE_SUMS)) splits *= 2;
+    return float(tiles * splits) / 132;
+}
+
 template <typename T> int set(T& field, const void* value, size_t size) {
     if (size != sizeof(T)) return INVALID;
     std::memcpy(&field, value, size);
@@ -197,7 +206,7 @@ int cublasLtMatmulAlgoGetHeuristic(
         const Behaviour& known = behaviours[i];
         bool usable = known.workspace <= p->workspace && (!known.reduction || known.reduction & p->reductions);
         for (uint32_t alignment : p->alignments) usable = usable && known.alignment <= alignment;
-        if (usable) results[(*count)++] = {numbered(i), known.workspace, known.state, 1};
+        if (usable) results[(*count)++] = {numbered(i), known.workspace, known.state, waves(*d, *a, *out)};
     }
     return *count ? FINE : UNSUPPORTED;
 }
@@ -262,6 +271,8 @@ void emulated_set(int i, double seconds, int status, int check) {
     behaviours[i].status = status;
     behaviours[i].check = check;
 }
+
+void emulated_split_sums(int splits) { sums_split = splits; }
 
 long emulated_runs(int i) { return runs[i]; }
 long emulated_asked() { return asked; }

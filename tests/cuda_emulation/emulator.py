@@ -26,7 +26,7 @@ from minivit.kernels.core.cache import cache_folder
 from minivit.kernels.core.strides import strides
 from minivit.kernels.cuda import kernel as cuda
 from minivit.kernels.cuda.cublaslt import CublasLt
-from minivit.kernels.cuda.product import Product
+from minivit.kernels.cuda.product import Product, can_sum
 
 HERE = Path(__file__).resolve().parent
 SHARED_LIMIT, THREAD_LIMIT = 227 * 1024, 1024  # of a block, on compute capability 9.0
@@ -220,6 +220,9 @@ class Emulator:
             return clock() - before
 
         return seconds
+
+    def sums(self, product, dtype, c_dtype):
+        return can_sum(product, dtype, c_dtype) and self.cublaslt().fills(product, dtype, c_dtype)
 
     def prepare(self, calls):
         kernels = {kernel for kernel, _, _ in calls if isinstance(kernel, cuda.Kernel)}
