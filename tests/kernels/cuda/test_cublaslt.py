@@ -98,3 +98,14 @@ def test_what_is_not_documented_is_refused(library):
     with pytest.raises(DeviceError, match="cuBLASLt has no algorithm for a product 2x2x2x2 with sums"):
         sums, workspace = (arrays.array_on("cuda", np.ones(n, np.float32)) for n in (2, WORKSPACE // 4))
         library.multiply(batch._replace(rows=2, columns=2, depth=2), (c, a, b, sums, None, workspace))
+
+
+def test_what_a_recording_prepares_changes_nothing(library):
+    dy, x = (arrays.array_on("cuda", np.ones((4, n), np.float32)) for n in (5, 3))
+    dw, db = (arrays.array_on("cuda", np.full(shape, 7, np.float32)) for shape in ((5, 3), (5,)))
+    workspace = arrays.empty((WORKSPACE,), np.uint8, "cuda")
+    product = Product(1, 5, 3, 4, 0, 0, True, False, sums=True)
+    calls = library.prepare([(product, None, [dw, dy, x, db, None, workspace])])
+    assert (arrays.to_numpy(dw) == 7).all() and (arrays.to_numpy(db) == 7).all()
+    calls.run()
+    assert (arrays.to_numpy(dw) == 4).all() and (arrays.to_numpy(db) == 4).all()
