@@ -19,7 +19,8 @@ from ..models.config import ratio_of
 from ..models.names import from_hugging_face
 from ..schema import Checked, Limits, Positive, Size, checked, parse_json, record
 from ..sides import ImageSize, PatchSize
-from .run_folder import CONFIG, reading
+from .model_file import reading
+from .run_folder import CONFIG
 from .weights import model_of, read_shards
 
 PREPROCESSOR = "preprocessor_config.json"

@@ -162,12 +162,9 @@ class Loop:
         report_at_end(self.folder, self.classifier, self.final or self.dataset, validation, known.get("test"), known.get("kept"))
 
     def checkpoint(self) -> None:
-        """Write a checkpoint of the state after the last step, unless an earlier run is still in the folder.
-
-        Training goes on without one that cannot be written: a line tells.
-        """
+        """Write a checkpoint of the state after the last step. Training goes on without one that cannot be written: a line tells."""
         self._read_loss()
-        if self.folder.replaces or not self.folder.keeps_files:
+        if not self.folder.keeps_files:
             return
         try:
             with self.pace.counting():
@@ -224,9 +221,10 @@ class Loop:
 
     def _way_on(self) -> str:
         """How a run that was interrupted goes on, for a message."""
-        if not self.folder.keeps_files or not self.folder.is_usable() or self.folder.replaces:
+        folder = self.folder
+        if not folder.keeps_files or not (folder.checkpoints.exist() if folder.replaces else folder.is_usable()):
             return ""
-        return f"; minivit train --resume {shlex.quote(str(self.folder.path))} goes on"
+        return f"; minivit train --resume {shlex.quote(str(folder.path))} goes on{' with the new one instead' if folder.replaces else ''}"
 
     def _train_and_test(self, end: int, progress_bar: Progress) -> None:
         """Train what is left of the epochs before number `end`, and test."""
