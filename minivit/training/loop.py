@@ -53,8 +53,8 @@ class Loop:
     dataset: the images that are trained on, and those that are tested after epochs. final: None, and the weights after the last epoch are
     kept; or data, of which the test images are tested once, at the end, with the weights that did best on those of `dataset`.
     at_end: called after the training, however it ends.
-    pace: when a checkpoint is written. keep_checkpoint: whether the last one is kept when the run is complete. watchers: who is told of
-    steps and tests. steps: the number of optimizer steps so far.
+    pace: when a checkpoint is written. keep_checkpoint: whether the last one is kept when the run is complete. frozen: what the model does
+    not train by itself. watchers: who is told of steps and tests. steps: the number of optimizer steps so far.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Loop:
         at_end: Callable[[], None] = lambda: None,
         pace: Pace | None = None,
         keep_checkpoint: bool = False,
+        frozen: tuple[str, ...] = (),
     ) -> None:
         self.phases, self.classifier, self.dataset = [*phases], classifier, dataset
         _, self.trainer, self.batches, _ = phases[-1]
@@ -79,7 +80,7 @@ class Loop:
         self.best: dict[str, Any] | None = None  # the line of the weights that are kept, if there is a validation part
         self.kept: dict[str, np.ndarray] = {}  # these weights
         self.tested: dict[str, Evaluation] = {}  # the last test of each part, and that of these weights
-        self.pace, self.keep_checkpoint = pace or Pace(0), keep_checkpoint
+        self.pace, self.keep_checkpoint, self.frozen = pace or Pace(0), keep_checkpoint, frozen
         self.watchers: list[Watcher] = []
         self.steps = self.told = 0  # steps so far, and those that the watchers know of
         self.losses: list[float] = []  # of the steps since the last test
@@ -180,14 +181,14 @@ class Loop:
             self.checkpoint()
 
     def _checkpoint(self) -> Checkpoint:
-        model, trainer, *_ = self.phases[0]
+        trainer = self.phases[0].trainer
         about = Progressed(
             config=self.folder.config,
             history=tuple(self.folder.history),
             phases_left=len(self.phases),
             seconds=self.elapsed(),
             told=self.told,
-            frozen=tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad),
+            frozen=self.frozen,
             data_hash=self._data_hash,
             best=self.best,
         )
