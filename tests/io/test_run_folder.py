@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from mutations import memory_limit
 
 from minivit import UserError, create_model
 from minivit.io import run_folder
-from minivit.io.checkpoints import CHECKPOINTS, Checkpoint, Checkpoints
 from minivit.io.model_file import load_model, save_model
 from minivit.io.run_folder import CONFIG, CURVES, METRICS, MODEL, RunFolder, find_model
 from minivit.io.weights import read_safetensors, save_weights
@@ -179,69 +177,6 @@ def test_who_reads_a_run_finishes_what_a_killed_training_began(tmp_path, monkeyp
     load_model(folder.path / MODEL)
     assert names_in(folder.path) == sorted((CONFIG, METRICS, MODEL))
     assert (folder.read_config(), folder.read_metrics()) == ({"seed": 2}, [epoch(2)])
-
-
-@pytest.mark.parametrize("epoch_ends", [True, False], ids=["an epoch ends", "it is resumed"])
-def test_a_kill_while_a_run_is_replaced_leaves_one_of_both_whole(tmp_path, monkeypatch, model, epoch_ends):
-    def old_and_new(path):
-        old = create(path, {"seed": 1})
-        old.save(lambda file: save_model(file, model, {}), epoch(1))
-        old.save_checkpoint(Checkpoint(5, {"a": np.ones(1)}, {"seed": 1}))
-        old.close()
-        (path / CHECKPOINTS / "notes.txt").write_text("mine")
-        new = create(path, {"seed": 2}, overwrite=True)
-        new.begin(lambda file: save_model(file, model, {}))
-        new.save_checkpoint(Checkpoint(3, {"a": np.ones(1)}, {"seed": 2}))
-        return new
-
-    def change(function):
-        def changing(*given, **options):
-            changes.append(function)
-            if len(changes) > number:
-                raise SystemExit  # as if the process were killed
-            return function(*given, **options)
-
-        return changing
-
-    number, found = 0, []
-    while True:
-        path = tmp_path / f"run{number}"
-        new, changes = old_and_new(path), []
-        if not epoch_ends:
-            new.close()
-        with monkeypatch.context() as patch, suppress(SystemExit):
-            for where, name in ((os, "replace"), (os, "rename"), (Path, "rmdir"), (Path, "unlink")):
-                patch.setattr(where, name, change(getattr(where, name)))
-            if epoch_ends:
-                new.save(lambda file: save_model(file, model, {}), epoch(1))
-            else:
-                RunFolder.reopen(path).close()
-        new.close()
-        find_model(path)
-        seed, checkpoint = RunFolder(path).read_config()["seed"], Checkpoints(path).latest()
-        load_model(path / MODEL)
-        assert (checkpoint.step, checkpoint.about) == ((5, {"seed": 1}) if seed == 1 else (3, {"seed": 2}))
-        assert RunFolder(path).read_metrics() == ([epoch(1)] if seed == 1 or epoch_ends else [])
-        assert (path / CHECKPOINTS / "notes.txt").read_text() == "mine"
-        found.append(seed)
-        if len(changes) <= number:
-            break
-        number += 1
-        again = RunFolder.reopen(path)  # either way the new run goes on
-        assert again.checkpoints.latest().about == {"seed": 2}
-        again.close()
-        assert not (path / ".next").exists() and RunFolder(path).read_config()["seed"] == 2
-    assert found == sorted(found) and set(found) == {1, 2} and len(found) > 5
-
-
-def test_a_run_that_has_no_checkpoint_yet_replaces_none(tmp_path):
-    create(tmp_path / "run", {"seed": 1}).save(write_model, epoch(1))
-    new = create(tmp_path / "run", {"seed": 2}, overwrite=True)
-    new.begin(write_model)
-    os.close(new._descriptor)  # as if the process were killed
-    new._descriptor = None
-    again = RunFolder.reopen(tmp_path / "run")
-    assert again.read_config() == {"seed": 1} and names_in(again.path) == sorted((CONFIG, METRICS, MODEL))
 
 
 def test_what_killed_processes_left_is_deleted(tmp_path):
