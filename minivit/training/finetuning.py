@@ -14,6 +14,7 @@ from ..data import Batches, Dataset
 from ..errors import UserError, shown
 from ..files import user_path
 from ..grad_mode import no_grad
+from ..io import hugging_face
 from ..io.model_file import load_model
 from ..io.run_folder import find_model
 from ..io.weights import load_weights, read_safetensors
@@ -41,19 +42,26 @@ class Origin(NamedTuple):
 
 
 def find_origin(weights: str | os.PathLike[str] | None) -> Origin | None:
-    """What there is to know of weights: of a run folder, its name in runs/, a file of minivit's or one of others. Raises UserError."""
+    """What there is to know of weights: of a run folder, its name in runs/, a file of minivit's, a folder of transformers, or a file of
+    others. Raises UserError."""
     if weights is None:
         return None
     path = user_path(weights)
     if path.suffix == ".npz" and path.is_file():
         return Origin(path)
+    if hugging_face.is_folder(path):
+        config, class_names = hugging_face.describe(path)
+        return Origin(path, "vit", _without_data(config), config["image_size"], class_names)
     file = find_model(path)
     if "model" not in read_safetensors(file)[1]:
         return Origin(file)
     model, about = load_model(file)
-    options = {name: value for name, value in asdict(model.config).items() if name not in OF_DATA}
     name = model.name if model.name in PRESETS or model.name in FAMILIES else model.family
-    return Origin(file, name, options, model.config.image_size, tuple(about.get("class_names", ())))
+    return Origin(file, name, _without_data(asdict(model.config)), model.config.image_size, tuple(about.get("class_names", ())))
+
+
+def _without_data(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in OF_DATA}
 
 
 def begin_with(model: Model, origin: Origin, dataset: Dataset, progress: bool) -> None:
