@@ -1,5 +1,6 @@
 """The pages: their worked examples run as they stand, their links lead somewhere, and the tree that they name is the tree there is."""
 
+import argparse
 import importlib.util
 import os
 import re
@@ -55,6 +56,12 @@ def command_lines() -> list[str]:
     """The lines of shell examples that call minivit."""
     shell = [code for text in TEXTS.values() for code in re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)]
     return [line for code in shell for line in code.splitlines() if line.startswith("minivit ")]
+
+
+def commands_in_sentences() -> list[str]:
+    """Whole commands between backticks, in sentences and tables, that measure what the pages claim."""
+    found = [code for text in TEXTS.values() for code in re.findall(r"`((?:minivit [a-z]+|python -m benchmarks\.\w+) [^`]+)`", text)]
+    return sorted({re.sub(r"\bN$", "0", " ".join(code.split())) for code in found if "..." not in code})
 
 
 # ------------------------------------------------------------------------------------------------------------------- examples
@@ -174,6 +181,24 @@ def test_the_lines_to_paste_are_one_line(marker):
 def test_the_command_lines_are_understood(line):
     options = import_module("minivit.cli.main")._parse(shlex.split(line, comments=True)[1:])
     assert options.command == line.split()[1]
+
+
+@pytest.mark.parametrize("line", commands_in_sentences())
+def test_the_commands_in_sentences_are_understood(line, monkeypatch):
+    class Understood(Exception):
+        pass
+
+    def parse(self, arguments=None, namespace=None, parse=argparse.ArgumentParser.parse_args):
+        parse(self, arguments, namespace)
+        raise Understood
+
+    words = shlex.split(line)
+    if words[0] == "minivit":
+        assert import_module("minivit.cli.main")._parse(words[1:]).command == words[1]
+    else:
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+        with pytest.raises(Understood):
+            import_module(words[2]).main(words[3:])
 
 
 # ---------------------------------------------------------------------------------------------------------------------- pages

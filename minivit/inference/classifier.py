@@ -16,7 +16,7 @@ from ..data.image_file import MAX_PIXELS, Unreadable
 from ..data.walk import with_folders_listed
 from ..errors import UserError
 from ..files import user_path
-from ..io import hugging_face, run_folder
+from ..io import hugging_face, model_file, run_folder
 from ..models.base import Model
 from ..nn.cost import ModelCost
 from ..nn.module import Module, Parameter, dtype_of
@@ -210,7 +210,7 @@ class Classifier(Module):
         precision: "int8" makes a file of about a quarter of the size (`io/int8.py`). Raises UserError.
         """
         about = {"class_names": self.class_names, "preprocessing": asdict(self.preprocessing), "training_sketch": self.training_sketch}
-        run_folder.save_model(path, self.model, about, precision)
+        model_file.save_model(path, self.model, about, precision)
 
 
 def load(path: str | os.PathLike[str], precision: str | None = None, device: str = "cpu", tta: bool = False) -> Classifier:
@@ -227,9 +227,9 @@ def load(path: str | os.PathLike[str], precision: str | None = None, device: str
         metadata = {"class_names": class_names, "preprocessing": preprocessing}
     else:
         file = run_folder.find_model(file)
-        model, metadata = run_folder.load_model(file)
+        model, metadata = model_file.load_model(file)
     precision_for(precision or model.config.dtype, dtype_of(model), device, OF_PREDICTIONS)  # raises
     model.to(device)
-    with run_folder.reading(file, "create the model and load its weights with load_weights"):
+    with model_file.reading(file, "create the model and load its weights with load_weights"):
         about = record(About, metadata)
         return Classifier(model, about.class_names, about.preprocessing, about.training_sketch, precision, tta)

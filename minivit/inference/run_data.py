@@ -13,7 +13,8 @@ from ..data.image_file import MAX_PIXELS
 from ..data.load import load_parts
 from ..errors import UserError, listed
 from ..files import user_path
-from ..io.run_folder import CONFIG, RunFolder, find_model, reading
+from ..io.model_file import reading
+from ..io.run_folder import CONFIG, RunFolder, find_model
 from ..schema import Checked, Limits, checked
 from .classifier import Classifier
 

@@ -7,6 +7,7 @@ step-00000120.safetensors   the state after 120 optimizer steps: arrays by name,
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -78,6 +79,29 @@ class Checkpoints:
                 self.good = [path for _, path in sorted(files[number - 1 :])]
                 return checkpoint
         return None
+
+    def exist(self) -> bool:
+        """Whether there is one, damaged or not."""
+        return next(self._files(), None) is not None
+
+    def moved(self, run: Path) -> None:
+        """Take note that the folder is now that of another run folder."""
+        self.folder = run / CHECKPOINTS
+        self.good = [self.folder / path.name for path in self.good]
+
+    def replace(self, new: Path) -> None:
+        """Put a folder of other checkpoints in the place of these, but keep files of others. May be repeated if it was cut short."""
+        if self.folder.is_dir():
+            remove_abandoned(self.folder)
+            for _, path in self._files():
+                path.unlink()
+            for path in self.folder.iterdir():
+                os.replace(path, new / path.name)
+            self.folder.rmdir()
+        if any(new.iterdir()):
+            os.rename(new, self.folder)
+        else:
+            new.rmdir()
 
     def remove(self) -> None:
         """Delete all checkpoints, when the files of the run that replace them are on the disk. Raises UserError."""

@@ -19,7 +19,8 @@ from ..models.config import ratio_of
 from ..models.names import from_hugging_face
 from ..schema import Checked, Limits, Positive, Size, checked, parse_json, record
 from ..sides import ImageSize, PatchSize
-from .run_folder import CONFIG, reading
+from .model_file import reading
+from .run_folder import CONFIG
 from .weights import model_of, read_shards
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -68,6 +69,28 @@ def is_folder(path: Path) -> bool:
 
 def load_folder(path: Path) -> tuple[Model, tuple[str, ...], dict[str, Any]]:
     """(model in evaluation mode, class names, the fields of its preprocessing). Raises UserError for what is damaged or not supported."""
+    architecture = _architecture(path)
+    preprocessing = _preprocessing(path, architecture)
+    state = from_hugging_face(read_shards(path))
+    if "head.weight" not in state:
+        raise UserError(f"{path} has no classifier: create the model with create_model('vit', ...), and use load_weights(..., head=False)")
+    with reading(path, REMEDY):
+        model = model_of("vit", _config(architecture, state), state)
+    return model, _class_names(architecture, model.config.num_classes), preprocessing
+
+
+def describe(path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """(the fields of the ViTConfig, class names) of a folder, also of one without a classifier, which has no class names then.
+
+    Raises UserError for what is damaged or not supported.
+    """
+    architecture, state = _architecture(path), from_hugging_face(read_shards(path))
+    with reading(path, REMEDY):
+        config = _config(architecture, state)
+    return config, _class_names(architecture, config["num_classes"]) if "head.weight" in state else ()
+
+
+def _architecture(path: Path) -> Architecture:
     with reading(path / CONFIG, REMEDY):
         content = _content(path / CONFIG)
         if content.get("model_type") not in ("vit", "deit"):
@@ -76,13 +99,7 @@ def load_folder(path: Path) -> tuple[Model, tuple[str, ...], dict[str, Any]]:
         architecture = record(Architecture, content)
         if architecture.hidden_act not in ACTIVATIONS:
             raise UserError(f"hidden_act is {shown(architecture.hidden_act)}, and minivit has {', '.join(ACTIVATIONS)}")
-    preprocessing = _preprocessing(path, architecture)
-    state = from_hugging_face(read_shards(path))
-    if "head.weight" not in state:
-        raise UserError(f"{path} has no classifier: create the model with create_model('vit', ...), and use load_weights(..., head=False)")
-    with reading(path, REMEDY):
-        model = model_of("vit", _config(architecture, state), state)
-    return model, _class_names(architecture, model.config.num_classes), preprocessing
+    return architecture
 
 
 def _content(path: Path) -> Mapping[str, Any]:
@@ -96,7 +113,7 @@ def _config(architecture: Architecture, state: Mapping[str, Any]) -> dict[str, A
         image_size=architecture.image_size,
         patch_size=architecture.patch_size,
         in_channels=architecture.num_channels,
-        num_classes=len(state["head.weight"]),
+        num_classes=len(state.get("head.weight", ())) or 1,
         dim=architecture.hidden_size,
         depth=architecture.num_hidden_layers,
         heads=architecture.num_attention_heads,

@@ -1,4 +1,4 @@
-"""Run folders and model files. All files are written atomically, and the files of a run together.
+"""Run folders. All files are written atomically, and the files of a run together.
 
 config.json         everything needed to repeat the run: the resolved arguments of `train`, versions, a one-line summary of the data
 metrics.jsonl       one line per epoch that was tested: epoch, train_loss, test_loss, test_accuracy, learning_rate, seconds,
@@ -14,7 +14,8 @@ checkpoints         a folder from whose files a stopped training goes on (`io/ch
 
 The first three are replaced together. They are first written into the folder `.new.part` in the run folder, which then gets the name
 `.new`: from then on they count, also if the process is killed before it has moved each of them to its place. Whoever reads the run, or
-trains into the folder, moves the rest.
+trains into the folder, moves the rest. A run that replaces an earlier one lies in the folder `.next` until its first epoch is saved, with
+its checkpoints; then, or when it is resumed, `.next` gets the name `.new`.
 """
 
 from __future__ import annotations
@@ -23,64 +24,26 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from ..errors import UserError, nearest, reason
 from ..files import atomic_file, lock, open_regular, remove_abandoned, user_path, writing
 from ..interrupts import deferred
-from ..models import Model
 from ..progress import say_once
-from ..schema import Limits, checked, parse_json, record
-from .checkpoints import Checkpoint, Checkpoints
+from ..schema import checked, parse_json, record
+from .checkpoints import CHECKPOINTS, Checkpoint, Checkpoints
 from .metrics import Tested, Validated, table_of
-from .weights import model_of, read_safetensors, save_weights
+from .model_file import reading
 
 CONFIG, METRICS, MODEL, CURVES, TABLE = "config.json", "metrics.jsonl", "model.safetensors", "curves.png", "metrics.csv"
 REPORT = "report.html"
 RUN_FILES = (CONFIG, METRICS, MODEL, CURVES, TABLE, REPORT)
 PART, COMPLETE = ".new.part", ".new"  # folders of files that are being written, and of files that are all written
+NEXT = ".next"  # a folder of the run that will replace that of the run folder
 LARGEST_TEXT = 2**24  # bytes of config.json and metrics.jsonl, which take twenty times as much memory as Python's values
-
-
-@contextmanager
-def reading(what: str | os.PathLike[str], remedy: str) -> Iterator[None]:
-    """Convert an error of the block about what a file says into a UserError that names the file, and ends with the way out."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot read {what}: {reason(error)}") from error
-    except ValueError as error:  # UserError is one
-        raise UserError(f"{what} is damaged: {error}: {remedy}") from error
-
-
-# ----------------------------------------------------------------------------------------------------------------------- models
-Name = Annotated[str, Limits(most=100)]  # of a model: pictures have it in their titles
-
-
-def save_model(path: str | os.PathLike[str], model: Model, about: Mapping[str, Any], precision: str | None = None) -> None:
-    """Write a model with its configuration and the metadata `about`, whose values JSON can represent. Raises UserError.
-
-    precision: of the weights in the file, as for `save_weights`.
-    """
-    save_weights(model, path, {key: json.dumps(value, ensure_ascii=False) for key, value in about.items()}, precision)
-
-
-def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
-    """(model in evaluation mode, `about`) from a file written by `save_model`. Raises UserError."""
-    state, metadata = read_safetensors(path)
-    if "model" not in metadata:
-        raise UserError(f"{path} does not say which model its weights are of: create that, and use load_weights")
-    with reading(path, "get or make it again, or create the model and use load_weights"):
-        config = dict(checked("model", parse_json(metadata["model"], "model"), Mapping[str, Any]))
-        family, name = (checked(f"model.{key}", config.pop(key, None), Name) for key in ("family", "name"))
-        model = model_of(family, config, state)
-        model.name = name
-        model.restore(model.read_metadata(metadata), own_file=True)
-        about = metadata.keys() - model.metadata().keys() - {"format", "version", "model"}
-        return model, {key: parse_json(metadata[key], key) for key in about}
 
 
 def find_model(path: Path) -> Path:
@@ -99,12 +62,11 @@ def find_model(path: Path) -> Path:
     raise UserError(f"there is no run {path}{nearest(path.name, runs)}: give a run folder, or a .safetensors file that minivit wrote")
 
 
-# ------------------------------------------------------------------------------------------------------------------ run folders
 class RunFolder:
     """The folder of one run.
 
-    path: its path. config: the content of its config.json. history: the lines of its metrics.jsonl so far. checkpoints: those in it.
-    replaces: whether it holds an earlier run, which is kept until the first epoch is saved.
+    path: its path. config: the content of its config.json. history: the lines of its metrics.jsonl so far. checkpoints: those of the run.
+    replaces: whether it holds an earlier run, which is kept until the first epoch is saved; the checkpoints are in NEXT meanwhile.
     """
 
     keeps_files = True  # whether there is such a folder
@@ -113,7 +75,7 @@ class RunFolder:
         self.path, self.config = Path(path), dict(config or {})
         self.history: list[dict[str, Any]] = []
         self.checkpoints = Checkpoints(self.path)
-        self.replaces, self._is_new = False, False
+        self.replaces = False
         self._epochs = 0  # after which the model was saved that the folder holds
         self._descriptor: int | None = None  # of the locked folder
 
@@ -121,7 +83,7 @@ class RunFolder:
     def create(cls, out: str | os.PathLike[str] | None, name: str, config: Mapping[str, Any], overwrite: bool = False) -> RunFolder:
         """Create and lock a run folder: `out`, or runs/<name>-<n> with the first unused number.
 
-        With `overwrite`, the files of an earlier run are replaced when those of this run are first saved, and all others are kept.
+        With `overwrite`, the files of an earlier run are replaced when those of this run are saved after an epoch, and all others are kept.
         Raises UserError like `check_free`, and if another training has locked the folder.
         """
         check_free(out, overwrite)
@@ -132,8 +94,10 @@ class RunFolder:
                 if out is not None:
                     check_free(out, overwrite)  # another training may have filled it since
                 folder._clean()
-                folder._is_new = True
-                folder.replaces = any((folder.path / file).exists() for file in RUN_FILES)
+                shutil.rmtree(folder.path / NEXT, ignore_errors=True)
+                folder.replaces = any((folder.path / file).exists() for file in RUN_FILES) or folder.checkpoints.exist()
+                if folder.replaces:
+                    folder.checkpoints = Checkpoints(folder.path / NEXT)
         except BaseException:
             folder.close()
             raise
@@ -143,13 +107,15 @@ class RunFolder:
     def reopen(cls, path: Path) -> RunFolder:
         """Lock the folder of a run that is to go on: the folder, or its name in runs/. Its config is left empty.
 
-        Raises UserError if it does not exist, and if another training has locked it.
+        A run that was stopped in its first epoch, and has a checkpoint, replaces the earlier run now. Raises UserError if the folder does
+        not exist, if another training has locked it, and if all checkpoints of a run that is to replace another are damaged.
         """
         folder = cls(next((p for p in (path, Path("runs") / path) if p.is_dir()), None) or find_model(path).parent)
         try:
             with writing(folder.path):
                 folder._hold()
                 folder._clean()
+                folder._begin_replacement()
             folder._epochs = max((line["epoch"] for line in folder.read_metrics()), default=0)
         except BaseException:
             folder.close()
@@ -159,6 +125,8 @@ class RunFolder:
     def close(self) -> None:
         """Let other trainings use the folder."""
         if self._descriptor is not None:
+            if self.replaces and not self.checkpoints.exist():
+                shutil.rmtree(self.path / NEXT, ignore_errors=True)  # the run never began
             os.close(self._descriptor)
             self._descriptor = None
 
@@ -167,16 +135,16 @@ class RunFolder:
     def begin(self, save_model: Callable[[Path], None]) -> None:
         """Save the model before the first epoch, which makes the folder usable, and tells of a full disk early.
 
-        Where there is an earlier run, the files are written and deleted again. Raises UserError like `save`.
+        Where there is an earlier run, the files are in NEXT until the first epoch is saved. Raises UserError like `save`.
         """
-        self._save(save_model, [], keep=not self.replaces)
+        self._save(save_model, [])
 
     def save(self, save_model: Callable[[Path], None], line: Mapping[str, Any]) -> None:
         """Add a line to the history, and replace the files of the run, or of an earlier one, together.
 
         save_model: writes the model to a path. Raises UserError if the files cannot be written; those of before are then kept.
         """
-        self._save(save_model, [*self.history, dict(line)], keep=True)
+        self._save(save_model, [*self.history, dict(line)])
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint. Raises UserError if that fails; the earlier ones are then kept."""
@@ -240,8 +208,8 @@ class RunFolder:
                 raise UserError(f"another training is writing to {self.path}: give another folder as out (--out)") from None
         _move_new_files(self.path)
 
-    def _save(self, save_model: Callable[[Path], None], history: list[dict[str, Any]], keep: bool) -> None:
-        part = self.path / PART
+    def _save(self, save_model: Callable[[Path], None], history: list[dict[str, Any]]) -> None:
+        part, next_run = self.path / PART, self.path / NEXT
         with deferred(), writing(self.path):
             self._hold()
             part.mkdir()
@@ -250,15 +218,27 @@ class RunFolder:
                 if history:
                     _write(part / METRICS, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in history))
                 save_model(part / MODEL)
-                if keep:
-                    if self._is_new:
-                        self.checkpoints.remove()  # those of the earlier run
+                if self.replaces:
+                    (next_run / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+                    _move((MODEL, METRICS, CONFIG), part, next_run)
+                if not self.replaces:
                     os.rename(part, self.path / COMPLETE)
-                    self.history, self.replaces, self._is_new = history, False, False
-                    self._epochs = history[-1]["epoch"] if history else 0
+                elif history:
+                    os.rename(next_run, self.path / COMPLETE)
+                    self.checkpoints.moved(self.path)
+                    self.replaces = False
+                self.history, self._epochs = history, history[-1]["epoch"] if history else 0
             finally:
                 shutil.rmtree(part, ignore_errors=True)
             _move_new_files(self.path)
+
+    def _begin_replacement(self) -> None:
+        """Put a run that was to replace that of the folder, and has a checkpoint, in its place; delete one that has none."""
+        if Checkpoints(self.path / NEXT).latest():
+            os.rename(self.path / NEXT, self.path / COMPLETE)
+            _move_new_files(self.path)
+        else:
+            shutil.rmtree(self.path / NEXT, ignore_errors=True)
 
 
 class Unsaved(RunFolder):
@@ -319,10 +299,17 @@ def _move_new_files(folder: Path) -> None:
     if new.is_dir():
         for file in (CURVES, TABLE, REPORT):  # of the weights before
             (folder / file).unlink(missing_ok=True)
-        for file in (MODEL, METRICS, CONFIG):
-            if (new / file).exists():
-                os.replace(new / file, folder / file)
+        if (new / CHECKPOINTS).is_dir():  # of another run than that of the folder
+            (folder / METRICS).unlink(missing_ok=True)
+            Checkpoints(folder).replace(new / CHECKPOINTS)
+        _move((MODEL, METRICS, CONFIG), new, folder)
         new.rmdir()
+
+
+def _move(files: Iterable[str], source: Path, target: Path) -> None:
+    for file in files:
+        if (source / file).exists():
+            os.replace(source / file, target / file)
 
 
 def check_free(out: str | os.PathLike[str] | None, overwrite: bool) -> None:

@@ -35,6 +35,11 @@ def resize(positions: np.ndarray, grid: Sides, prefix: int, method: str, old: tu
     patches = positions.shape[1] - prefix
     old = old or both(isqrt(max(patches, 0)))
     if patches < 1 or prod(old) != patches:
-        raise UserError(f"position embedding of {positions.shape[1]} tokens: less {prefix} for the class token, {patches} is no square")
+        hint = (
+            ": a DeiT with two tokens needs distillation='head'" if prefix == 1 and isqrt(max(patches - 1, 0)) ** 2 == patches - 1 else ""
+        )
+        raise UserError(
+            f"position embedding of {positions.shape[1]} tokens: less {prefix} for the class token, {patches} is no square{hint}"
+        )
     resized = resample_grid(positions[:, prefix:].astype(np.float64), *matrices(old, both(grid), method))
     return np.concatenate([positions[:, :prefix], resized.astype(positions.dtype)], axis=1)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..files import user_path, writing
-from ..io.run_folder import CONFIG, RunFolder, find_model, load_model
+from ..io.model_file import load_model
+from ..io.run_folder import CONFIG, RunFolder, find_model
 from ..plots.curves import compared_curves
 from ..plots.figure import save_figure
 

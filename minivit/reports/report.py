@@ -13,7 +13,8 @@ from ..files import atomic_file, user_path, writing
 from ..inference.classifier import Classifier, load
 from ..inference.evaluate import Evaluation, evaluate_on
 from ..inference.run_data import data_of_run
-from ..io.run_folder import CONFIG, REPORT, RunFolder, find_model, reading
+from ..io.model_file import reading
+from ..io.run_folder import CONFIG, REPORT, RunFolder, find_model
 from ..progress import say
 from ..schema import Limits, checked
 from .page import page

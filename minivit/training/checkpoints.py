@@ -55,7 +55,7 @@ class Progressed(Checked):
     phases_left: Size  # sizes of images, the current one among them
     seconds: Annotated[float, Limits(least=0)]  # since the last test
     told: Annotated[int, Limits(least=0)]  # the steps that watchers have been told of
-    frozen: tuple[str, ...]  # the parameters that are not trained
+    frozen: tuple[str, ...]  # the parameters and modules that the model does not train by itself (`frozen_names`)
     data_hash: str  # of the images and labels
     best: Mapping[str, Any] | None = None  # the line of the weights that did best on the validation part
 

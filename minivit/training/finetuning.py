@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,9 @@ from ..data import Batches, Dataset
 from ..errors import UserError, shown
 from ..files import user_path
 from ..grad_mode import no_grad
-from ..io.run_folder import find_model, load_model
+from ..io import hugging_face
+from ..io.model_file import load_model
+from ..io.run_folder import find_model
 from ..io.weights import load_weights, read_safetensors
 from ..models import FAMILIES, PRESETS, Model
 from ..nn.module import Module, evaluating
@@ -40,19 +42,26 @@ class Origin(NamedTuple):
 
 
 def find_origin(weights: str | os.PathLike[str] | None) -> Origin | None:
-    """What there is to know of weights: of a run folder, its name in runs/, a file of minivit's or one of others. Raises UserError."""
+    """What there is to know of weights: of a run folder, its name in runs/, a file of minivit's, a folder of transformers, or a file of
+    others. Raises UserError."""
     if weights is None:
         return None
     path = user_path(weights)
     if path.suffix == ".npz" and path.is_file():
         return Origin(path)
+    if hugging_face.is_folder(path):
+        config, class_names = hugging_face.describe(path)
+        return Origin(path, "vit", _without_data(config), config["image_size"], class_names)
     file = find_model(path)
     if "model" not in read_safetensors(file)[1]:
         return Origin(file)
     model, about = load_model(file)
-    options = {name: value for name, value in asdict(model.config).items() if name not in OF_DATA}
     name = model.name if model.name in PRESETS or model.name in FAMILIES else model.family
-    return Origin(file, name, options, model.config.image_size, tuple(about.get("class_names", ())))
+    return Origin(file, name, _without_data(asdict(model.config)), model.config.image_size, tuple(about.get("class_names", ())))
+
+
+def _without_data(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in OF_DATA}
 
 
 def begin_with(model: Model, origin: Origin, dataset: Dataset, progress: bool) -> None:
@@ -82,7 +91,7 @@ def freeze(model: Model, what: int | str | None) -> Callable[[], None]:
         raise UserError(f"freeze must be {BACKBONE} or a number of blocks, not {shown(what)}")
     parameters = [p for p in model.parameters() if p.requires_grad and id(p) in chosen]
     owners = [m for m in model.modules() if (own := m.parameters()) and all(id(p) in chosen for p in own)]
-    modules = [module for owner in owners for module in owner.modules()]
+    modules = [module for owner in owners for module in owner.modules() if not module.frozen]
 
     def set_frozen(frozen: bool) -> None:
         for parameter in parameters:
@@ -92,6 +101,20 @@ def freeze(model: Model, what: int | str | None) -> Callable[[], None]:
 
     set_frozen(True)
     return lambda: set_frozen(False)
+
+
+def frozen_names(model: Model) -> tuple[str, ...]:
+    """The names of the parameters that are not trained, and of the modules that stay in evaluation mode."""
+    parameters = (name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+    return (*parameters, *(name for name, module in model.named_modules() if module.frozen))
+
+
+def freeze_names(model: Model, names: Collection[str]) -> None:
+    """Let just these parameters and modules be frozen, as `frozen_names` tells them."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = name not in names
+    for name, module in model.named_modules():
+        module.frozen = name in names
 
 
 class HeadAlone(Module):

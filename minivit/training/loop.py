@@ -53,8 +53,8 @@ class Loop:
     dataset: the images that are trained on, and those that are tested after epochs. final: None, and the weights after the last epoch are
     kept; or data, of which the test images are tested once, at the end, with the weights that did best on those of `dataset`.
     at_end: called after the training, however it ends.
-    pace: when a checkpoint is written. keep_checkpoint: whether the last one is kept when the run is complete. watchers: who is told of
-    steps and tests. steps: the number of optimizer steps so far.
+    pace: when a checkpoint is written. keep_checkpoint: whether the last one is kept when the run is complete. frozen: what the model does
+    not train by itself. watchers: who is told of steps and tests. steps: the number of optimizer steps so far.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Loop:
         at_end: Callable[[], None] = lambda: None,
         pace: Pace | None = None,
         keep_checkpoint: bool = False,
+        frozen: tuple[str, ...] = (),
     ) -> None:
         self.phases, self.classifier, self.dataset = [*phases], classifier, dataset
         _, self.trainer, self.batches, _ = phases[-1]
@@ -79,7 +80,7 @@ class Loop:
         self.best: dict[str, Any] | None = None  # the line of the weights that are kept, if there is a validation part
         self.kept: dict[str, np.ndarray] = {}  # these weights
         self.tested: dict[str, Evaluation] = {}  # the last test of each part, and that of these weights
-        self.pace, self.keep_checkpoint = pace or Pace(0), keep_checkpoint
+        self.pace, self.keep_checkpoint, self.frozen = pace or Pace(0), keep_checkpoint, frozen
         self.watchers: list[Watcher] = []
         self.steps = self.told = 0  # steps so far, and those that the watchers know of
         self.losses: list[float] = []  # of the steps since the last test
@@ -162,12 +163,9 @@ class Loop:
         report_at_end(self.folder, self.classifier, self.final or self.dataset, validation, known.get("test"), known.get("kept"))
 
     def checkpoint(self) -> None:
-        """Write a checkpoint of the state after the last step, unless an earlier run is still in the folder.
-
-        Training goes on without one that cannot be written: a line tells.
-        """
+        """Write a checkpoint of the state after the last step. Training goes on without one that cannot be written: a line tells."""
         self._read_loss()
-        if self.folder.replaces or not self.folder.keeps_files:
+        if not self.folder.keeps_files:
             return
         try:
             with self.pace.counting():
@@ -183,14 +181,14 @@ class Loop:
             self.checkpoint()
 
     def _checkpoint(self) -> Checkpoint:
-        model, trainer, *_ = self.phases[0]
+        trainer = self.phases[0].trainer
         about = Progressed(
             config=self.folder.config,
             history=tuple(self.folder.history),
             phases_left=len(self.phases),
             seconds=self.elapsed(),
             told=self.told,
-            frozen=tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad),
+            frozen=self.frozen,
             data_hash=self._data_hash,
             best=self.best,
         )
@@ -224,9 +222,10 @@ class Loop:
 
     def _way_on(self) -> str:
         """How a run that was interrupted goes on, for a message."""
-        if not self.folder.keeps_files or not self.folder.is_usable() or self.folder.replaces:
+        folder = self.folder
+        if not folder.keeps_files or not (folder.checkpoints.exist() if folder.replaces else folder.is_usable()):
             return ""
-        return f"; minivit train --resume {shlex.quote(str(self.folder.path))} goes on"
+        return f"; minivit train --resume {shlex.quote(str(folder.path))} goes on{' with the new one instead' if folder.replaces else ''}"
 
     def _train_and_test(self, end: int, progress_bar: Progress) -> None:
         """Train what is left of the epochs before number `end`, and test."""

@@ -38,8 +38,8 @@ class TrainOptions(Checked):
     ] = "digits"
     weights: Annotated[
         str | os.PathLike[str] | None,
-        "weights that the training begins with: a run, a model file, or a .safetensors or .npz file of others, for which model must be "
-        "given; positions are resized, and the head is new unless it is for the same classes",
+        "weights that the training begins with: a run, a model file, a folder of transformers with a ViT or DeiT, or a .safetensors or "
+        ".npz file of others, for which model must be given; positions are resized, and the head is new unless it is for the same classes",
     ] = None
     freeze: Annotated[
         int | str | None,

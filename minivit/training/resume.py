@@ -13,11 +13,13 @@ import numpy as np
 from ..errors import UserError, nearest, shown
 from ..files import user_path
 from ..io.checkpoints import Checkpoint
-from ..io.run_folder import CONFIG, CURVES, MODEL, RunFolder, load_model, reading
+from ..io.model_file import load_model, reading
+from ..io.run_folder import CONFIG, CURVES, MODEL, RunFolder
 from ..progress import say
 from ..schema import checked, record
 from ..version import __version__
 from .checkpoints import Progressed
+from .finetuning import freeze_names
 from .loop import Loop
 from .options import OF_A_PROCESS, TrainOptions, repeatable
 
@@ -159,8 +161,7 @@ def _options(
     if config.get("model_given"):
         _check_first_weights(about, folder)
         own["model"], _ = load_model(folder.path / MODEL)
-        for name, parameter in own["model"].named_parameters():
-            parameter.requires_grad = about is None or name not in about.frozen
+        freeze_names(own["model"], about.frozen if about else ())
     elif arguments.get("weights") is not None:  # what is frozen of them is in the run's own model too, and the rest in the checkpoint
         _check_first_weights(about or not folder.read_metrics(), folder)
         own |= {"model": None, "weights": folder.path / MODEL}

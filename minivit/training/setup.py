@@ -18,7 +18,7 @@ from ..optim import OPTIMIZERS
 from ..progress import say
 from ..sides import both, times
 from .class_weights import class_weights
-from .finetuning import HeadAlone, Origin, begin_with, features_of, freeze, learns_from_features
+from .finetuning import HeadAlone, Origin, begin_with, features_of, freeze, frozen_names, learns_from_features
 from .loop import Phase
 from .options import TrainOptions
 from .progress_bar import duration
@@ -32,6 +32,7 @@ class Setup(NamedTuple):
 
     recipe: Recipe
     origin: Origin | None  # of the first weights
+    frozen: tuple[str, ...]  # what the model does not train by itself, by name
     thaw: Callable[[], None]  # to be called when the training has ended: undoes `freeze`
     datasets: list[Dataset]  # of each phase
     phases: list[Phase]  # the last one is that of the model
@@ -51,7 +52,7 @@ def set_up(
         before.thaw()
     recipe = _recipe(options, dataset, origin, **chosen)
     model = _adapt(options, dataset, recipe) if isinstance(options.model, Module) else _create(options, dataset, recipe, origin)
-    thaw = freeze(model, options.frozen)
+    frozen, thaw = frozen_names(model), freeze(model, options.frozen)
     weights = class_weights(options.class_weights, dataset.train_labels, dataset.class_names)
     settings = _trainer_settings(options, recipe, threads, weights)
     datasets, phases, start = before.datasets if before else [*_smaller(options, dataset, recipe, model), dataset], list[Phase](), 0
@@ -62,7 +63,7 @@ def set_up(
             of_size = model if is_last else _create_smaller(options, images, recipe, model, origin)
             phases.append(_phase(options, images, recipe, of_size, settings, end))
             start = end
-    return Setup(recipe, origin, thaw, datasets, phases, settings)
+    return Setup(recipe, origin, frozen, thaw, datasets, phases, settings)
 
 
 def _recipe(options: TrainOptions, dataset: Dataset, origin: Origin | None, **chosen: Any) -> Recipe:

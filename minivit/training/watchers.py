@@ -42,7 +42,8 @@ class Functions(Watcher):
 class TensorBoard(Watcher):
     """Scalars in files that TensorBoard shows: each step's loss and learning rate, and the numbers of each line of metrics.
 
-    folder: of the run. steps: optimizer steps so far; TensorBoard then hides what an earlier process has told of later ones.
+    folder: of the run. steps: optimizer steps so far; TensorBoard then hides what an earlier process, or an earlier run that is
+    replaced, has told of later ones.
     Raises UserError if the folder cannot be written to.
     """
 
@@ -50,7 +51,7 @@ class TensorBoard(Watcher):
         self._path = folder / EVENTS
         self._steps = steps
         try:
-            self._writer = _summary_writer()(logdir=str(self._path), purge_step=steps + 1 if steps else None)
+            self._writer = _summary_writer()(logdir=str(self._path), purge_step=steps + 1 if steps else 0)
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {reason(error)}") from error
 

@@ -12,7 +12,7 @@ from minivit.data import load_data, prepare
 from minivit.data.fit import frame
 from minivit.errors import UserError
 from minivit.inference.run_data import data_of_run
-from minivit.io.run_folder import save_model
+from minivit.io.model_file import save_model
 
 HALVES = np.zeros((8, 16, 3), np.uint8)  # the left half is red, the right half blue
 HALVES[:, :8, 0] = HALVES[:, 8:, 2] = 255

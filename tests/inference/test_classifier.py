@@ -7,7 +7,7 @@ import minivit
 from minivit import UserError
 from minivit.data import Batches
 from minivit.inference.classifier import Classifier, Preprocessing
-from minivit.io.run_folder import save_model
+from minivit.io.model_file import save_model
 
 PREPROCESSING = dict(image_size=8, in_channels=3, mean=[0.4, 0.5, 0.6], std=[0.2, 0.25, 0.3])
 NAN = float("nan")

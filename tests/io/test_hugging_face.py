@@ -53,6 +53,27 @@ def test_it_is_saved_and_labels_images(tmp_path, capsys):
     assert main(["info", str(tmp_path / "a.safetensors")]) == 0 and "vit" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name, has_classifier", [("vit", True), ("vit", False), ("deit_with_teacher", True)])
+def test_a_training_begins_with_its_weights(name, has_classifier, tmp_path):
+    """The model is that of config.json, of which no other file is needed."""
+    folder = shutil.copytree(FOLDER / name, tmp_path / name)
+    (folder / "preprocessor_config.json").unlink()
+    if not has_classifier:
+        state = load_file(folder / "model.safetensors")
+        bare = {name.removeprefix("vit."): array for name, array in state.items() if not name.startswith("classifier.")}
+        save_file(bare, folder / "model.safetensors")
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), np.uint8)
+    given = dict(data=(pixels, np.arange(10) % 2), epochs=1, batch_size=4, lr=1e-9, min_lr=1e-9, warmup=0, progress=False)
+    run = minivit.train(weights=folder, freeze="backbone", out=tmp_path / "run", **given)
+    theirs, ours = minivit.load(FOLDER / name).model, run.model.model
+    assert ours.config.num_classes == 2 and (ours.config.depth, ours.config.distillation) == (
+        theirs.config.depth,
+        theirs.config.distillation,
+    )
+    for block in ("blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight", "norm.weight"):
+        np.testing.assert_array_equal(ours.state_dict()[block], theirs.state_dict()[block])
+
+
 def test_weights_of_several_files_go_into_a_model():
     model = minivit.load(FOLDER / "deit").model
     own = minivit.create_model("vit", **vars(model.config) | {"seed": 1})

@@ -8,6 +8,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+from browser import browser, needs_chromium
 from PIL import Image
 
 import minivit
@@ -82,6 +83,17 @@ def test_training_writes_a_page_that_stands_alone(run):
     assert "url(" not in root.find("head/style").text and "@import" not in root.find("head/style").text
     assert "://" not in re.sub(r'src="[^"]*"', "", (run.folder / REPORT).read_text())
     assert (run.folder / CURVES).exists()
+
+
+@needs_chromium
+def test_a_browser_loads_nothing_else(run, tmp_path):
+    address = (run.folder / REPORT).resolve().as_uri()
+    with browser(tmp_path / "profile") as page:
+        page.open(address)
+        assert page.requests == [address] and not page.errors
+        pictures = page.value("[...document.images].map(each => each.complete && each.naturalWidth > 0)")
+        assert len(pictures) > 4 and all(pictures)
+        assert page.value("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_pictures_are_whole(run):

@@ -220,7 +220,7 @@ def everything(client):
 
 
 def test_a_second_signal_ends_at_once(tmp_path):
-    with served(tmp_path, "--batch-size", 1, seconds_a_batch=1.5) as server:
+    with served(tmp_path, "--batch-size", 1, seconds_a_batch=8) as server:
         thread = threading.Thread(target=ask_in_vain, args=[server])
         thread.start()
         server.wait_until("minivit_queue_images", 1)

@@ -4,11 +4,10 @@ import base64
 import http.client
 import json
 import re
-import shutil
 import struct
-import subprocess
 import zlib
 from io import BytesIO
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -19,7 +18,10 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("python_multipart")
 pytest.importorskip("prometheus_client")
 
+from browser import browser, needs_chromium
 from running_server import as_png, classifier, multipart, pictures, served
+
+import minivit
 
 MIB = 2**20
 REQUESTS = 'minivit_requests_total{{path="/predict",status="{}"}}'  # of a status
@@ -210,12 +212,48 @@ def test_the_page_asks_nobody_else(server):
     assert not re.findall(r"https?:|//\w+\.\w", text) and "innerHTML" not in text
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
-def test_the_page_in_a_browser(server, tmp_path):
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--virtual-time-budget=5000", "--dump-dom"]
-    command = ["chromium", *options, f"http://{server.host}:{server.port}/"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert "vit: 3 classes, 8×8 pixels, gray" in done.stdout, done.stderr[-2000:]
+@needs_chromium
+def test_the_page_labels_images_that_are_chosen_or_dropped(server, expected, tmp_path):
+    path, answers = tmp_path / "käse 1.png", "document.querySelectorAll('article')"
+    path.write_bytes(as_png(pictures(2)[0]))
+    with browser(tmp_path / "profile") as page:
+        page.open(f"http://{server.host}:{server.port}/")
+        page.wait("find('model').textContent")
+        assert page.value("find('model').textContent") == "vit: 3 classes, 8×8 pixels, gray"
+        page.choose("#files", path)
+        page.wait("document.querySelector('canvas')")
+        page.drop("b.png", as_png(pictures(2)[1]))
+        page.wait(f"{answers}.length === 2 && {answers}[0].querySelector('canvas')")
+        for number, name in enumerate(["b.png", "käse 1.png"]):  # the newest one first
+            picture = 1 - number
+            label, share = expected.names[picture], expected.probabilities[picture].max()
+            shown = page.value(f"[...{answers}[{number}].querySelectorAll('h2, .answer, dt')].map(each => each.textContent)")
+            order = np.argsort(-expected.probabilities[picture])
+            assert shown == [name, f"{label}, {100 * share:.1f} %", *(expected.class_names[k] for k in order)]
+            attention = f"{answers}[{number}].querySelector('canvas')"
+            colours = f"new Set(new Uint32Array({attention}.getContext('2d').getImageData(0, 0, 384, 384).data.buffer)).size"
+            assert page.value(colours) > 4
+        assert not page.errors
+        page.drop("c.png", b"no image")
+        page.wait("document.querySelector('.error')")
+        assert "not an image of a known format" in page.value("document.querySelector('.error').textContent")
+        assert {urlsplit(url).netloc for url in page.requests} == {f"{server.host}:{server.port}"}
+        assert page.screenshot()[:4] == b"\x89PNG"
+
+
+@needs_chromium
+def test_the_page_tells_the_exit_of_a_cascade(tmp_path):
+    model = classifier("dvt", patches=((4, 4, 0), (2, 2, 0)))
+    rng = np.random.default_rng(0)
+    minivit.calibrate(model, rng.integers(0, 256, (200, 8, 8, 1), np.uint8), rng.integers(0, 3, 200), [0.4, 1.0], unit="share")
+    with served(tmp_path, model=model) as server, browser(tmp_path / "profile") as page:
+        page.open(f"http://{server.host}:{server.port}/")
+        page.wait("!find('budget-option').hidden")
+        page.drop("a.png", as_png(pictures(1)[0]))
+        page.wait("document.body.textContent.includes('exit 2 of 2, ')")
+        page.value("find('budget').value = '0.4'")
+        page.drop("a.png", as_png(pictures(1)[0]))
+        page.wait("document.body.textContent.includes('exit 1 of 2, ')")
 
 
 # ------------------------------------------------------------------------------------------------------------------ clients

@@ -136,16 +136,47 @@ def test_checkpoints_of_a_complete_run(tmp_path):
 def test_an_earlier_run_keeps_its_checkpoints_until_the_first_epoch_of_another(tmp_path, monkeypatch):
     stopped(monkeypatch, tmp_path / "run", 4, **VIT)
     before = files_of(tmp_path / "run")
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=r"holds the earlier run as it was$"):
-        stop_at(patch, 2)
-        train(**SMALL | VIT | {"seed": 9}, out=tmp_path / "run", overwrite=True)
-    assert files_of(tmp_path / "run") == before
     with monkeypatch.context() as patch, pytest.raises(Interrupted, match="after 1 of 3 epochs"):
         stop_at(patch, 5)
         train(**SMALL | VIT | {"seed": 9}, out=tmp_path / "run", overwrite=True)
     assert files_of(tmp_path / "run") == ["step-00000005.safetensors"] != before
     train(resume=tmp_path / "run", progress=False)
     assert RunFolder(tmp_path / "run").read_config()["arguments"]["seed"] == 9
+
+
+def test_a_run_that_replaces_another_goes_on_from_its_first_epoch(tmp_path, monkeypatch, often):
+    """Until it is resumed, the earlier run is there as it was."""
+    out, new = tmp_path / "run", SMALL | VIT | {"seed": 9, "checkpoint_minutes": 1e-9, "overwrite": True}
+    train(**new, out=tmp_path / "whole")
+    train(**SMALL | VIT, out=out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    line = rf"holds the earlier run as it was; minivit train --resume {out} goes on with the new one instead$"
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=line):
+        stop_at(patch, 2)
+        train(**new, out=out)
+    assert before.items() <= {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}.items()
+    train(resume=out, keep_checkpoint=True, progress=False)
+    assert result_of(out) == result_of(tmp_path / "whole")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_run_that_replaces_another_survives_a_kill_in_its_first_epoch(tmp_path):
+    """Also one on weights that no seed makes, before its first step."""
+    train(**SMALL | VIT | {"epochs": 1}, out=tmp_path / "first")
+    options = SMALL | {"model_options": None, "weights": tmp_path / "first", "seed": 9, "overwrite": True}
+    train(**options, out=tmp_path / "whole")
+    for step in (1, 2):
+        out = tmp_path / f"run{step}"
+        shutil.copytree(tmp_path / "first", out)
+
+        def killed(step=step, out=out):
+            kill = lambda told: told["step"] < step or os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
+            return train(**options, out=out, on_step=kill, checkpoint_minutes=1e-9 if step == 2 else 5.0)
+
+        assert status_of(in_a_child(killed)) == -signal.SIGKILL
+        assert files_of(out) == ["step-00000003.safetensors"]  # of the earlier run
+        train(resume=out, keep_checkpoint=True, progress=False)
+        assert result_of(out) == result_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

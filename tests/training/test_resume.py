@@ -117,6 +117,30 @@ def test_a_given_model_with_frozen_parameters(tmp_path, monkeypatch):
     assert result_of(tmp_path / "killed") == result_of(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("freeze", [None, "backbone", 1])
+def test_a_given_model_learns_afterwards_what_it_learnt_before(tmp_path, monkeypatch, freeze):
+    """What `freeze` froze can learn again, and what its owner froze cannot, as after a run that was not stopped."""
+
+    def model():
+        made = minivit.create_model("localvit_micro_patch2_8", dim=16, depth=1, heads=2, stem_width=4, seed=5)
+        made.pos_embed.requires_grad = False
+        made.blocks[0].norm1.frozen = True
+        return made
+
+    def state(run):
+        trained = run.model.model
+        parameters = [(name, parameter.requires_grad) for name, parameter in trained.named_parameters()]
+        return parameters, [(name, module.frozen) for name, module in trained.named_modules()]
+
+    options = {"model_options": None, "freeze": freeze, "augmentation": "none", "mixup": 0.0}
+    expected = state(train(**SMALL | options | {"model": model()}, out=tmp_path / "whole"))
+    stopped(monkeypatch, tmp_path / "run", 4, model=model(), **options)
+    found = state(train(resume=tmp_path / "run", keep_checkpoint=True, progress=False))
+    assert result_of(tmp_path / "run") == result_of(tmp_path / "whole")
+    assert found == expected
+    assert dict(found[0])["blocks.0.attn.qkv.weight"] and not dict(found[0])["pos_embed"] and dict(found[1])["blocks.0.norm1"]
+
+
 @pytest.mark.parametrize("options", [{"freeze": "backbone", "augmentation": "none", "mixup": 0.0}, {"freeze": 1, "ema": 0.8}], ids=str)
 def test_weights_to_begin_with_may_be_gone(tmp_path, monkeypatch, options):
     train(**SMALL | VIT | {"epochs": 1, "seed": 3, "keep_checkpoint": False}, out=tmp_path / "first")

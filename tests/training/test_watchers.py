@@ -53,8 +53,8 @@ def test_a_table_of_the_history(tmp_path):
 
 
 def events(folder):
-    """{tag: [(step, value)]} of TensorBoard's files in a folder, in the order in which they were written."""
-    from tensorboardX.proto.event_pb2 import Event
+    """{tag: [(step, value)]} that TensorBoard shows of its files in a folder: the start of a process hides later steps told before."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     found = {}
     for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns):
@@ -62,6 +62,8 @@ def events(folder):
         while content:
             size = int.from_bytes(content[:8], "little")
             event = Event.FromString(content[12 : 12 + size])
+            if event.session_log.status == SessionLog.START:
+                found = {tag: [(step, value) for step, value in told if step < event.step] for tag, told in found.items()}
             for value in event.summary.value:
                 found.setdefault(value.tag, []).append((event.step, value.simple_value))
             content = content[16 + size :]
@@ -75,6 +77,15 @@ def test_tensorboard(tmp_path, monkeypatch):
     assert [step for step, _ in found["step/loss"]] == [*range(1, 10)]
     assert [step for step, _ in found["epoch/test_loss"]] == [3, 6, 9]
     np.testing.assert_allclose([value for _, value in found["epoch/test_loss"]], [line["test_loss"] for line in run.history], rtol=1e-6)
+
+
+def test_tensorboard_hides_a_run_that_was_replaced(tmp_path):
+    pytest.importorskip("tensorboardX")
+    train(**SMALL | VIT | {"epochs": 2}, out=tmp_path / "run", tensorboard=True)
+    run = train(**SMALL | VIT | {"epochs": 1, "seed": 5}, out=tmp_path / "run", tensorboard=True, overwrite=True)
+    found = events(tmp_path / "run" / "tensorboard")
+    assert [step for step, _ in found["step/loss"]] == [1, 2, 3]
+    assert found["epoch/test_loss"] == [(3, pytest.approx(run.history[0]["test_loss"]))]
 
 
 def test_tensorboard_that_is_not_installed(tmp_path, monkeypatch):
