@@ -171,11 +171,11 @@ class CublasLt:
     def _beside(self, call: _Call) -> tuple[_Call, Any]:
         """The same product into memory of its own, which comes with it, as aligned as its result. Raises OutOfMemoryError."""
         c, a, b, bias, extra, workspace = call.addresses
-        sums = call.arrays[3].nbytes + MAX_ALIGNMENT if call.product.sums else 0
+        sums = (call.arrays[3].nbytes // MAX_ALIGNMENT + 2) * MAX_ALIGNMENT if call.product.sums else 0
         scratch = self._device.empty((sums + call.arrays[0].nbytes + MAX_ALIGNMENT,), np.dtype(np.uint8))
         start = self._device.address(scratch)
         bias = start + bias % MAX_ALIGNMENT if sums else bias
-        start += sums // MAX_ALIGNMENT * MAX_ALIGNMENT + c % MAX_ALIGNMENT
+        start += sums + c % MAX_ALIGNMENT
         return call._replace(addresses=(start, a, b, bias, start if extra == c else extra, workspace)), scratch
 
     def _chosen(self, call: _Call) -> tuple[_Matmul, Any]:
