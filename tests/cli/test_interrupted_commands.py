@@ -10,6 +10,7 @@ import pytest
 
 from minivit.cli import info as info_command
 from minivit.cli import main
+from minivit.io.run_folder import NEXT
 
 TRAIN = ["train", "--epochs", "2", "--batch-size", "16", "--limit", "48", "--quiet"]
 TRAIN += [f"--model-option={option}" for option in ("dim=8", "depth=1", "heads=1")]
@@ -76,15 +77,18 @@ def test_while_a_run_is_overwritten(tmp_path, monkeypatch, capsys):
     assert main(arguments) == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     capsys.readouterr()
-    for moment, state in (
-        ("minivit.training.loop.Progress.step", f"interrupted; {tmp_path / 'run'} holds the earlier run as it was"),
-        ("minivit.training.train.load_data", "interrupted before training began; nothing was written"),
+    on = f"minivit train --resume {tmp_path / 'run'} goes on with the new one instead"
+    for moment, state, beside in (
+        ("minivit.training.train.load_data", "interrupted before training began; nothing was written", set()),
+        ("minivit.training.loop.Progress.step", f"interrupted; {tmp_path / 'run'} holds the earlier run as it was; {on}", {NEXT}),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(moment, lambda *arguments, **options: signal.raise_signal(signal.SIGINT))
             assert main([*arguments, "--overwrite"]) == 130
         assert capsys.readouterr() == ("", f"minivit: {state}\n")
-        assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+        files = {path.name: path for path in (tmp_path / "run").iterdir()}
+        assert files.keys() == before.keys() | beside
+        assert {name: files[name].read_bytes() for name in before} == before
 
 
 @pytest.mark.parametrize("number", STATUS)
