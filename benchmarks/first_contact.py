@@ -41,7 +41,7 @@ class Stage(NamedTuple):
 
 STAGES = {  # name -> stage, in the order in which they run
     "probe": Stage("benchmarks.contact_stages:probe", 40),
-    "products": Stage("benchmarks.contact_stages:products", 45),
+    "products": Stage("benchmarks.contact_products:products", 45),
     "ops": Stage("benchmarks.contact_stages:ops", 100),
     "plans": Stage("benchmarks.contact_stages:plans", 90),
     "memcheck": Stage("benchmarks.contact_stages:memcheck", 60),
@@ -50,7 +50,7 @@ STAGES = {  # name -> stage, in the order in which they run
     "steps 128": Stage("benchmarks.contact_stages:steps_small", 100),
     "steps 1024": Stage("benchmarks.contact_stages:steps_large", 100),
     "alone": Stage("benchmarks.contact_stages:alone", 60),
-    "choices": Stage("benchmarks.contact_stages:choices", 60),
+    "choices": Stage("benchmarks.contact_products:choices", 60),
     "recipe": Stage("benchmarks.contact_stages:recipe", 480),
 }
 COLUMNS = {"stage": "<", "how it ended": "<", "s": ">", "entries": ">", "what it found": "<"}
@@ -103,7 +103,7 @@ def run_stage(name: str, stage: Stage, limit: float, report: Report, options: ar
 
 def begin(function: str, tiny: bool, data: Path | None, limit: float) -> tuple[int, TextIO]:
     """Begin a stage in a copy of this process, which has imported everything and never touches a GPU: its number, and what it prints."""
-    from . import contact_stages  # noqa: F401
+    from . import contact_products, contact_stages  # noqa: F401
 
     readable, writable = os.pipe()
     process = os.fork()

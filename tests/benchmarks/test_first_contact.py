@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from cuda_emulation import emulator
 
-from benchmarks import contact_stages, first_contact
+from benchmarks import contact_products, contact_stages, first_contact
 from benchmarks.first_contact import Stage
 from minivit.kernels.cuda import compiled, nvrtc
 
@@ -65,11 +65,11 @@ def test_every_stage_runs_emulated(tmp_path):
 def test_products_are_right_in_emulation_and_a_wrong_one_is_seen(cuda_runtime, monkeypatch):
     with contact_stages.device(True):
         setting = contact_stages.Setting(True, None, 10.0)
-        assert all(entry.get("right", True) for entry in contact_stages.products(setting))
-        correct = contact_stages.gemm
-        monkeypatch.setattr(contact_stages, "gemm", lambda c, a, b, **options: correct(c, a, b, **options | {"bias": None}))
-        wrong = {entry["product"] for entry in contact_stages.products(setting) if entry.get("right") is False}
-    assert wrong == {case.name for case in contact_stages.CASES if case.bias}
+        assert all(entry.get("right", True) for entry in contact_products.products(setting))
+        correct = contact_products.gemm
+        monkeypatch.setattr(contact_products, "gemm", lambda c, a, b, **options: correct(c, a, b, **options | {"bias": None}))
+        wrong = {entry["product"] for entry in contact_products.products(setting) if entry.get("right") is False}
+    assert wrong == {case.name for case in contact_products.CASES if case.bias}
 
 
 def test_choices_of_algorithms_are_kept_with_the_kernels_that_travel(cuda_runtime, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cuda_emulation import emulator
 
-from benchmarks import contact_stages
+from benchmarks import contact_products, contact_stages
 from minivit.errors import DeviceError
 from minivit.kernels.core import arrays, devices
 from minivit.kernels.core.dtypes import BFLOAT16
@@ -41,8 +41,8 @@ def split(value):
 
 
 def test_products_of_all_types_layouts_and_epilogues(library):
-    entries = list(contact_stages.products(contact_stages.Setting(True, None, 10.0)))
-    assert all(entry.get("right", True) for entry in entries) and len(entries) > len(contact_stages.CASES)
+    entries = list(contact_products.products(contact_stages.Setting(True, None, 10.0)))
+    assert all(entry.get("right", True) for entry in entries) and len(entries) > len(contact_products.CASES)
     assert any(product.sums for product in library.products) and any(product.batch > 1 for product in library.products)
 
 
