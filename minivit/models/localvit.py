@@ -193,8 +193,6 @@ class LocalViT(Backbone):
 
     def embed(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images)  # (B, patches, C)
-        if self.cls_token is None:
-            return self.pos_drop(x + self.pos_embed)
         return self.pos_drop(with_class_token(x, self.cls_token, self.pos_embed))  # (B, N, C)
 
     def pool(self, tokens: Tensor) -> Tensor:

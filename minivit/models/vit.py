@@ -214,11 +214,7 @@ class ViT(Backbone):
             self.initialise("head_dist.*")
 
     def embed(self, images: Tensor) -> Tensor:
-        x = self.patch_embed(images)  # (B, patches, C)
-        if self.dist_token is not None:
-            x = with_class_token(x, self.dist_token)
-        if self.cls_token is None:
-            return self.pos_drop(x + self.pos_embed)
+        x = with_class_token(self.patch_embed(images), self.dist_token)
         return self.pos_drop(with_class_token(x, self.cls_token, self.pos_embed))  # (B, N, C)
 
     def pool(self, tokens: Tensor) -> Tensor:

@@ -223,8 +223,10 @@ def check_images(images: Tensor, shape: tuple[int, ...]) -> None:
         )
 
 
-def with_class_token(x: Tensor, token: Tensor, positions: Tensor | None = None) -> Tensor:
-    """Tokens with the class token (1, 1, C) before them, and positions (1, 1 + N, C) added: (B, N, C) -> (B, 1 + N, C)."""
+def with_class_token(x: Tensor, token: Tensor | None, positions: Tensor | None = None) -> Tensor:
+    """Tokens with the class token (1, 1, C) before them, if there is one, and positions added: (B, N, C) -> (B, 1 + N or N, C)."""
+    if token is None:
+        return x if positions is None else x + positions
     if positions is not None:
         return F.class_token(x, token, positions)
     return F.concatenate(F.broadcast(token, (len(x), 1, x.shape[2])), x, axis=1)
