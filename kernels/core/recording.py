@@ -25,6 +25,10 @@ class View(NamedTuple):
     shape: tuple[int, ...]
     dtype: Any
 
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
+
 
 Join = Callable[[list[tuple]], None]  # launches what is done for several items, of arrays and numbers, in one or few kernels
 
@@ -109,7 +113,7 @@ def _memory(values: Iterable[Any]) -> list[tuple[Any, int, int]]:
     found: list[tuple[Any, int, int]] = []
     for value in values:
         if isinstance(value, View):
-            found.append((("buffer", value.serial), value.offset, value.offset + prod(value.shape) * np.dtype(value.dtype).itemsize))
+            found.append((("buffer", value.serial), value.offset, value.offset + value.nbytes))
         elif is_array(value):
             owner, offset = allocation_of(value)
             found.append((id(owner), offset, offset + value.nbytes))

@@ -10,7 +10,6 @@ Inputs, parameters, learning rate and random state are arrays that exist before 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -100,7 +99,7 @@ def _work(kernel: Any, grid: Any, arguments: Sequence[Any]) -> tuple[int, int]:
     if isinstance(kernel, Product):
         operations, arguments = kernel.operations, arguments[:-1]  # the workspace is no operand
     arrays = [a for a in arguments if isinstance(a, View) or devices.is_array(a)]
-    return sum(prod(a.shape) * np.dtype(a.dtype).itemsize for a in arrays), operations
+    return sum(a.nbytes for a in arrays), operations
 
 
 def _preparations(recording: Recording, constants: set[int]) -> set[int]:
