@@ -221,12 +221,12 @@ class RunFolder:
                 if self.replaces:
                     (next_run / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
                     _move((MODEL, METRICS, CONFIG), part, next_run)
-                if not self.replaces:
+                    if history:
+                        os.rename(next_run, self.path / COMPLETE)
+                        self.checkpoints.moved(self.path)
+                        self.replaces = False
+                else:
                     os.rename(part, self.path / COMPLETE)
-                elif history:
-                    os.rename(next_run, self.path / COMPLETE)
-                    self.checkpoints.moved(self.path)
-                    self.replaces = False
                 self.history, self._epochs = history, history[-1]["epoch"] if history else 0
             finally:
                 shutil.rmtree(part, ignore_errors=True)

@@ -148,8 +148,19 @@ def _prepared(options: TrainOptions, start: float, stopped: Stopped | None) -> L
         say(f"run folder {folder.path}", options.progress)
     pace = Pace(options.checkpoint_minutes, at_once=(isinstance(options.model, Module) or bool(origin)) and not (stopped and stopped.about))
     final = loaded if fraction else None
-    ending = setup.thaw, pace, options.keep_checkpoint, setup.frozen
-    loop = Loop(setup.phases, classifier, dataset, recipe, folder, test_every, final, *ending)
+    loop = Loop(
+        setup.phases,
+        classifier,
+        dataset,
+        recipe,
+        folder,
+        test_every,
+        final,
+        at_end=setup.thaw,
+        pace=pace,
+        keep_checkpoint=options.keep_checkpoint,
+        frozen=setup.frozen,
+    )
     if stopped:
         stopped.begin(loop)
     if options.on_step or options.on_epoch:
