@@ -25,6 +25,7 @@ from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.compiler_machinery import AnalysisPass, PassManager, register_pass
+from numba.core.runtime import rtsys
 from numba.core.sigutils import normalize_signature
 from numba.core.typed_passes import InlineOverloads, NoPythonBackend, NopythonRewrites, NoPythonSupportedFeatureValidation
 from numba.core.types.functions import BaseFunction
@@ -101,7 +102,9 @@ class _Cache(FunctionCache):
         if not self._is_used():
             return None
         try:
-            found = super().load_overload(sig, target_context)
+            rtsys.initialize(target_context)  # all that compiled code needs; Numba would import its implementations of Python first
+            with self._guard_against_spurious_io_errors():
+                found = self._load_overload(sig, target_context)
             if found is not None and found.signature.args != normalize_signature(sig)[0]:
                 raise ValueError("two processes saved code at the same time under one name")  # which Numba does not notice
             return found

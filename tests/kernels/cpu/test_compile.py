@@ -208,14 +208,16 @@ def test_the_folder_is_private_whatever_the_umask(folder):
 
 def test_the_environment_says_where_the_folder_is_and_numba_stays_as_it_was(tmp_path):
     code = """if True:
+        import sys
         import numba, numpy as np, minivit
-        minivit.functional.softmax(minivit.Tensor(np.ones((2, 3))))
-        print(numba.config.CACHE_DIR)
+        print(*minivit.functional.softmax(minivit.Tensor(np.zeros((1, 2)))).numpy()[0], numba.config.CACHE_DIR)
+        print("numba.np.arraymath" in sys.modules)  # what Numba compiles Python with
     """
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "NUMBA_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == (f"{tmp_path}\n", "")
-    assert files(tmp_path / "minivit")
+    for compiles in (True, False):
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert (done.stdout, done.stderr) == (f"0.5 0.5 {tmp_path}\n{compiles}\n", "")
+        assert files(tmp_path / "minivit")
 
 
 def test_a_user_without_a_home_has_a_private_temporary_folder(monkeypatch):
