@@ -3,7 +3,7 @@
 // the smallest of HEAD_SIZES (attention.py) that is large enough.
 #include <fragments.cuh>
 
-// Columns per tile. One tile of 80 holds all tokens of an image with 8x8 patches and a class token.
+// Columns of a tile that may hold all. One of 80 does so for an image with 8x8 patches and a class token.
 template <class T, int D> constexpr int TILE = sizeof(T) == 2 ? (D > 64 ? 32 : 80) : D > 64 || sizeof(T) == 8 ? 16 : 32;
 
 __device__ __forceinline__ float power(float x, bf16) { return __expf(x); }            // the last argument only selects the type
@@ -29,26 +29,30 @@ struct Place {
 };
 
 // y (B, N, H, size), logits, probabilities (B, H, N, N) or null, lse (B, H, N), qkv (B, N, 3, H, size), bias (N, N) per head or null. The
-// softmax is online: `highest` and `total` are those of the columns so far. Probabilities need a second pass, when both are final.
+// softmax is online: `highest` and `total` are those of the columns so far. Probabilities need a second pass, when both are final. ONE: all
+// columns are in one tile.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
 template <class T, int D> constexpr int BLOCKS = sizeof(T) <= 4 && D < 96 ? 2 : 1;   // a multiprocessor
 #else
 template <class T, int D> constexpr int BLOCKS = 1;                                  // code for other GPUs would spill
 #endif
-template <class T, int D>
+template <class T, int D, bool ONE>
 __global__ void __launch_bounds__(256, BLOCKS<T, D>)
 attention_forward(T* y, T* logits, T* probabilities, Sum<T>* lse, const T* qkv, const T* bias, long bias_batch, long bias_head, int N,
                   int H, int size, double scale) {
     typedef Sum<T> S;
-    constexpr int C = TILE<T, D>;
+    constexpr int C = ONE || TILE<T, D> < 64 ? TILE<T, D> : 64;
     DYNAMIC_SHARED(memory);
-    T *q = reinterpret_cast<T*>(memory), *k = q + blockDim.x / 2 * LINE<T, D>, *v = k + C * LINE<T, D>;
+    T *q = reinterpret_cast<T*>(memory), *others = q + blockDim.x / 2 * LINE<T, D>;
     const Place place(N, H, size);
     const T *from = qkv + place.qkv, *added = bias ? bias + place.b * bias_batch + place.h * bias_head : nullptr;
+    const Tiles<T, D, C> tiles{others, from + place.part, from + 2 * place.part, place.stride, place.stride, N, size};
+    const int turns = ONE ? 1 : tiles.count;
     read_rows<T, D>(q, from, place.stride, place.first, blockDim.x / 2, N, size);
+    tiles.request(0);
 
     S part[C / 8][4], sums[D / 8][4], highest[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
-    const auto compute_logits = [&](int start) {
+    const auto compute_logits = [&](const T* k, int start) {
         RowsByRows<T, D, C>::multiply(part, q + place.own * LINE<T, D>, k, N - start);
         each(part, [&](S& e, Spot s) {
             const int row = place.row + s.row, column = start + s.column;
@@ -61,13 +65,11 @@ attention_forward(T* y, T* logits, T* probabilities, Sum<T>* lse, const T* qkv, 
     };
     clear(sums);
 #pragma unroll 1
-    for (int start = 0; start < N; start += C) {
-        __syncthreads();
-        read_rows<T, D>(k, from + place.part, place.stride, start, C, N, size);
-        read_rows<T, D>(v, from + 2 * place.part, place.stride, start, C, N, size);
-        arrived();
+    for (int turn = 0; turn < turns; turn++) {
+        const T *k = tiles.take(turn, turns), *v = k + C * LINE<T, D>;
+        const int start = turn * C;
         if (place.row >= N) continue;
-        compute_logits(start);
+        compute_logits(k, start);
         if (logits) each(part, [&](S& e, Spot s) {
             const int row = place.row + s.row, column = start + s.column;
             if (row < N && column < N) logits[place.square + long(row) * N + column] = T(e);
@@ -78,7 +80,7 @@ attention_forward(T* y, T* logits, T* probabilities, Sum<T>* lse, const T* qkv, 
         for (int half = 0; half < 2; half++) {
             top[half] = quad_max(top[half]);
             shift[half] = top[half] == S(-INFINITY) ? S(0) : top[half];                // all masked so far: avoids inf - inf
-            shrink[half] = power(highest[half] - shift[half], T(0));
+            shrink[half] = ONE ? S(1) : power(highest[half] - shift[half], T(0));
             highest[half] = top[half];
             total[half] *= shrink[half];
         }
@@ -96,14 +98,14 @@ attention_forward(T* y, T* logits, T* probabilities, Sum<T>* lse, const T* qkv, 
     }
 #pragma unroll 1
     for (int start = 0; probabilities && start < N; start += C) {
-        if (N > C) {
+        if (!ONE) {
             __syncthreads();
-            read_rows<T, D>(k, from + place.part, place.stride, start, C, N, size);
+            read_rows<T, D>(others, from + place.part, place.stride, start, C, N, size);
             arrived();
         }
         if (place.row >= N) continue;
-        if (N > C) {
-            compute_logits(start);
+        if (!ONE) {
+            compute_logits(others, start);
             each(part, [&](S& e, Spot s) { e = power(e - highest[s.half], T(0)); });
         }
         each(part, [&](S& e, Spot s) {
@@ -145,21 +147,24 @@ template <class T> struct Given {
 };
 
 // dq (in dqkv, or null), dl (B, H, N, N) or null, delta (B, H, N) = Σ p·dp over keys. A warp owns 16 queries. The first pass over keys
-// computes delta, the second the rest; if all keys fit into one tile, p and dp stay in registers between the two.
+// computes delta, the second the rest; if all keys are in one tile, p and dp stay in registers between the two. bf16 has another kernel for
+// that, so its tiles can be as small here as two blocks a multiprocessor want.
 template <class T, int D>
-__global__ void __launch_bounds__(256, 1)
+__global__ void __launch_bounds__(256, BLOCKS<T, D>)
 attention_backward_queries(T* dqkv, T* dl, Sum<T>* delta, const T* dy, const T* dlogits, const T* dprobabilities, const T* qkv,
                            const T* bias, const Sum<T>* lse, long bias_batch, long bias_head, int N, int H, int size, double scale) {
     typedef Sum<T> S;
-    constexpr int C = TILE<T, D>;
+    constexpr int C = TILE<T, D> < 32 ? TILE<T, D> : 32;
     DYNAMIC_SHARED(memory);
     const int rows = blockDim.x / 2;
-    T *q = reinterpret_cast<T*>(memory), *g = q + rows * LINE<T, D>, *k = g + rows * LINE<T, D>, *v = k + C * LINE<T, D>;
+    T *q = reinterpret_cast<T*>(memory), *g = q + rows * LINE<T, D>;
     const Place place(N, H, size);
     const Given<T> given(place, bias, dlogits, dprobabilities, lse, bias_batch, bias_head, N, scale);
     const T *from = qkv + place.qkv, *gradient = dy ? dy + place.y : nullptr;
+    const Tiles<T, D, C> tiles{g + rows * LINE<T, D>, from + place.part, from + 2 * place.part, place.stride, place.stride, N, size};
     read_rows<T, D>(q, from, place.stride, place.first, rows, N, size);
     read_rows<T, D>(g, gradient, place.part, place.first, rows, N, size);
+    tiles.request(0);
 
     S p[C / 8][4], dp[C / 8][4], sums[D / 8][4], row_lse[2], row_delta[2] = {0, 0};
 #pragma unroll
@@ -168,15 +173,15 @@ attention_backward_queries(T* dqkv, T* dl, Sum<T>* delta, const T* dy, const T* 
         row_lse[half] = row < N ? given.lse[row] : S(0);
     }
     clear(sums);
+    const int turns = N > C ? 2 * tiles.count : 1;
+    const T *k = nullptr, *v = nullptr;
 #pragma unroll 1
     for (int walk = 0; walk < 2; walk++) {
 #pragma unroll 1
-        for (int start = 0; start < N; start += C) {
-            if (walk == 0 || N > C) {
-                __syncthreads();
-                read_rows<T, D>(k, from + place.part, place.stride, start, C, N, size);
-                read_rows<T, D>(v, from + 2 * place.part, place.stride, start, C, N, size);
-                arrived();
+        for (int tile = 0; tile < tiles.count; tile++) {
+            const int start = tile * C, turn = walk * tiles.count + tile;
+            if (turn < turns) {
+                k = tiles.take(turn, turns), v = k + C * LINE<T, D>;
                 if (place.row >= N) continue;
                 RowsByRows<T, D, C>::multiply(p, q + place.own * LINE<T, D>, k, N - start);
                 RowsByRows<T, D, C>::multiply(dp, g + place.own * LINE<T, D>, v, N - start);
@@ -211,20 +216,23 @@ attention_backward_queries(T* dqkv, T* dl, Sum<T>* delta, const T* dy, const T* 
 
 // dk and dv (in dqkv). A warp owns 16 keys and loops over the queries: its squares are transposed. If the registers cannot hold both
 // results (large heads in double), it makes one pass for each.
+constexpr int TILE_OF_QUERIES = 16;                                    // dk and dv take most registers
 template <class T, int D>
-__global__ void __launch_bounds__(256, 1)
+__global__ void __launch_bounds__(256, sizeof(T) == 2 ? BLOCKS<T, D> : 1)
 attention_backward_keys(T* dqkv, const Sum<T>* delta, const T* dy, const T* dlogits, const T* dprobabilities, const T* qkv, const T* bias,
                         const Sum<T>* lse, long bias_batch, long bias_head, int N, int H, int size, double scale) {
     typedef Sum<T> S;
-    constexpr int C = D > 64 || sizeof(T) == 8 ? 16 : 32;               // smaller than TILE, as dk and dv take most registers
+    constexpr int C = TILE_OF_QUERIES;
     DYNAMIC_SHARED(memory);
     const int rows = blockDim.x / 2;
-    T *k = reinterpret_cast<T*>(memory), *v = k + rows * LINE<T, D>, *q = v + rows * LINE<T, D>, *g = q + C * LINE<T, D>;
+    T *k = reinterpret_cast<T*>(memory), *v = k + rows * LINE<T, D>;
     const Place place(N, H, size);
     const Given<T> given(place, bias, dlogits, dprobabilities, lse, bias_batch, bias_head, N, scale);
     const T *from = qkv + place.qkv, *gradient = dy ? dy + place.y : nullptr;
+    const Tiles<T, D, C> tiles{v + rows * LINE<T, D>, from, gradient, place.stride, place.part, N, size};
     read_rows<T, D>(k, from + place.part, place.stride, place.first, rows, N, size);
     read_rows<T, D>(v, from + 2 * place.part, place.stride, place.first, rows, N, size);
+    tiles.request(0);
 
     constexpr bool APART = sizeof(T) * D > 512;
     T *to = dqkv + place.qkv + place.row * place.stride, *staging = v + place.own * LINE<T, D>;              // v is not needed any more
@@ -234,11 +242,9 @@ attention_backward_keys(T* dqkv, const Sum<T>* delta, const T* dy, const T* dlog
         clear(dk);
         clear(dv);
 #pragma unroll 1
-        for (int start = 0; start < N; start += C) {
-            __syncthreads();
-            read_rows<T, D>(q, from, place.stride, start, C, N, size);
-            read_rows<T, D>(g, gradient, place.part, start, C, N, size);
-            arrived();
+        for (int tile = 0; tile < tiles.count; tile++) {
+            const T *q = tiles.take(walk * tiles.count + tile, (APART ? 2 : 1) * tiles.count), *g = q + C * LINE<T, D>;
+            const int start = tile * C;
             if (place.row >= N) continue;
             RowsByRows<T, D, C>::multiply(p, k + place.own * LINE<T, D>, q, N - start);
             RowsByRows<T, D, C>::multiply(dp, v + place.own * LINE<T, D>, g, N - start);

@@ -292,6 +292,7 @@ _source = Source("attention")
 HEAD_SIZES = (16, 32, 48, 64, 96, 128)  # of the kernels; other head sizes use the next larger one
 BLOCK_BYTES = 99 * 1024  # shared memory per block, available on every GPU since compute capability 8.0
 BLOCK_WARPS = 8  # at most, per block
+FORWARD_TILE, BACKWARD_TILE = 64, 32  # rows at most, where there are several: see attention.cu
 
 
 def _tile(dtype, padded):
@@ -301,26 +302,31 @@ def _tile(dtype, padded):
     return 16 if padded > 64 or dtype.itemsize == 8 else 32
 
 
-def _grid(qkv, owned):
-    """(D of the kernels, Grid) for blocks that hold their rows of `owned` of a head's four matrices, and tiles of two others."""
+def _grid(qkv, owned, most):
+    """(D of the kernels, Grid, whether a tile holds all tokens) for blocks that hold their rows of `owned` of a head's four matrices.
+
+    Of two others they hold a pair of tiles or, where there are several, of at most `most` rows, two pairs: one is copied meanwhile.
+    """
     B, N, _, H, D = qkv.shape
     if HEAD_SIZES[-1] < D:
         raise UserError(f"attention: on a GPU a head has at most {HEAD_SIZES[-1]} channels, not {D}: take more heads")
     padded = next(size for size in HEAD_SIZES if size >= D)
     line = padded * qkv.itemsize + 16
     tile = _tile(qkv.dtype, padded)
-    max_warps = min(BLOCK_WARPS, (BLOCK_BYTES - 2 * tile * line) // (16 * owned * line))
+    one = tile >= N
+    rows = 2 * tile if one else 4 * min(tile, most)
+    max_warps = min(BLOCK_WARPS, (BLOCK_BYTES - rows * line) // (16 * owned * line))
     groups = -(-N // 16)  # groups of 16 rows, one per warp
     blocks = -(-groups // max_warps)  # per head
     warps = -(-groups // blocks)
-    return padded, Grid(B * H * -(-N // (16 * warps)), 32 * warps, (16 * warps * owned + 2 * tile) * line)
+    return padded, Grid(B * H * -(-N // (16 * warps)), 32 * warps, (16 * warps * owned + rows) * line), one
 
 
 def forward_cuda(y, logits, probabilities, lse, qkv, bias, scale, keep_logits, keep_probabilities):
     _, N, _, H, D = qkv.shape
-    padded, grid = _grid(qkv, 1)
+    padded, grid, one = _grid(qkv, 1, FORWARD_TILE)
     launch(
-        _source("attention_forward", qkv.dtype, padded),
+        _source("attention_forward", qkv.dtype, padded, one),
         grid,
         y,
         logits,
@@ -340,9 +346,9 @@ def backward_cuda(dqkv, dbias, dy, dlogits, dprobabilities, qkv, bias, lse, scal
     B, N, _, H, D = qkv.shape
     unbroadcast = bias is not None and bias.shape == (B, H, N, N)
     dl = None if dbias is None else dbias if unbroadcast else empty((B, H, N, N), qkv.dtype, "cuda")
-    padded, grid = _grid(qkv, 2)
+    padded, grid, one = _grid(qkv, 2, BACKWARD_TILE)
     inputs = dy, dlogits, dprobabilities, qkv, bias, lse, *_bias_steps(bias, qkv.shape), N, H, D, float(scale)
-    if qkv.dtype == BFLOAT16 and _tile(qkv.dtype, padded) >= N:
+    if qkv.dtype == BFLOAT16 and one:
         rows = -(-N // 16) * 16
         shared = 4 * rows * (2 * padded + 16) + 2 * rows * (2 * rows + 16)  # of q, k, v, dy; of p, dl
         launch(_source("attention_backward_head", qkv.dtype, padded), Grid(B * H, 2 * rows, shared), dqkv, dl, *inputs)
@@ -391,6 +397,7 @@ attention = Op(
         dict(B=2, N=17, H=3, D=16, bias=None, keep_probabilities=True),
         dict(B=2, N=19, H=2, qkv="B N 3 H 72", bias="1 H N N"),
         dict(B=1, N=33, H=2, qkv="B N 3 H 120", bias=None, keep_logits=True),
+        dict(B=1, N=101, H=2, D=24, bias="1 H N N", keep_probabilities=True),
         dict(B=64, N=65, H=3, D=64, bias=None, scale=0.125),
     ],
     cost=_cost,

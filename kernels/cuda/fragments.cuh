@@ -56,9 +56,37 @@ __device__ __forceinline__ void read_rows(T* to, const T* from, long stride, int
     }
 }
 __device__ __forceinline__ void arrived() {
-    wait_for_copies();
+    commit_copies();
+    wait_for_copies<0>();
     __syncthreads();
 }
+
+// Tiles of C rows of two matrices with N rows, one pair after the other, from the first again after the last. While a block works on one
+// pair, the next one is copied: `memory` holds two pairs. If N is at most C it holds one, which stays.
+template <class T, int D, int C> struct Tiles {
+    T* memory;
+    const T *one, *other;
+    long one_stride, other_stride;
+    int N, size, count = (N + C - 1) / C;
+
+    __device__ __forceinline__ T* pair(int turn) const { return count > 1 ? memory + turn % 2 * (2 * C * LINE<T, D>) : memory; }
+    __device__ __forceinline__ void request(int turn) const {
+        const int start = turn % count * C;
+        read_rows<T, D>(pair(turn), one, one_stride, start, C, N, size);
+        read_rows<T, D>(pair(turn) + C * LINE<T, D>, other, other_stride, start, C, N, size);
+        commit_copies();
+    }
+    // The pair of a turn, which is that of `request(0)` or the one after the last; by all threads of the block.
+    __device__ __forceinline__ const T* take(int turn, int turns) const {
+        __syncthreads();                                                // nobody reads the pair before it any more
+        if (count > 1 && turn + 1 < turns) {
+            request(turn + 1);
+            wait_for_copies<1>();
+        } else wait_for_copies<0>();
+        __syncthreads();
+        return pair(turn);
+    }
+};
 
 // Writes the rows of a warp: to (16, size), with row stride `stride`, = factor·part, via 16 rows of shared memory private to the warp.
 template <class T, int D>

@@ -40,10 +40,11 @@ __device__ __forceinline__ void load_matrices_transposed(unsigned (&to)[4], cons
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
 }
 
-// Asynchronous copy of 16 aligned bytes to shared memory, or of zeros if the source does not exist; it is complete when wait_for_copies()
-// of this thread returns, and occupies no registers.
+// Asynchronous copy of 16 aligned bytes to shared memory, or of zeros if the source does not exist; it occupies no registers. What a thread
+// has asked for since its last commit_copies() is a group; wait_for_copies<LATER>() waits for all its groups but the last LATER.
 __device__ __forceinline__ void copy_later(void* to, const void* from, bool exists) {
     const unsigned at = unsigned(__cvta_generic_to_shared(to));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(at), "l"(from), "r"(exists ? 16 : 0) : "memory");
 }
-__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" : : : "memory"); }
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }
+template <int LATER> __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group %0;" : : "n"(LATER) : "memory"); }

@@ -29,6 +29,9 @@ struct Thread {                                                         // what 
 extern "C" Thread* emulated_thread;                                     // the running one
 extern "C" void emulated_block_barrier();
 extern "C" void emulated_warp_barrier();
+extern "C" void emulated_copy(void* to, const void* from);
+extern "C" void emulated_commit();
+extern "C" void emulated_wait(unsigned later);
 extern "C" void emulated_fail(const char* reason);
 extern "C" int emulated_run(void (*body)(void*), void* argument, unsigned blocks, unsigned threads, unsigned shared, unsigned seed);
 

@@ -74,6 +74,7 @@ inline void load_matrices_transposed(unsigned (&to)[4], const void* row) { emula
 
 inline void copy_later(void* to, const void* from, bool exists) {
     if (reinterpret_cast<size_t>(to) % 16 || exists && reinterpret_cast<size_t>(from) % 16) emulation::fail("cp.async: not aligned to 16 bytes");
-    exists ? (void)memcpy(to, from, 16) : (void)memset(to, 0, 16);
+    emulation::emulated_copy(to, exists ? from : nullptr);
 }
-inline void wait_for_copies() {}
+inline void commit_copies() { emulation::emulated_commit(); }
+template <int LATER> inline void wait_for_copies() { emulation::emulated_wait(LATER); }

@@ -64,10 +64,18 @@ static void begin(Context& context, unsigned char* stack, void (*function)()) {
 }
 #endif
 
+struct Copy {                                                           // of 16 bytes, or of zeros if `from` is null
+    void* to;
+    const void* from;
+    unsigned group;
+};
+
 struct Fiber {
     Context context;
     State state;
     Thread seen;
+    std::vector<Copy> copies;                                           // that it has asked for and that are not done
+    unsigned group;                                                     // that those asked for now belong to
 };
 
 static std::vector<Fiber> fibers;
@@ -124,6 +132,24 @@ static uint64_t random_word() {                                         // xorsh
     return random_state * 2685821657736338717ull;
 }
 static unsigned drawn(unsigned below) { return unsigned((random_word() >> 32) * below >> 32); }
+
+static void copy(const Copy& each) {
+    each.from ? (void)memcpy(each.to, each.from, 16) : (void)memset(each.to, 0, 16);
+}
+extern "C" void emulated_copy(void* to, const void* from) {             // done at once or as late as may be: which is drawn
+    Fiber& fiber = fibers[current];
+    const Copy asked{to, from, fiber.group};
+    drawn(2) ? copy(asked) : fiber.copies.push_back(asked);
+}
+extern "C" void emulated_commit() { fibers[current].group++; }
+extern "C" void emulated_wait(unsigned later) {
+    Fiber& fiber = fibers[current];
+    std::vector<Copy> left;
+    for (const Copy& each : fiber.copies)
+        if (each.group + later < fiber.group) copy(each);
+        else left.push_back(each);
+    fiber.copies.swap(left);
+}
 
 static void shuffle(std::vector<unsigned>& order) {                     // of at most 1024; a word is enough for three draws
     uint64_t word = 0;
@@ -187,6 +213,8 @@ extern "C" int emulated_run(void (*function)(void*), void* with, unsigned blocks
         for (unsigned i = 0; i < threads; i++) {
             fibers[i].state = READY;
             fibers[i].seen = Thread{{i, 0, 0}, {block, 0, 0}, {threads, 1, 1}, {blocks, 1, 1}, start, &slots[i / 32 * 32], 0};
+            fibers[i].copies.clear();
+            fibers[i].group = 0;
             begin(fibers[i].context, aligned + i * STACK, run_fiber);
         }
         const bool done = run_block(threads);
