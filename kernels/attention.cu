@@ -174,14 +174,14 @@ attention_backward_queries(T* dqkv, T* dl, Sum<T>* delta, const T* dy, const T* 
     }
     clear(sums);
     const int turns = N > C ? 2 * tiles.count : 1;
-    const T *k = nullptr, *v = nullptr;
 #pragma unroll 1
     for (int walk = 0; walk < 2; walk++) {
 #pragma unroll 1
         for (int tile = 0; tile < tiles.count; tile++) {
             const int start = tile * C, turn = walk * tiles.count + tile;
+            const T *k = tiles.pair(turn), *v = k + C * LINE<T, D>;
             if (turn < turns) {
-                k = tiles.take(turn, turns), v = k + C * LINE<T, D>;
+                tiles.take(turn, turns);
                 if (place.row >= N) continue;
                 RowsByRows<T, D, C>::multiply(p, q + place.own * LINE<T, D>, k, N - start);
                 RowsByRows<T, D, C>::multiply(dp, g + place.own * LINE<T, D>, v, N - start);
@@ -216,13 +216,12 @@ attention_backward_queries(T* dqkv, T* dl, Sum<T>* delta, const T* dy, const T* 
 
 // dk and dv (in dqkv). A warp owns 16 keys and loops over the queries: its squares are transposed. If the registers cannot hold both
 // results (large heads in double), it makes one pass for each.
-constexpr int TILE_OF_QUERIES = 16;                                    // dk and dv take most registers
 template <class T, int D>
 __global__ void __launch_bounds__(256, sizeof(T) == 2 ? BLOCKS<T, D> : 1)
 attention_backward_keys(T* dqkv, const Sum<T>* delta, const T* dy, const T* dlogits, const T* dprobabilities, const T* qkv, const T* bias,
                         const Sum<T>* lse, long bias_batch, long bias_head, int N, int H, int size, double scale) {
     typedef Sum<T> S;
-    constexpr int C = TILE_OF_QUERIES;
+    constexpr int C = 16;                                               // dk and dv take most registers
     DYNAMIC_SHARED(memory);
     const int rows = blockDim.x / 2;
     T *k = reinterpret_cast<T*>(memory), *v = k + rows * LINE<T, D>;
