@@ -33,7 +33,8 @@ def side_by_side(jobs: Sequence[Callable[[], Any]], processes: int) -> None:
     with global_compiler_lock:  # no other thread is compiling when this process is copied
         try:
             with deferred(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of copies of processes with threads
+                for category in (DeprecationWarning, RuntimeWarning):  # Python's and JAX's, of copies of processes with threads
+                    warnings.simplefilter("ignore", category)
                 with suppress(OSError):  # no more processes may be made: those that exist do the work
                     for _ in range(processes - 1):
                         children.append(_child(jobs, source))

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,23 @@ def test_copies_of_the_process_share_the_jobs(tmp_path):
     copies.side_by_side([working(tmp_path / "who")] * 12, 2)
     who = (tmp_path / "who").read_text().split()
     assert len(who) == 12 and len(set(who)) == 2 and str(os.getpid()) in who
+
+
+@linux
+@pytest.mark.parametrize("category", [DeprecationWarning, RuntimeWarning])
+def test_nobody_is_warned_of_copies(tmp_path, monkeypatch, category):
+    """Python and JAX warn of copies of a process with threads; these do nothing that waits for one."""
+    fork = os.fork
+
+    def warning_fork():
+        warnings.warn("os.fork() was called", category, stacklevel=2)
+        return fork()
+
+    monkeypatch.setattr(os, "fork", warning_fork)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        copies.side_by_side([working(tmp_path / "who")] * 6, 2)
+    assert len({*(tmp_path / "who").read_text().split()}) == 2
 
 
 @pytest.mark.parametrize("jobs, processes", [(12, 1), (5, 2)])
