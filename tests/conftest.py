@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import signal
 from contextlib import ExitStack, nullcontext
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is imported: the processes of the tests share the cores already
@@ -13,6 +14,8 @@ from hypothesis import HealthCheck, settings
 from minivit.errors import DeviceError
 from minivit.kernels.core import arrays, devices
 from minivit.kernels.cpu import run
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs in the background ignore it, and so would what tests start
 
 settings.register_profile(
     "minivit",
