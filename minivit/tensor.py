@@ -298,7 +298,7 @@ def from_dlpack(x: Any, /, *, copy: bool | None = None) -> Tensor:
     Shared are C-contiguous arrays of float32, float64 and bfloat16, also read-only ones: minivit's functions write to none. Others are
     converted, and the tensor has a copy. copy: True for a copy in any case, False for a BufferError where one is needed. In the other
     direction `numpy.from_dlpack(tensor)`, `torch.from_dlpack(tensor)` and the like share the memory of the tensor; JAX copies what does
-    not begin at a multiple of 64 bytes, as results of minivit's functions do.
+    not begin at a multiple of 64 bytes; results of minivit's functions begin at one.
 
     Raises TypeError for what has no `__dlpack__` and for numbers that are not real; BufferError for another device, and for an array that
     requires a gradient.

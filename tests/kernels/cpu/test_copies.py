@@ -49,7 +49,7 @@ def test_nobody_is_warned_of_copies(tmp_path, monkeypatch, category):
     monkeypatch.setattr(os, "fork", warning_fork)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        copies.side_by_side([working(tmp_path / "who")] * 6, 2)
+        copies.side_by_side([working(tmp_path / "who")] * 12, 2)
     assert len({*(tmp_path / "who").read_text().split()}) == 2
 
 
