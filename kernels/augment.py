@@ -23,6 +23,7 @@ from math import prod
 
 import numpy as np
 
+from .core.arrays import empty
 from .core.op import Cost, Implementation, Op
 from .core.recording import launch
 from .cpu.compile import routine
@@ -69,57 +70,91 @@ def forward_reference(y, images, index, partner, matrices, colours, lam, boxes, 
 
 
 # ---------------------------------------------------------------------------------------------------------------------- CPU
+ZERO, ONE = np.float32(0), np.float32(1)  # 1 - x would make x a double
+
+
 @routine
 def _axis(position, size):
     """The two pixels around a position on an axis, and their weights: 0 outside the image."""
-    zero = position * 0
-    if not -1 < position < size:  # also NaN
+    zero, one = position * ZERO, ONE
+    if not -ONE < position < np.float32(size):  # also NaN
         return 0, 0, zero, zero
-    below = int(np.floor(position))
-    part = position - np.floor(position)
-    return max(below, 0), min(below + 1, size - 1), (1 - part if below >= 0 else zero), (part if below + 1 < size else zero)
+    floor = np.floor(position)
+    below, part = int(floor), position - floor
+    return max(below, 0), min(below + 1, size - 1), (one - part if below >= 0 else zero), (part if below + 1 < size else zero)
 
 
 @routine
-def _inside(box, i, j):
-    """Whether a pixel lies in a box."""
-    return box[0] <= i < box[2] and box[1] <= j < box[3]
+def _between(image, top, bottom, left, right, channel, w_top, w_bottom, w_left, w_right):
+    """A channel of the mean of four pixels, by the weights of their rows and columns."""
+    above = w_left * image[top, left, channel] + w_right * image[top, right, channel]
+    below = w_left * image[bottom, left, channel] + w_right * image[bottom, right, channel]
+    return w_top * above + w_bottom * below
+
+
+@routine
+def _sample(planes, image, matrix, i, box, outside, inside, unit):
+    """Row i of an image (H, W, C), warped by a matrix, as planes (C + 1, W): each channel times the share of the pixel and
+    the unit, then that share, which is `inside` in a box and `outside` elsewhere.
+    """
+    H, W, C = image.shape
+    number = matrix.dtype.type
+    begin, end = (box[1], box[3]) if box[0] <= i < box[2] else (0, 0)
+    u, v = matrix[0, 1] * number(i) + matrix[0, 2], matrix[1, 1] * number(i) + matrix[1, 2]
+    for j in range(W):
+        share = inside if begin <= j < end else outside
+        planes[C, j] = share
+        weight = share * number(unit)
+        left, right, w_left, w_right = _axis(matrix[0, 0] * number(j) + u, W)
+        top, bottom, w_top, w_bottom = _axis(matrix[1, 0] * number(j) + v, H)
+        w_top, w_bottom = weight * w_top, weight * w_bottom
+        if C == 3:  # so that this loop is unrolled
+            for d in range(3):
+                planes[d, j] = _between(image, top, bottom, left, right, d, w_top, w_bottom, w_left, w_right)
+        else:
+            for d in range(C):
+                planes[d, j] = _between(image, top, bottom, left, right, d, w_top, w_bottom, w_left, w_right)
+
+
+@routine
+def _recolour(y, planes, colours, first):
+    """y (W,), one channel of a row: what its row (C + 1,) of a map of colours makes of planes, added unless this is the first image."""
+    if first:
+        y[:] = 0
+    for d in range(len(colours)):
+        factor, plane = colours[d], planes[d]
+        for j in range(len(y)):
+            y[j] += factor * plane[j]
 
 
 @kernel
-def _forward(band, bands, y, images, index, partner, matrices, colours, lam, boxes, holes, mean, std, unit):
+def _forward(band, bands, y, scratch, images, index, partner, matrices, colours, lam, boxes, holes, mean, std, unit):
     B, C, H, W = y.shape
     number = y.dtype.type
+    planes = scratch[band]
     for row in range(band * B * H // bands, (band + 1) * B * H // bands):
         b, i = row // H, row % H
-        for j in range(W):
+        box, hole = boxes[b], holes[b]
+        mixed = lam[b] != 1 or box[0] <= i < box[2]
+        for source in range(1 + mixed):
+            s = partner[b] if source else b
+            outside, inside = (number(1) - lam[b], number(1)) if source else (lam[b], number(0))
+            _sample(planes, images[index[s]], matrices[s], i, box, outside, inside, unit)
             for c in range(C):
-                y[b, c, i, j] = 0
-            if _inside(holes[b], i, j):
-                continue
-            inside = _inside(boxes[b], i, j)
-            weight = number(0) if inside else lam[b]
-            for source in range(2):
-                s = partner[b] if source else b
-                share = number(1) - weight if source else weight
-                if share != 0:
-                    m, k = matrices[s], index[s]
-                    left, right, w_left, w_right = _axis(m[0, 0] * number(j) + m[0, 1] * number(i) + m[0, 2], W)
-                    top, bottom, w_top, w_bottom = _axis(m[1, 0] * number(j) + m[1, 1] * number(i) + m[1, 2], H)
-                    for d in range(C):
-                        above = w_left * images[k, top, left, d] + w_right * images[k, top, right, d]
-                        below = w_left * images[k, bottom, left, d] + w_right * images[k, bottom, right, d]
-                        value = share * (w_top * above + w_bottom * below) * number(unit)
-                        for c in range(C):
-                            y[b, c, i, j] += colours[s, c, d] * value
-                    for c in range(C):
-                        y[b, c, i, j] += share * colours[s, c, C]
-            for c in range(C):
-                y[b, c, i, j] = (y[b, c, i, j] - mean[c]) / std[c]
+                _recolour(y[b, c, i], planes, colours[s, c], not source)
+        for c in range(C):
+            values, middle, scale = y[b, c, i], mean[c], std[c]
+            for j in range(W):
+                values[j] = (values[j] - middle) / scale
+            if hole[0] <= i < hole[2]:
+                values[hole[1] : hole[3]] = 0
 
 
 def forward_cpu(y, images, index, partner, matrices, colours, lam, boxes, holes, mean, std):
-    launch(_forward, threads(), y, images, index, partner, matrices, colours, lam, boxes, holes, mean, std, unit(images))
+    B, C, H, W = y.shape
+    bands = min(threads(), B * H)
+    scratch = empty((bands, C + 1, W), y.dtype)
+    launch(_forward, bands, y, scratch, images, index, partner, matrices, colours, lam, boxes, holes, mean, std, unit(images))
 
 
 # --------------------------------------------------------------------------------------------------------------------- CUDA

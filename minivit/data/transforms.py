@@ -38,18 +38,15 @@ class Changes:
 
     def shift(self, u: np.ndarray, v: np.ndarray) -> None:
         """Read each pixel further right and down, by u and v (B,)."""
-        matrices = np.tile(np.eye(3), (self.count, 1, 1))
-        matrices[:, 0, 2], matrices[:, 1, 2] = u, v
-        self.move(matrices)
+        self.places[:, :, 2] += self.places[:, :, 0] * u[:, None] + self.places[:, :, 1] * v[:, None]
 
     def about_centre(self, matrices: np.ndarray) -> None:
         """`move` by matrices (B, 2, 2), with the centre of the image as the origin."""
-        x, y = (np.full(self.count, (side - 1) / 2) for side in self.size[::-1])
+        centre = (np.array(self.size[::-1]) - 1) / 2  # (2,)
         whole = np.tile(np.eye(3), (self.count, 1, 1))
         whole[:, :2, :2] = matrices
-        self.shift(x, y)
+        whole[:, :2, 2] = centre - matrices @ centre
         self.move(whole)
-        self.shift(-x, -y)
 
     def recolour(self, matrices: np.ndarray) -> None:
         """Change the colours further, by (B, C+1, C+1)."""
