@@ -25,7 +25,7 @@ from ..kernels.core.cache import cache_folder, is_used, make_private, say_not_ke
 from ..progress import say, standard_error
 from .dataset import Dataset, channel_statistics
 
-VERSION = 2  # of the cached content; to be incremented when decoding changes
+VERSION = 3  # of the cached content; to be incremented when decoding changes
 INSTEAD = "decoded images stay in memory; give another folder as cache_dir to keep them"
 Row = tuple[np.ndarray, int, bool]  # image uint8 (H, W, C), label, whether it is for training
 

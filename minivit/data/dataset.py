@@ -36,6 +36,8 @@ class Dataset:
     fit: str = "crop"  # how images of other proportions became those of this size: crop, pad or stretch (`fit.py`)
     split_hash: str = ""  # of what chance chose for testing (`hash_of`); "" if the data came divided
     is_whole: bool = False  # whether training and test images are the same: all images of data without a split
+    train_files: tuple[str, ...] = field(default=(), repr=False)  # the path of each training image in the folder of the data; () if none
+    test_files: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         for part in ("train", "test"):
@@ -67,7 +69,7 @@ class Dataset:
 
     def whole(self) -> Dataset:
         """The dataset with its training images as test images."""
-        return replace(self, test_images=self.train_images, test_labels=self.train_labels, is_whole=True)
+        return replace(self, test_images=self.train_images, test_labels=self.train_labels, test_files=self.train_files, is_whole=True)
 
     def resized(self, image_size: Sides | None = None, in_channels: int | None = None, fit: str | None = None) -> Dataset:
         """The dataset with another image size, number of channels (1 or 3) or `fit`, and new statistics; None keeps the current value."""
@@ -112,6 +114,8 @@ class Dataset:
             train_labels=self.train_labels[train],
             test_images=self.test_images[test],
             test_labels=self.test_labels[test],
+            train_files=tuple(self.train_files[i] for i in train) if self.train_files else (),
+            test_files=tuple(self.test_files[i] for i in test) if self.test_files else (),
         )
 
 

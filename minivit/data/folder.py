@@ -202,7 +202,7 @@ def training_size(root: Path) -> int:
 def _decode(
     read: Callable[[str], np.ndarray], items: list[Item], classes: int, skip: bool, notes: dict[str, Any], progress: bool
 ) -> Iterator[tuple[np.ndarray, int, bool]]:
-    """Yields (image, label, train) of each item; notes["skipped"] becomes a line for each unreadable one. Raises UserError."""
+    """Yields (image, label, train) of each item; notes["skipped"] tells why each unreadable one is so, by its path. Raises UserError."""
 
     def decode(item: Item) -> np.ndarray | Unreadable:
         try:
@@ -210,7 +210,8 @@ def _decode(
         except Unreadable as error:
             return error
 
-    notes["skipped"] = []
+    skipped: dict[str, str] = {}
+    notes["skipped"] = skipped
     remaining = Counter((item.label, item.train) for item in items)
     for item, image in zip(items, with_progress(in_threads(decode, items), len(items), "decoding images", progress)):
         if isinstance(image, np.ndarray):
@@ -218,10 +219,10 @@ def _decode(
         elif not skip:
             raise UserError(f"{image}; repair or remove it, or leave such images out with skip_bad_images=True (--skip-bad-images)")
         else:
-            notes["skipped"].append(str(image))
+            skipped[item.file.path] = str(image)
             remaining[item.label, item.train] -= 1
     if not all(remaining[k, True] for k in range(classes)) or not (items[-1].train or any(remaining[k, False] for k in range(classes))):
-        raise UserError(f"too few images can be read: {len(notes['skipped'])} of {len(items)} were skipped; {notes['skipped'][0]}")
+        raise UserError(f"too few images can be read: {len(skipped)} of {len(items)} were skipped; {next(iter(skipped.values()))}")
 
 
 def load_folder(
@@ -246,7 +247,7 @@ def load_folder(
         dataset, notes = cached
     else:
         size, channels, line = _choose_shape(root, listing.items, image_size, in_channels, progress)
-        notes = {"size": line, "skipped": []}
+        notes = {"size": line, "skipped": {}}
 
         def read(path: str) -> np.ndarray:
             return read_image(root / path, size, channels, fit, max_pixels)
@@ -260,11 +261,17 @@ def load_folder(
             class_names=listing.class_names,
             notes=notes,
         )
-    dataset = replace(dataset, augmentation="photo" if min(both(dataset.image_size)) >= PHOTO else "crop-flip")
+    can_be_read = [item for item in listing.items if item.file.path not in notes["skipped"]]
+    dataset = replace(
+        dataset,
+        augmentation="photo" if min(both(dataset.image_size)) >= PHOTO else "crop-flip",
+        train_files=tuple(item.file.path.removeprefix("./") for item in can_be_read if item.train),
+        test_files=tuple(item.file.path.removeprefix("./") for item in can_be_read if not item.train),
+    )
     if notes["size"]:
         say(notes["size"], progress)
     if notes["skipped"]:
-        for line in (f"skipped {len(notes['skipped'])} unreadable images:", *(f"  {line}" for line in notes["skipped"])):
+        for line in (f"skipped {len(notes['skipped'])} unreadable images:", *(f"  {line}" for line in notes["skipped"].values())):
             say(line, progress)
     if listing.items[-1].train:  # without test images, as `split` is Whole
         return dataset.whole()

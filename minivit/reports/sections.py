@@ -219,12 +219,12 @@ def _images(subject: Subject) -> Iterator[str]:
 
 
 def _sheet(subject: Subject, chosen: np.ndarray) -> str:
-    names, captions = subject.classifier.class_names, []
+    names, files, captions = subject.classifier.class_names, subject.dataset.test_files, []
     for i in chosen:
         answer = subject.probabilities[i].argmax()
         right = bool(subject.correct[i])
         captions.append([(f"{names[answer]} · {percent(subject.probabilities[i, answer])}", not right)])
-        captions[-1] += [(f"truth: {names[subject.labels[i]]}", False)] * (not right) + [(f"image {i}", False)]
+        captions[-1] += [(f"truth: {names[subject.labels[i]]}", False)] * (not right) + [(files[i] if files else f"image {i}", False)]
     return sheet(subject.dataset.test_images[chosen], captions)
 
 

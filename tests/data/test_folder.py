@@ -275,12 +275,27 @@ def test_bad_images_are_skipped_counted_and_named_where_wanted(write_images, loa
         assert len(data.train_images) + len(data.test_images) == len(data.train_labels) + len(data.test_labels) == 27
         said = capsys.readouterr().err
         assert "skipped 3 unreadable images" in said and all(name in said for name in ("dog/4.png", "eel/7.png", "eel/8.png"))
-    for image, label in zip(data.train_images, data.train_labels):
-        assert any(
-            np.array_equal(image, np.asarray(Image.open(root / path)))
-            for path in WHOLE
-            if path.startswith(data.class_names[label]) and path not in ("dog/4.png", "eel/7.png", "eel/8.png")
-        )
+        assert {*data.train_files, *data.test_files} == {*WHOLE} - {"dog/4.png", "eel/7.png", "eel/8.png"}
+    check_files(data, root)
+
+
+def check_files(data, root):
+    """The images are those of the files that the dataset names, and of their classes."""
+    for part in ("train", "test"):
+        images, labels, files = (getattr(data, f"{part}_{what}") for what in ("images", "labels", "files"))
+        assert len(images) == len(labels) == len(files)
+        for image, label, path in zip(images, labels, files):
+            assert data.class_names[label] in path.split("/")
+            np.testing.assert_array_equal(image, np.asarray(Image.open(root / path)))
+
+
+@pytest.mark.parametrize("paths", [PARTED, WHOLE])
+def test_parts_of_a_dataset_know_their_files(write_images, load, paths):
+    root = write_images(*paths)
+    data = load(root)
+    assert sorted(data.train_files + data.test_files) == sorted(paths)
+    for part in (data, data.limited(3), data.validating(0.3, seed=1), data.limited(6).resized(8), data.whole()):
+        check_files(part, root)
 
 
 def test_a_class_without_a_readable_image(write_images, load, tmp_path):

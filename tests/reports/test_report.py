@@ -218,6 +218,15 @@ def test_other_data(run, tmp_path, capsys):
     assert [row[4] for row in rows_of(parsed(path), "Scores of each class")] == [str((labels == k).sum()) for k in range(4)]
 
 
+def test_images_of_files_are_named_by_them(run, tmp_path):
+    folder = tmp_path / "photos"
+    for seed, path in enumerate(f"{name}/{i}.png" for name in ("日本", "a & b") for i in range(4)):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)).save(folder / path)
+    told = text_of(parsed(minivit.report(run.folder, str(folder), tmp_path / "photos.html", progress=False)))
+    assert all(f"{name}/{i}.png" in told for name in ("日本", "a & b") for i in range(4)) and "image 0" not in told
+
+
 def test_mistakes(tmp_path, run):
     for arguments, message in [((tmp_path / "none",), "there is no run"), ((run.folder, "nowhere"), "nowhere")]:
         with pytest.raises(minivit.UserError, match=message):
