@@ -99,6 +99,8 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     )
     parser.add_argument("--picture", type=Path, metavar="PATH", help="draw accuracy against minutes")
     options = parser.parse_args(arguments)
+    if options.seeds < 1 or min(options.minutes) <= 0:
+        parser.error("--seeds must be 1 or more, and --minutes above 0")
     if options.tiny:
         options.minutes, options.limit, options.seeds = [TINY["minutes"]], TINY["limit"], 1
     options.learners = options.learners or list(LEARNERS)

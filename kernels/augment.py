@@ -71,6 +71,7 @@ def forward_reference(y, images, index, partner, matrices, colours, lam, boxes, 
 
 # ---------------------------------------------------------------------------------------------------------------------- CPU
 ZERO, ONE = np.float32(0), np.float32(1)  # 1 - x would make x a double
+PER_BAND = 1 << 14  # numbers of the result that one thread makes sooner than it can wake another
 
 
 @routine
@@ -151,9 +152,8 @@ def _forward(band, bands, y, scratch, images, index, partner, matrices, colours,
 
 
 def forward_cpu(y, images, index, partner, matrices, colours, lam, boxes, holes, mean, std):
-    B, C, H, W = y.shape
-    bands = min(threads(), B * H)
-    scratch = empty((bands, C + 1, W), y.dtype)
+    bands = min(threads(), -(-y.size // PER_BAND))
+    scratch = empty((bands, 1 + y.shape[1], y.shape[3]), y.dtype)
     launch(_forward, bands, y, scratch, images, index, partner, matrices, colours, lam, boxes, holes, mean, std, unit(images))
 
 

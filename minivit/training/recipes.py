@@ -61,7 +61,7 @@ OTHERS = Recipe()
 # What learns most in minutes on a CPU: the longest side of an image up to which it suits, and how the presets of that size end.
 MODELS = ((15, "patch2_8"), (47, "patch4_32"), (79, "patch8_64"), (111, "patch8_96"), (maxsize, "patch16_128"))
 WIDTHS = "micro", "mini", "midi"  # of each: from the smallest to the largest
-ENOUGH = 100  # epochs: if a given time has more for a model, the next larger one is trained
+ENOUGH = 150  # epochs: if a given time has more for a model, the next larger one is trained
 MIXED = {"mixup": 0.2, "cutmix": 1.0}  # of trainings of so many epochs that the images would be known by heart
 MIXED_FROM = 40  # epochs
 SIDES = 0.5, 0.75  # one after the other, of the side that images have afterwards
