@@ -216,14 +216,16 @@ class Classifier(Module):
 def load(path: str | os.PathLike[str], precision: str | None = None, device: str = "cpu", tta: bool = False) -> Classifier:
     """Load the model of a run folder, or of a .safetensors file written by minivit, in evaluation mode.
 
-    path: the folder, its name in runs/, or the file; or a folder of Hugging Face's transformers with a ViT or DeiT (`io/hugging_face.py`).
+    path: the folder, its name in runs/, or the file; or a folder of Hugging Face's transformers with a ViT or DeiT
+        (`io/hugging_face.py`), or its model.safetensors.
     precision, tta: of predictions, as for Predictor. device: "cpu" or "cuda".
     Raises UserError if it does not exist (with the nearest names), or is damaged.
     """
     check_device(device)
     file, metadata = user_path(path), dict[str, Any]()
-    if hugging_face.is_folder(file):
-        model, class_names, preprocessing = hugging_face.load_folder(file)
+    folder = file.parent if file.name == run_folder.MODEL else file
+    if hugging_face.is_folder(folder):
+        model, class_names, preprocessing = hugging_face.load_folder(folder)
         metadata = {"class_names": class_names, "preprocessing": preprocessing}
     else:
         file = run_folder.find_model(file)

@@ -45,6 +45,12 @@ def test_the_logits_are_those_of_transformers(name):
     assert model.preprocessing.fit == ("stretch" if name == "vit" else "crop")
 
 
+def test_its_file_of_weights_stands_for_the_folder(folder):
+    images = np.zeros((1, 8, 8, 3), np.uint8)
+    expected, found = (minivit.load(path).predict(images).probabilities for path in (folder, folder / "model.safetensors"))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_it_is_saved_and_labels_images(tmp_path, capsys):
     minivit.load(FOLDER / "deit").save(tmp_path / "a.safetensors")
     pixels = np.random.default_rng(0).integers(0, 256, (2, 12, 12, 3), np.uint8)
