@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{LABELS[learner]}, {minutes:g} minutes, seed {seed}: {100 * results[-1]['test_accuracy']:.1f} %", flush=True)
     print("\n" + table(COLUMNS, rows_of(results)))
     if options.picture:
-        draw(results, settings["data"], options.picture)
+        draw(results, f"{settings['data']}, {options.limit or 'all'} training images", options.picture)
     return 0
 
 
