@@ -77,12 +77,12 @@ PER_BAND = 1 << 14  # numbers of the result that one thread makes sooner than it
 @routine
 def _axis(position, size):
     """The two pixels around a position on an axis, and their weights: 0 outside the image."""
-    zero, one = position * ZERO, ONE
+    zero = position * ZERO
     if not -ONE < position < np.float32(size):  # also NaN
         return 0, 0, zero, zero
     floor = np.floor(position)
     below, part = int(floor), position - floor
-    return max(below, 0), min(below + 1, size - 1), (one - part if below >= 0 else zero), (part if below + 1 < size else zero)
+    return max(below, 0), min(below + 1, size - 1), (ONE - part if below >= 0 else zero), (part if below + 1 < size else zero)
 
 
 @routine
