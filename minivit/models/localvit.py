@@ -16,7 +16,7 @@ from .. import functional as F
 from ..errors import UserError
 from ..nn.convolution import Conv2d, DepthwiseConv2d, EfficientChannelAttention, SqueezeExcitation, convolve_all
 from ..nn.initialisers import Initialiser, kaiming_uniform, lecun_normal, normal, on_convolutions, truncated_normal, uniform, xavier_uniform
-from ..nn.layers import Attention, BatchNorm, Dropout, DropPath, LayerNorm, Linear, Random, Sequential, with_class_token
+from ..nn.layers import Attention, AttentionPool, BatchNorm, Dropout, DropPath, LayerNorm, Linear, Random, Sequential, with_class_token
 from ..nn.module import Module, filled
 from ..nn.stems import stem_of
 from ..tensor import Tensor
@@ -39,7 +39,8 @@ class LocalViTConfig(BackboneConfig):
     activation: Literal["hswish", "relu6"] = "hswish"  # after the first two convolutions
     depthwise: Literal["middle", "first", "none"] = "middle"  # place of the depthwise convolution: between the others, before them, nowhere
     channel_attention: Literal["se", "eca", "eca_hard"] | None = "se"  # before the last: squeeze-and-excitation, ECA, with hard sigmoid
-    pool: Literal["cls", "mean"] = "cls"  # input of the head: the class token, or the mean of the patch tokens, without a class token
+    # Input of the head: the class token, or without one the mean of the patch tokens, plain or weighted by learned scores (2104.05704).
+    pool: Literal["cls", "mean", "attention"] = "cls"
     se_reduction: Size = 192  # hidden channels of a block's convolutions, in units of the hidden units of its squeeze-and-excitation
     drop_rate: Rate = 0.0  # dropout before the head
     pos_drop_rate: Rate = 0.0  # dropout after the position embedding
@@ -139,8 +140,9 @@ class Block(Module):
 
 @register
 class LocalViT(Backbone):
-    """The complete model; the input of the head is the class token, as in the paper, or the mean of the patch tokens.
+    """The complete model; the input of the head is the class token, as in the paper, or a mean of the patch tokens.
 
+    A plain mean precedes the final normalisation, as in timm's ViT; attention pooling follows it.
     Raises UserError if heads does not divide dim, patch_size does not divide image_size, or mlp_ratio or se_reduction leaves nothing.
     """
 
@@ -161,6 +163,7 @@ class LocalViT(Backbone):
         self.pos_drop = Dropout(config.pos_drop_rate, random)
         self.blocks = [Block(config, self.grid, float(rate), random) for rate in np.linspace(0.0, config.drop_path_rate, config.depth)]
         self.norm = LayerNorm(dim, config.eps, dtype)
+        self.attention_pool = AttentionPool(dim, dtype) if config.pool == "attention" else None
         self.head_drop = Dropout(config.drop_rate, random)
         self.head = Linear(dim, config.num_classes, dtype=dtype)
         self.initialise()
@@ -196,4 +199,6 @@ class LocalViT(Backbone):
         return self.pos_drop(with_class_token(x, self.cls_token, self.pos_embed))  # (B, N, C)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        return super().pool(tokens) if self.prefix else self.norm(tokens.mean(1))
+        if self.prefix:
+            return super().pool(tokens)
+        return self.norm(tokens.mean(1)) if self.attention_pool is None else self.attention_pool(self.norm(tokens))

@@ -12,7 +12,7 @@ import numpy as np
 from .. import functional as F
 from ..errors import UserError
 from ..nn.initialisers import Initialiser, lecun_normal, normal, truncated_normal, uniform, xavier_uniform
-from ..nn.layers import Attention, Dropout, DropPath, LayerNorm, LayerScale, Linear, Mlp, Random, Stem, with_class_token
+from ..nn.layers import Attention, AttentionPool, Dropout, DropPath, LayerNorm, LayerScale, Linear, Mlp, Random, Stem, with_class_token
 from ..nn.module import Module, Parameter, filled
 from ..nn.stems import stem_of
 from ..sides import Sides, simplest
@@ -33,7 +33,8 @@ class ViTConfig(BackboneConfig):
     heads: Size = 12  # attention heads of a block; divides dim
     mlp_ratio: Positive = 4.0  # hidden channels of a block's MLP, in units of dim
     qkv_bias: bool = True  # whether the projection to q, k and v has a bias
-    pool: Literal["cls", "mean"] = "cls"  # input of the head: the class token, or the mean of the patch tokens
+    # Input of the head: the class token, the mean of the patch tokens, or their mean weighted by learned scores (2104.05704).
+    pool: Literal["cls", "mean", "attention"] = "cls"
     class_token: bool = True  # whether there is a class token; required by pool="cls"
     # DeiT's second token, after the class token (2012.12877): none, alone, or with a head of its own; the logits are then the mean of both.
     distillation: Literal["none", "token", "head"] = field(default="none", metadata={"not_in_cascades": True})
@@ -132,7 +133,8 @@ class Block(Module):
 class ViT(Backbone):
     """The complete model.
 
-    Mean pooling follows timm: it excludes the class token and precedes the final normalisation, which is then named `fc_norm`.
+    Mean pooling follows timm: it excludes the class token and precedes the final normalisation, which is then named `fc_norm`. Attention
+    pooling excludes it too, and follows the normalisation, as in the Compact Convolutional Transformer.
     Raises UserError if heads does not divide dim, or patch_size does not divide image_size.
     """
 
@@ -159,9 +161,10 @@ class ViT(Backbone):
         self.pos_drop = Dropout(config.pos_drop_rate, random)
         self.blocks = [self.block(i, float(rate)) for i, rate in enumerate(np.linspace(0.0, config.drop_path_rate, config.depth))]
         norm = LayerNorm(dim, config.eps, dtype)
-        self.norm: LayerNorm | None
+        self.norm: Any
         self.fc_norm: LayerNorm | None
-        self.norm, self.fc_norm = (norm, None) if config.pool == "cls" else (None, norm)
+        self.norm, self.fc_norm = (None, norm) if config.pool == "mean" else (norm, None)
+        self.attention_pool = AttentionPool(dim, dtype) if config.pool == "attention" else None
         self.head_drop = Dropout(config.drop_rate, random)
         self.head = Linear(dim, config.num_classes, dtype=dtype)
         self.head_dist = Linear(dim, config.num_classes, dtype=dtype) if config.distillation == "head" else None
@@ -197,12 +200,12 @@ class ViT(Backbone):
 
     @property
     def tokens_read(self) -> int | None:
-        return None if self.config.pool == "mean" else 2 if self.config.distillation == "head" else 1
+        return None if self.config.pool != "cls" else 2 if self.config.distillation == "head" else 1
 
     def forward(self, images: Any) -> Tensor:
         if self.head_dist is None:
             return super().forward(images)
-        tokens = self.norm(self.encode(self.begin(images), all_tokens=False))  # type: ignore[misc]
+        tokens = self.norm(self.encode(self.begin(images), all_tokens=False))
         answers = [head(self.head_drop(tokens[:, i]), precise=True) for i, head in enumerate((self.head, self.head_dist))]
         return (answers[0] + answers[1]) * 0.5
 
@@ -218,9 +221,13 @@ class ViT(Backbone):
         return self.pos_drop(with_class_token(x, self.cls_token, self.pos_embed))  # (B, N, C)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        if self.fc_norm is None:
+        if self.config.pool == "cls":
             return super().pool(tokens)
-        return self.fc_norm((tokens[:, 1:] if self.prefix else tokens).mean(1))
+        patches = tokens[:, 1:] if self.prefix else tokens
+        if self.attention_pool is not None:
+            return self.attention_pool(self.norm(patches))
+        assert self.fc_norm is not None
+        return self.fc_norm(patches.mean(1))
 
     @staticmethod
     def _patch_embed(config: ViTConfig) -> Stem:
@@ -251,6 +258,8 @@ class ViT(Backbone):
         config = self.config
         if type(self) is not ViT:
             return super().timm_arguments()
+        if config.pool == "attention":
+            raise UserError("timm has no mean of the tokens by learned scores: export it as .onnx")
         if config.distillation == "token":
             raise UserError("timm has no distillation token without a head of its own: export it as .onnx")
         hidden = int(config.dim * config.mlp_ratio)

@@ -25,6 +25,7 @@ from .module import Module, Parameter, filled
 
 __all__ = [
     "Attention",
+    "AttentionPool",
     "BatchNorm",
     "CrossAttention",
     "DropPath",
@@ -381,6 +382,21 @@ class CrossAttention(Module):
     def forward(self, z: Tensor) -> Tensor:
         context = F.cross_attention(self.wq(z[:, 0]), self.wk(z), self.wv(z), self.heads)  # (B, C)
         return self.proj_drop(self.proj(context)).reshape(len(z), 1, -1)
+
+
+class AttentionPool(Module):
+    """The mean of tokens, weighted by the softmax of a learned score of each: (B, N, C) -> (B, C) (2104.05704, section 3.1).
+
+    With the scores' weights of zero at first, it begins as the plain mean. There is no bias, which the softmax would cancel.
+    """
+
+    def __init__(self, dim: int, dtype: str = "float32") -> None:
+        self.weight = filled((1, dim), 0.0, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, C = x.shape
+        scores = F.linear(x, self.weight, None).reshape(B, 1, N)
+        return (F.softmax(scores) @ x).reshape(B, C)
 
 
 class Mlp(Module):

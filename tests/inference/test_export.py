@@ -231,6 +231,7 @@ class Own(minivit.Module):
             "do not overlap",
         ),
         (minivit.create_model("vit", image_size=8, patch_size=4, dim=8, heads=2, distillation="token"), "a.safetensors", {}, "of its own"),
+        (create("vit_attention_pool"), "a.safetensors", {}, "mean of the tokens by learned scores"),
         (create("crossvit"), "a.safetensors", {"preprocessing": True}, "options of .onnx files"),
         (create("vit"), "a.onnx", {"preprocessing": True}, "give a model of load"),
         (create("vit"), "a.onnx", {"precision": "bfloat16"}, "float32 or int8"),

@@ -207,7 +207,7 @@ def test_images_of_any_dtype_and_kind():
         ("vit", {"image_size": 32, "patch_size": 5}, "^patch_size must divide image_size: 32 is not a multiple of 5$"),
         ("mixer", {"image_size": 32, "patch_size": 5}, "^patch_size must divide image_size: 32 is not a multiple of 5$"),
         ("vit", {"dim": 192, "heads": 5}, "^heads must divide dim: 192 is not a multiple of 5$"),
-        ("vit", {"pool": "avg"}, "pool must be 'cls' or 'mean', not 'avg'"),
+        ("vit", {"pool": "avg"}, "pool must be 'cls' or 'mean' or 'attention', not 'avg'"),
         ("vit", {"class_token": False}, "pool='cls' needs a class token"),
         ("vit", {"class_token": 1}, "class_token must be true or false, not 1"),
         ("vit", {"depth": 0}, "depth must be a whole number of at least 1, not 0"),

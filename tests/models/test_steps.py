@@ -20,6 +20,7 @@ T2T = dict(heads=2, token_dim=4, unfolds=((3, 1, 1), (3, 2, 1), (3, 1, 1)))  # 8
 VARIANTS = {
     "vit": ("vit", dict(heads=2)),
     "vit_mean": ("vit", dict(heads=2, pool="mean", class_token=False, qkv_bias=False)),
+    "vit_attention_pool": ("vit", dict(heads=2, pool="attention")),
     "vit_dropping": ("vit", dict(heads=4, pool="mean", layer_scale=0.5, pos_drop_rate=0.1, attn_drop_rate=0.2, **RATES)),
     "vit_drop_path": ("vit", dict(heads=2, activation="gelu_tanh", drop_path_rate=0.5)),
     "vit_distilled": ("vit", dict(heads=2, distillation="head")),
@@ -28,6 +29,7 @@ VARIANTS = {
     "ff_only": ("ff_only", dict(position_grid=3, mlp_ratio=2.0)),
     "dvt": ("dvt", dict(heads=2, **CASCADE)),
     "dvt_mean": ("dvt", dict(heads=(1, 2, 4), dim=(4, 8, 12), depth=(1, 2, 3), options=dict(pool="mean", class_token=False), **CASCADE)),
+    "dvt_attention_pool": ("dvt", dict(heads=2, options=dict(pool="attention", class_token=False), **CASCADE)),
     "dvt_features": ("dvt", dict(heads=2, relationship_reuse=False, **CASCADE)),
     "dvt_relationships": ("dvt", dict(heads=2, feature_reuse=False, **CASCADE)),
     "dvt_dropping": (
@@ -46,6 +48,7 @@ VARIANTS = {
     "dvt_t2t": ("dvt", dict(backbone="t2t", heads=2, options=dict(token_dim=4, unfolds=((3, 1, 1), (3, 1, 1))), **CASCADE)),
     "localvit": ("localvit", dict(heads=2, se_reduction=8)),
     "localvit_eca": ("localvit", dict(heads=2, activation="relu6", channel_attention="eca", depthwise="first", mlp_ratio=2.0)),
+    "localvit_attention_pool": ("localvit", dict(heads=2, channel_attention=None, pool="attention")),
     "localvit_dropping": ("localvit", dict(heads=2, se_reduction=8, pos_drop_rate=0.1, attn_drop_rate=0.2, **RATES)),
     "dvt_localvit": ("dvt", dict(backbone="localvit", heads=2, options=dict(se_reduction=8), **CASCADE)),
     "ff_only_dropping": ("ff_only", dict(activation="gelu_tanh", pos_drop_rate=0.1, **RATES)),

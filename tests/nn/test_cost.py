@@ -37,6 +37,12 @@ def test_vit(options, tokens, normed):
     assert cost.layers["blocks.1.mlp"] == 2 * tokens * 24 * 36
 
 
+@pytest.mark.parametrize("family", ["vit", "localvit"])
+def test_attention_pooling(family):
+    cost = model_of(family, heads=4, pool="attention").cost()
+    assert cost.layers["attention_pool"] == 9 * 24 + 9 * 24  # the scores, and the weighted mean, of the patches alone
+
+
 def test_mixer():
     cost = model_of("mixer", token_hidden=5, channel_hidden=11).cost()
     block = 2 * 9 * 5 * 24 + 2 * 9 * 24 * 11 + 2 * 5 * 9 * 24

@@ -5,7 +5,7 @@ import pytest
 
 from minivit import Tensor, UserError
 from minivit.nn.initialisers import initialise, normal
-from minivit.nn.layers import Attention, Dropout, DropPath, LayerNorm, LayerScale, Linear, Mlp, PatchEmbed, Random, TokenMlp
+from minivit.nn.layers import Attention, AttentionPool, Dropout, DropPath, LayerNorm, LayerScale, Linear, Mlp, PatchEmbed, Random, TokenMlp
 
 FAINT = 1e-12  # a rate at which nothing is dropped, but by the way that drops
 
@@ -118,6 +118,14 @@ def test_layer_norm_and_scale():
     np.testing.assert_allclose(normed.numpy(), expected(x + branch), rtol=1e-10)
     scale = LayerScale(6, 0.1, "float64")
     np.testing.assert_allclose(scale(Tensor(x)).numpy(), 0.1 * x)
+
+
+def test_attention_pool():
+    layer, x = AttentionPool(6, "float64"), images(3, 5, 6)
+    np.testing.assert_allclose(layer(Tensor(x)).numpy(), x.mean(1), rtol=1e-12)
+    weights = np.exp(x @ filled(layer).weight.data[0])
+    expected = (weights[:, :, None] * x).sum(1) / weights.sum(1, keepdims=True)
+    np.testing.assert_allclose(layer(Tensor(x)).numpy(), expected, rtol=1e-12)
 
 
 def test_patch_embed():
