@@ -51,27 +51,26 @@ class LocalViTConfig(BackboneConfig):
     init: Literal["timm", "jax", "zeros"] = "timm"  # initialisation: as in the authors' code, as in Google's ViT, or none
 
 
-# A convolution stem, blocks without channel attention, and attention pooling: what learns most in minutes on a CPU (docs/results.md). Of
-# digits, the plain mean learns more.
-COMPACT: dict[str, Any] = dict(num_classes=10, mlp_ratio=2.0, channel_attention=None, pool="attention", stem="convolution", init="jax")
-DIGITS: dict[str, Any] = COMPACT | dict(image_size=8, in_channels=1, patch_size=2, pool="mean")
+# A convolution stem, and blocks without channel attention: what learns most in minutes on a CPU (docs/results.md). Attention pooling won on
+# images of 32 pixels, not on digits and photographs (benchmarks/LOG.md).
+COMPACT: dict[str, Any] = dict(num_classes=10, mlp_ratio=2.0, channel_attention=None, pool="mean", stem="convolution", init="jax")
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "localvit_micro_patch2_8": dict(DIGITS, dim=64, depth=2, heads=4),
-    "localvit_mini_patch2_8": dict(DIGITS, dim=96, depth=3, heads=3),
-    "localvit_midi_patch2_8": dict(DIGITS, dim=128, depth=4, heads=4, stem_width=32),
-    "localvit_micro_patch4_32": dict(image_size=32, patch_size=4, dim=96, depth=3, heads=3, **COMPACT),
-    "localvit_mini_patch4_32": dict(image_size=32, patch_size=4, dim=128, depth=4, heads=4, stem_width=32, **COMPACT),
-    "localvit_midi_patch4_32": dict(image_size=32, patch_size=4, dim=192, depth=5, heads=6, stem_width=48, **COMPACT),
-    "localvit_micro_patch8_64": dict(image_size=64, patch_size=8, dim=96, depth=3, heads=3, **COMPACT),
-    "localvit_mini_patch8_64": dict(image_size=64, patch_size=8, dim=128, depth=4, heads=4, stem_width=32, **COMPACT),
-    "localvit_midi_patch8_64": dict(image_size=64, patch_size=8, dim=192, depth=5, heads=6, stem_width=48, **COMPACT),
-    "localvit_micro_patch8_96": dict(image_size=96, patch_size=8, dim=96, depth=3, heads=3, stem_width=16, **COMPACT),
-    "localvit_mini_patch8_96": dict(image_size=96, patch_size=8, dim=128, depth=4, heads=4, **COMPACT),
-    "localvit_midi_patch8_96": dict(image_size=96, patch_size=8, dim=192, depth=5, heads=6, stem_width=32, **COMPACT),
-    "localvit_micro_patch16_128": dict(image_size=128, patch_size=16, dim=96, depth=3, heads=3, stem_width=12, **COMPACT),
-    "localvit_mini_patch16_128": dict(image_size=128, patch_size=16, dim=128, depth=4, heads=4, stem_width=16, **COMPACT),
-    "localvit_midi_patch16_128": dict(image_size=128, patch_size=16, dim=192, depth=5, heads=6, **COMPACT),
+    "localvit_micro_patch2_8": dict(COMPACT, image_size=8, in_channels=1, patch_size=2, dim=64, depth=2, heads=4),
+    "localvit_mini_patch2_8": dict(COMPACT, image_size=8, in_channels=1, patch_size=2, dim=96, depth=3, heads=3),
+    "localvit_midi_patch2_8": dict(COMPACT, image_size=8, in_channels=1, patch_size=2, dim=128, depth=4, heads=4, stem_width=32),
+    "localvit_micro_patch4_32": dict(COMPACT, image_size=32, patch_size=4, dim=96, depth=3, heads=3, pool="attention"),
+    "localvit_mini_patch4_32": dict(COMPACT, image_size=32, patch_size=4, dim=128, depth=4, heads=4, stem_width=32, pool="attention"),
+    "localvit_midi_patch4_32": dict(COMPACT, image_size=32, patch_size=4, dim=192, depth=5, heads=6, stem_width=48, pool="attention"),
+    "localvit_micro_patch8_64": dict(COMPACT, image_size=64, patch_size=8, dim=96, depth=3, heads=3),
+    "localvit_mini_patch8_64": dict(COMPACT, image_size=64, patch_size=8, dim=128, depth=4, heads=4, stem_width=32),
+    "localvit_midi_patch8_64": dict(COMPACT, image_size=64, patch_size=8, dim=192, depth=5, heads=6, stem_width=48),
+    "localvit_micro_patch8_96": dict(COMPACT, image_size=96, patch_size=8, dim=96, depth=3, heads=3, stem_width=16),
+    "localvit_mini_patch8_96": dict(COMPACT, image_size=96, patch_size=8, dim=128, depth=4, heads=4),
+    "localvit_midi_patch8_96": dict(COMPACT, image_size=96, patch_size=8, dim=192, depth=5, heads=6, stem_width=32),
+    "localvit_micro_patch16_128": dict(COMPACT, image_size=128, patch_size=16, dim=96, depth=3, heads=3, stem_width=12),
+    "localvit_mini_patch16_128": dict(COMPACT, image_size=128, patch_size=16, dim=128, depth=4, heads=4, stem_width=16),
+    "localvit_midi_patch16_128": dict(COMPACT, image_size=128, patch_size=16, dim=192, depth=5, heads=6),
     "localvit_nano_patch2_8": dict(
         image_size=8, patch_size=2, in_channels=1, num_classes=10, dim=64, depth=4, mlp_ratio=2.0, se_reduction=32, init="jax"
     ),
