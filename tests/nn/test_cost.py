@@ -37,9 +37,9 @@ def test_vit(options, tokens, normed):
     assert cost.layers["blocks.1.mlp"] == 2 * tokens * 24 * 36
 
 
-@pytest.mark.parametrize("family", ["vit", "localvit"])
-def test_attention_pooling(family):
-    cost = model_of(family, heads=4, pool="attention").cost()
+@pytest.mark.parametrize("family, options", [("vit", {}), ("localvit", {"channel_attention": None})])
+def test_attention_pooling(family, options):
+    cost = model_of(family, heads=4, pool="attention", **options).cost()
     assert cost.layers["attention_pool"] == 9 * 24 + 9 * 24  # the scores, and the weighted mean, of the patches alone
 
 

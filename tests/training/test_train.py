@@ -290,7 +290,8 @@ def test_recipes():
     assert recipe_for("digits", 1438, 8) == replace(RECIPES["digits"], model="localvit_micro_patch2_8")
     photos = replace(OTHERS, progressive_resizing=RESIZED)
     assert recipe_for("photos", 10_000, 32) == replace(photos, epochs=60, **MIXED)
-    assert recipe_for("photos", 10_000, 32, epochs=39) == replace(photos, epochs=39)
+    assert recipe_for("photos", 10_000, 32, epochs=29) == replace(photos, epochs=29)
+    assert recipe_for("photos", 10_000, 32, epochs=30) == replace(photos, epochs=30, **MIXED)
     assert recipe_for("photos", 10_000, 32, cutmix=0.0).cutmix == 0
     few = recipe_for("photos", 10, 32, epochs=1)
     assert (few.batch_size, few.warmup) == (10, 0.2)
